@@ -1,0 +1,34 @@
+"""Train an Azerbaijani language model from nothing, on the one modest GPU you have.
+
+The public names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "compose": "cli",
+    "CausalLM": "training.causal_lm",
+    "GPT": "model.gpt",
+    "GPTConfig": "model.config",
+    "TokenDataModule": "data.datamodule",
+    "Tokenizer": "data.tokenizer",
+    "load": "model.io",
+    "read_run": "training.curve",
+    "sample": "model.sampling",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -1,0 +1,1 @@
+"""The Azerbaijani language: lexicon, morphology, and a grammar that writes small stories."""

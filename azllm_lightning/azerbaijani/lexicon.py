@@ -1,0 +1,79 @@
+"""The stems of `lexicon.tsv`, and any form of theirs by a list of features."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from azllm_lightning.azerbaijani import morphology as m
+
+
+class Entry(NamedTuple):
+    """A line of the lexicon: `trait` is what no rule foretells (see morphology), `facts` what the stories know of it."""
+
+    stem: str
+    pos: str  # noun, name, pronoun, adjective, numeral, verb
+    classes: tuple[str, ...]
+    trait: str
+    facts: dict[str, str]
+
+
+@lru_cache(maxsize=1)
+def lexicon() -> dict[str, Entry]:
+    """All entries by stem; verbs stand in their infinitive."""
+    rows = read_tsv("lexicon.tsv")
+    return {
+        row["stem"]: Entry(
+            row["stem"],
+            row["pos"],
+            tuple(row["classes"].split()),
+            row["trait"],
+            dict(fact.split("=", 1) for fact in row["facts"].split(";") if fact),
+        )
+        for row in rows
+    }
+
+
+def read_tsv(name: str) -> list[dict[str, str]]:
+    """The rows of a table that lies beside this file, by the names in its first line."""
+    with (Path(__file__).parent / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def inflect(entry: Entry, features: Iterable[str]) -> str:
+    """The form of `entry` with these features, in any order.
+
+    A case, `pl`, a possessor ("p1sg" to "p3pl"), a person ("1sg" to "3pl"), a form of morphology.FORMS, `neg`, `is`
+    (present copula, agreeing with the person), `mi` (question) and `too` (da, də). Raises ValueError for any other.
+    """
+    case, possessor, person, form = "nom", None, "3sg", ""
+    flags = set()
+    for feature in features:
+        if feature in m.CASES:
+            case = feature
+        elif feature in m.PERSONS:
+            person = feature
+        elif feature[0] == "p" and feature[1:] in m.PERSONS:
+            possessor = feature[1:]
+        elif feature in m.FORMS:
+            form = feature
+        elif feature in ("pl", "neg", "is", "mi", "too"):
+            flags.add(feature)
+        else:
+            raise ValueError(f"unknown feature {feature!r} of {entry.stem!r}")
+    if entry.pos == "pronoun":
+        word = m.pronoun(entry.stem, case)
+    elif entry.pos == "verb":
+        word = m.verb(m.verb_stem(entry.stem, entry.trait), form or "inf", person, "neg" in flags)
+        if case != "nom" or possessor:
+            word = m.noun(m.noun_stem(word), case, "pl" in flags, possessor)
+    else:
+        word = m.noun(m.noun_stem(entry.stem, entry.trait), case, "pl" in flags, possessor)
+    if "is" in flags:
+        word = m.copula(word, person)
+    if "mi" in flags:
+        word = m.question(word)
+    return m.also(word) if "too" in flags else word

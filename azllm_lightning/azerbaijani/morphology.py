@@ -1,0 +1,214 @@
+"""Azerbaijani inflection, by rule: functions of a stem and its features.
+
+Suffixes are written in the usual notation of Turkic morphology: `A` is a or ə (two-way harmony), `I` is ı, i, u or ü
+(four-way), `K` is q or k; a letter in brackets is a buffer, which stands only where two vowels, or two consonants,
+would meet: `(n)In` gives ata-nın and ev-in, `(I)m` gives ata-m and ev-im.
+
+Persons are "1sg" to "3pl". The rules are those of the orthography of 2019 and of the school grammars.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+VOWELS = "aıoueəiöü"
+_FOUR_WAY = dict(zip("aıoueəiöü", "ııuuiiiüü", strict=True))
+_SOFT = {"k": "y", "q": "ğ"}
+
+PERSONS = ("1sg", "2sg", "3sg", "1pl", "2pl", "3pl")
+CASES = ("nom", "gen", "dat", "acc", "loc", "abl")  # adlıq, yiyəlik, yönlük, təsirlik, yerlik, çıxışlıq
+
+_CASE = {"gen": "(n)In", "dat": "(y)A", "acc": "(n)I", "loc": "dA", "abl": "dAn"}
+_CASE_AFTER_THIRD = {"gen": "nIn", "dat": "nA", "acc": "nI", "loc": "ndA", "abl": "ndAn"}  # the pronominal n
+_POSSESSIVE = dict(zip(PERSONS, ("(I)m", "(I)n", "(s)I", "(I)mIz", "(I)nIz", "lArI"), strict=True))
+_COPULA = dict(zip(PERSONS, ("(y)Am", "sAn", "dIr", "(y)IK", "sInIz", "dIrlAr"), strict=True))
+_FULL = {**_COPULA, "3sg": "", "3pl": "lAr"}  # after present, perfect and future
+_SHORT = dict(zip(PERSONS, ("m", "n", "", "K", "nIz", "lAr"), strict=True))  # after past and conditional
+_IMPERATIVE = dict(zip(PERSONS, ("(y)Im", "", "sIn", "(y)AK", "(y)In", "sInlAr"), strict=True))
+_OPTATIVE = dict(zip(PERSONS, ("(y)Am", "(y)AsAn", "(y)A", "(y)AK", "(y)AsInIz", "(y)AlAr"), strict=True))
+
+# form: (suffix, suffix of the negative, person endings)
+_FINITE = {
+    "pres": ("(y)Ir", "mIr", _FULL),  # indiki zaman
+    "past": ("dI", "mAdI", _SHORT),  # şühudi keçmiş
+    "perf": ("mIş", "mAmIş", _FULL),  # nəqli keçmiş, -mış
+    "evid": ("(y)Ib", "mAyIb", _FULL),  # nəqli keçmiş, -ıb
+    "fut": ("(y)AcAK", "mAyAcAK", _FULL),  # qəti gələcək
+    "aor": ("(y)Ar", "mAz", _FULL),  # qeyri-qəti gələcək
+    "imp": ("", "mA", _IMPERATIVE),  # əmr
+    "opt": ("", "mA", _OPTATIVE),  # arzu
+    "cond": ("sA", "mAsA", _SHORT),  # şərt
+    "nec": ("mAlI", "mAmAlI", _COPULA),  # vacib
+    "impf": ("(y)IrdI", "mIrdI", _SHORT),  # "was doing"
+    "impf_evid": ("(y)IrmIş", "mIrmIş", _FULL),  # the same, told by hearsay
+    "pluperf": ("mIşdI", "mAmIşdI", _SHORT),  # "had done"
+    "fut_past": ("(y)AcAKdI", "mAyAcAKdI", _SHORT),  # "would do"
+}
+# form: (suffix, suffix of the negative)
+_NONFINITE = {
+    "inf": ("mAK", "mAmAK"),  # məsdər
+    "and": ("(y)Ib", "mAyIb"),  # feli bağlama: "having done"
+    "when": ("(y)AndA", "mAyAndA"),
+    "while": ("(y)Arkən", "mAzkən"),
+    "by": ("(y)ArAK", "mAyArAK"),
+    "part": ("(y)An", "mAyAn"),  # feli sifət: "who does"
+    "done": ("dIK", "mAdIK"),  # feli sifət before a possessive: gördüyü
+}
+FORMS = (*_FINITE, *_NONFINITE)
+_DEGREE = {"comparative": "daha", "superlative": "ən", "intensive": "lap"}
+_PRONOUN_BASE = {"o": "on", "bu": "bun"}
+_PRONOUN_GENITIVE = {"mən": "mənim", "biz": "bizim"}
+
+
+class Stem(NamedTuple):
+    """A stem, and the shape it takes before a suffix that begins with a vowel or a buffer: çörək, çörəy-."""
+
+    plain: str
+    oblique: str
+
+
+def noun_stem(word: str, trait: str = "") -> Stem:
+    """The stem of a noun, adjective or numeral.
+
+    `trait` names what no rule foretells: "keep" (hüquq, hüququ: k and q stay), "drop" (ağız, ağzı: the last vowel
+    falls), "y" (su, suyu: y joins the vowels everywhere). By rule k becomes y, and q becomes ğ, at the end of words
+    of two syllables and more.
+    """
+    if trait == "drop":
+        return Stem(word, word[:-2] + word[-1])
+    if trait == "y":
+        return Stem(word, word + "y")
+    return Stem(word, word if trait == "keep" else _soften(word))
+
+
+def verb_stem(infinitive: str, trait: str = "") -> Stem:
+    """The stem of a verb: qayıtmaq gives qayıt, qayıd-.
+
+    By rule t becomes d before vowels in stems of two syllables and more; the trait "soften" says so of a short one
+    (getmək, gedir). Raises ValueError where `infinitive` does not end in -maq or -mək.
+    """
+    if not infinitive.endswith(("maq", "mək")):
+        raise ValueError(f"{infinitive!r} is not an infinitive: it does not end in -maq or -mək")
+    plain = infinitive[:-3]
+    softens = trait == "soften" or _syllables(plain) > 1
+    return Stem(plain, plain[:-1] + "d" if softens and plain.endswith("t") else plain)
+
+
+def attach(word: str, suffix: str, oblique: str | None = None) -> str:
+    """`word` + `suffix` (in the notation above); `oblique` is the word's shape before a vowel, by rule if left out."""
+    if suffix and (suffix[0] in "(AI" or suffix[0] in VOWELS):
+        word = _soften(word) if oblique is None else oblique
+    if suffix.startswith("("):
+        buffer, rest = suffix[1], suffix[3:]
+        after_vowel = _lower(word[-1]) in VOWELS
+        # A buffer vowel parts consonants, a buffer consonant parts vowels.
+        suffix = rest if after_vowel == (buffer == "I") else buffer + rest
+    for letter in suffix:
+        vowel = _last_vowel(word)
+        front = vowel not in "aıou"
+        word += {"A": "ə" if front else "a", "I": _FOUR_WAY[vowel], "K": "k" if front else "q"}.get(letter, letter)
+    return word
+
+
+def noun(stem: Stem, case: str = "nom", plural: bool = False, possessor: str | None = None) -> str:
+    """A form of a noun: plural, then the possessive of the person `possessor`, then the case."""
+    word, oblique = stem
+    if plural and possessor != "3pl":  # -ları is both "their" and "their ... s"
+        word, oblique = (attach(word, "lAr"),) * 2
+    if possessor:
+        word = attach(word, _POSSESSIVE[possessor], oblique)
+        oblique = word
+    if case == "nom":
+        return word
+    return attach(word, (_CASE_AFTER_THIRD if possessor in ("3sg", "3pl") else _CASE)[case], oblique)
+
+
+def pronoun(word: str, case: str = "nom") -> str:
+    """A form of a personal or demonstrative pronoun: mən, mənim; o, onu."""
+    if case == "gen" and word in _PRONOUN_GENITIVE:
+        return _PRONOUN_GENITIVE[word]
+    return word if case == "nom" else noun(noun_stem(_PRONOUN_BASE.get(word, word)), case)
+
+
+def verb(stem: Stem, form: str, person: str = "3sg", negative: bool = False) -> str:
+    """A form of a verb, finite or not (see FORMS); `person` matters to the finite ones.
+
+    Raises ValueError for the first person of "evid", which the language lacks.
+    """
+    if form in _NONFINITE:
+        return attach(stem.plain, _NONFINITE[form][negative], stem.oblique)
+    suffix, negative_suffix, endings = _FINITE[form]
+    if form == "evid" and person.startswith("1"):
+        raise ValueError("-ıb has no first person in Azerbaijani: take perf (-mışam)")
+    if form == "aor" and negative and person.startswith("1"):
+        negative_suffix = "mAr"  # almaram, but almazsan
+    if negative:
+        suffix = negative_suffix
+    if not suffix:
+        return attach(stem.plain, endings[person], stem.oblique)
+    word = attach(stem.plain, suffix, stem.oblique)
+    if word.endswith("ş") and endings[person].startswith("s"):
+        word = word[:-1]  # almısan, not almışsan
+    return attach(word, endings[person])
+
+
+def copula(word: str, person: str = "3sg") -> str:
+    """`word` as a predicate of today: evdəyəm, yorğunsan, gözəldir."""
+    return attach(word, _COPULA[person])
+
+
+def past_copula(person: str = "3sg") -> str:
+    """The past of "to be", a word of its own: idim, idin, idi."""
+    return attach("idi", _SHORT[person])
+
+
+def question(word: str) -> str:
+    """`word` asked: the particle stands last, after the person ending (gedirsənmi)."""
+    return attach(word, "mI")
+
+
+def also(word: str) -> str:
+    """`word` and the particle "too", which stands apart and follows the harmony: Rəşad da, Leyla da, Əli də."""
+    return attach(f"{word} ", "dA")
+
+
+def compare(adjective: str, degree: str) -> str:
+    """An adjective raised: "comparative" (daha uca), "superlative" (ən uca) or "intensive" (lap uca)."""
+    return f"{_DEGREE[degree]} {adjective}"
+
+
+def ordinal(numeral: str) -> str:
+    """The place in a row: beşinci, altıncı, dördüncü."""
+    return attach(numeral, "(I)ncI")
+
+
+def count(numeral: str, stem: Stem, case: str = "nom", possessor: str | None = None) -> str:
+    """A counted noun, which stays singular: üç alma, beş kitabı."""
+    return f"{numeral} {noun(stem, case, possessor=possessor)}"
+
+
+def capitalize(word: str) -> str:
+    """`word` with its first letter raised: i gives İ, ı gives I; the rest stays."""
+    return {"i": "İ", "ı": "I"}.get(word[:1], word[:1].upper()) + word[1:]
+
+
+def _lower(text: str) -> str:
+    return text.replace("İ", "i").replace("I", "ı").lower()
+
+
+def _syllables(word: str) -> int:
+    return sum(letter in VOWELS for letter in _lower(word.rsplit(" ", 1)[-1]))
+
+
+def _soften(word: str) -> str:
+    ends = _lower(word[-2:])
+    if _syllables(word) > 1 and ends[-1] in _SOFT and ends[0] in VOWELS:
+        return word[:-1] + _SOFT[ends[-1]]
+    return word
+
+
+def _last_vowel(word: str) -> str:
+    for letter in reversed(_lower(word)):
+        if letter in VOWELS:
+            return letter
+    raise ValueError(f"{word!r} has no vowel for its suffix to follow")

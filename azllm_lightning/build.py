@@ -1,0 +1,217 @@
+"""From a composed config to the objects of a run: validated settings, then datamodule, module, callbacks, trainer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from azllm_lightning.callbacks.console import WORDS, Console
+from azllm_lightning.callbacks.health import Health, HealthConfig
+from azllm_lightning.callbacks.summary import Summary
+from azllm_lightning.callbacks.throughput import Throughput
+from azllm_lightning.data.config import DataConfig
+from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.settings import from_mapping, one_of, unknown_key
+from azllm_lightning.training import hardware
+from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.checkpoint import AtomicCheckpointIO
+from azllm_lightning.training.config import TrainerConfig
+from azllm_lightning.training.optimizer import OptimizerConfig
+from azllm_lightning.training.run import LOGS, Run, check_name
+from azllm_lightning.training.saving import BestCheckpoint, PeriodicCheckpoint
+from azllm_lightning.training.schedule import ScheduleConfig
+from azllm_lightning.training.stopping import StopRequest, parse_deadline
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CallbacksConfig:
+    """The settings of conf/callbacks; entries with a `_target_` are the user's own classes and not among them."""
+
+    early_stopping: bool
+    early_stopping_patience: int
+    health: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.early_stopping_patience < 1:
+            raise ValueError(f"callbacks.early_stopping_patience={self.early_stopping_patience} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A config that passed every check that needs no data and no hardware."""
+
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    callbacks: CallbacksConfig
+    health: HealthConfig
+
+
+def check(config: Config) -> Settings:
+    """Validate every key of a train config; ValueError with all complaints at once."""
+    known = "run_name seed ckpt_path init_from lang data model optimizer schedule trainer callbacks logger".split()
+    problems = [unknown_key(key, known) for key in config if key not in known]
+    problems += [f"{key} is missing" for key in known if key not in config]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+    def attempt(make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except ValueError as error:
+            problems.append(str(error))
+            return None
+
+    own = {key: value for key, value in config["callbacks"].items() if not _is_target(value)}
+    built = [
+        attempt(lambda: from_mapping(DataConfig, config["data"], "data")),
+        attempt(lambda: from_mapping(OptimizerConfig, config["optimizer"], "optimizer")),
+        attempt(lambda: from_mapping(ScheduleConfig, config["schedule"], "schedule")),
+        attempt(lambda: from_mapping(TrainerConfig, config["trainer"], "trainer")),
+        attempt(lambda: from_mapping(CallbacksConfig, own, "callbacks")),
+        attempt(lambda: from_mapping(HealthConfig, own.get("health") or {}, "callbacks.health")),
+    ]
+    if built[0] is not None:
+        attempt(lambda: model_config(config, built[0].vocab_size, built[0].block_size, 0))
+    if built[3] is not None and built[3].deadline is not None:
+        attempt(lambda: parse_deadline(built[3].deadline, 0.0))
+    if not isinstance(config["seed"], int) or isinstance(config["seed"], bool) or not 0 <= config["seed"] < 2**32:
+        problems.append(f"seed={config['seed']!r} is not a whole number from 0 to 4294967295")
+    attempt(lambda: check_name(str(config["run_name"])))
+    attempt(lambda: one_of("lang", config["lang"], WORDS))
+    loggers = {key for key, value in config["logger"].items() if not _is_target(value)}
+    problems += [unknown_key(f"logger.{key}", ["logger.tensorboard"]) for key in loggers - {"tensorboard"}]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return Settings(*built)
+
+
+def model_config(config: Config, vocab_size: int, block_size: int, eos_id: int) -> GPTConfig:
+    """The model group, with what follows from the data."""
+    values = {**config["model"], "vocab_size": vocab_size, "block_size": block_size, "eos_id": eos_id}
+    return from_mapping(GPTConfig, values, "model")
+
+
+def settle(config: Config, settings: Settings, model: GPTConfig) -> tuple[Config, Settings, str]:
+    """Replace every `auto` by what it means on this hardware, once; returns the device too.
+
+    The stored config then says what the run really is, and a resume on the same machine does the same arithmetic.
+    """
+    trainer, data = settings.trainer, settings.data
+    device = hardware.resolve_accelerator(trainer.accelerator)
+    precision = hardware.resolve_precision(trainer.precision, device)
+    tokens = trainer.max_steps * trainer.accumulate_grad_batches * data.batch_size * model.block_size
+    flops = tokens * model.flops_per_token()
+    eager_seconds = flops / (0.4 * hardware.peak_flops(device, precision)) if trainer.compile == "auto" else math.inf
+    compile_net = hardware.resolve_compile(trainer.compile, device, eager_seconds)
+    total_steps = settings.schedule.total_steps or trainer.max_steps
+    config = {
+        **config,
+        "trainer": {**config["trainer"], "precision": precision, "compile": compile_net},
+        "schedule": {**config["schedule"], "total_steps": total_steps},
+    }
+    return config, replace(
+        settings,
+        trainer=replace(trainer, precision=precision, compile=compile_net),
+        schedule=replace(settings.schedule, total_steps=total_steps),
+    ), device
+
+
+@dataclass
+class Parts:
+    """The objects of one fit."""
+
+    trainer: pl.Trainer
+    module: CausalLM
+    datamodule: TokenDataModule
+    health: Health
+    summary: Summary
+    io: AtomicCheckpointIO
+
+
+def build(
+    config: Config, settings: Settings, model: GPTConfig, datamodule: TokenDataModule, run: Run, stop: StopRequest, device: str
+) -> Parts:
+    """Module, callbacks, loggers and trainer of a settled config, in the run's folder."""
+    module = CausalLM(model, settings.optimizer, settings.schedule, config["seed"], settings.trainer.log_every_steps)
+    module.run_config = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    if settings.trainer.compile:
+        module.net.compile()
+    io = AtomicCheckpointIO()
+    best = BestCheckpoint(run.checkpoints)
+    throughput = Throughput(io, hardware.peak_flops(device, settings.trainer.precision))
+    told = {"precision": settings.trainer.precision, "compile": bool(settings.trainer.compile)}
+    summary = Summary(run, best, throughput, told)
+    health = Health(settings.health)
+    callbacks: list[pl.Callback] = [throughput, health, Console(config["lang"]), summary]
+    if settings.callbacks.early_stopping:
+        patience = settings.callbacks.early_stopping_patience
+        callbacks.append(pl.callbacks.EarlyStopping("val_loss", patience=patience, mode="min", check_finite=False))
+    callbacks += _instantiate(config["callbacks"])
+    every = settings.trainer.checkpoint_every_steps
+    callbacks += [best, PeriodicCheckpoint(run.checkpoints, every, settings.trainer.checkpoint_every_minutes, stop, io)]
+    trainer = _trainer(settings.trainer, device, callbacks, _loggers(config["logger"], run), io)
+    return Parts(trainer, module, datamodule, health, summary, io)
+
+
+def _trainer(
+    config: TrainerConfig, device: str, callbacks: list[pl.Callback], loggers: list[Logger], io: AtomicCheckpointIO
+) -> pl.Trainer:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        return pl.Trainer(
+            accelerator=device,
+            devices=config.devices,
+            strategy=_strategy(config, io),
+            max_steps=config.max_steps,
+            accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=config.gradient_clip_val or None,
+            val_check_interval=config.val_every_steps * config.accumulate_grad_batches,  # Lightning counts micro-batches
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=-1,  # the whole validation at step 0; skipped by Lightning on a resume
+            log_every_n_steps=1,  # CausalLM decides what is logged when
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[hardware.precision_plugin(config.precision, device), io],
+            use_distributed_sampler=False,  # the sampler shares out windows itself
+            deterministic=config.deterministic or None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+def _strategy(config: TrainerConfig, io: AtomicCheckpointIO) -> Any:
+    if config.strategy == "ddp":
+        # Rotary tables are the same everywhere; syncing them would hang a validation with unequal batches.
+        return pl.strategies.DDPStrategy(broadcast_buffers=False)
+    return config.strategy
+
+
+def _loggers(config: Config, run: Run) -> list[Logger]:
+    loggers: list[Logger] = []
+    if config.get("tensorboard"):
+        logger = TensorBoardLogger(LOGS, name=run.name, version=run.folder.name, default_hp_metric=False)
+        loggers.append(logger)
+    return loggers + _instantiate(config)
+
+
+def _instantiate(config: Config) -> list[Any]:
+    from hydra.utils import instantiate
+
+    return [instantiate(value) for value in config.values() if _is_target(value)]
+
+
+def _is_target(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+

@@ -1,0 +1,1 @@
+"""What watches a run: speed, health, the console, and the summary it leaves."""

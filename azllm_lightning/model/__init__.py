@@ -1,0 +1,1 @@
+"""The model, in pure torch: its shape, its loss, its samples and its files."""

@@ -1,0 +1,224 @@
+"""The decoder: weight for weight `Qwen3ForCausalLM` of transformers, its parameter names included.
+
+Shape letters: B batch, T tokens, C n_embd, V vocab_size, H query heads, K key and value heads, D head_dim,
+S tokens seen so far, cached ones included.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.model.loss import next_token_loss, token_nll
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, in buffers of `capacity` tokens made at the first use."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, K, T, D) after the `length` tokens of `layer`; returns all of its own (B, K, S, D)."""
+        end = self.length + k.shape[2]
+        if layer == len(self._layers):
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self._layers.append((k.new_empty(shape), v.new_empty(shape)))
+        keys, values = self._layers[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis (arXiv:1910.07467), computed in fp32 whatever the input's type."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm x (..., size)."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped key and value heads, QK-norm and rotary positions."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        assert config.n_kv_head is not None
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.groups = config.n_head // config.n_kv_head
+        self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.k_proj = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        """Attend over x (B, T, C) and what is cached; cos and sin (T, D) are of x's positions."""
+        B, T, C = x.shape
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        if T == 1:
+            # One new token sees all others: without a mask, the query heads of a group are as good as positions.
+            q = q.reshape(B, -1, self.groups, self.head_dim)
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            if self.groups > 1:  # expanded by hand: enable_gqa=True falls back to the slow kernel on a T4
+                k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        out: Tensor = self.o_proj(y.reshape(B, T, C))
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.gate_proj = nn.Linear(config.n_embd, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each normed before and added to the residual stream after."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        """(B, T, C) to (B, T, C); cos and sin (T, D)."""
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, cache))
+        out: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and the last norm: everything but the head."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = RMSNorm(config.n_embd, config.norm_eps)
+        cos, sin = rotary_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None) -> Tensor:
+        """Token ids (B, T) to what the head reads, (B, T, C)."""
+        start = 0 if cache is None else cache.length
+        T = input_ids.shape[1]
+        assert T == 1 or start == 0, "a cache takes its first tokens together and the later ones singly"
+        if start + T > len(self.cos):
+            raise ValueError(f"{start + T} tokens do not fit the model's block_size={len(self.cos)}")
+        cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        x = self.dropout(self.embed_tokens(input_ids))
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache)
+        if cache is not None:
+            cache.length += T
+        out: Tensor = self.norm(x)
+        return out
+
+
+class GPT(nn.Module):
+    """A language model; `GPT(config)` is initialised by `init_weights`."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """GPT-2's start: matrices from N(0, 0.02), and norms at one.
+
+        The projections that end a residual branch get 0.02 / sqrt(2 n_layer), so that the stream does not grow
+        with depth. The first loss is then close to ln V.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.ones_(parameter)
+
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the head reads, (B, T, C), for input_ids (B, T).
+
+        With a `cache`, input_ids are the tokens that follow those already in it: a whole prompt first, then one
+        at a time. Raises ValueError where they pass block_size.
+        """
+        out: Tensor = self.model(input_ids, cache)
+        return out
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, reduction: Literal["mean", "none"] = "mean"
+    ) -> Tensor:
+        """Logits (B, T, V) of input_ids (B, T), or with `labels` (B, T) the loss in nats, in fp32.
+
+        labels[b, t] is the token after input_ids[b, t]. The loss is the mean over all tokens, a scalar, or with
+        reduction="none" that of each token, (B, T), which is for evaluation.
+        """
+        hidden = self.hidden(input_ids)
+        if labels is None:
+            logits: Tensor = self.lm_head(hidden)
+            return logits
+        hidden, targets = hidden.flatten(0, 1), labels.flatten()
+        if reduction == "mean":
+            return next_token_loss(hidden, self.lm_head.weight, targets)
+        return token_nll(hidden, self.lm_head.weight, targets).view(labels.shape)
+
+
+def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles (arXiv:2104.09864), both (block_size, D) in fp32.
+
+    The sines of the first D/2 are negative, as `rotate` wants them.
+    """
+    wavelength = config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    angles = torch.arange(config.block_size).float()[:, None] / wavelength
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + D/2) of x (..., T, D) by the angle of its position."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

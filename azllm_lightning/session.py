@@ -1,0 +1,200 @@
+"""One session of a run: from a config to the end of training, to a stop, or back to a checkpoint and on again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from azllm_lightning import cli
+from azllm_lightning.build import Parts, Settings, build, check, model_config, settle
+from azllm_lightning.callbacks.console import TqdmHandler
+from azllm_lightning.callbacks.health import RollBack
+from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.training import hardware
+from azllm_lightning.training.checkpoint import step_files, valid_steps
+from azllm_lightning.training.resume import adapted_accumulation, check_same_run, resumed_config
+from azllm_lightning.training.run import Run, claim, find_checkpoint, load_resumable, open_for_resume, write_text
+from azllm_lightning.training.stopping import Stopped, StopRequest
+
+log = logging.getLogger("azllm_lightning")
+
+RUN_FOLDER = "AZLLM_RUN_FOLDER"
+"""The environment variable in which the first process tells those it starts where the run lies."""
+
+
+def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
+    """Train or resume the run of `config`; see `azllm_lightning.train.train`."""
+    _listen_to_logs()
+    again = shlex.join(["python", "-m", "azllm_lightning.train", *overrides])
+    check(config)
+    try:
+        with StopRequest() as stop:
+            checkpoint = None
+            if config["ckpt_path"] is not None:
+                config, checkpoint = _lay_over_stored(config, overrides)
+            settings = check(config)
+            stop.until(settings.trainer.deadline)
+            datamodule = TokenDataModule(settings.data, config["seed"])
+            datamodule.prepare_data()
+            datamodule.setup()
+            tokenizer = datamodule.tokenizer
+            model = model_config(config, tokenizer.vocab_size, settings.data.block_size, tokenizer.eot_id)
+            config, settings, device = settle(config, settings, model)
+            run = _open_run(config, checkpoint, datamodule)
+            with _log_file(run):
+                try:
+                    _introduce(run, model, datamodule, settings, device)
+
+                    def make() -> Parts:
+                        return build(config, settings, model, datamodule, run, stop, device)
+
+                    _fit(make, run, checkpoint, config["init_from"], settings.health.max_rollbacks)
+                    return run.folder
+                finally:
+                    if step_files(run.checkpoints):
+                        again = f"python -m azllm_lightning.train run_name={shlex.quote(run.name)} ckpt_path=last"
+                    run.release()
+    except Stopped as stopped:
+        log.info(f"stopped by {stopped}")
+        raise cli.Resumable(again) from None
+
+
+def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], Path]:
+    """The config of the run that ckpt_path belongs to with `overrides` on top, and the checkpoint's file."""
+    path = find_checkpoint(config["ckpt_path"], config["run_name"], resume=True)
+    checkpoint = load_resumable(path)
+    stored = yaml.safe_load(checkpoint["azllm"]["config"])
+    if not stored:
+        raise ValueError(f"{path} carries no config, for it was not written by azllm_lightning.train")
+    merged = resumed_config(stored, config, overrides, cli.compose)
+    check_same_run(stored, merged, str(path))
+    settings = check(merged)
+    device = hardware.resolve_accelerator(settings.trainer.accelerator)
+    typed = any(text.lstrip("+").startswith("trainer.accumulate_grad_batches=") for text in overrides)
+    merged["trainer"]["accumulate_grad_batches"] = adapted_accumulation(
+        checkpoint["TokenDataModule"]["effective_batch"],
+        settings.data.batch_size,
+        hardware.num_devices(settings.trainer.devices, device),
+        settings.trainer.accumulate_grad_batches if typed else None,
+    )
+    log.info(f"resuming from {path}, step {checkpoint['azllm']['step']}")
+    return merged, path
+
+
+def _open_run(config: dict[str, Any], checkpoint: Path | None, datamodule: TokenDataModule) -> Run:
+    """Claim the run's folder (other processes of a run join the first one's) and write down what the run is."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        return Run(Path(os.environ[RUN_FOLDER]))
+    if checkpoint is None:
+        run = claim(config["run_name"])
+    else:
+        run = open_for_resume(checkpoint, load_resumable(checkpoint)["azllm"]["step"], config["run_name"])
+    config["run_name"] = run.name
+    os.environ[RUN_FOLDER] = str(run.folder.absolute())
+    (run.folder / ".hydra").mkdir(exist_ok=True)
+    write_text(run.folder / ".hydra" / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
+    datamodule.tokenizer.save(run.folder / "tokenizer.json")
+    return run
+
+
+def _fit(make: Callable[[], Parts], run: Run, checkpoint: Path | None, init_from: str | None, max_rollbacks: int) -> None:
+    """Fit to the end, going back to an earlier checkpoint where the numbers broke."""
+    rollbacks = 0
+    while True:
+        parts = make()
+        parts.health.rollbacks = rollbacks
+        parts.summary.starts_from = None if checkpoint is None else str(checkpoint)
+        if checkpoint is None and init_from is not None:
+            parts.module.start_from(init_from)
+        try:
+            with _quiet():
+                parts.trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except Stopped:
+            if step_files(run.checkpoints):
+                parts.summary.write(parts.trainer, parts.module, "stopped")
+            raise
+        except RollBack as broken:
+            rollbacks = parts.health.rollbacks + 1
+            if rollbacks > max_rollbacks or parts.trainer.world_size > 1:
+                raise ValueError(
+                    f"{broken}, and so after {rollbacks - 1} roll backs too: the data or the settings are at fault. "
+                    "Look at the last validations, lower optimizer.lr, or try trainer.precision=32-true; "
+                    f"the last good state is in {run.checkpoints}"
+                ) from None
+            good = (path for step, path in valid_steps(run.checkpoints) if step < broken.first_step)
+            checkpoint = next(good, checkpoint)
+            parts.datamodule.skip_steps(broken.first_step, broken.last_step)
+            log.warning(f"{broken}: going back to {checkpoint or 'the start'} and on without their windows")
+            continue
+        break
+    values = parts.summary.write(parts.trainer, parts.module, "done")
+    if parts.io.failed:
+        raise OSError(f"training is done, but its last checkpoint was not saved: {parts.io.failed}")
+    _conclude(run, values)
+
+
+def _introduce(run: Run, model: GPTConfig, data: TokenDataModule, settings: Settings, device: str) -> None:
+    trainer = settings.trainer
+    windows = settings.data.batch_size * trainer.accumulate_grad_batches * hardware.num_devices(trainer.devices, device)
+    tokens = trainer.max_steps * windows * model.block_size
+    available = data.train_windows.num_windows * model.block_size
+    log.info(
+        f"run       {run.folder}\n"
+        f"model     {model.n_layer} layers x {model.n_embd}, {model.n_head} heads: {model.num_params() / 1e6:.1f} M parameters, "
+        f"vocabulary {model.vocab_size:,}, context {model.block_size}\n"
+        f"data      {available:,} training tokens, {len(data.chosen_val_windows()):,} validation windows ({data.folder})\n"
+        f"steps     {trainer.max_steps:,} of {windows * model.block_size:,} tokens: {tokens / 1e6:.1f} M tokens, "
+        f"{tokens / available:.1f} passes, {tokens / model.num_params():.1f} tokens a parameter\n"
+        f"hardware  {device}, {trainer.precision}, {'compiled (the first step takes a while)' if trainer.compile else 'not compiled'}"
+    )
+
+
+def _conclude(run: Run, values: dict[str, Any]) -> None:
+    name = shlex.quote(run.name)
+    best = values["best_val_loss"]
+    log.info(
+        f"done      {values['steps']:,} steps, {values['wall_seconds']:.0f} s"
+        + (f", best val_loss {best:.4f} at step {values['best_step']}" if best is not None else "")
+        + f"\nwatch     tensorboard --logdir lightning_logs\ntalk      python -m azllm_lightning.generate run_name={name}"
+        + f'\nlonger    python -m azllm_lightning.train run_name={name} ckpt_path=last trainer.max_steps={2 * values["steps"]}'
+    )
+
+
+def _listen_to_logs() -> None:
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, TqdmHandler) for handler in log.handlers):
+        log.addHandler(TqdmHandler())
+    for noisy in ("lightning.pytorch", "lightning.fabric"):  # what they say at INFO is said by `_introduce`
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _log_file(run: Run) -> Iterator[None]:
+    """train.log gets all that the terminal gets, with the time."""
+    handler = logging.FileHandler(run.folder / "train.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out Lightning's advice that does not fit here."""
+    with warnings.catch_warnings():
+        for text in (".*does not have many workers.*", ".*isinstance\\(treespec.*", ".*exists and is not empty.*"):
+            warnings.filterwarnings("ignore", text)
+        yield

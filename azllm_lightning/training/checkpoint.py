@@ -1,0 +1,184 @@
+"""Checkpoint files that survive: written whole or not at all, verified before they are trusted, loaded without pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Trainer
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""The version of what a checkpoint holds under the key "azllm"."""
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+STEP_NAME = re.compile(r"step_(\d{8,})\.ckpt")
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """The full state of optimizer step `step` in a run's checkpoints folder."""
+    return folder / f"step_{step:08d}.ckpt"
+
+
+def step_files(folder: Path) -> list[tuple[int, Path]]:
+    """The full states in `folder` with their steps, newest first; by name, not by date, which copying changes."""
+    found = ((STEP_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.ckpt"))
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes each checkpoint beside its place, syncs it to the disk, and moves it there in one step.
+
+    Lightning stages files in $TMPDIR and builds them in memory; a kill between its copy's start and end leaves a
+    truncated file under the final name. Here a name is either absent, the old file, or the new file. torch.save streams
+    storage by storage, so that no second copy of the state is held.
+
+    Where the disk is full, the oldest step files beyond the newest are removed, one by one, and the save is tried again;
+    if it still fails, training goes on with a warning and `failed` holds the reason until a later save works.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Time spent in saving, so that throughput can leave it out."""
+        self.longest = 0.0
+        """The longest save so far, in seconds: what a deadline must leave room for."""
+        self.failed: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`, whole or not at all."""
+        target, started = Path(path), time.perf_counter()
+        while True:
+            try:
+                write_atomically(checkpoint, target)
+                self.failed = None
+                break
+            except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
+                spare = step_files(target.parent)[1:]
+                if spare:
+                    log.warning(f"saving {target} failed ({error}); removing {spare[-1][1].name} to try again")
+                    spare[-1][1].unlink()
+                    continue
+                self.failed = f"{target} could not be written: {error}"
+                log.warning(f"CHECKPOINT NOT SAVED. {self.failed}. Free some space; training goes on unsaved.")
+                break
+        took = time.perf_counter() - started
+        self.seconds, self.longest = self.seconds + took, max(self.longest, took)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Load tensors and plain types; a pickle that wants to run code is refused whatever `weights_only` says."""
+        return load_plain(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint; one that is gone already is fine."""
+        Path(path).unlink(missing_ok=True)
+
+
+def write_atomically(checkpoint: dict[str, Any], target: Path) -> None:
+    """torch.save to a temporary sibling, fsync of file and folder, os.replace."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(checkpoint, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    if os.name == "posix":  # the new name itself must reach the disk; Windows has no handle for a folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed saves left behind; only the holder of the run's lock may call this."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """The checkpoint at `path` on the CPU, tensors and plain types only.
+
+    Raises ValueError, naming the file, where it is missing, not whole, or holds anything but tensors and plain types.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: not a whole checkpoint of plain tensors, so it was not loaded ({reason})") from None
+    if not isinstance(checkpoint, dict) or "azllm" not in checkpoint:
+        raise ValueError(f"{path}: not a checkpoint of azllm-lightning (it has no 'azllm' entry)")
+    if checkpoint["azllm"]["format"] > FORMAT:
+        raise ValueError(
+            f"{path}: written in format {checkpoint['azllm']['format']} by a newer azllm-lightning; "
+            f"this one reads up to {FORMAT}. Upgrade with pip install -U azllm-lightning"
+        )
+    return checkpoint
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """`load_plain` after the CRC-32 of every part of the file was checked; the tensors stay on the disk until used."""
+    if path.is_file():
+        try:
+            with zipfile.ZipFile(path) as file:
+                broken = file.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise ValueError(f"{path}: not a whole checkpoint ({error})") from None
+        if broken:
+            raise ValueError(f"{path}: not a whole checkpoint (its part {broken} does not match its checksum)")
+    return load_plain(path, mmap=True)
+
+
+def valid_steps(folder: Path) -> Iterator[tuple[int, Path]]:
+    """The full states in `folder` that load whole, newest first; each that does not is told in one line."""
+    for step, path in step_files(folder):
+        try:
+            verify(path)
+        except ValueError as error:
+            log.warning(f"{error}; taking the one before it")
+            continue
+        yield step, path
+
+
+def canonical_loops(trainer: Trainer, step: int, validation_done: bool) -> dict[str, Any]:
+    """The state of Lightning's fit loop between optimizer step `step` and the next.
+
+    What Lightning stores depends on the hook that saved (mid-batch, mid-validation, in mid-accumulation, with the old
+    micro-batch). Weights and optimizer only ever change between steps, so every checkpoint is one of a boundary, and
+    this says so in Lightning's terms: `step` x accumulation batches are completed. If a validation is due at `step`
+    and not `validation_done`, the loop is told that it was cut off in it, and runs it before the next step.
+    """
+    state: dict[str, Any] = trainer.fit_loop.state_dict()
+    batches = step * trainer.accumulate_grad_batches
+    completed = {"ready": batches, "started": batches, "processed": batches, "completed": batches}
+    state["epoch_loop.batch_progress"] = {"total": completed, "current": dict(completed), "is_last_batch": False}
+    state["epoch_loop.state_dict"] = {"_batches_that_stepped": step}
+    steps = {"ready": step, "completed": step}
+    state["epoch_loop.scheduler_progress"] = {"total": steps, "current": dict(steps)}
+    optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    optimizer["step"] = {"total": dict(steps), "current": dict(steps)}
+    cut_off = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    if not validation_done:
+        state["epoch_loop.val_loop.batch_progress"] = {
+            "total": cut_off,
+            "current": dict(cut_off),
+            "is_last_batch": False,
+        }
+    state["epoch_progress"] = {"total": dict(cut_off), "current": dict(cut_off)}
+    return state

@@ -1,0 +1,183 @@
+"""The two roles of ModelCheckpoint: the best weights, and the full state to resume from; and stopping between steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from azllm_lightning.training.checkpoint import BEST, LAST, AtomicCheckpointIO, step_files, step_path
+from azllm_lightning.training.stopping import Stopped, StopRequest
+
+KEEP = 3
+"""Full states kept; one would be enough, were disks perfect."""
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """best.ckpt: the weights of the lowest val_loss, and the step they are of.
+
+    Lightning's forgets the best score when an interval or the folder changed, and keeps a first NaN as the best.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=Path(BEST).stem,
+            monitor="val_loss",
+            mode="min",
+            save_top_k=1,
+            save_weights_only=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.best_step: int | None = None
+
+    @property
+    def state_key(self) -> str:
+        """One key, whatever the settings."""
+        return type(self).__qualname__
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights if this validation is the best so far."""
+        loss = trainer.callback_metrics.get("val_loss")
+        if loss is not None and math.isfinite(float(loss)):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the val_loss at hand then may be an old one."""
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.best_step = trainer.global_step
+        super()._save_checkpoint(trainer, filepath)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score and its step; the path follows from the folder."""
+        score = None if self.best_model_score is None else float(self.best_model_score)
+        return {"best_model_score": score, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score, if its weights are in this run's folder."""
+        assert self.dirpath is not None
+        path = str(Path(self.dirpath) / BEST)
+        if state_dict["best_model_score"] is None or not Path(path).is_file():
+            return
+        self.best_step = state_dict["best_step"]
+        self.best_model_score = self.kth_value = torch.tensor(state_dict["best_model_score"])
+        self.best_model_path = self.kth_best_model_path = path
+        self.best_k_models = {path: self.best_model_score}
+
+
+class PeriodicCheckpoint(ModelCheckpoint):
+    """step_<n>.ckpt: the full state every so many steps or minutes, the newest KEEP of them, and at every stop.
+
+    It acts where a step is wholly over, its logging and its validation included: when the next one begins, or during
+    that validation if a stop is due. Which files are there is asked of the folder, never remembered.
+    """
+
+    def __init__(
+        self, folder: Path, every_steps: int, every_minutes: float | None, stop: StopRequest, io: AtomicCheckpointIO
+    ) -> None:
+        super().__init__(dirpath=folder, save_top_k=0, enable_version_counter=False)
+        self.folder, self.every_steps, self.every_minutes, self.stop, self.io = folder, every_steps, every_minutes, stop, io
+        self._saved_step = -1
+        self._saved_at = self._step_started = time.monotonic()
+        self._step_seconds = 0.0
+
+    @property
+    def state_key(self) -> str:
+        """One key, whatever the settings."""
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the folder knows."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed step is not saved again over the file it came from."""
+        self._saved_step = trainer.global_step
+        self._saved_at = self._step_started = time.monotonic()
+        self.stop.listen()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        """Between two steps: save if it is time to, and leave if a stop is due."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        now, step = time.monotonic(), trainer.global_step
+        self._step_seconds, self._step_started = now - self._step_started, now
+        if step == self._saved_step:
+            return
+        self.stop.unsaved = True
+        self._stop_if_due(trainer)
+        elapsed = self.every_minutes is not None and now - self._saved_at >= 60 * self.every_minutes
+        if step % self.every_steps == 0 or self._agreed(trainer, elapsed):
+            self.save(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Leave in mid-validation if a stop is due; a resume runs that validation from its start.
+
+        Not at the last step, since Lightning would not enter a finished training again; and not with several
+        processes, which may have unequal numbers of batches and could not agree in mid-validation.
+        """
+        if not trainer.sanity_checking and trainer.world_size == 1 and trainer.global_step < trainer.max_steps:
+            self._stop_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last step is always saved."""
+        if trainer.global_step != self._saved_step:
+            self.save(trainer)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the step's validation is still to come."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: epochs have no meaning here."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: on_train_batch_start and on_train_end come right after."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Nothing: a failing step's state is not to be trusted."""
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the full state of the step just finished, drop the oldest beyond KEEP, and point last.ckpt to it."""
+        for logger in trainer.loggers:
+            logger.save()  # what the checkpoint's step logged must not be lost by a kill that the checkpoint survives
+        path = step_path(self.folder, trainer.global_step)
+        self._save_checkpoint(trainer, str(path))
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self.stop.unsaved = False
+        if trainer.is_global_zero and self.io.failed is None:
+            for _, old in step_files(self.folder)[KEEP:]:
+                old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # no links here (Windows, Google Drive): nothing depends on it
+                temporary = self.folder / f".{LAST}.{os.getpid()}.tmp"
+                temporary.symlink_to(path.name)
+                temporary.replace(self.folder / LAST)
+
+    def _stop_if_due(self, trainer: Trainer) -> None:
+        expected_save = self.io.longest or 2 + _state_bytes(trainer) / 100e6
+        if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
+            if trainer.global_step != self._saved_step:
+                self.save(trainer)
+            raise Stopped(self.stop.reason or "another process was asked to stop")
+
+    @staticmethod
+    def _agreed(trainer: Trainer, mine: bool) -> bool:
+        """The same decision on every process: yes if one says so."""
+        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False)) if trainer.world_size > 1 else mine
+
+
+def _state_bytes(trainer: Trainer) -> int:
+    # weights and two moments in fp32
+    return 12 * sum(p.numel() for p in trainer.lightning_module.parameters())

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import random
+import unicodedata
+
+import pytest
+
+from azllm_lightning.data.cleaning import clean, cut
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("s\u04d9h\u01ddr", "səhər"),
+        ("\u04d8li, \u018eli, \u018fli", "Əli, Əli, Əli"),
+        (unicodedata.normalize("NFD", "gözüçü"), "gözüçü"),
+        ("bir\r\niki\rüç\u2028dörd\x0cbeş", "bir\niki\nüç\ndörd\nbeş"),
+        ("a\x00b\x07c\x1bd\x7fe\x9ff\ufeffg", "abcdefg"),
+        ("\tsətir\n", "\tsətir\n"),
+        ("yarım \ud83d hərf", "yarım \ufffd hərf"),
+        ("e\x00\u0301", "é"),
+        ("İI ıi 😀 «sitat»", "İI ıi 😀 «sitat»"),
+    ],
+)
+def test_clean(raw: str, cleaned: str) -> None:
+    assert clean(raw) == cleaned
+    assert clean(cleaned) == cleaned
+
+
+def test_cut_leaves_short_text_whole() -> None:
+    assert cut("bir\n\niki", 64) == ["bir\n\niki"]
+    assert cut("  \n ", 64) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "pieces"),
+    [
+        ("aaaa\n\nbbbb\n\ncccc", 12, ["aaaa\n\nbbbb", "cccc"]),  # paragraphs
+        ("aaaa\nbbbb\ncccc", 10, ["aaaa\nbbbb", "cccc"]),  # lines
+        ("Aaa bbb. Ccc ddd. Eee.", 18, ["Aaa bbb. Ccc ddd.", "Eee."]),  # sentences
+        ("aaa bbb ccc", 8, ["aaa bbb", "ccc"]),  # words
+        ("əəəəə", 5, ["əə", "əə", "ə"]),  # characters: two bytes each
+    ],
+)
+def test_cut_takes_the_coarsest_border(text: str, limit: int, pieces: list[str]) -> None:
+    assert cut(text, limit) == pieces
+
+
+def test_cut_loses_nothing_and_keeps_the_limit() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        text = "".join(rng.choice(["ə", "a", "😀", " ", "\n", "\n\n", ". ", "söz"]) for _ in range(400))
+        pieces = cut(text, 64)
+        assert all(0 < len(piece.encode("utf-8")) <= 64 for piece in pieces)
+        assert "".join("".join(pieces).split()) == "".join(text.split())

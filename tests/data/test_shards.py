@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from azllm_lightning.data.shards import MANIFEST, Manifest, ShardWriter, Span, TokenShards
+from azllm_lightning.data.tokenizer import Tokenizer
+
+
+def write(
+    folder: Path, tokens: np.ndarray, shard_tokens: int = 100, vocab_size: int = 1000, fingerprint: str = "f"
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    with ShardWriter(folder, "train", shard_tokens) as writer:
+        for piece in np.array_split(tokens, max(1, len(tokens) // 30)):
+            writer.write(piece, 1, 10)
+        splits = {"train": writer.close()}
+    Manifest(1, fingerprint, vocab_size, splits, (Span("a", "train", 0, len(tokens)),), {"duplicates": 2}, {}).write(
+        folder
+    )
+    return folder
+
+
+TOKENS = np.random.default_rng(0).integers(0, 1000, 1234)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "shards", TOKENS)
+
+
+def test_reads_across_files(folder: Path) -> None:
+    shards = TokenShards.open(folder, "train")
+    assert len(shards) == 1234
+    assert len(list(folder.glob("train_*.bin"))) > 5
+    for start, length in ((0, 1234), (0, 1), (1233, 1), (1234, 0), (95, 300), (119, 2), (120, 1)):
+        window = shards.read(start, length)
+        assert window.dtype == np.uint16
+        assert window.tolist() == TOKENS[start : start + length].tolist()
+    for start, length in ((-1, 2), (1230, 5), (0, -1)):
+        with pytest.raises(IndexError):
+            shards.read(start, length)
+
+
+def test_files_are_plain_little_endian(folder: Path) -> None:
+    data = b"".join(path.read_bytes() for path in sorted(folder.glob("train_*.bin")))
+    assert data == b"".join(int(t).to_bytes(2, "little") for t in TOKENS)
+    entry = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["splits"]["train"]["files"][0]
+    assert entry["sha256"] == hashlib.sha256((folder / "train_00000.bin").read_bytes()).hexdigest()
+
+
+def test_manifest_round_trip(folder: Path) -> None:
+    manifest = Manifest.read(folder)
+    assert manifest.splits["train"].tokens == 1234
+    assert manifest.splits["train"].documents == 41
+    assert manifest.splits["train"].text_bytes == 410
+    assert manifest.spans == (Span("a", "train", 0, 1234),)
+    assert manifest.cleaning == {"duplicates": 2}
+
+
+def test_pickles_without_its_open_files(folder: Path) -> None:
+    shards = TokenShards.open(folder, "train")
+    shards.read(0, 10)
+    data = pickle.dumps(shards)
+    assert len(data) < 4000
+    assert pickle.loads(data).read(5, 7).tolist() == TOKENS[5:12].tolist()
+
+
+def test_fingerprint_follows_content(folder: Path, tmp_path: Path) -> None:
+    same, other = write(tmp_path / "same", TOKENS), write(tmp_path / "other", TOKENS[::-1])
+    prints = [TokenShards.open(each, "train").fingerprint for each in (folder, same, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def _edit(folder: Path, old: str, new: str) -> None:
+    path = folder / MANIFEST
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def _spoil(folder: Path, how: str) -> None:
+    shard = folder / "train_00001.bin"
+    if how == "no manifest":
+        (folder / MANIFEST).unlink()
+    elif how == "torn manifest":
+        (folder / MANIFEST).write_text('{"version": 1, "spl', encoding="utf-8")
+    elif how == "other json":
+        (folder / MANIFEST).write_text("[1]", encoding="utf-8")
+    elif how == "version":
+        _edit(folder, '"version": 1', '"version": 99')
+    elif how == "missing file":
+        shard.unlink()
+    elif how == "short file":
+        shard.write_bytes(shard.read_bytes()[:-2])
+    elif how == "flipped bit":
+        data = bytearray(shard.read_bytes())
+        data[7] ^= 1
+        shard.write_bytes(data)
+    elif how == "vocabulary":
+        _edit(folder, '"vocab_size": 1000', '"vocab_size": 900')
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no manifest", "not prepared by azllm-lightning.*azllm_lightning.prepare data.path"),
+        ("torn manifest", "not a whole manifest"),
+        ("other json", "not a whole manifest"),
+        ("version", "version 99"),
+        ("missing file", "train_00001.bin is missing"),
+        ("short file", r"train_00001.bin has \d+ bytes"),
+        ("flipped bit", "train_00001.bin is not the file"),
+        ("vocabulary", r"token id \d+, but its vocabulary ends at 899"),
+    ],
+)
+def test_spoilt_shards_are_refused(folder: Path, how: str, message: str) -> None:
+    _spoil(folder, how)
+    with pytest.raises(ValueError, match=message):
+        TokenShards.open(folder, "train")
+
+
+def test_foreign_folders_and_splits_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no manifest"):
+        TokenShards.open(tmp_path / "nowhere", "train")
+    with pytest.raises(ValueError, match="has no split 'test', it has train"):
+        TokenShards.open(folder, "test")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    mine = write(tmp_path / "mine", TOKENS, fingerprint=tokenizer.fingerprint)
+    assert len(TokenShards.open(mine, "train", tokenizer)) == 1234
+    with pytest.raises(ValueError, match="another tokenizer"):
+        TokenShards.open(mine, "train", Tokenizer.train(["su " * 9], 300))
+
+
+def test_verifying_300_mb_takes_about_a_second(tmp_path: Path) -> None:
+    tokens = np.tile(np.arange(1000, dtype=np.uint16), 15_000)  # 30 MB: a tenth
+    big = write(tmp_path / "big", tokens, shard_tokens=10_000_000)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        TokenShards.open(big, "train")
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.1

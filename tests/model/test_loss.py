@@ -1,0 +1,80 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from azllm_lightning.model.loss import next_token_loss, token_nll
+
+TOKENS, WIDTH, VOCAB = 1100, 16, 100  # three chunks on a CPU, the last one short
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    hidden = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    weight = torch.randn(VOCAB, WIDTH, requires_grad=True)
+    return hidden, weight, torch.randint(VOCAB, (TOKENS,))
+
+
+def plain(hidden, weight, labels):
+    return F.cross_entropy(F.linear(hidden, weight).float(), labels)
+
+
+def test_equals_the_plain_loss(batch):
+    hidden, weight, labels = batch
+    expected = plain(*batch)
+    loss = next_token_loss(*batch)
+    torch.testing.assert_close(loss, expected)
+    wanted = torch.autograd.grad(expected * 3, (hidden, weight))
+    found = torch.autograd.grad(loss * 3, (hidden, weight))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+    nll = token_nll(hidden, weight, labels)
+    torch.testing.assert_close(nll, F.cross_entropy(hidden @ weight.t(), labels, reduction="none"))
+
+
+def test_without_gradients(batch):
+    with torch.no_grad():
+        torch.testing.assert_close(next_token_loss(*batch), plain(*batch))
+
+
+def test_certain_predictions_do_not_overflow(batch):
+    hidden, weight, labels = batch
+    loss = next_token_loss(hidden * 1000, weight, labels)
+    loss.backward()
+    torch.testing.assert_close(loss, plain(hidden * 1000, weight, labels))
+    assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loss_scale_of_fp16_neither_overflows_nor_rounds(batch, dtype):
+    hidden, weight, _ = batch
+    wanted = torch.autograd.grad(plain(*batch), (hidden, weight))
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0, enabled=dtype == torch.float16)
+    with torch.autocast("cpu", dtype):
+        loss = next_token_loss(*batch)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(plain(*batch).item(), rel=2e-3)
+    optimizer = torch.optim.SGD([hidden, weight], lr=0.0)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    for tensor, gradient in zip((hidden, weight), wanted, strict=True):
+        error = (tensor.grad - gradient).norm() / gradient.norm()
+        assert error < (2e-3 if dtype == torch.float16 else 2e-2)
+
+
+def test_the_logits_of_all_tokens_never_exist(batch):
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    Largest.numel = max(Largest.numel, tensor.numel())
+            return out
+
+    with Largest():
+        next_token_loss(*batch).backward()
+        with torch.no_grad():
+            token_nll(*batch)
+    assert VOCAB * 256 <= Largest.numel <= VOCAB * 512

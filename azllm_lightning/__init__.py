@@ -20,7 +20,7 @@ _HOMES = {
     "sample": "model.sampling",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 

@@ -121,11 +121,15 @@ def settle(config: Config, settings: Settings, model: GPTConfig) -> tuple[Config
         "trainer": {**config["trainer"], "precision": precision, "compile": compile_net},
         "schedule": {**config["schedule"], "total_steps": total_steps},
     }
-    return config, replace(
-        settings,
-        trainer=replace(trainer, precision=precision, compile=compile_net),
-        schedule=replace(settings.schedule, total_steps=total_steps),
-    ), device
+    return (
+        config,
+        replace(
+            settings,
+            trainer=replace(trainer, precision=precision, compile=compile_net),
+            schedule=replace(settings.schedule, total_steps=total_steps),
+        ),
+        device,
+    )
 
 
 @dataclass
@@ -141,7 +145,13 @@ class Parts:
 
 
 def build(
-    config: Config, settings: Settings, model: GPTConfig, datamodule: TokenDataModule, run: Run, stop: StopRequest, device: str
+    config: Config,
+    settings: Settings,
+    model: GPTConfig,
+    datamodule: TokenDataModule,
+    run: Run,
+    stop: StopRequest,
+    device: str,
 ) -> Parts:
     """Module, callbacks, loggers and trainer of a settled config, in the run's folder."""
     module = CausalLM(model, settings.optimizer, settings.schedule, config["seed"], settings.trainer.log_every_steps)
@@ -177,7 +187,8 @@ def _trainer(
             max_steps=config.max_steps,
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_val or None,
-            val_check_interval=config.val_every_steps * config.accumulate_grad_batches,  # Lightning counts micro-batches
+            val_check_interval=config.val_every_steps
+            * config.accumulate_grad_batches,  # Lightning counts micro-batches
             check_val_every_n_epoch=None,
             num_sanity_val_steps=-1,  # the whole validation at step 0; skipped by Lightning on a resume
             log_every_n_steps=1,  # CausalLM decides what is logged when
@@ -214,4 +225,3 @@ def _instantiate(config: Config) -> list[Any]:
 
 def _is_target(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
-

@@ -106,7 +106,9 @@ def _open_run(config: dict[str, Any], checkpoint: Path | None, datamodule: Token
     return run
 
 
-def _fit(make: Callable[[], Parts], run: Run, checkpoint: Path | None, init_from: str | None, max_rollbacks: int) -> None:
+def _fit(
+    make: Callable[[], Parts], run: Run, checkpoint: Path | None, init_from: str | None, max_rollbacks: int
+) -> None:
     """Fit to the end, going back to an earlier checkpoint where the numbers broke."""
     rollbacks = 0
     while True:
@@ -147,25 +149,30 @@ def _introduce(run: Run, model: GPTConfig, data: TokenDataModule, settings: Sett
     windows = settings.data.batch_size * trainer.accumulate_grad_batches * hardware.num_devices(trainer.devices, device)
     tokens = trainer.max_steps * windows * model.block_size
     available = data.train_windows.num_windows * model.block_size
+    compiled = "compiled (the first step takes a while)" if trainer.compile else "not compiled"
+    shape = f"{model.n_layer} layers x {model.n_embd}, {model.n_head} heads"
     log.info(
         f"run       {run.folder}\n"
-        f"model     {model.n_layer} layers x {model.n_embd}, {model.n_head} heads: {model.num_params() / 1e6:.1f} M parameters, "
-        f"vocabulary {model.vocab_size:,}, context {model.block_size}\n"
-        f"data      {available:,} training tokens, {len(data.chosen_val_windows()):,} validation windows ({data.folder})\n"
+        f"model     {shape}: {model.num_params() / 1e6:.1f} M parameters, vocabulary {model.vocab_size:,}, "
+        f"context {model.block_size}\n"
+        f"data      {available:,} training tokens, {len(data.chosen_val_windows()):,} validation windows\n"
+        f"          {data.folder}\n"
         f"steps     {trainer.max_steps:,} of {windows * model.block_size:,} tokens: {tokens / 1e6:.1f} M tokens, "
         f"{tokens / available:.1f} passes, {tokens / model.num_params():.1f} tokens a parameter\n"
-        f"hardware  {device}, {trainer.precision}, {'compiled (the first step takes a while)' if trainer.compile else 'not compiled'}"
+        f"hardware  {device}, {trainer.precision}, {compiled}"
     )
 
 
 def _conclude(run: Run, values: dict[str, Any]) -> None:
     name = shlex.quote(run.name)
     best = values["best_val_loss"]
+    command = "python -m azllm_lightning."
     log.info(
         f"done      {values['steps']:,} steps, {values['wall_seconds']:.0f} s"
         + (f", best val_loss {best:.4f} at step {values['best_step']}" if best is not None else "")
-        + f"\nwatch     tensorboard --logdir lightning_logs\ntalk      python -m azllm_lightning.generate run_name={name}"
-        + f'\nlonger    python -m azllm_lightning.train run_name={name} ckpt_path=last trainer.max_steps={2 * values["steps"]}'
+        + "\nwatch     tensorboard --logdir lightning_logs"
+        + f"\ntalk      {command}generate run_name={name}"
+        + f"\nlonger    {command}train run_name={name} ckpt_path=last trainer.max_steps={2 * values['steps']}"
     )
 
 

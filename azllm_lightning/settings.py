@@ -91,7 +91,10 @@ def _spell(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return " or ".join(
         words.get(option)
-        or (f"one of {', '.join(map(str, typing.get_args(option)))}" if typing.get_origin(option) is typing.Literal else
-            ("a list" if (typing.get_origin(option) or option) in (list, tuple) else "a mapping"))
+        or (
+            f"one of {', '.join(map(str, typing.get_args(option)))}"
+            if typing.get_origin(option) is typing.Literal
+            else ("a list" if (typing.get_origin(option) or option) in (list, tuple) else "a mapping")
+        )
         for option in _options(hint)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ from azllm_lightning.azerbaijani import morphology as m
 
 
 class Entry(NamedTuple):
-    """A line of the lexicon: `trait` is what no rule foretells (see morphology), `facts` what the stories know of it."""
+    """A line of the lexicon."""
 
     stem: str
     pos: str  # noun, name, pronoun, adjective, numeral, verb
     classes: tuple[str, ...]
-    trait: str
-    facts: dict[str, str]
+    trait: str  # what no rule foretells: see morphology
+    facts: dict[str, str]  # what the stories know of it
 
 
-@lru_cache(maxsize=1)
+@cache
 def lexicon() -> dict[str, Entry]:
     """All entries by stem; verbs stand in their infinitive."""
     rows = read_tsv("lexicon.tsv")
@@ -46,10 +46,11 @@ def read_tsv(name: str) -> list[dict[str, str]]:
 def inflect(entry: Entry, features: Iterable[str]) -> str:
     """The form of `entry` with these features, in any order.
 
-    A case, `pl`, a possessor ("p1sg" to "p3pl"), a person ("1sg" to "3pl"), a form of morphology.FORMS, `neg`, `is`
-    (present copula, agreeing with the person), `mi` (question) and `too` (da, də). Raises ValueError for any other.
+    A case, `pl`, a possessor ("p1sg" to "p3pl"), a person ("1sg" to "3pl"), a form of morphology.FORMS, `neg`, one of
+    morphology.DEGREES, `ord` (a numeral's place in a row), `is` (present copula, agreeing with the person), `mi`
+    (question) and `too` (da, də). Raises ValueError for any other.
     """
-    case, possessor, person, form = "nom", None, "3sg", ""
+    case, possessor, person, form, degree = "nom", None, "3sg", "inf", ""
     flags = set()
     for feature in features:
         if feature in m.CASES:
@@ -60,18 +61,23 @@ def inflect(entry: Entry, features: Iterable[str]) -> str:
             possessor = feature[1:]
         elif feature in m.FORMS:
             form = feature
-        elif feature in ("pl", "neg", "is", "mi", "too"):
+        elif feature in m.DEGREES:
+            degree = feature
+        elif feature in ("pl", "neg", "is", "mi", "too", "ord"):
             flags.add(feature)
         else:
             raise ValueError(f"unknown feature {feature!r} of {entry.stem!r}")
     if entry.pos == "pronoun":
         word = m.pronoun(entry.stem, case)
     elif entry.pos == "verb":
-        word = m.verb(m.verb_stem(entry.stem, entry.trait), form or "inf", person, "neg" in flags)
+        word = m.verb(m.verb_stem(entry.stem, entry.trait), form, person, "neg" in flags)
         if case != "nom" or possessor:
             word = m.noun(m.noun_stem(word), case, "pl" in flags, possessor)
     else:
-        word = m.noun(m.noun_stem(entry.stem, entry.trait), case, "pl" in flags, possessor)
+        stem = m.noun_stem(m.ordinal(entry.stem)) if "ord" in flags else m.noun_stem(entry.stem, entry.trait)
+        word = m.noun(stem, case, "pl" in flags, possessor)
+    if degree:
+        word = m.compare(word, degree)
     if "is" in flags:
         word = m.copula(word, person)
     if "mi" in flags:

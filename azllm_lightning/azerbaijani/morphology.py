@@ -55,7 +55,7 @@ _NONFINITE = {
     "done": ("dIK", "mAdIK"),  # feli sifət before a possessive: gördüyü
 }
 FORMS = (*_FINITE, *_NONFINITE)
-_DEGREE = {"comparative": "daha", "superlative": "ən", "intensive": "lap"}
+DEGREES = {"comparative": "daha", "superlative": "ən", "intensive": "lap"}
 _PRONOUN_BASE = {"o": "on", "bu": "bun"}
 _PRONOUN_GENITIVE = {"mən": "mənim", "biz": "bizim"}
 
@@ -173,18 +173,13 @@ def also(word: str) -> str:
 
 
 def compare(adjective: str, degree: str) -> str:
-    """An adjective raised: "comparative" (daha uca), "superlative" (ən uca) or "intensive" (lap uca)."""
-    return f"{_DEGREE[degree]} {adjective}"
+    """An adjective in one of the DEGREES: daha uca, ən uca, lap uca."""
+    return f"{DEGREES[degree]} {adjective}"
 
 
 def ordinal(numeral: str) -> str:
     """The place in a row: beşinci, altıncı, dördüncü."""
     return attach(numeral, "(I)ncI")
-
-
-def count(numeral: str, stem: Stem, case: str = "nom", possessor: str | None = None) -> str:
-    """A counted noun, which stays singular: üç alma, beş kitabı."""
-    return f"{numeral} {noun(stem, case, possessor=possessor)}"
 
 
 def capitalize(word: str) -> str:

@@ -12,7 +12,7 @@ inflected word. A head is a player, a class (any member), or a stem; `{a}` is th
 `lexicon.inflect`, and the story's own choices:
 
     T        the tense of the story; I of what went on meanwhile; D of what had been done before
-    A, pA    the hero's person, and the hero as possessor; we, pwe the hero's with the others
+    A, pA    the hero's person, and the hero as possessor; `we` the hero's with the others
     cop      "was", in the tense of the story
     voc      what others call the hero, who may be `mən`
     @key     the stem that the lexicon's facts name instead: `{X:@eats.acc}`
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -34,13 +34,13 @@ from azllm_lightning.azerbaijani.lexicon import Entry, inflect, lexicon, read_ts
 _PERSONS = {"1sg": "1pl", "3sg": "3pl"}  # the hero alone, and with others
 _TENSES = {
     "past": {"T": "past", "I": "impf", "D": "pluperf"},
-    "pres": {"T": "pres", "I": "pres", "D": "perf"},
+    "pres": {"T": "pres", "I": "pres", "D": "evid"},
     "evid": {"T": "evid", "I": "impf_evid", "D": "evid"},
 }
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_SENTENCE = re.compile(r"((?:^|[.!?]»? |\n(?:— )?|\. — |«)«?)([^\W\d_])")
+_SENTENCE = re.compile(r"((?:^|[.!?]»? |\n(?:— )?|\. — )«?)([^\W\d_])")
 _PART = re.compile(r"\{([^{}]+)\}|<([^<>]+)>|([\[|\]])|([^\[\]|{}<>]+)")
-_PRONOUN = {"1sg": Entry("mən", "pronoun", (), "", {}), "3sg": Entry("o", "pronoun", (), "", {})}
+_PRONOUNS = {"1sg": "mən", "3sg": "o"}
 
 
 class _Mode(NamedTuple):
@@ -50,8 +50,10 @@ class _Mode(NamedTuple):
     tense: str
 
 
-_MODES = tuple(_Mode(*mode.split()) for mode in ("3sg past",) * 5 + ("3sg pres",) * 2 + ("3sg evid",)) + tuple(
-    _Mode(*mode.split()) for mode in ("1sg past",) * 3 + ("1sg pres",)
+_MODES = tuple(  # in a story of each twelve
+    _Mode(*mode.split())
+    for mode, weight in {"3sg past": 5, "3sg pres": 2, "3sg evid": 1, "1sg past": 3, "1sg pres": 1}.items()
+    for _ in range(weight)
 )
 
 
@@ -115,7 +117,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-@lru_cache(maxsize=1)
+@cache
 def known_words() -> frozenset[str]:
     """Every word that a story can hold, capitalised where it can begin a sentence."""
     found: set[str] = set()
@@ -126,7 +128,7 @@ def known_words() -> frozenset[str]:
     return frozenset(found)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _rules() -> dict[str, list[_Rule]]:
     rules: dict[str, list[_Rule]] = {}
     for row in read_tsv("tales.tsv"):
@@ -138,12 +140,12 @@ def _rules() -> dict[str, list[_Rule]]:
     return rules
 
 
-@lru_cache(maxsize=1)
+@cache
 def _stories() -> list[_Rule]:
     return [rule for symbol, rules in _rules().items() if symbol.startswith("story.") for rule in rules]
 
 
-@lru_cache(maxsize=1)
+@cache
 def _classes() -> dict[str, list[Entry]]:
     members: dict[str, list[Entry]] = {}
     for entry in lexicon().values():
@@ -206,38 +208,40 @@ def _write(dice: _Dice) -> str:
 
 def _heads(head: str, mode: _Mode) -> list[Entry]:
     if head == "a":
-        return [_PRONOUN[mode.person]]
+        return [lexicon()[_PRONOUNS[mode.person]]]
     return _classes().get(head) or [lexicon()[head]]
 
 
-@lru_cache(maxsize=None)
+@cache
+def _meaning(mode: _Mode) -> dict[str, str]:
+    return {"A": mode.person, "pA": f"p{mode.person}", "we": _PERSONS[mode.person], **_TENSES[mode.tense]}
+
+
+@cache
 def _form(stem: str, features: tuple[str, ...]) -> str:
-    entry = lexicon().get(stem) or next(entry for entry in _PRONOUN.values() if entry.stem == stem)
-    return inflect(entry, features)
+    return inflect(lexicon()[stem], features)
 
 
 def _render(entry: Entry, slot: _Slot, mode: _Mode) -> str:
-    stem, features, past = entry.stem, [], ""
-    if slot.head == "A" and "voc" not in slot.features and not any(f[0] == "@" for f in slot.features):
-        stem = _PRONOUN["1sg"].stem if mode.person == "1sg" else stem
-    choices = {"A": mode.person, "we": _PERSONS[mode.person], **_TENSES[mode.tense]}
+    stem = entry.stem
+    if slot.head == "A" and mode.person == "1sg":
+        stem = _PRONOUNS["1sg"]
+    features: list[str] = []
     for feature in slot.features:
-        if feature[0] == "@":
+        if feature == "voc":
+            stem = entry.stem
+        elif feature[0] == "@":
             stem = entry.facts[feature[1:]]
-        elif feature == "cop" and mode.tense == "pres":
-            features += [] if stem == "var" else ["is"]
-        elif feature == "cop":
-            past = "cop"
-        elif feature in ("pA", "pwe"):
-            features.append("p" + choices[feature[1:]])
-        elif feature != "voc":
-            features.append(choices.get(feature, feature))
-    if "perf" in features and "1sg" not in features and "1pl" not in features:
-        features[features.index("perf")] = "evid"
-    if past:
-        person = next((feature for feature in features if feature in m.PERSONS), "3sg")
-        past = " " + (m.past_copula(person) if mode.tense == "past" else "imiş")
-    return _form(stem, tuple(features)) + past
+        elif feature != "cop":
+            features.append(_meaning(mode).get(feature, feature))
+    person = next((feature for feature in features if feature in m.PERSONS), "3sg")
+    if "D" in slot.features and mode.tense == "pres" and person[0] == "1":
+        features[features.index("evid")] = "perf"  # -ıb has no first person
+    if "cop" not in slot.features:
+        return _form(stem, tuple(features))
+    if mode.tense == "pres":
+        return _form(stem, (*features, "is") if stem != "var" else tuple(features))
+    return f"{_form(stem, tuple(features))} {m.past_copula(person) if mode.tense == 'past' else 'imiş'}"
 
 
 def _polish(text: str) -> str:

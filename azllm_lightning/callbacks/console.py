@@ -91,7 +91,9 @@ class Console(Callback):
             if time.monotonic() - self._line_at >= LINE_EVERY_SECONDS:
                 self._line_at = time.monotonic()
                 parts = "  ".join(f"{name} {value}" for name, value in figures.items())
-                log.info(f"{words['step']} {trainer.global_step}/{trainer.max_steps}  {parts}  {words['lr']} {report.lr:.2e}")
+                log.info(
+                    f"{words['step']} {trainer.global_step}/{trainer.max_steps}  {parts}  {words['lr']} {report.lr:.2e}"
+                )
             return
         bar.set_postfix(figures, refresh=False)
         bar.update(1)

@@ -188,5 +188,5 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _whole(batch: Tensor) -> Tensor:
+def _whole(batch: Any) -> Any:
     return batch  # `Windows` gives whole batches; a named function, so that spawned workers can import it

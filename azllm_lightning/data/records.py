@@ -148,8 +148,6 @@ def _parquet(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterato
     number = 0
     for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
         texts = batch.column(config.text_field)
-        if pa.types.is_dictionary(texts.type):
-            texts = texts.dictionary_decode()
         if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
             texts = texts.cast(pa.large_binary())  # decoded here, since Arrow stops at the first bad byte
         sources = batch.column(config.source_field).to_pylist() if config.source_field else [None] * len(texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,16 +63,19 @@ def checkpoint_of(path: Path) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint file of this project holds, its tensors on the CPU and read when they are used.
 
-    Raises ValueError where the file is damaged, of another program, or of a newer format than this one reads.
+    Raises ValueError where the file is damaged, of another program, or of a newer format than this one reads, and
+    OSError where the system does not let it be read.
     """
     mmap = os.name != "nt"  # Windows lets nobody replace a file while it is mapped
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # reading damaged bytes fails in a dozen ways, struct.error and IndexError among them
         raise ValueError(
-            f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind. Take an older "
-            f"step_*.ckpt or copy it again. ({str(error).splitlines()[0]})"
-        ) from None
+            f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind. Copy it again, or take "
+            "an older step_*.ckpt"
+        ) from error
     if not isinstance(checkpoint, dict) or "azllm" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of azllm-lightning: it carries no tokenizer and no config")
     found = checkpoint["azllm"]["format"]

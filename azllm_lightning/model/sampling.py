@@ -32,7 +32,7 @@ def sample(
     """
     prompt_ids = tokenizer.encode(prompt)
     steps = generate_ids(
-        model, prompt_ids or [model.config.eos_id], max_new_tokens, temperature, top_k, top_p, seed, num_samples
+        model, [model.config.eos_id, *prompt_ids], max_new_tokens, temperature, top_k, top_p, seed, num_samples
     )
     texts = [list(prompt_ids) for _ in range(num_samples)]
     running = set(range(num_samples))

@@ -84,6 +84,7 @@ class CausalLM(LightningModule):
         """What the last validation logged."""
         self.register_buffer("_loss_sum", torch.zeros(()), persistent=False)
         self._loss_sum: Tensor
+        self.token_bytes: Tensor
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -220,7 +221,9 @@ class CausalLM(LightningModule):
         different = [key for key in ours if key not in ("dropout", "block_size") and ours[key] != theirs[key]]
         if different:
             told = ", ".join(f"{key} {theirs[key]} there and {ours[key]} here" for key in different)
-            raise ValueError(f"init_from={path} has another model: {told}; choose model= and data.tokenizer= accordingly")
+            raise ValueError(
+                f"init_from={path} has another model: {told}; choose model= and data.tokenizer= accordingly"
+            )
         self.net.load_state_dict(net.state_dict())
 
     # --- what is kept -----------------------------------------------------------------------------------------------

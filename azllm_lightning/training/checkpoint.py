@@ -1,4 +1,4 @@
-"""Checkpoint files that survive: written whole or not at all, verified before they are trusted, loaded without pickle."""
+"""Checkpoint files that survive: written whole or not at all, verified before use, loaded without pickle."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class AtomicCheckpointIO(CheckpointIO):
     truncated file under the final name. Here a name is either absent, the old file, or the new file. torch.save streams
     storage by storage, so that no second copy of the state is held.
 
-    Where the disk is full, the oldest step files beyond the newest are removed, one by one, and the save is tried again;
-    if it still fails, training goes on with a warning and `failed` holds the reason until a later save works.
+    Where the disk is full, the oldest step files beyond the newest are removed, one by one, and the save is tried
+    again; if it still fails, training goes on with a warning and `failed` holds the reason until a later save works.
     """
 
     def __init__(self) -> None:

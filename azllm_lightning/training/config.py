@@ -40,9 +40,13 @@ class TrainerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)} must be at least 1")
         if self.gradient_clip_val < 0:
-            raise ValueError(f"trainer.gradient_clip_val={self.gradient_clip_val} must not be negative (0 = no clipping)")
+            raise ValueError(
+                f"trainer.gradient_clip_val={self.gradient_clip_val} must not be negative (0 = no clipping)"
+            )
         if self.checkpoint_every_minutes is not None and self.checkpoint_every_minutes <= 0:
-            raise ValueError(f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be positive, or null")
+            raise ValueError(
+                f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be positive, or null"
+            )
         one_of("trainer.precision", self.precision, PRECISIONS)
         if isinstance(self.compile, str):
             one_of("trainer.compile", self.compile, ("auto", "true", "false"))

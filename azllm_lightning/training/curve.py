@@ -67,7 +67,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def read_run(path: str | Path) -> pd.DataFrame:
-    """The curves of a run as a pandas DataFrame: one row a step, one column a TensorBoard tag (train_loss, val_loss, ...).
+    """The curves of a run as a pandas DataFrame: one row a step, one column a TensorBoard tag (val_loss, lr, ...).
 
     `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest version. The run's
     summary.json, if it has one yet, is in `.attrs["summary"]`. Needs pandas (pip install azllm-lightning[notebooks]).

@@ -1,4 +1,4 @@
-"""What the hardware at hand can really do: device, precision, compilation, and the FLOP/s that MFU is measured against."""
+"""What the hardware at hand can really do: device, precision, compilation, and the FLOP/s that MFU is a share of."""
 
 from __future__ import annotations
 

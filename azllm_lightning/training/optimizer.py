@@ -34,12 +34,15 @@ class OptimizerConfig:
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) with decay on matrices and none on vectors (norm gains)."""
     parameters = [p for p in net.parameters() if p.requires_grad]  # a tied head appears once
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    assert sum(len(group["params"]) for group in groups) == len(parameters)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)  # type: ignore[arg-type]
+    matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    assert len(matrices) + len(vectors) == len(parameters)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        fused=True,
+    )
     # Lightning refuses to clip when a fused optimizer would unscale fp16 gradients itself; this makes the scaler do it.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return optimizer

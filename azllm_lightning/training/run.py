@@ -115,7 +115,9 @@ def find_checkpoint(ckpt_path: str, name: str | None = None, resume: bool = Fals
             for _, path in valid_steps(folder / "checkpoints"):
                 return path
         where = LOGS / name if name is not None else LOGS
-        raise ValueError(f"ckpt_path=last: no whole checkpoint under {where.absolute()}; to start anew leave out ckpt_path")
+        raise ValueError(
+            f"ckpt_path=last: no whole checkpoint under {where.absolute()}; to start anew leave out ckpt_path"
+        )
     path = Path(ckpt_path)
     if path.is_dir():
         best = path / "checkpoints" / BEST
@@ -198,7 +200,9 @@ def _lock(folder: Path) -> Run:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ValueError(f"{folder} is in use by another process that trains this run; wait for it or stop it") from None
+        raise ValueError(
+            f"{folder} is in use by another process that trains this run; wait for it or stop it"
+        ) from None
     except NotImplementedError:  # Google Drive's file system has no locks
         log.warning(f"{folder}: this file system has no locks; do not resume this run twice at once")
         return Run(folder)

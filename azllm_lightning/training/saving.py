@@ -86,7 +86,13 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self, folder: Path, every_steps: int, every_minutes: float | None, stop: StopRequest, io: AtomicCheckpointIO
     ) -> None:
         super().__init__(dirpath=folder, save_top_k=0, enable_version_counter=False)
-        self.folder, self.every_steps, self.every_minutes, self.stop, self.io = folder, every_steps, every_minutes, stop, io
+        self.folder, self.every_steps, self.every_minutes, self.stop, self.io = (
+            folder,
+            every_steps,
+            every_minutes,
+            stop,
+            io,
+        )
         self._saved_step = -1
         self._saved_at = self._step_started = time.monotonic()
         self._step_seconds = 0.0

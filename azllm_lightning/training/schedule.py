@@ -22,7 +22,9 @@ class ScheduleConfig:
         if self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
         if self.total_steps is not None and self.total_steps < 1:
-            raise ValueError(f"schedule.total_steps={self.total_steps} must be at least 1, or null for trainer.max_steps")
+            raise ValueError(
+                f"schedule.total_steps={self.total_steps} must be at least 1, or null for trainer.max_steps"
+            )
         if not 0 <= self.min_lr_ratio <= 1:
             raise ValueError(f"schedule.min_lr_ratio={self.min_lr_ratio} is outside 0..1")
 

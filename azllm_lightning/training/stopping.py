@@ -1,4 +1,4 @@
-"""When to stop early: a signal, or a deadline. Where nothing would be lost a signal stops at once, else at a boundary."""
+"""When to stop early: on a signal or before a deadline, between two steps; at once where nothing would be lost."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def test_cut_leaves_short_text_whole() -> None:
 @pytest.mark.parametrize(
     ("text", "limit", "pieces"),
     [
-        ("aaaa\n\nbbbb\n\ncccc", 12, ["aaaa\n\nbbbb", "cccc"]),  # paragraphs
+        ("aaaa\nbbbb\n\ncccc\ndddd", 16, ["aaaa\nbbbb", "cccc\ndddd"]),  # paragraphs
         ("aaaa\nbbbb\ncccc", 10, ["aaaa\nbbbb", "cccc"]),  # lines
-        ("Aaa bbb. Ccc ddd. Eee.", 18, ["Aaa bbb. Ccc ddd.", "Eee."]),  # sentences
+        ("Aaa bbb. Ccc ddd. Eee fff ggg.", 22, ["Aaa bbb. Ccc ddd.", "Eee fff ggg."]),  # sentences
         ("aaa bbb ccc", 8, ["aaa bbb", "ccc"]),  # words
         ("əəəəə", 5, ["əə", "əə", "ə"]),  # characters: two bytes each
     ],

@@ -15,7 +15,9 @@ import pytest
 from pyarrow import parquet
 
 from azllm_lightning.data.config import DataConfig
-from azllm_lightning.data.corpus import documents
+from azllm_lightning.data.corpus import _Digests, documents
+from azllm_lightning.data.files import find_files
+from azllm_lightning.data.records import read_records
 
 
 def read(path: Any, **settings: Any) -> list[str]:
@@ -100,11 +102,24 @@ def test_txt_documents(tmp_path: Path) -> None:
 
 def test_a_line_without_end_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azllm_lightning.data.records._MAX_LINE_BYTES", 7)
-    counts: Counter[str] = Counter()
-    text = "".join(chr(0x259 + i) + "😀a" for i in range(40))
+    text = "".join(chr(0x259 + i) + "😀ab" for i in range(40))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    config = DataConfig(path=str(tmp_path / "a.txt"), on_bad_utf8="refuse")
-    assert "".join(d.text for d in documents(config, counts)) == text
+    (file,) = find_files([str(tmp_path)], "data.path")
+    parts = [part for part, _ in read_records(file, DataConfig(on_bad_utf8="refuse"), Counter())]
+    assert "".join(parts) == text
+    assert len(parts) > 10
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    for name, data in (("a.csv", b"text\nbir\n"), ("b.jsonl", b'{"text": "iki"}'), ("c.txt", "üç".encode())):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    assert read(tmp_path) == ["bir", "iki", "üç"]
+
+
+def test_digests_of_one_bucket_are_kept_apart() -> None:
+    digests = _Digests()
+    first, second, across = (b"##" + bytes(range(start, start + 14)) for start in (0, 14, 7))
+    assert [digests.add(each) for each in (first, second, across, across, first)] == [True, True, True, False, False]
 
 
 def test_folder_glob_and_list(tmp_path: Path) -> None:

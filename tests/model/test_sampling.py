@@ -113,13 +113,12 @@ def test_texts_begin_with_the_prompt_and_hold_no_end_of_text(model, tokenizer):
     assert all(text.startswith("Şəhərdə") and "<|endoftext|>" not in text for text in texts)
 
 
-def test_texts_are_what_the_tokens_spell(model, tokenizer):
+@pytest.mark.parametrize("prompt", ["", "Bakıda", "Bakıda " * 20])
+def test_texts_follow_an_end_of_text(model, tokenizer, prompt):
     model = never_ends(model)
-    prompt = tokenizer.encode("Bakıda " * 20)
-    ids = [step[0] for step in generate_ids(model, [0, *prompt], 30, temperature=0)]
-    assert sample(model, tokenizer, "Bakıda " * 20, 30, temperature=0) == [tokenizer.decode(prompt + ids)]
-    start = [step[0] for step in generate_ids(model, [0], 30, temperature=0)]
-    assert sample(model, tokenizer, max_new_tokens=30, temperature=0) == [tokenizer.decode(start)]
+    prompt_ids = tokenizer.encode(prompt)
+    ids = [step[0] for step in generate_ids(model, [0, *prompt_ids], 30, temperature=0)]
+    assert sample(model, tokenizer, prompt, 30, temperature=0) == [tokenizer.decode(prompt_ids + ids)]
 
 
 @pytest.mark.parametrize(

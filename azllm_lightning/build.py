@@ -22,11 +22,10 @@ from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.settings import from_mapping, one_of, unknown_key
 from azllm_lightning.training import hardware
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.checkpoint import AtomicCheckpointIO
 from azllm_lightning.training.config import TrainerConfig
 from azllm_lightning.training.optimizer import OptimizerConfig
 from azllm_lightning.training.run import LOGS, Run, check_name
-from azllm_lightning.training.saving import BestCheckpoint, PeriodicCheckpoint
+from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint, PeriodicCheckpoint
 from azllm_lightning.training.schedule import ScheduleConfig
 from azllm_lightning.training.stopping import StopRequest, parse_deadline
 

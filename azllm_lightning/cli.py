@@ -7,17 +7,20 @@ verb needs is imported when the verb runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from azllm_lightning.settings import unknown_key
 
 EXIT_DONE, EXIT_USAGE, EXIT_RESUMABLE = 0, 2, 75
 
@@ -25,6 +28,12 @@ TEXT_KEYS = frozenset(
     "run_name ckpt_path init_from prompt stop out hf data.path data.val_path data.dir data.tokenizer".split()
 )
 """Keys whose values are text that a person types; Hydra's grammar would refuse ə, spaces, commas or apostrophes."""
+
+LIST_KEYS = frozenset(["stop", "data.path", "data.val_path"])
+"""Those of them that can be a list: [one, two]."""
+
+LITERAL_KEYS = frozenset(["prompt", "stop"])
+"""Those of them in which ${...} is text too, and no reference to another setting."""
 
 
 class Resumable(Exception):
@@ -40,15 +49,26 @@ def conf_dir() -> Path:
 def quote_overrides(args: Sequence[str]) -> list[str]:
     """Quote the values of TEXT_KEYS as Hydra's grammar wants them; everything else passes unchanged.
 
-    `null`, a list in brackets and a value that is already quoted stay as they are. In a multirun (-m) a comma still
-    means a sweep.
+    `null` and a value that is already quoted stay as they are. A list in brackets (of LIST_KEYS) and, in a multirun
+    (-m), a comma keep their meaning.
     """
     sweep = any(arg in ("-m", "--multirun") for arg in args)
     quoted = []
     for arg in args:
         key, equals, value = arg.partition("=")
-        plain = not equals or key.lstrip("+") not in TEXT_KEYS or value in ("", "null") or _is_list_or_quoted(value)
-        quoted.append(arg if plain or (sweep and "," in value) else f"{key}={_quote(value)}")
+        name = key.lstrip("+")
+        if not equals or name not in TEXT_KEYS or value in ("", "null") or _is_quoted(value):
+            quoted.append(arg)
+            continue
+        if name in LITERAL_KEYS:
+            value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
+            value = "[" + ",".join(map(_quote, value[1:-1].split(","))) + "]" if _parse(value) is None else value
+        elif sweep and "," in value:
+            value = ",".join(map(_quote, value.split(","))) if _parse(value) is None else value
+        else:
+            value = _quote(value)
+        quoted.append(f"{key}={value}")
     return quoted
 
 
@@ -66,7 +86,7 @@ def compose(overrides: Sequence[str] = (), verb: str = "train") -> dict[str, Any
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return plain(hydra.compose(config_name=verb, overrides=quote_overrides(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error)) from None
+        raise ValueError(explain(error, verb)) from None
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -90,40 +110,61 @@ def main(verb: str, run: Callable[[dict[str, Any], list[str]], object]) -> None:
     sys.argv[1:] = quote_overrides(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach the handler below instead of Hydra's own printer
 
+    @contextlib.contextmanager
+    def exit_code() -> Iterator[None]:
+        try:
+            yield
+        except Resumable as stop:
+            print(f"Stopped. To go on: {stop}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_RESUMABLE)
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+            if os.environ.get("AZLLM_TRACEBACK"):
+                raise
+            print(f"error: {explain(error, verb)}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_USAGE)
+
     def task(config: DictConfig) -> None:
-        run(plain(config), list(HydraConfig.get().overrides.task))
+        with exit_code():  # here too: what leaves a task as an exception, Hydra announces with a line of its own
+            run(plain(config), list(HydraConfig.get().overrides.task))
 
-    try:
+    with exit_code():
         hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(task)()
-    except Resumable as stop:
-        print(f"Stopped. To go on: {stop}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_RESUMABLE)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        if os.environ.get("AZLLM_TRACEBACK"):
-            raise
-        print(f"error: {explain(error)}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USAGE)
 
 
-def explain(error: BaseException) -> str:
-    """The message of `error` and, where Hydra wrapped it, of its cause; without type names or traces."""
-    parts = [str(error).strip() or type(error).__name__]
-    if isinstance(error, HydraException) and error.__cause__ is not None:
-        cause = str(error.__cause__).strip()
-        if cause and cause not in parts[0]:
-            parts.append(cause)
-    return "\n".join(parts)
+def explain(error: BaseException, verb: str) -> str:
+    """What `error` says; for Hydra's complaints in the words of this project, with the way out."""
+    message = str(error).strip() or type(error).__name__
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} cannot be read. A setting is typed key=value; a value with commas, brackets or letters "
+            "like ə needs quotes inside those of the shell: \"key='value'\""
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice} is not there; choose one of {', '.join(error.options)}"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {message.splitlines()[0]}"
+    unknown = re.match(r"Could not override '([^']+)'\.\nTo append to your config", message)
+    return unknown_key(unknown[1], _keys(compose(verb=verb))) if unknown else message
 
 
-def _is_list_or_quoted(value: str) -> bool:
-    if value.startswith("[") and value.endswith("]"):
-        return True
-    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
-        return False
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _parse(value: str) -> Any:
+    """What Hydra's grammar makes of a value; None where it cannot read it."""
     try:
-        return isinstance(OverridesParser.create().parse_override(f"key={value}").value(), QuotedString | str)
+        return OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:
-        return False
+        return None
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and isinstance(_parse(value), str)
 
 
 def _quote(value: str) -> str:

@@ -15,24 +15,26 @@ T = TypeVar("T")
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build the dataclass `cls` from plain `values`, refusing unknown keys and wrong types.
 
-    `where` is the config group that the user would edit ("data", "trainer"); it starts every complaint.
+    `where` is the config group that the user would edit ("data", "trainer"; "" for keys outside groups); it starts
+    every complaint.
     An int is taken where a float is asked for; nothing else is converted, so that `batch_size=4.5` or
     `seed=abc` is told and not bent. Rules between values belong in the dataclass's `__post_init__`.
 
     Raises ValueError with all mistakes at once.
     """
     hints = typing.get_type_hints(cls)
+    group = f"{where}." if where else ""
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    problems = [unknown_key(f"{where}.{key}", [f"{where}.{k}" for k in known]) for key in values if key not in known]
+    problems = [unknown_key(group + key, [group + k for k in known]) for key in values if key not in known]
     accepted: dict[str, Any] = {}
     for f in fields(cls):  # type: ignore[arg-type]
         if f.name not in values:
             if f.default is MISSING and f.default_factory is MISSING:
-                problems.append(f"{where}.{f.name} is missing")
+                problems.append(f"{group}{f.name} is missing")
             continue
         value = values[f.name]
         if not _fits(value, hints[f.name]):
-            problems.append(f"{where}.{f.name}={value!r} is not {_spell(hints[f.name])}")
+            problems.append(f"{group}{f.name}={value!r} is not {_spell(hints[f.name])}")
         elif isinstance(value, int) and not isinstance(value, bool) and float in _options(hints[f.name]):
             accepted[f.name] = value if int in _options(hints[f.name]) else float(value)
         else:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,5 +43,23 @@ def train_tiny(tiny: list[str]) -> Callable[..., Path]:
         typed = [text for text in overrides if text.startswith("ckpt_path=")]
         given = ["run_name=tiny", *overrides] if typed else [*tiny, *overrides]
         return train(compose(given), given)
+
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit code."""
+    from azllm_lightning import cli
+    from azllm_lightning.train import train
+
+    def run(*args: str, run: Callable[[dict[str, Any], list[str]], object] = train) -> int:
+        monkeypatch.setattr(sys, "argv", ["azllm-train", *args])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as `main` sets it, but for this test only
+        try:
+            cli.main("train", run)
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+        return 0
 
     return run

@@ -19,7 +19,7 @@ PERSONS = ("1sg", "2sg", "3sg", "1pl", "2pl", "3pl")
 CASES = ("nom", "gen", "dat", "acc", "loc", "abl")  # adlıq, yiyəlik, yönlük, təsirlik, yerlik, çıxışlıq
 
 _CASE = {"gen": "(n)In", "dat": "(y)A", "acc": "(n)I", "loc": "dA", "abl": "dAn"}
-_CASE_AFTER_THIRD = {"gen": "nIn", "dat": "nA", "acc": "nI", "loc": "ndA", "abl": "ndAn"}  # the pronominal n
+_CASE_AFTER_THIRD = {**_CASE, "dat": "nA", "loc": "ndA", "abl": "ndAn"}  # the pronominal n
 _POSSESSIVE = dict(zip(PERSONS, ("(I)m", "(I)n", "(s)I", "(I)mIz", "(I)nIz", "lArI"), strict=True))
 _COPULA = dict(zip(PERSONS, ("(y)Am", "sAn", "dIr", "(y)IK", "sInIz", "dIrlAr"), strict=True))
 _FULL = {**_COPULA, "3sg": "", "3pl": "lAr"}  # after present, perfect and future
@@ -147,7 +147,7 @@ def verb(stem: Stem, form: str, person: str = "3sg", negative: bool = False) -> 
     if not suffix:
         return attach(stem.plain, endings[person], stem.oblique)
     word = attach(stem.plain, suffix, stem.oblique)
-    if word.endswith("ş") and endings[person].startswith("s"):
+    if form == "perf" and endings[person].startswith("s"):
         word = word[:-1]  # almısan, not almışsan
     return attach(word, endings[person])
 
@@ -157,9 +157,9 @@ def copula(word: str, person: str = "3sg") -> str:
     return attach(word, _COPULA[person])
 
 
-def past_copula(person: str = "3sg") -> str:
-    """The past of "to be", a word of its own: idim, idin, idi."""
-    return attach("idi", _SHORT[person])
+def past_copula(person: str = "3sg", hearsay: bool = False) -> str:
+    """The past of "to be", a word of its own: idim, idin, idi; by hearsay imişəm, imişsən, imiş."""
+    return attach("imiş", _FULL[person]) if hearsay else attach("idi", _SHORT[person])
 
 
 def question(word: str) -> str:

@@ -241,7 +241,7 @@ def _render(entry: Entry, slot: _Slot, mode: _Mode) -> str:
         return _form(stem, tuple(features))
     if mode.tense == "pres":
         return _form(stem, (*features, "is") if stem != "var" else tuple(features))
-    return f"{_form(stem, tuple(features))} {m.past_copula(person) if mode.tense == 'past' else 'imiş'}"
+    return f"{_form(stem, tuple(features))} {m.past_copula(person, hearsay=mode.tense == 'evid')}"
 
 
 def _polish(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.checkpoint import AtomicCheckpointIO
+from azllm_lightning.training.saving import AtomicCheckpointIO
 
 
 class Throughput(Callback):

@@ -98,8 +98,9 @@ def _unique(
         for piece in pieces:
             data = piece.encode("utf-8")
             digest = blake2b(data, digest_size=_DIGEST_BYTES).digest()
-            if not seen.add(digest):
-                counts["duplicates"] += 1
+            is_known = not seen.add(digest)
+            counts["duplicates"] += is_known
+            if is_known:
                 continue
             total += len(data)
             yield Document(piece, source, split or _split(digest, config.val_fraction))

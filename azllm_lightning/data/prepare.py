@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 CLEANING_VERSION = 1
 """Raised whenever the same text would give other documents or tokens: cached shards of old are then not taken."""
 
+_UNFINISHED = (".azllm-", ".unfinished")  # before and after the final name
 _BATCH_BYTES = 1 << 19
 # These decide nothing of the content: what follows windows and batches, and what only says where and how fast.
 _NOT_CONTENT = ("dir", "block_size", "batch_size", "val_windows", "num_workers", "prepare_workers")
@@ -90,11 +91,11 @@ def _make(config: DataConfig, folder: Path) -> None:
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".azllm-{folder.name}.unfinished")
+    _sweep(folder.parent)
+    unfinished = folder.with_name(f"{_UNFINISHED[0]}{folder.name}{_UNFINISHED[1]}")
     with FileLock(unfinished.with_suffix(".lock")):
         if (folder / MANIFEST).exists():  # another process was faster
             return
-        _sweep(folder.parent, unfinished)
         unfinished.mkdir()
         try:
             _build(config, unfinished)
@@ -105,17 +106,14 @@ def _make(config: DataConfig, folder: Path) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _sweep(parent: Path, own: Path) -> None:
+def _sweep(parent: Path) -> None:
     """Remove what killed processes left in `parent`: the unfinished folders whose lock is free."""
     from filelock import FileLock, Timeout
 
-    for leftover in parent.glob(".azllm-*.unfinished"):
-        if leftover == own:
-            shutil.rmtree(leftover)
-            continue
+    for leftover in parent.glob("*".join(_UNFINISHED)):
         try:
             with FileLock(leftover.with_suffix(".lock"), timeout=0):
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
         except Timeout:
             continue
 
@@ -267,9 +265,7 @@ def _check_enough(config: DataConfig, manifest: Manifest) -> None:
             wanted = max(needed / tokens, 3 / num_documents) * text_bytes / shares[name]
             way_out = "give more text, or lower data.block_size"
             if name == "val":
-                way_out += (
-                    ", or raise data.val_fraction, or lower data.max_document_bytes (more parts)"
-                )
+                way_out += ", or raise data.val_fraction, or lower data.max_document_bytes (more parts)"
         raise ValueError(
             f"too little text: one window of data.block_size={config.block_size} needs {needed} tokens, and the {name} "
             f"split has {split.tokens}; about {wanted / 1000:,.0f} kB of text would do ({text_bytes / 1000:,.1f} kB "

@@ -6,15 +6,15 @@ import contextlib
 import logging
 import os
 import re
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Trainer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -34,53 +34,6 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
     """The full states in `folder` with their steps, newest first; by name, not by date, which copying changes."""
     found = ((STEP_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.ckpt"))
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Writes each checkpoint beside its place, syncs it to the disk, and moves it there in one step.
-
-    Lightning stages files in $TMPDIR and builds them in memory; a kill between its copy's start and end leaves a
-    truncated file under the final name. Here a name is either absent, the old file, or the new file. torch.save streams
-    storage by storage, so that no second copy of the state is held.
-
-    Where the disk is full, the oldest step files beyond the newest are removed, one by one, and the save is tried
-    again; if it still fails, training goes on with a warning and `failed` holds the reason until a later save works.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        """Time spent in saving, so that throughput can leave it out."""
-        self.longest = 0.0
-        """The longest save so far, in seconds: what a deadline must leave room for."""
-        self.failed: str | None = None
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`, whole or not at all."""
-        target, started = Path(path), time.perf_counter()
-        while True:
-            try:
-                write_atomically(checkpoint, target)
-                self.failed = None
-                break
-            except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
-                spare = step_files(target.parent)[1:]
-                if spare:
-                    log.warning(f"saving {target} failed ({error}); removing {spare[-1][1].name} to try again")
-                    spare[-1][1].unlink()
-                    continue
-                self.failed = f"{target} could not be written: {error}"
-                log.warning(f"CHECKPOINT NOT SAVED. {self.failed}. Free some space; training goes on unsaved.")
-                break
-        took = time.perf_counter() - started
-        self.seconds, self.longest = self.seconds + took, max(self.longest, took)
-
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Load tensors and plain types; a pickle that wants to run code is refused whatever `weights_only` says."""
-        return load_plain(Path(path))
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint; one that is gone already is fine."""
-        Path(path).unlink(missing_ok=True)
 
 
 def write_atomically(checkpoint: dict[str, Any], target: Path) -> None:

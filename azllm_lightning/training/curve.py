@@ -47,7 +47,8 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     temporary.replace(target / name)
     if source == target:
         for path in old_files:
-            path.unlink(missing_ok=True)
+            if path.name != name:  # resumed twice within a second
+                path.unlink(missing_ok=True)
 
 
 def read_scalars(folder: Path) -> dict[str, dict[int, float]]:

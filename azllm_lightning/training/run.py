@@ -13,6 +13,7 @@ from typing import Any
 
 import filelock
 
+from azllm_lightning.model.io import checkpoint_of
 from azllm_lightning.training.checkpoint import BEST, load_plain, step_files, sweep, valid_steps, verify
 from azllm_lightning.training.curve import carry_curve
 
@@ -105,11 +106,12 @@ def newest_run(name: str | None = None) -> Path:
 def find_checkpoint(ckpt_path: str, name: str | None = None, resume: bool = False) -> Path:
     """The file that `ckpt_path` means: "best", "last", a file, or a run folder.
 
-    "last" is the newest full state, of run `name` or of the newest run, that loads whole; with `resume`, a run folder
-    means that too, else its best weights. ValueError with a way out where there is no such file.
+    "best" is the newest run's, or its newest full state while it has no best yet. "last" is the newest full state, of
+    run `name` or of the newest run, that loads whole; with `resume`, a run folder means that too, else its best
+    weights. ValueError with a way out where there is no such file.
     """
     if ckpt_path == "best":
-        return newest_run(name) / "checkpoints" / BEST
+        return checkpoint_of(newest_run(name))
     if ckpt_path == "last":
         for folder in versions(LOGS / name) if name is not None else [newest_run()]:
             for _, path in valid_steps(folder / "checkpoints"):

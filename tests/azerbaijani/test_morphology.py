@@ -134,7 +134,7 @@ sevmək impf +: sevirdim sevirdin sevirdi sevirdik sevirdiniz sevirdilər
 eşitmək impf +: eşidirdim eşidirdin eşidirdi eşidirdik eşidirdiniz eşidirdilər
 bilmək impf -: bilmirdim bilmirdin bilmirdi bilmirdik bilmirdiniz bilmirdilər
 itirmək pluperf +: itirmişdim itirmişdin itirmişdi itirmişdik itirmişdiniz itirmişdilər
-yaşamaq impf_evid +: yaşayırmışam yaşayırmısan yaşayırmış yaşayırmışıq yaşayırmısınız yaşayırmışlar
+yaşamaq impf_evid +: yaşayırmışam yaşayırmışsan yaşayırmış yaşayırmışıq yaşayırmışsınız yaşayırmışlar
 almaq fut_past +: alacaqdım alacaqdın alacaqdı alacaqdıq alacaqdınız alacaqdılar
 """
 # infinitive, trait: -maq, -ıb, -anda, -arkən, -araq, -an, -dıq
@@ -235,6 +235,8 @@ def test_copula(word: str, forms: str) -> None:
 
 def test_past_copula() -> None:
     assert [m.past_copula(person) for person in m.PERSONS] == "idim idin idi idik idiniz idilər".split()
+    heard = "imişəm imişsən imiş imişik imişsiniz imişlər".split()
+    assert [m.past_copula(person, hearsay=True) for person in m.PERSONS] == heard
 
 
 @pytest.mark.parametrize(
@@ -274,6 +276,10 @@ def test_degrees_and_order() -> None:
 
 def test_capitals_are_azerbaijani() -> None:
     assert [m.capitalize(w) for w in ("ilk", "ışıq", "əl", "çay", "oİ", "")] == ["İlk", "Işıq", "Əl", "Çay", "Oİ", ""]
+
+
+def test_capital_vowels_are_vowels() -> None:
+    assert [m.attach("Aİ", "(n)In"), m.attach("ŞI", "dA"), m.attach("Ay", "dA")] == ["Aİnin", "ŞIda", "Ayda"]
 
 
 def test_what_is_no_stem_is_refused() -> None:

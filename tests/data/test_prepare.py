@@ -281,6 +281,12 @@ def test_the_amount_that_was_asked_for_is_enough(small: DataConfig, tmp_path: Pa
     prepare(config)
 
 
+def test_few_long_texts_are_asked_for_more_than_they_are(small: DataConfig, tmp_path: Path, texts: Any) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(texts(10)), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"the val split has 0; about [6-9]\d\d kB of text.*max_document_bytes"):
+        prepare(replace(small, block_size=4, val_fraction=0.001, vocab_size=300))  # ten texts of 0.2 kB
+
+
 def test_fewer_tokens_than_asked_for_are_told(small: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
     folder = prepare(replace(small, vocab_size=60_000))
     assert Manifest.read(folder).vocab_size < 5000

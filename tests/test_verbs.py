@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from azllm_lightning import cli
+from azllm_lightning.cli import compose
+from azllm_lightning.generate import BETWEEN_SAMPLES, generate
+from azllm_lightning.prepare import _report, prepare
+
+TrainTiny = Callable[..., Path]
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    return compose(["max_new_tokens=20", "seed=3", *overrides], "generate")
+
+
+def data_overrides(tiny: list[str]) -> list[str]:
+    return [text for text in tiny if text.startswith("data.")]
+
+
+def test_one_sample_is_streamed_and_is_what_sample_gives(
+    train_tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An untrained byte-level model draws halves of letters: none of them may reach the terminal on its own."""
+    from azllm_lightning import load, sample
+
+    model, tokenizer = load(train_tiny())
+    capsys.readouterr()
+    pieces: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *text, end="\n", **_: pieces.append("".join(text) + end))
+    generate(settings("prompt=Gəl, dedi, 'şəhərə' gedək", "max_new_tokens=60"))
+    texts = sample(model, tokenizer, "Gəl, dedi, 'şəhərə' gedək", 60, seed=3)
+    assert "".join(pieces[1:]) == texts[0] + "\n"
+    assert pieces[1] == "Gəl, dedi, 'şəhərə' gedək"
+    assert len(pieces) > 20
+    held = [piece for piece in pieces[1:-2] if piece.endswith("\ufffd")]
+    assert not held
+
+
+def test_several_samples_stand_apart(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+    from azllm_lightning import load, sample
+
+    model, tokenizer = load(train_tiny())
+    capsys.readouterr()
+    generate(settings("prompt=Bakı", "num_samples=3", "top_k=20", "temperature=0.5"))
+    texts = sample(model, tokenizer, "Bakı", 20, 0.5, 20, seed=3, num_samples=3)
+    assert capsys.readouterr().out == BETWEEN_SAMPLES.join(texts) + "\n"
+
+
+def test_the_checkpoint_that_is_named(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = train_tiny("run_name=birinci"), train_tiny("run_name=ikinci")
+    step = "step_00000004.ckpt"
+
+    def taken(*overrides: str) -> str:
+        capsys.readouterr()
+        generate(settings(*overrides))
+        return capsys.readouterr().err.strip()
+
+    assert taken() == f"from {second / 'checkpoints' / 'best.ckpt'}"
+    assert taken("run_name=birinci") == f"from {first / 'checkpoints' / 'best.ckpt'}"
+    assert taken("run_name=birinci", "ckpt_path=last") == f"from {first / 'checkpoints' / 'step_00000008.ckpt'}"
+    assert taken(f"ckpt_path={first / 'checkpoints' / step}") == f"from {first / 'checkpoints' / step}"
+    (second / "checkpoints" / "best.ckpt").unlink()  # a run that was stopped before its first validation has none
+    assert taken() == f"from {second / 'checkpoints' / 'step_00000008.ckpt'}"
+
+
+def test_a_prompt_longer_than_the_context_is_told(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+    train_tiny()
+    capsys.readouterr()
+    generate(settings("prompt=" + "Bakı küləyi " * 20))
+    told = capsys.readouterr().err
+    assert "the model sees 32" in told
+    generate(settings("prompt=Bakı küləyi"))
+    assert "the model sees" not in capsys.readouterr().err
+
+
+def test_wrong_settings_are_told(train_tiny: TrainTiny) -> None:
+    train_tiny()
+    complaints = {
+        "temperature=-1": "temperature=-1 ",
+        "temperature=isti": "temperature='isti' is not a number",
+        "top_k=0": "top_k=0 ",
+        "top_p=1.5": "top_p=1.5 ",
+        "max_new_tokens=0": "max_new_tokens=0 ",
+        "num_samples=0": "num_samples=0 ",
+        "seed=-1": "seed=-1 ",
+        "ckpt_path=yoxdur.ckpt": "ckpt_path=yoxdur.ckpt: no such file",
+        "run_name=yoxdur": "no run with a checkpoint under .*yoxdur",
+    }
+    for override, complaint in complaints.items():
+        with pytest.raises(ValueError, match=complaint):
+            generate(settings(override))
+
+
+def test_ctrl_c_ends_a_text_without_a_traceback(
+    train_tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from azllm_lightning.model import gpt
+
+    train_tiny()
+    capsys.readouterr()
+    calls = iter(range(1000))
+    hidden = gpt.GPT.hidden
+
+    def interrupted(*args: Any) -> Any:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return hidden(*args)
+
+    monkeypatch.setattr(gpt.GPT, "hidden", interrupted)
+    generate(settings("prompt=Bakı"))
+    out = capsys.readouterr().out
+    assert out.startswith("Bakı")
+    assert out.endswith("\n")
+
+
+def test_generate_needs_no_lightning_and_takes_what_a_person_types(train_tiny: TrainTiny) -> None:
+    """Importing Lightning costs seconds before the first word; the prompt has all that Hydra's grammar refuses."""
+    train_tiny()
+    prompt = "Gəl, “Kür” çayına (gedək): nə? {a=b} 'c'"
+    script = "import sys; from azllm_lightning.generate import main; main(); print('lightning' in sys.modules)"
+    command = [sys.executable, "-c", script, f"prompt={prompt}", "max_new_tokens=5", "seed=1"]
+    console = {**os.environ, "PYTHONIOENCODING": "cp1252"}  # as on Windows
+    done = subprocess.run(command, capture_output=True, check=True, env=console)
+    out = done.stdout.decode("utf-8")
+    assert out.startswith(prompt)
+    assert out.rstrip().endswith("False")
+
+
+def test_prepare_says_what_there_is(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from azllm_lightning.data.shards import Manifest
+
+    folder = prepare(compose(data_overrides(tiny), "prepare"), data_overrides(tiny))
+    train = Manifest.read(folder).splits["train"]
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["folder"] == str(folder)
+    assert lines["vocabulary"] == "300 tokens"
+    assert lines["train"].startswith(f"{train.documents:,} documents, 0.1 MB, {train.tokens:,} tokens, ")
+    assert lines["train"].endswith(f" {train.text_bytes / train.tokens:.2f} bytes a token")
+    assert lines["sources"] == "tales 100.0 %"
+    assert lines["next"] == shlex.join(["python", "-m", "azllm_lightning.train", *data_overrides(tiny)])
+
+
+def test_training_takes_what_prepare_made(tiny: list[str]) -> None:
+    from azllm_lightning.data.config import DataConfig
+    from azllm_lightning.data.datamodule import TokenDataModule
+    from azllm_lightning.settings import from_mapping
+
+    folder = prepare(compose(data_overrides(tiny), "prepare"))
+    datamodule = TokenDataModule(from_mapping(DataConfig, compose(tiny)["data"], "data"), 0)
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert datamodule.folder == folder
+
+
+def test_the_largest_sources_are_named() -> None:
+    from azllm_lightning.data.shards import Manifest, Span, Split
+
+    split = Split(documents=1, text_bytes=400, tokens=200, files=())
+    spans = tuple(Span(f"mənbə {i}", "train", 0, 100 - i) for i in range(15))
+    report = _report(Manifest(1, "", 300, {"train": split, "val": split}, spans, {"duplicates": 0}, {}))
+    sources = report.splitlines()[-1]
+    assert sources.startswith("sources     mənbə 0 7.2 %, mənbə 1 ")
+    assert sources.endswith("mənbə 11 6.4 %, and 3 more")
+    assert "duplicates" not in report
+
+
+def test_a_signal_stops_prepare_and_the_same_command_begins_anew(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(tmp_path / "hazır"))
+    overrides = data_overrides(tiny)
+    with monkeypatch.context() as patch:
+        build = "azllm_lightning.data.prepare._train_tokenizer"
+        patch.setattr(build, lambda *_: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(sys, "argv", ["prepare", *overrides])
+        with pytest.raises(SystemExit) as left:
+            cli.main("prepare", prepare)
+    assert left.value.code == cli.EXIT_RESUMABLE
+    assert shlex.join(["python", "-m", "azllm_lightning.prepare", *overrides]) in capsys.readouterr().err
+    assert not list((tmp_path / "hazır").glob("tales-*"))
+    assert prepare(compose(overrides, "prepare")).is_dir()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -61,9 +60,14 @@ def check(config: Config) -> Settings:
     """Validate every key of a train config; ValueError with all complaints at once."""
     known = "run_name seed ckpt_path init_from lang data model optimizer schedule trainer callbacks logger".split()
     problems = [unknown_key(key, known) for key in config if key not in known]
-    problems += [f"{key} is missing" for key in known if key not in config]
-    if problems:
-        raise ValueError("\n".join(problems))
+    incomplete = [f"{key} is missing" for key in known if key not in config]
+    incomplete += [
+        f"{key}={config[key]!r} is not a group of settings"
+        for key in "data model optimizer schedule trainer callbacks logger".split()
+        if key in config and not isinstance(config[key], dict)
+    ]
+    if incomplete:  # the rest cannot be looked at
+        raise ValueError("\n".join(problems + incomplete))
 
     def attempt(make: Callable[[], Any]) -> Any:
         try:
@@ -73,16 +77,16 @@ def check(config: Config) -> Settings:
             return None
 
     own = {key: value for key, value in config["callbacks"].items() if not _is_target(value)}
+    callbacks = attempt(lambda: from_mapping(CallbacksConfig, own, "callbacks"))
     built = [
         attempt(lambda: from_mapping(DataConfig, config["data"], "data")),
         attempt(lambda: from_mapping(OptimizerConfig, config["optimizer"], "optimizer")),
         attempt(lambda: from_mapping(ScheduleConfig, config["schedule"], "schedule")),
         attempt(lambda: from_mapping(TrainerConfig, config["trainer"], "trainer")),
-        attempt(lambda: from_mapping(CallbacksConfig, own, "callbacks")),
-        attempt(lambda: from_mapping(HealthConfig, own.get("health") or {}, "callbacks.health")),
+        callbacks,
+        callbacks and attempt(lambda: from_mapping(HealthConfig, callbacks.health, "callbacks.health")),
     ]
-    if built[0] is not None:
-        attempt(lambda: model_config(config, built[0].vocab_size, built[0].block_size, 0))
+    attempt(lambda: model_config(config, 1, 1, 0))  # its own settings; what follows from the data comes later
     if built[3] is not None and built[3].deadline is not None:
         attempt(lambda: parse_deadline(built[3].deadline, 0.0))
     if not isinstance(config["seed"], int) or isinstance(config["seed"], bool) or not 0 <= config["seed"] < 2**32:
@@ -102,33 +106,20 @@ def model_config(config: Config, vocab_size: int, block_size: int, eos_id: int) 
     return from_mapping(GPTConfig, values, "model")
 
 
-def settle(config: Config, settings: Settings, model: GPTConfig) -> tuple[Config, Settings, str]:
-    """Replace every `auto` by what it means on this hardware, once; returns the device too.
+def settle(config: Config, settings: Settings, model: GPTConfig, device: str, precision: str) -> Config:
+    """Replace every `auto` by what it means on this hardware, once; `device` and `precision` are settled already.
 
     The stored config then says what the run really is, and a resume on the same machine does the same arithmetic.
     """
-    trainer, data = settings.trainer, settings.data
-    device = hardware.resolve_accelerator(trainer.accelerator)
-    precision = hardware.resolve_precision(trainer.precision, device)
-    tokens = trainer.max_steps * trainer.accumulate_grad_batches * data.batch_size * model.block_size
-    flops = tokens * model.flops_per_token()
-    eager_seconds = flops / (0.4 * hardware.peak_flops(device, precision)) if trainer.compile == "auto" else math.inf
+    trainer = settings.trainer
+    tokens = trainer.max_steps * trainer.accumulate_grad_batches * settings.data.batch_size * model.block_size
+    eager_seconds = tokens * model.flops_per_token() / hardware.expected_flops(device)
     compile_net = hardware.resolve_compile(trainer.compile, device, eager_seconds)
-    total_steps = settings.schedule.total_steps or trainer.max_steps
-    config = {
+    return {
         **config,
         "trainer": {**config["trainer"], "precision": precision, "compile": compile_net},
-        "schedule": {**config["schedule"], "total_steps": total_steps},
+        "schedule": {**config["schedule"], "total_steps": settings.schedule.total_steps or trainer.max_steps},
     }
-    return (
-        config,
-        replace(
-            settings,
-            trainer=replace(trainer, precision=precision, compile=compile_net),
-            schedule=replace(settings.schedule, total_steps=total_steps),
-        ),
-        device,
-    )
 
 
 @dataclass
@@ -167,7 +158,7 @@ def build(
     if settings.callbacks.early_stopping:
         patience = settings.callbacks.early_stopping_patience
         callbacks.append(pl.callbacks.EarlyStopping("val_loss", patience=patience, mode="min", check_finite=False))
-    callbacks += _instantiate(config["callbacks"])
+    callbacks += _instantiate(config["callbacks"], "callbacks", pl.Callback)
     every = settings.trainer.checkpoint_every_steps
     callbacks += [best, PeriodicCheckpoint(run.checkpoints, every, settings.trainer.checkpoint_every_minutes, stop, io)]
     trainer = _trainer(settings.trainer, device, callbacks, _loggers(config["logger"], run), io)
@@ -213,13 +204,29 @@ def _loggers(config: Config, run: Run) -> list[Logger]:
     if config.get("tensorboard"):
         logger = TensorBoardLogger(LOGS, name=run.name, version=run.folder.name, default_hp_metric=False)
         loggers.append(logger)
-    return loggers + _instantiate(config)
+    return loggers + _instantiate(config, "logger", Logger)
 
 
-def _instantiate(config: Config) -> list[Any]:
+def _instantiate(config: Config, group: str, kind: type) -> list[Any]:
+    """The user's own objects: the entries of `group` with a _target_, each of which has to make a `kind`."""
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    return [instantiate(value) for value in config.values() if _is_target(value)]
+    made = []
+    for name, value in config.items():
+        if not _is_target(value):
+            continue
+        try:
+            made.append(instantiate(value))
+        except InstantiationException as error:
+            raise ValueError(
+                f"{group}.{name}._target_={value['_target_']} failed: {error.__cause__ or error}"
+            ) from error
+        if not isinstance(made[-1], kind):
+            raise ValueError(
+                f"{group}.{name}._target_={value['_target_']} makes no {kind.__name__}, which {group} consists of"
+            )
+    return made
 
 
 def _is_target(value: Any) -> bool:

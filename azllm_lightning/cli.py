@@ -142,6 +142,13 @@ def explain(error: BaseException, verb: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} is not there; choose one of {', '.join(error.options)}"
+    if message.startswith("Config group override must be"):
+        return "a group (model, data, trainer, ...) takes one of its choices, such as model=nano; --help lists them"
+    if match := re.match("Ambiguous value for argument '(.+)'\n", message):
+        return (
+            f"{match[1]} can mean three things: for text with a comma quote it, \"key='a,b'\"; for a list write "
+            "key=[a,b]; for a run with each value add -m"
+        )
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {message.splitlines()[0]}"
     unknown = re.match(r"Could not override '([^']+)'\.\nTo append to your config", message)

@@ -38,17 +38,22 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
     check(config)
     try:
         with StopRequest() as stop:
-            checkpoint = None
+            checkpoint = fingerprint = None
             if config["ckpt_path"] is not None:
-                config, checkpoint = _lay_over_stored(config, overrides)
+                config, checkpoint, fingerprint = _lay_over_stored(config, overrides)
             settings = check(config)
+            device = hardware.resolve_accelerator(settings.trainer.accelerator)  # told before the data take their time
+            precision = hardware.resolve_precision(settings.trainer.precision, device)
             stop.until(settings.trainer.deadline)
             datamodule = TokenDataModule(settings.data, config["seed"])
             datamodule.prepare_data()
             datamodule.setup()
+            if fingerprint is not None:  # told before a folder is touched
+                datamodule.check_same_data(fingerprint)
             tokenizer = datamodule.tokenizer
             model = model_config(config, tokenizer.vocab_size, settings.data.block_size, tokenizer.eot_id)
-            config, settings, device = settle(config, settings, model)
+            config = settle(config, settings, model, device, precision)
+            settings = check(config)
             run = _open_run(config, checkpoint, datamodule)
             with _log_file(run):
                 try:
@@ -68,8 +73,8 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
         raise cli.Resumable(again) from None
 
 
-def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], Path]:
-    """The config of the run that ckpt_path belongs to with `overrides` on top, and the checkpoint's file."""
+def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], Path, str]:
+    """The config of the run that ckpt_path belongs to with `overrides` on top, the checkpoint's file, and its data."""
     path = find_checkpoint(config["ckpt_path"], config["run_name"], resume=True)
     checkpoint = load_resumable(path)
     stored = yaml.safe_load(checkpoint["azllm"]["config"])
@@ -87,7 +92,7 @@ def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         settings.trainer.accumulate_grad_batches if typed else None,
     )
     log.info(f"resuming from {path}, step {checkpoint['azllm']['step']}")
-    return merged, path
+    return merged, path, checkpoint["TokenDataModule"]["fingerprint"]
 
 
 def _open_run(config: dict[str, Any], checkpoint: Path | None, datamodule: TokenDataModule) -> Run:

@@ -91,12 +91,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _spell(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return " or ".join(
-        words.get(option)
-        or (
-            f"one of {', '.join(map(str, typing.get_args(option)))}"
-            if typing.get_origin(option) is typing.Literal
-            else ("a list" if (typing.get_origin(option) or option) in (list, tuple) else "a mapping")
-        )
+    words |= {list: "a list", tuple: "a list", dict: "a mapping"}
+    spelt = [
+        f"one of {', '.join(map(str, typing.get_args(option)))}"
+        if typing.get_origin(option) is typing.Literal
+        else words[typing.get_origin(option) or option]
         for option in _options(hint)
-    )
+    ]
+    return " or ".join(dict.fromkeys(spelt))

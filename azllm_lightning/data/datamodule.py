@@ -130,9 +130,9 @@ class TokenDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint's state; ValueError where this data could not continue it exactly."""
+        self.check_same_data(state_dict["fingerprint"])
         here = self.state_dict()
         remedies = {
-            "fingerprint": "resume with the data it was trained on (data.dir=, data.path=), or start a new run",
             "seed": "leave out seed=, or start a new run",
             "effective_batch": "choose data.batch_size x trainer.accumulate_grad_batches x devices accordingly",
         }
@@ -143,6 +143,15 @@ class TokenDataModule(LightningDataModule):
                     f"this run has {here[key]}: {remedy}"
                 )
         self.skipped = merge_ranges([*state_dict["skipped"], *self._to_skip])
+
+    def check_same_data(self, fingerprint: str) -> None:
+        """Raise ValueError unless `fingerprint`, a checkpoint's, is that of this data."""
+        if fingerprint != self.fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained on other data (fingerprint {fingerprint}) than {self.folder} "
+                f"({self.fingerprint}): resume with the data it was trained on (data.dir=, data.path=), "
+                "or start a new run"
+            )
 
     def skip_steps(self, first: int, last: int) -> None:
         """Leave out the windows that optimizer steps `first` to `last` used, in the fits to come.

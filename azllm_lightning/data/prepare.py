@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections import Counter, deque
@@ -268,6 +269,6 @@ def _check_enough(config: DataConfig, manifest: Manifest) -> None:
                 way_out += ", or raise data.val_fraction, or lower data.max_document_bytes (more parts)"
         raise ValueError(
             f"too little text: one window of data.block_size={config.block_size} needs {needed} tokens, and the {name} "
-            f"split has {split.tokens}; about {wanted / 1000:,.0f} kB of text would do ({text_bytes / 1000:,.1f} kB "
-            f"were given): {way_out}"
+            f"split has {split.tokens}; about {math.ceil(wanted / 1000):,} kB of text would do "
+            f"({text_bytes / 1000:,.1f} kB were given): {way_out}"
         )

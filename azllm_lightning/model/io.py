@@ -60,13 +60,13 @@ def checkpoint_of(path: Path) -> Path:
     return steps[max(steps)]
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint file of this project holds, its tensors on the CPU and read when they are used.
+def read_checkpoint(path: Path, mmap: bool = os.name != "nt") -> dict[str, Any]:
+    """What a checkpoint file of this project holds, its tensors on the CPU and, with `mmap`, read when they are used.
 
-    Raises ValueError where the file is damaged, of another program, or of a newer format than this one reads, and
-    OSError where the system does not let it be read.
+    The default spares Windows, which lets nobody replace a file while it is mapped. Raises ValueError where the file
+    is damaged, of another program, or of a newer format than this one reads, and OSError where the system does not
+    let it be read.
     """
-    mmap = os.name != "nt"  # Windows lets nobody replace a file while it is mapped
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.training.checkpoint import FORMAT, canonical_loops
+from azllm_lightning.model.io import FORMAT, load
+from azllm_lightning.training.checkpoint import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer
 from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
@@ -214,8 +215,6 @@ class CausalLM(LightningModule):
 
     def start_from(self, path: str) -> None:
         """Take the weights of `path` (a checkpoint or a run folder) as the start of a new run."""
-        from azllm_lightning.model.io import load
-
         net, _ = load(path)
         theirs, ours = net.config.to_dict(), self.model_config.to_dict()
         different = [key for key in ours if key not in ("dropout", "block_size") and ours[key] != theirs[key]]

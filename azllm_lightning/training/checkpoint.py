@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from azllm_lightning.model.io import read_checkpoint
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-"""The version of what a checkpoint holds under the key "azllm"."""
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 STEP_NAME = re.compile(r"step_(\d{8,})\.ckpt")
@@ -63,30 +62,8 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """The checkpoint at `path` on the CPU, tensors and plain types only.
-
-    Raises ValueError, naming the file, where it is missing, not whole, or holds anything but tensors and plain types.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: not a whole checkpoint of plain tensors, so it was not loaded ({reason})") from None
-    if not isinstance(checkpoint, dict) or "azllm" not in checkpoint:
-        raise ValueError(f"{path}: not a checkpoint of azllm-lightning (it has no 'azllm' entry)")
-    if checkpoint["azllm"]["format"] > FORMAT:
-        raise ValueError(
-            f"{path}: written in format {checkpoint['azllm']['format']} by a newer azllm-lightning; "
-            f"this one reads up to {FORMAT}. Upgrade with pip install -U azllm-lightning"
-        )
-    return checkpoint
-
-
 def verify(path: Path) -> dict[str, Any]:
-    """`load_plain` after the CRC-32 of every part of the file was checked; the tensors stay on the disk until used."""
+    """`read_checkpoint` after the CRC-32 of every part of the file was checked, which torch.load leaves out."""
     if path.is_file():
         try:
             with zipfile.ZipFile(path) as file:
@@ -95,7 +72,7 @@ def verify(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: not a whole checkpoint ({error})") from None
         if broken:
             raise ValueError(f"{path}: not a whole checkpoint (its part {broken} does not match its checksum)")
-    return load_plain(path, mmap=True)
+    return read_checkpoint(path)
 
 
 def valid_steps(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from azllm_lightning.settings import one_of
-
-PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class TrainerConfig:
     checkpoint_every_steps: int
     checkpoint_every_minutes: float | None
     log_every_steps: int
-    precision: str
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
     compile: bool | str
     accelerator: str
     devices: int | str
@@ -47,9 +46,9 @@ class TrainerConfig:
             raise ValueError(
                 f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be positive, or null"
             )
-        one_of("trainer.precision", self.precision, PRECISIONS)
         if isinstance(self.compile, str):
             one_of("trainer.compile", self.compile, ("auto", "true", "false"))
+        one_of("trainer.strategy", self.strategy, ("auto", "ddp", "ddp_notebook"))
         one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda"))
         if isinstance(self.devices, str) and self.devices != "auto" and not re.fullmatch(r"\d+(,\d+)*", self.devices):
             raise ValueError(f"trainer.devices={self.devices!r} is not a number, a list like '0,1', or auto")

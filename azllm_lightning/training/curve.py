@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,8 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     """Rewrite the TensorBoard events of folder `source` into one file in `target`, without what came after `last_step`.
 
     With source == target the old files are replaced. A killed run has logged steps beyond its last checkpoint, and the
-    resumed one logs them again; TensorBoard could be told to purge them, but other readers would see both.
+    resumed one logs them again; TensorBoard could be told to purge them, but other readers would see both. The new file
+    takes the first one's name: readers go by names, and it must come before what is logged next.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -28,8 +27,7 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     old_files = sorted(source.glob(EVENTS))
     if not old_files:
         return
-    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.carried"
-    temporary = target / f".{name}.tmp"
+    temporary = target / f".{old_files[0].name}.tmp"
     seen: set[tuple[str, int]] = set()
     with temporary.open("wb") as file:
         writer = RecordWriter(file)
@@ -44,11 +42,10 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
             writer.write(raw)
         writer.flush()
         os.fsync(file.fileno())
-    temporary.replace(target / name)
+    temporary.replace(target / old_files[0].name)
     if source == target:
-        for path in old_files:
-            if path.name != name:  # resumed twice within a second
-                path.unlink(missing_ok=True)
+        for path in old_files[1:]:
+            path.unlink(missing_ok=True)
 
 
 def read_scalars(folder: Path) -> dict[str, dict[int, float]]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-import sys
 import time
-from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
@@ -87,6 +85,11 @@ def resolve_compile(setting: bool | str, device: str, eager_seconds: float) -> b
     return not missing
 
 
+def expected_flops(device: str) -> float:
+    """A rough FLOP/s of eager training, by which to judge whether compiling pays; unlike a timing it never varies."""
+    return 1e13 if device == "cuda" else 5e10 * torch.get_num_threads()
+
+
 def matmul_flops(device: str, precision: str) -> float:
     """FLOP/s of large matrix products on this device, timed for a fraction of a second."""
     size, dtype = (1024, DTYPES[precision]) if device == "cpu" else (4096, DTYPES[precision])
@@ -114,19 +117,6 @@ def peak_flops(device: str, precision: str) -> float:
         if known:
             return float(known)
     return matmul_flops(device, precision)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, written beside each run's results."""
-    import lightning
-
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _cpu_has_bf16() -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 import filelock
 
-from azllm_lightning.model.io import checkpoint_of
-from azllm_lightning.training.checkpoint import BEST, load_plain, step_files, sweep, valid_steps, verify
+from azllm_lightning.model.io import checkpoint_of, read_checkpoint
+from azllm_lightning.training.checkpoint import BEST, step_files, sweep, valid_steps, verify
 from azllm_lightning.training.curve import carry_curve
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def open_for_resume(path: Path, step: int, name: str) -> Run:
     run = claim(folder.parent.name)
     carry_curve(folder, run.folder, step)
     best = folder / "checkpoints" / BEST
-    if best.is_file() and load_plain(best, mmap=True)["azllm"]["step"] <= step:
+    if best.is_file() and read_checkpoint(best)["azllm"]["step"] <= step:
         shutil.copyfile(best, run.checkpoints / BEST)
     return run
 

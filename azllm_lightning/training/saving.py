@@ -16,7 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from azllm_lightning.training.checkpoint import BEST, LAST, load_plain, step_files, step_path, write_atomically
+from azllm_lightning.model.io import read_checkpoint
+from azllm_lightning.training.checkpoint import BEST, LAST, step_files, step_path, write_atomically
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Load tensors and plain types; a pickle that wants to run code is refused whatever `weights_only` says."""
-        return load_plain(Path(path))
+        return read_checkpoint(Path(path), mmap=False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint; one that is gone already is fine."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from runs import Probe
 from torch import Tensor
 
@@ -15,26 +14,27 @@ from azllm_lightning.training.causal_lm import CausalLM
 def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     probe = Probe()
     training_step, forward = CausalLM.training_step, GPT.forward
-    poisoned = False
+    factor = 1.0
 
     def watched(self: CausalLM, batch: Tensor, batch_idx: int) -> Tensor:
-        nonlocal poisoned
+        nonlocal factor
+        probe.module = self
         step, micro = self.trainer.global_step, batch_idx % self.trainer.accumulate_grad_batches
         if micro == 0:
             probe.windows[step] = []
         probe.windows[step] += batch.tolist()
         if (action := probe.actions.pop((step, micro), None)) is not None:
             action()
-        poisoned = probe.poisoned(step, batch)
+        factor = probe.factor(step, batch)
         try:
             return training_step(self, batch, batch_idx)
         finally:
-            poisoned = False
+            factor = 1.0
 
-    def poisonable(self: GPT, *args: Any, **kwargs: Any) -> Tensor:
-        out = forward(self, *args, **kwargs)
-        return out * torch.nan if poisoned else out
+    def distorted(self: GPT, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = forward(self, *args, **kwargs)
+        return out if factor == 1 else out * factor
 
     monkeypatch.setattr(CausalLM, "training_step", watched)
-    monkeypatch.setattr(GPT, "forward", poisonable)
+    monkeypatch.setattr(GPT, "forward", distorted)
     return probe

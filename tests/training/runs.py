@@ -3,20 +3,92 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import multiprocessing
 import os
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from azllm_lightning import cli
+from azllm_lightning.train import train
+from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.checkpoint import step_files
 from azllm_lightning.training.curve import read_scalars
 
 TRAIN = [sys.executable, "-m", "azllm_lightning.train"]
+HERE = Path(__file__).parent
+
+
+class Recorder(Callback):
+    """Writes down, for other processes to read, which windows each step is trained on."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+        """One line a micro-batch: the step (0 is the first) and its windows."""
+        with (Path(self.folder) / f"rank{trainer.global_rank}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps([trainer.global_step, batch.tolist()]) + "\n")
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """How far the run has come."""
+        (Path(self.folder) / "reached").write_text(str(trainer.global_step), encoding="utf-8")
+
+
+class Pause(Callback):
+    """Tells that a step has come, and stays in it."""
+
+    def __init__(self, step: int, flag: str, seconds: float = 60) -> None:
+        self.step, self.flag, self.seconds = step, flag, seconds
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Wait at the end of a step."""
+        if trainer.global_step == self.step:
+            Path(self.flag).touch()
+            time.sleep(self.seconds)
+
+
+def add_callback(name: str, **settings: object) -> list[str]:
+    """The overrides that add one of the callbacks above to a run."""
+    pairs = {"_target_": f"runs.{name}", **settings}
+    return [f"+callbacks.{name.lower()}.{key}={value}" for key, value in pairs.items()]
+
+
+def command_line(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """`python -m azllm_lightning.train ARGUMENTS` in `folder`, with what it says in the file "output" there."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    output = os.open("output", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ["train", *arguments]
+    cli.main("train", train)
+
+
+def start(arguments: list[str], folder: Path, **environment: str) -> multiprocessing.process.BaseProcess:
+    """`command_line` in a process of its own, forked from one that has all imports done: that saves seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["runs", "azllm_lightning.session"])
+    environment = {"AZLLM_DATA_DIR": os.environ["AZLLM_DATA_DIR"], **environment}
+    process = context.Process(target=command_line, args=(arguments, str(folder), environment))
+    process.start()
+    return process
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Return when `path` is there."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.005)
 
 
 class Crash(Exception):
@@ -31,8 +103,10 @@ class Probe:
         """The token windows that each optimizer step (0 is the first) was last trained on."""
         self.actions: dict[tuple[int, int], Callable[[], object]] = {}
         """What to do, once, in the forward pass of (step, micro-batch)."""
-        self.poisoned: Callable[[int, Tensor], bool] = lambda step, batch: False
-        """Whether the network returns NaN for the batch (B, T + 1) of this step."""
+        self.factor: Callable[[int, Tensor], float] = lambda step, batch: 1.0
+        """What the loss of this step's batch (B, T + 1) is multiplied by."""
+        self.module: CausalLM
+        """The module in training."""
 
     def at(self, step: int, action: Callable[[], object], micro: int = 0) -> None:
         """Do `action` once in the forward pass of micro-batch `micro` of the step after `step` completed ones."""
@@ -41,6 +115,10 @@ class Probe:
     def signal(self, step: int, number: int, micro: int = 0) -> None:
         """Send this process the signal `number` then."""
         self.at(step, lambda: os.kill(os.getpid(), number), micro)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the present weights."""
+        return {name: tensor.clone() for name, tensor in self.module.net.state_dict().items()}
 
     def crash(self, step: int, micro: int = 0) -> None:
         """Raise Crash then."""
@@ -86,7 +164,7 @@ def assert_same_end(left: Path, right: Path) -> None:
     ours, theirs = curve(left), curve(right)
     assert ours.keys() == theirs.keys()
     for tag, values in ours.items():
-        assert values == theirs[tag], f"{tag}: {values} {theirs[tag]}"
+        assert str(values) == str(theirs[tag]), tag  # as text, since nan is not nan
 
 
 def sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,16 @@ def quote_overrides(args: Sequence[str]) -> list[str]:
             value = _quote(value)
         quoted.append(f"{key}={value}")
     return quoted
+
+
+def command(verb: str, overrides: Sequence[str]) -> str:
+    """The command of `verb` as a person types it: `overrides` without the quotes that only Hydra needs."""
+    typed = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        unquoted = f"{key}={_parse(value)}"
+        typed.append(unquoted if quote_overrides([unquoted]) == [override] else override)
+    return shlex.join(["python", "-m", f"azllm_lightning.{verb}", *typed])
 
 
 def compose(overrides: Sequence[str] = (), verb: str = "train") -> dict[str, Any]:

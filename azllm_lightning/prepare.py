@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +39,9 @@ def prepare(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
         with StopRequest():
             folder = prepare_data(data)
     except Stopped:
-        raise cli.Resumable(shlex.join(["python", "-m", "azllm_lightning.prepare", *typed])) from None
+        raise cli.Resumable(cli.command("prepare", typed)) from None
     print(f"folder      {folder}\n{_report(Manifest.read(folder))}")
-    print(f"next        {shlex.join(['python', '-m', 'azllm_lightning.train', *typed])}")
+    print(f"next        {cli.command('train', typed)}")
     return folder
 
 

@@ -21,6 +21,7 @@ from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.training import hardware
 from azllm_lightning.training.checkpoint import step_files, valid_steps
+from azllm_lightning.training.curve import carry_curve
 from azllm_lightning.training.resume import adapted_accumulation, check_same_run, resumed_config
 from azllm_lightning.training.run import Run, claim, find_checkpoint, load_resumable, open_for_resume, write_text
 from azllm_lightning.training.stopping import Stopped, StopRequest
@@ -34,12 +35,11 @@ RUN_FOLDER = "AZLLM_RUN_FOLDER"
 def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
     """Train or resume the run of `config`; see `azllm_lightning.train.train`."""
     _listen_to_logs()
-    again = shlex.join(["python", "-m", "azllm_lightning.train", *overrides])
-    check(config)
+    again = cli.command("train", overrides)
     try:
         with StopRequest() as stop:
             checkpoint = fingerprint = None
-            if config["ckpt_path"] is not None:
+            if config.get("ckpt_path") is not None:
                 config, checkpoint, fingerprint = _lay_over_stored(config, overrides)
             settings = check(config)
             device = hardware.resolve_accelerator(settings.trainer.accelerator)  # told before the data take their time
@@ -137,8 +137,12 @@ def _fit(
                     "Look at the last validations, lower optimizer.lr, or try trainer.precision=32-true; "
                     f"the last good state is in {run.checkpoints}"
                 ) from None
-            good = (path for step, path in valid_steps(run.checkpoints) if step < broken.first_step)
-            checkpoint = next(good, checkpoint)
+            step = -1 if checkpoint is None else load_resumable(checkpoint)["azllm"]["step"]
+            whole: list[tuple[int, Path | None]] = list(valid_steps(run.checkpoints))
+            before = [found for found in whole if found[0] < broken.first_step]
+            # Where all are younger, the oldest will do: the steps left out have changed no weight.
+            step, checkpoint = (before or whole[-1:] or [(step, checkpoint)])[0]
+            carry_curve(run.folder, run.folder, step)
             parts.datamodule.skip_steps(broken.first_step, broken.last_step)
             log.warning(f"{broken}: going back to {checkpoint or 'the start'} and on without their windows")
             continue

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -117,7 +118,10 @@ def test_ctrl_c_ends_a_text_without_a_traceback(
         return hidden(*args)
 
     monkeypatch.setattr(gpt.GPT, "hidden", interrupted)
-    generate(settings("prompt=Bakı"))
+    try:
+        generate(settings("prompt=Bakı"))
+    except KeyboardInterrupt:  # let through, it would end pytest and not only this test
+        pytest.fail("the text was not ended")
     out = capsys.readouterr().out
     assert out.startswith("Bakı")
     assert out.endswith("\n")
@@ -147,7 +151,24 @@ def test_prepare_says_what_there_is(tiny: list[str], capsys: pytest.CaptureFixtu
     assert lines["train"].startswith(f"{train.documents:,} documents, 0.1 MB, {train.tokens:,} tokens, ")
     assert lines["train"].endswith(f" {train.text_bytes / train.tokens:.2f} bytes a token")
     assert lines["sources"] == "tales 100.0 %"
-    assert lines["next"] == shlex.join(["python", "-m", "azllm_lightning.train", *data_overrides(tiny)])
+    assert lines["next"] == cli.command("train", data_overrides(tiny))
+
+
+def test_a_command_to_paste_is_as_a_person_types_it() -> None:
+    typed = ["data=text", r"data.path=C:\Mənim mətnim", "run_name=şah", "data.block_size=32"]
+    shown = cli.command("prepare", cli.quote_overrides(typed))
+    assert (
+        shown
+        == r"python -m azllm_lightning.prepare data=text 'data.path=C:\Mənim mətnim' 'run_name=şah' data.block_size=32"
+    )
+
+
+def test_a_command_to_paste_means_the_same() -> None:
+    draw = random.Random(0)
+    for _ in range(500):
+        text = "".join(draw.choices("ab ə'\"\\,=${}[]", k=draw.randint(0, 8)))
+        quoted = cli.quote_overrides([f"{draw.choice(['prompt', 'data.path', 'run_name'])}={text}"])
+        assert cli.quote_overrides(shlex.split(cli.command("generate", quoted))[3:]) == quoted
 
 
 def test_training_takes_what_prepare_made(tiny: list[str]) -> None:

@@ -176,12 +176,17 @@ class CausalLM(LightningModule):
         return step == 1 or step >= self.trainer.max_steps or step % self.log_every_steps == 0
 
     def log_pinned(self, values: dict[str, float]) -> None:
-        """Log `values` of the step or validation just finished, at the optimizer step.
+        """Log `values` of the step or validation just finished, once, at the optimizer step.
 
-        Lightning's own x counts from 0 and starts again on a resume; a logged "step" pins it.
+        Loggers get them directly: Lightning's x starts again on a resume, it writes the last values again at every
+        step that logs none, and it logs nothing of the validation at step 0.
         """
-        training = self.trainer.training
-        self.log_dict({**values, "step": float(self.trainer.global_step)}, on_step=training, on_epoch=not training)
+        if not self.trainer.sanity_checking:
+            training = self.trainer.training
+            self.log_dict(values, on_step=training, on_epoch=not training, logger=False)  # for callbacks
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
+            logger.save()
 
     @property
     def tokens_seen(self) -> int:
@@ -201,11 +206,7 @@ class CausalLM(LightningModule):
         if not math.isnan(self.last_train_loss):
             values["generalization_gap"] = metric["loss"] - self.last_train_loss
         self.last_validation = values
-        if self.trainer.sanity_checking:  # step 0: Lightning logs nothing then, but the curve should start there
-            for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=0)
-        else:
-            self.log_pinned(values)
+        self.log_pinned(values)
 
     def _mean_over_processes(self, value: float) -> float:
         if self.trainer.world_size == 1:

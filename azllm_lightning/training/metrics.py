@@ -49,4 +49,4 @@ class TokenLoss(Metric):
 
 def perplexity(loss: float) -> float:
     """exp(loss); infinity where that overflows, so that a diverged run is shown rather than crashes."""
-    return math.exp(loss) if loss < 709 else math.inf
+    return math.inf if loss > 709 else math.exp(loss)

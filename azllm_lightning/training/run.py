@@ -153,7 +153,7 @@ def open_for_resume(path: Path, step: int, name: str) -> Run:
     folder = path.resolve().parent.parent
     if not (path.resolve().parent.name == "checkpoints" and re.fullmatch(r"version_\d+", folder.name)):
         return claim(name)
-    newer = [newest for newest, _ in step_files(folder / "checkpoints") if newest > step and _loads(folder, newest)]
+    newer = [later for later, file in step_files(folder / "checkpoints") if later > step and _loads(file)]
     if not newer:
         try:
             run = reopen(_relative(folder))
@@ -182,8 +182,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
 
 
-def _loads(folder: Path, step: int) -> bool:
-    return any(step == valid for valid, _ in valid_steps(folder / "checkpoints"))
+def _loads(path: Path) -> bool:
+    try:
+        verify(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _relative(folder: Path) -> Path:

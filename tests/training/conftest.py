@@ -4,10 +4,17 @@ from typing import Any
 
 import pytest
 from runs import Probe
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
+
+
+@pytest.fixture(autouse=True)
+def _count_event_files_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files of one second are told apart by a number that starts at 0 in each process; here, in each test."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture

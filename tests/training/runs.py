@@ -40,7 +40,9 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """How far the run has come."""
-        (Path(self.folder) / "reached").write_text(str(trainer.global_step), encoding="utf-8")
+        file = os.open(Path(self.folder) / "reached", os.O_CREAT | os.O_WRONLY)
+        os.write(file, b"%08d" % trainer.global_step)  # one write of one length: a kill leaves the old or the new
+        os.close(file)
 
 
 class Pause(Callback):
@@ -64,6 +66,7 @@ def add_callback(name: str, **settings: object) -> list[str]:
 
 def command_line(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     """`python -m azllm_lightning.train ARGUMENTS` in `folder`, with what it says in the file "output" there."""
+    multiprocessing.set_start_method(None, force=True)  # workers start as they do by default
     os.environ.update(environment)
     os.chdir(folder)
     output = os.open("output", os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -45,7 +45,11 @@ def cell_overrides(save: str, dropout: float, accumulate: int, workers: int, lat
 
 
 @pytest.mark.parametrize(
-    "cell", [pytest.param(cell, marks=[] if is_quick(*cell) else pytest.mark.slow, id="-".join(map(str, cell))) for cell in CELLS]
+    "cell",
+    [
+        pytest.param(cell, marks=[] if is_quick(*cell) else pytest.mark.slow, id="-".join(map(str, cell)))
+        for cell in CELLS
+    ],
 )
 def test_a_run_resumed_twice_is_the_run_that_was_never_stopped(
     cell: tuple[str, float, int, int, bool], train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +148,7 @@ def test_two_resumes_leave_one_curve_in_one_folder(train_tiny: Train, probe: Pro
 
 @pytest.mark.parametrize("change", ["trainer.checkpoint_every_steps=2", "trainer.log_every_steps=3"])
 def test_the_best_score_survives_changed_intervals(change: str, train_tiny: Train, probe: Probe) -> None:
-    """FACTS 1: a changed every_n_* makes ModelCheckpoint forget its best score, and the next worse one replaces best."""
+    """FACTS 1: a changed every_n_* makes ModelCheckpoint forget its best score; a worse one replaces it."""
     from azllm_lightning.training.causal_lm import CausalLM
 
     probe.signal(5, signal.SIGTERM)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Crash, Probe, assert_same_end, curve
+from runs import Crash, Probe, assert_same_end, curve, raw_points
 from torch import Tensor
 
 from azllm_lightning.callbacks.health import HealthConfig
@@ -66,6 +66,8 @@ def test_a_poisoned_shard_is_left_out_and_a_resume_decides_the_same(train_tiny: 
     assert len(trained_on) == 48
     assert list(curve(rolled_back)["train_loss"]) == list(range(1, 13))
     assert all(map(math.isfinite, curve(rolled_back)["train_loss"].values()))
+    points = raw_points(rolled_back)
+    assert len(points) == len(set(points)), "the steps before the roll back are still there"
 
     # Saved after the roll back: the resume finds the decision in the checkpoint.
     probe.signal(9, signal.SIGTERM)
@@ -86,6 +88,19 @@ def test_a_roll_back_before_the_first_checkpoint_starts_anew(train_tiny: Train, 
     folder = train_tiny("callbacks.health.patience=1")
     assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[4, 8]]
     assert list(curve(folder)["train_loss"]) == list(range(1, 9))
+
+
+def test_a_roll_back_with_only_younger_checkpoints_goes_to_the_oldest(train_tiny: Train, probe: Probe) -> None:
+    """Three are kept: with frequent saves a long patience outlives them all, and the run must not start anew."""
+    overrides = ["callbacks.health.patience=4", "trainer.checkpoint_every_steps=1", "trainer.max_steps=12"]
+    train_tiny(*overrides)
+    broken = [window for step in range(5, 9) for window in probe.windows[step]]
+    probe.windows.clear()
+    probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
+    probe.at(4, lambda: probe.at(4, lambda: pytest.fail("the run went back too far")))
+    folder = train_tiny(*overrides)
+    assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[20, 36]]
+    assert not any(window in broken for step in range(6, 12) for window in probe.windows[step])
 
 
 def test_too_many_roll_backs_end_the_run_with_a_message(train_tiny: Train, probe: Probe) -> None:

@@ -1,0 +1,297 @@
+"""The LightningModule under a plain Trainer: what it measures and tells, and what a broken step may not touch."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from azllm_lightning.build import check
+from azllm_lightning.cli import compose
+from azllm_lightning.data.config import DataConfig
+from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.curve import read_scalars
+from azllm_lightning.training.optimizer import OptimizerConfig
+from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+
+ADAMW = OptimizerConfig(name="adamw", lr=1e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
+COSINE = ScheduleConfig(name="cosine", warmup_steps=2, total_steps=None, min_lr_ratio=0.1)
+
+
+class Log(Logger):
+    """Keeps what is logged: tag -> [(step, value)]."""
+
+    name, version = "log", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: dict[str, list[tuple[int, float]]] = {}
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for tag, value in metrics.items():
+            self.points.setdefault(tag, []).append((int(step or 0), float(value)))
+
+    def steps(self, tag: str) -> list[int]:
+        return [step for step, _ in self.points[tag]]
+
+    def values(self, tag: str) -> list[float]:
+        return [value for _, value in self.points[tag]]
+
+
+@dataclass
+class Watch(pl.Callback):
+    """Writes down each micro-batch's loss, and the rate with which each step is taken."""
+
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.fixture
+def data(tiny: list[str]) -> DataConfig:
+    return check(compose(tiny)).data
+
+
+@dataclass
+class Fit:
+    trainer: pl.Trainer
+    module: CausalLM
+    datamodule: TokenDataModule
+    log: Log
+    watch: Watch
+
+    @property
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in self.module.net.parameters()])
+
+
+def fit(data: DataConfig, *callbacks: pl.Callback, accumulate: int = 1, dropout: float = 0.0, **settings: Any) -> Fit:
+    """Train a model of 20 k parameters under a plain Trainer; `settings` are the Trainer's."""
+    datamodule = TokenDataModule(data, seed=3)
+    datamodule.prepare_data()
+    datamodule.setup()
+    tokenizer = datamodule.tokenizer
+    config = GPTConfig(
+        tokenizer.vocab_size, data.block_size, n_layer=1, n_head=2, n_embd=32, eos_id=tokenizer.eot_id, dropout=dropout
+    )
+    module = CausalLM(config, ADAMW, COSINE, seed=3, log_every_steps=1)
+    log, watch = Log(), Watch()
+    defaults = {"max_steps": 5, "num_sanity_val_steps": -1, "gradient_clip_val": 1.0, "val_check_interval": accumulate}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=log,
+        callbacks=[watch, *callbacks],
+        accumulate_grad_batches=accumulate,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{**defaults, **settings},
+    )
+    trainer.fit(module, datamodule=datamodule)
+    return Fit(trainer, module, datamodule, log, watch)
+
+
+def test_the_validation_is_the_mean_over_tokens_of_all_windows(data: DataConfig) -> None:
+    ragged = fit(replace(data, batch_size=3, val_windows=None))
+    module, datamodule = ragged.module, ragged.datamodule
+    shards, block, count = datamodule.val_windows.shards, data.block_size, datamodule.val_windows.num_windows
+    assert count % 3
+    tokens = torch.from_numpy(shards.read(0, count * block + 1).astype("int64"))
+    inputs, labels = tokens[:-1].view(count, block), tokens[1:].view(count, block)
+    with torch.no_grad():
+        logits = module.net.eval()(inputs).double()
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    last = {tag: ragged.log.values(tag)[-1] for tag in ("val_loss", "val_ppl", "val_bpb")}
+    assert last["val_loss"] == pytest.approx(float(nll.mean()), rel=1e-6)
+    assert last["val_ppl"] == pytest.approx(math.exp(last["val_loss"]), rel=1e-9)
+
+    tokenizer = datamodule.tokenizer
+    unscored = shards.read(count * block + 1, len(shards) - count * block - 1).tolist() + tokens[:1].tolist()
+    num_bytes = shards.manifest.splits["val"].text_bytes - int(tokenizer.token_bytes[unscored].sum())
+    bits = float(nll[labels.flatten() != tokenizer.eot_id].sum()) / math.log(2)
+    assert last["val_bpb"] == pytest.approx(bits / num_bytes, rel=1e-6)
+
+    whole = fit(replace(data, batch_size=3, val_windows=None), max_steps=1)
+    other_batch = fit(replace(data, batch_size=1, val_windows=None), accumulate=3, max_steps=1)
+    assert whole.log.values("val_loss") == pytest.approx(other_batch.log.values("val_loss"), abs=1e-5)
+
+
+def test_train_loss_is_the_mean_over_the_accumulated_micro_batches(data: DataConfig) -> None:
+    done = fit(replace(data, batch_size=1), accumulate=4)
+    assert len(done.watch.losses) == 20
+    means = [sum(done.watch.losses[4 * step : 4 * step + 4]) for step in range(5)]  # Lightning has divided them by 4
+    assert done.log.values("train_loss") == pytest.approx(means, rel=1e-6)
+    assert done.log.values("train_ppl") == pytest.approx([math.exp(mean) for mean in means], rel=1e-5)
+
+
+def test_each_tag_is_logged_once_a_step_at_its_step(data: DataConfig) -> None:
+    log = fit(replace(data, batch_size=1), accumulate=4, max_steps=7, val_check_interval=3 * 4).log
+    for tag in ("train_loss", "train_ppl", "lr", "grad_norm", "tokens_seen"):
+        assert log.steps(tag) == [1, 2, 3, 4, 5, 6, 7], tag
+    for tag in ("val_loss", "val_ppl", "val_bpb"):
+        assert log.steps(tag) == [0, 3, 6, 7], tag  # at the start, when due, and at the end
+    assert log.steps("generalization_gap") == [3, 6, 7]
+    assert log.values("tokens_seen") == [step * 4 * data.block_size for step in range(1, 8)]
+    gap = log.values("val_loss")[1] - log.values("train_loss")[2]
+    assert log.values("generalization_gap")[0] == pytest.approx(gap, abs=1e-6)
+
+
+def test_the_last_validation_is_not_doubled_where_it_is_due_anyway(data: DataConfig) -> None:
+    assert fit(data, max_steps=4, val_check_interval=2).log.steps("val_loss") == [0, 2, 4]
+
+
+def test_fewer_points_are_logged_on_demand(data: DataConfig) -> None:
+    class Seldom(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            module.log_every_steps = 3
+
+    log = fit(data, Seldom(), max_steps=7).log
+    assert log.steps("train_loss") == [1, 3, 6, 7]
+
+
+def test_the_logged_rate_is_the_one_used(data: DataConfig) -> None:
+    done = fit(data)
+    schedule = replace(COSINE, total_steps=5)
+    rates = [1e-2 * lr_factor(step, schedule) for step in range(5)]
+    assert done.watch.rates == pytest.approx(rates, rel=1e-12)
+    assert done.log.values("lr") == pytest.approx(rates, rel=1e-6)
+
+
+def test_weights_and_dropout_follow_from_the_seed_alone(data: DataConfig) -> None:
+    torch.manual_seed(1)
+    one = fit(data, dropout=0.3)
+    torch.manual_seed(2)
+    torch.rand(100)
+    other = fit(data, dropout=0.3)
+    assert one.watch.losses == other.watch.losses
+    assert torch.equal(one.weights, other.weights)
+    assert fit(data, dropout=0.31).watch.losses[0] != one.watch.losses[0]
+
+
+def test_a_checkpoint_loads_without_a_trainer(data: DataConfig, tmp_path: Path) -> None:
+    done = fit(data)
+    done.trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    torch.load(tmp_path / "plain.ckpt", weights_only=True)
+    loaded = CausalLM.load_from_checkpoint(tmp_path / "plain.ckpt", weights_only=True)
+    assert loaded.hparams == done.module.hparams
+    assert loaded.model_config == done.module.model_config
+    for name, weight in done.module.net.state_dict().items():
+        assert torch.equal(loaded.net.state_dict()[name], weight), name
+
+
+class Poison(pl.Callback):
+    """Makes the loss of one step a NaN, and keeps weights and moments from before and after it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.before: dict[str, torch.Tensor] = {}
+        self.after: dict[str, torch.Tensor] = {}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step and not self.before:
+            self.before = state(trainer, module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step + 1 and not self.after:
+            self.after = state(trainer, module)
+            assert isinstance(module, CausalLM)
+            assert module.step_report is not None
+            assert not module.step_report.finite
+
+
+def state(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, torch.Tensor]:
+    (optimizer,) = trainer.optimizers
+    found = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for name, p in module.named_parameters():
+        found |= {f"{name}/{key}": value.clone() for key, value in optimizer.state[p].items()}
+    return found
+
+
+def fp16_on_a_cpu() -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing(
+    accumulate: int, half: bool, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison, forward = Poison(step=2), GPT.forward
+
+    def broken(self: GPT, *args: Any, **settings: Any) -> torch.Tensor:
+        out: torch.Tensor = forward(self, *args, **settings)
+        return out * math.nan if self.training and poison.before and not poison.after else out
+
+    monkeypatch.setattr(GPT, "forward", broken)
+    done = fit(data, poison, accumulate=accumulate, plugins=[fp16_on_a_cpu()] if half else None)
+    assert poison.before.keys() == poison.after.keys()
+    for name, before in poison.before.items():
+        assert torch.equal(poison.after[name], before), name
+    losses = done.log.values("train_loss")
+    assert [math.isfinite(loss) for loss in losses] == [True, True, False, True, True]
+    assert torch.isfinite(done.weights).all()
+
+
+def test_fused_adamw_with_clipping_and_a_scaler_agrees_with_the_plain_one(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adamw = torch.optim.AdamW
+    fused = fit(data, plugins=[fp16_on_a_cpu()], gradient_clip_val=0.1)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **settings: adamw(*args, **{**settings, "fused": False}))
+    plain = fit(data, plugins=[fp16_on_a_cpu()], gradient_clip_val=0.1)
+    assert plain.trainer.optimizers[0].defaults["fused"] is False
+    assert fused.trainer.optimizers[0].defaults["fused"] is True
+    assert fused.watch.losses == pytest.approx(plain.watch.losses, abs=2e-5)
+    assert fused.log.values("grad_norm") == pytest.approx(plain.log.values("grad_norm"), rel=1e-3)
+    assert (fused.weights - plain.weights).abs().mean() < 1e-5  # of steps of 1e-2; fp16 enlarges what rounding begins
+    assert fused.log.values("loss_scale") == [1024.0] * 5
+    assert min(fused.log.values("grad_norm")) > 0.1  # so that clipping was at work, and the norm is the unscaled one
+    assert max(fused.log.values("grad_norm")) < 100
+
+
+def test_data_with_another_vocabulary_are_refused(data: DataConfig) -> None:
+    module = CausalLM(GPTConfig(299, data.block_size, n_layer=1, n_head=2, n_embd=32), ADAMW, COSINE)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"299 token embeddings.*300 tokens"):
+        trainer.fit(module, datamodule=TokenDataModule(data))
+
+
+def test_two_processes_agree_with_one(tiny: list[str], train_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """9 windows are 5 for one process and 4 for the other; each counts once."""
+    settings = ["data.val_windows=9", "trainer.max_steps=3", "trainer.val_every_steps=2"]
+    processes = ["run_name=two", "trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "azllm_lightning.train", *tiny, *settings, *processes],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = read_scalars(train_tiny(*settings)), read_scalars(tmp_path / "lightning_logs" / "two" / "version_0")
+    for tag in ("val_loss", "val_bpb", "train_loss", "tokens_seen"):
+        assert two[tag] == pytest.approx(one[tag], abs=1e-5), tag
+    assert list(two["val_loss"]) == [0, 2, 3]

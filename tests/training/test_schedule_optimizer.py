@@ -1,0 +1,101 @@
+"""The learning rate by step, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer
+from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+
+COSINE = ScheduleConfig(name="cosine", warmup_steps=10, total_steps=110, min_lr_ratio=0.1)
+ADAMW = OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
+
+
+def test_the_rate_rises_to_its_peak_in_the_warm_up() -> None:
+    assert [lr_factor(step, COSINE) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert lr_factor(10, COSINE) == 1.0
+    assert lr_factor(0, replace(COSINE, warmup_steps=0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "halfway", "quarter"), [("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))), ("linear", 0.5, 0.75)]
+)
+def test_the_rate_falls_to_its_floor_and_stays(name: str, halfway: float, quarter: float) -> None:
+    config = replace(COSINE, name=name)
+    assert lr_factor(60, config) == pytest.approx(0.1 + 0.9 * halfway)
+    assert lr_factor(35, config) == pytest.approx(0.1 + 0.9 * quarter)
+    assert [lr_factor(step, config) for step in (110, 111, 5000)] == pytest.approx([0.1] * 3)
+
+
+def test_a_constant_rate_warms_up_and_stays() -> None:
+    config = replace(COSINE, name="constant")
+    assert [lr_factor(step, config) for step in (4, 9, 10, 110, 5000)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("total_steps", [1, 10, 11])
+def test_a_run_shorter_than_its_warm_up_has_rates_all_the_same(total_steps: int) -> None:
+    rates = [lr_factor(step, replace(COSINE, total_steps=total_steps)) for step in range(30)]
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "cos"}, "schedule.name='cos'"),
+        ({"warmup_steps": -1}, "schedule.warmup_steps=-1"),
+        ({"total_steps": 0}, "schedule.total_steps=0"),
+        ({"min_lr_ratio": 1.5}, "schedule.min_lr_ratio=1.5"),
+    ],
+)
+def test_wrong_schedules(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(COSINE, **change)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(tie: bool) -> None:
+    net = GPT(GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=16, tie_embeddings=tie))
+    optimizer = build_optimizer(net, ADAMW)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in net.parameters()}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        assert decay[id(parameter)] == (0.0 if name.endswith("norm.weight") else 0.1), name
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = GPT(GPTConfig(vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=16))
+    frozen = next(net.parameters()).requires_grad_(False)
+    grouped = [p for group in build_optimizer(net, ADAMW).param_groups for p in group["params"]]
+    assert all(p is not frozen for p in grouped)
+
+
+def test_the_settings_arrive() -> None:
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), replace(ADAMW, lr=0.5, betas=[0.8, 0.7], eps=1e-3))
+    assert optimizer.defaults["betas"] == (0.8, 0.7)
+    assert (optimizer.defaults["lr"], optimizer.defaults["eps"], optimizer.defaults["fused"]) == (0.5, 1e-3, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "sgd"}, "optimizer.name='sgd'"),
+        ({"lr": 0.0}, "optimizer.lr=0.0"),
+        ({"lr": math.nan}, "optimizer.lr=nan"),
+        ({"eps": -1e-8}, "optimizer.eps"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1"),
+        ({"betas": [0.9]}, "optimizer.betas"),
+        ({"betas": [0.9, 1.0]}, "optimizer.betas"),
+    ],
+)
+def test_wrong_optimizers(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(ADAMW, **change)

@@ -1,0 +1,185 @@
+"""Signals and deadlines: the step is finished and saved, the way on is told, and nothing is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from runs import Probe, add_callback, assert_same_end, start, wait_for
+
+from azllm_lightning.cli import EXIT_RESUMABLE, Resumable
+from azllm_lightning.data import datamodule
+from azllm_lightning.training import saving, stopping
+from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.checkpoint import step_files, write_atomically
+from azllm_lightning.training.stopping import parse_deadline
+
+Train = Callable[..., Path]
+posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
+RESUME = "python -m azllm_lightning.train run_name=tiny ckpt_path=last"
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_sigterm_during_validation(step: int, train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validation is run from its start by the resume, and logged once; that of the last step is finished first."""
+    straight, validate = train_tiny(), CausalLM.validation_step
+    told: list[int] = []
+
+    def interrupted(self: CausalLM, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == step and not told:
+            told.append(step)
+            terminate()
+        validate(self, batch, batch_idx)
+
+    monkeypatch.setattr(CausalLM, "validation_step", interrupted)
+    if step == 4:
+        with pytest.raises(Resumable, match=RESUME):
+            train_tiny()
+        assert [number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))] == [4]
+        assert_same_end(straight, train_tiny("ckpt_path=last"))
+    else:
+        assert_same_end(straight, train_tiny())
+    assert told == [step]
+
+
+def test_sigterm_during_a_save(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FACTS 3: a SIGTERM saves nothing in Lightning and exits 0."""
+    straight = train_tiny()
+    told: list[str] = []
+
+    def interrupted(checkpoint: dict[str, Any], target: Path) -> None:
+        if target.name == "step_00000004.ckpt" and not told:
+            told.append(target.name)
+            terminate()
+        write_atomically(checkpoint, target)
+
+    monkeypatch.setattr(saving, "write_atomically", interrupted)
+    with pytest.raises(Resumable, match=RESUME):
+        train_tiny()
+    assert told
+    assert [number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))] == [5, 4]
+    assert_same_end(straight, train_tiny("ckpt_path=last"))
+
+
+def test_sigterm_before_the_first_step_is_over_stops_at_once(train_tiny: Train, probe: Probe) -> None:
+    """Compiling happens there, and may take a minute: nothing is unsaved yet, so nothing is waited for."""
+    probe.signal(0, signal.SIGTERM)
+    probe.at(0, lambda: pytest.fail("the step went on"), micro=1)
+    with pytest.raises(Resumable, match=r"azllm_lightning.train run_name=tiny .*max_steps=8"):
+        train_tiny("trainer.accumulate_grad_batches=2")
+
+
+def test_sigterm_while_preparing_data_stops_at_once(
+    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(config: object) -> Path:
+        terminate()
+        raise AssertionError("preparing went on")
+
+    monkeypatch.setattr(datamodule, "prepare", interrupted)
+    with pytest.raises(Resumable, match=r"azllm_lightning.train run_name=tiny .*max_steps=8"):
+        train_tiny()
+    assert not probe.windows
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return [int(child) for child in children] + [other for child in children for other in descendants(int(child))]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_stopped_command_says_how_to_go_on_and_leaves_no_process(tiny: list[str], tmp_path: Path) -> None:
+    """Exit code 75, the resume command last, workers gone; a signal to the whole group, as Ctrl+C sends it."""
+    flag = tmp_path / "here"
+    process = start([*tiny, "data.num_workers=2", *add_callback("Pause", step=3, flag=flag, seconds=1)], tmp_path)
+    wait_for(flag)
+    workers = descendants(process.pid or 0)
+    assert len(workers) >= 4
+    for pid in (process.pid or 0, *workers):
+        os.kill(pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == EXIT_RESUMABLE
+    last_line = (tmp_path / "output").read_text(encoding="utf-8").splitlines()[-1]
+    assert last_line == f"Stopped. To go on: {RESUME}"
+    assert step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")[0][0] == 3
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+@posix
+def test_a_second_ctrl_c_stops_at_once(tiny: list[str], tmp_path: Path) -> None:
+    flag = tmp_path / "here"
+    process = start([*tiny, *add_callback("Pause", step=3, flag=flag)], tmp_path)
+    wait_for(flag)
+    for wait in (0.2, 0.0):
+        os.kill(process.pid or 0, signal.SIGINT)
+        time.sleep(wait)
+    process.join(20)
+    assert process.exitcode == 130
+    assert not step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")
+
+
+def test_three_short_sessions_are_one_long_session(
+    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FACTS 3: max_time saves nothing, stops in mid-accumulation, and counts the time of the sessions before."""
+    overrides = ["trainer.max_steps=30", "trainer.accumulate_grad_batches=2"]
+    straight = train_tiny(*overrides)
+
+    # On this clock a micro-batch takes 2 seconds and a save 5; saves beside those of the deadline measure that.
+    clock = SimpleNamespace(now=1e9)
+    watch = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(stopping, "time", watch)
+    monkeypatch.setattr(saving, "time", watch)
+
+    def tick(step: int, batch: object) -> float:
+        clock.now += 2
+        return 1.0
+
+    def slow_write(checkpoint: dict[str, Any], target: Path) -> None:
+        clock.now += 5
+        write_atomically(checkpoint, target)
+
+    probe.factor = tick
+    monkeypatch.setattr(saving, "write_atomically", slow_write)
+    reached = []
+    for session in range(2):
+        began = clock.now
+        with pytest.raises(Resumable):
+            train_tiny(*([*overrides, "trainer.deadline=1m30s"] if session == 0 else ["ckpt_path=last"]))
+        assert 90 - 2 * (5 + 4) * 1.5 < clock.now - began <= 90
+        reached.append(step_files(Path("lightning_logs/tiny/version_1/checkpoints"))[0][0])
+    assert 5 < reached[0] < reached[1] - 5
+    assert_same_end(straight, train_tiny("ckpt_path=last"))
+
+
+NOW = datetime(2026, 11, 22, 20, 0).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *[("11h30m", 41400), ("45m", 2700), ("90s", 90), ("1h1m1s", 3661)],
+        *[("20:30", 1800), ("06:30", 37800), ("20:00", 86400), ("2026-11-22T20:10", 600)],
+    ],
+)
+def test_deadlines(text: str, seconds: float) -> None:
+    assert parse_deadline(text, NOW) == NOW + seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "11", "25:00", "20:61", "-5m"])
+def test_a_deadline_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="neither a span"):
+        parse_deadline(text, NOW)

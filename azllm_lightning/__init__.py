@@ -5,8 +5,13 @@ The public names are imported when they are first used, so that importing the pa
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Threads that wait actively starve each other wherever anything else runs on the machine: measured with two threads
+# on two busy cores, passive waiting trains 6.5 times faster. It must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "compose": "cli",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning import cli
@@ -14,30 +13,26 @@ from azllm_lightning.settings import from_mapping
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.model.gpt import GPT
+    from azllm_lightning.model.sampling import SamplingConfig
 
 BETWEEN_SAMPLES = "\n" + "-" * 40 + "\n"
-UNFINISHED = "\ufffd"
-"""What the first bytes of a letter decode to, until its last byte is there."""
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """The settings of conf/generate.yaml, commented there; `model.sampling` says what is out of range."""
+    """The settings of conf/generate.yaml, commented there, but for those of `model.sampling.SamplingConfig`."""
 
-    prompt: str
+    prompt: str | None
     ckpt_path: str
     run_name: str | None
-    max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
     num_samples: int
+    stop: str | list[str] | None
 
-    def __post_init__(self) -> None:
-        # torch takes a seed modulo 2**64 and refuses others in words of C++.
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed={self.seed} is not a whole number from 0 to {2**64 - 1}")
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings; a shell passes a line break most easily as \\n."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text.replace("\\n", "\n") for text in given]
 
 
 def main() -> None:
@@ -46,52 +41,48 @@ def main() -> None:
 
 
 def generate(config: dict[str, Any], overrides: list[str] | None = None) -> None:
-    """Print what the model of a composed generate config writes: one sample as it comes, several when all are done.
+    """Print what the model of a composed generate config writes: the first sample as it comes, the others after it.
 
+    Without a prompt it asks for one after the other where a person sits at the terminal, and else begins by itself.
     Raises ValueError where there is no such checkpoint or a setting is out of range.
     """
-    settings = from_mapping(GenerateConfig, config, "")
+    own = [field.name for field in fields(GenerateConfig)]
+    settings = from_mapping(GenerateConfig, {key: config[key] for key in own if key in config}, "")
     import torch
 
     from azllm_lightning.model.io import load
-    from azllm_lightning.model.sampling import sample
+    from azllm_lightning.model.sampling import SamplingConfig
     from azllm_lightning.training.run import find_checkpoint
 
+    choices = from_mapping(SamplingConfig, {key: value for key, value in config.items() if key not in own}, "")
     path = find_checkpoint(settings.ckpt_path, settings.run_name)
     print(f"from {path}", file=sys.stderr)
     model, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
-    num_tokens, block_size = len(tokenizer.encode(settings.prompt)), model.config.block_size
+    if settings.prompt is not None or not sys.stdin.isatty():
+        _write(model, tokenizer, settings.prompt or "", settings, choices)
+        return
+    print("Type how a text begins; an empty line ends the program, Ctrl+C a text.", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        while prompt := input("> "):
+            _write(model, tokenizer, prompt, settings, choices)
+
+
+def _write(model: GPT, tokenizer: Tokenizer, prompt: str, settings: GenerateConfig, choices: SamplingConfig) -> None:
+    from azllm_lightning.model.sampling import stream
+
+    num_tokens, block_size = len(tokenizer.encode(prompt)), model.config.block_size
     if num_tokens >= block_size:
         print(
             f"the prompt has {num_tokens} tokens and the model sees {block_size}: it reads only the end of it",
             file=sys.stderr,
         )
-    choices = {key: value for key, value in asdict(settings).items() if key not in ("ckpt_path", "run_name")}
-    if settings.num_samples == 1:
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C ends a text that has gone on for long enough
-            for piece in _stream(model, tokenizer, **choices):
-                print(piece, end="", flush=True)
-        print()
-    else:
-        print(BETWEEN_SAMPLES.join(sample(model, tokenizer, **choices)))
-
-
-def _stream(model: GPT, tokenizer: Tokenizer, prompt: str, **choices: Any) -> Iterator[str]:
-    """The text of one sample in pieces of whole letters, the prompt first."""
-    from azllm_lightning.model.sampling import generate_ids
-
-    ids = tokenizer.encode(prompt)
-    steps = generate_ids(model, [model.config.eos_id, *ids], **choices)
-    shown = tokenizer.decode(ids)
-    yield shown
-    for (token,) in steps:
-        if token != model.config.eos_id:
-            ids.append(token)
-        text = tokenizer.decode(ids)
-        if not text.endswith(UNFINISHED):
-            yield text[len(shown) :]
-            shown = text
-    yield tokenizer.decode(ids)[len(shown) :]
+    texts = [""] * settings.num_samples
+    steps = stream(model, tokenizer, prompt, choices, settings.num_samples, settings.stops)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C ends a text that has gone on for long enough
+        for pieces in steps:
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+            print(pieces[0], end="", flush=True)
+    print(BETWEEN_SAMPLES.join(["", *texts[1:]]))
 
 
 if __name__ == "__main__":

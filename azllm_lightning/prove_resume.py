@@ -17,9 +17,7 @@ from typing import Any
 from azllm_lightning import cli
 
 STEPS = 8
-SETTINGS = (
-    f"max_steps={STEPS} val_every_steps=4 checkpoint_every_steps=3 checkpoint_every_minutes=null log_every_steps=1"
-)
+SETTINGS = f"max_steps={STEPS} val_every_steps=4 checkpoint_every_steps=3 log_every_steps=1 deadline=null"
 TIMES = {"tokens_per_sec", "mfu"}
 """Scalars that measure time."""
 RUNS = {"again": None, "stopped": (4, False), "killed": (5, True)}
@@ -43,7 +41,7 @@ def prove_resume(config: dict[str, Any], overrides: list[str] | None = None) -> 
     if config["ckpt_path"] is not None:
         raise ValueError(f"ckpt_path={config['ckpt_path']}: prove_resume trains runs of its own; leave ckpt_path out")
     data = check(config).data
-    settings = [*(overrides or []), *(f"trainer.{pair}" for pair in SETTINGS.split()), "trainer.deadline=null"]
+    settings = [*(overrides or []), *(f"trainer.{pair}" for pair in SETTINGS.split())]
     settings += [f"data.dir={prepare(data).absolute()}", f"data.val_windows={2 * data.batch_size}"]
     if config["init_from"] is not None:
         settings += [f"init_from={Path(config['init_from']).absolute()}"]

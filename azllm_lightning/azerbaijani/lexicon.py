@@ -22,9 +22,9 @@ class Entry(NamedTuple):
 
 
 @cache
-def lexicon() -> dict[str, Entry]:
-    """All entries by stem; verbs stand in their infinitive."""
-    rows = read_tsv("lexicon.tsv")
+def lexicon(table: str = "lexicon.tsv") -> dict[str, Entry]:
+    """All entries of a table by stem; verbs stand in their infinitive."""
+    rows = read_tsv(table)
     return {
         row["stem"]: Entry(
             row["stem"],

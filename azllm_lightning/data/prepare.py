@@ -43,11 +43,10 @@ Result = TypeVar("Result")
 def prepare(config: DataConfig) -> Path:
     """The folder with the tokenizer.json, shards and manifest of `config`, made now unless it is there.
 
-    It is data.dir, or a folder under $AZLLM_DATA_DIR (else the user's cache) named after all that it was made from.
     Safe to call from several processes at once. Raises ValueError where the text cannot be read, where data.dir holds
     something else, and where a split is too short for one window of data.block_size.
     """
-    folder = Path(config.dir).expanduser() if config.dir is not None else _cache_folder() / _key(config)
+    folder = prepared_folder(config)
     if not (folder / MANIFEST).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
@@ -59,6 +58,13 @@ def prepare(config: DataConfig) -> Path:
         _tell_differences(config, folder)
     _check_enough(config, Manifest.read(folder))
     return folder
+
+
+def prepared_folder(config: DataConfig) -> Path:
+    """Where the prepared data of `config` lie, or would: data.dir, or a folder under $AZLLM_DATA_DIR (else the user's
+    cache) named after all that they are made from. Raises ValueError where the text cannot be found.
+    """
+    return Path(config.dir).expanduser() if config.dir is not None else _cache_folder() / _key(config)
 
 
 def _cache_folder() -> Path:
@@ -80,7 +86,8 @@ def _key(config: DataConfig) -> str:
     if config.name == "tales":
         from azllm_lightning import azerbaijani
 
-        grammar = sorted(path for path in Path(azerbaijani.__path__[0]).iterdir() if path.suffix in (".py", ".tsv"))
+        files = (path for path in Path(azerbaijani.__path__[0]).iterdir() if path.suffix in (".py", ".tsv"))
+        grammar = sorted(path for path in files if not path.stem.startswith("pairs"))  # the tales know none of them
         ingredients.append([blake2b(path.read_bytes()).hexdigest() for path in grammar])
     ingredients.append(stamps(config.paths, "data.path") + stamps(config.val_paths, "data.val_path"))
     text = json.dumps(ingredients, ensure_ascii=False, sort_keys=True)

@@ -40,13 +40,16 @@ def write_atomically(checkpoint: dict[str, Any], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        torch.save(checkpoint, temporary)
-        with temporary.open("rb+") as file:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error.__context__, OSError):  # torch's writer hides what the system said behind a RuntimeError
+            raise error.__context__ from None
         raise
     if os.name == "posix":  # the new name itself must reach the disk; Windows has no handle for a folder
         folder = os.open(target.parent, os.O_RDONLY)

@@ -13,7 +13,7 @@ from typing import Any
 
 import filelock
 
-from azllm_lightning.model.io import checkpoint_of, read_checkpoint
+from azllm_lightning.model.io import HF_CONFIG, checkpoint_of, read_checkpoint
 from azllm_lightning.training.checkpoint import BEST, step_files, sweep, valid_steps, verify
 from azllm_lightning.training.curve import carry_curve
 
@@ -104,7 +104,7 @@ def newest_run(name: str | None = None) -> Path:
 
 
 def find_checkpoint(ckpt_path: str, name: str | None = None, resume: bool = False) -> Path:
-    """The file that `ckpt_path` means: "best", "last", a file, or a run folder.
+    """The file that `ckpt_path` means: "best", "last", a file, or a run folder; an exported folder means itself.
 
     "best" is the newest run's, or its newest full state while it has no best yet. "last" is the newest full state, of
     run `name` or of the newest run, that loads whole; with `resume`, a run folder means that too, else its best
@@ -125,6 +125,8 @@ def find_checkpoint(ckpt_path: str, name: str | None = None, resume: bool = Fals
         best = path / "checkpoints" / BEST
         if best.is_file() and not resume:
             return best
+        if (path / HF_CONFIG).is_file() and not resume:
+            return path
         for _, newest in valid_steps(path / "checkpoints"):
             return newest
         raise ValueError(f"ckpt_path={ckpt_path}: no whole checkpoint in this folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -52,9 +53,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 write_atomically(checkpoint, target)
                 self.failed = None
                 break
-            except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as a RuntimeError
+            except OSError as error:
                 spare = step_files(target.parent)[1:]
-                if spare:
+                if spare and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     log.warning(f"saving {target} failed ({error}); removing {spare[-1][1].name} to try again")
                     spare[-1][1].unlink()
                     continue

@@ -3,7 +3,7 @@ import torch
 
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.model.sampling import generate_ids, sample
+from azllm_lightning.model.sampling import SamplingConfig, generate_ids, sample, stream
 
 PROMPT = [0, 17, 200, 5]
 
@@ -11,6 +11,11 @@ PROMPT = [0, 17, 200, 5]
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.train(["Şəhərdə yağış yağır. Uşaqlar evə qaçır.", "Bakıda külək əsir."] * 3, vocab_size=300)
+
+
+def ids_of(model, prompt, num_samples=1, **settings):
+    """The steps of `generate_ids` for one prompt."""
+    return generate_ids(model, [prompt], SamplingConfig(**settings), num_samples)
 
 
 def without_cache(model: GPT, ids: list[int], steps: int) -> list[int]:
@@ -37,7 +42,7 @@ def never_ends(model: GPT) -> GPT:
 def test_greedy_equals_greedy_without_cache_past_the_context(model, length):
     model = never_ends(model)
     prompt = torch.randint(1, 300, (length,), generator=torch.Generator().manual_seed(length)).tolist()
-    found = [ids[0] for ids in generate_ids(model, prompt, max_new_tokens=70, temperature=0)]
+    found = [ids[0] for ids in ids_of(model, prompt, max_new_tokens=70, temperature=0)]
     assert found == without_cache(model, prompt, 70)
     assert len(set(found)) > 5
 
@@ -46,7 +51,7 @@ def test_same_seed_same_samples_and_global_state_untouched(model):
     before = torch.get_rng_state()
 
     def run(seed):
-        return list(generate_ids(model, PROMPT, 10, temperature=1.0, seed=seed, num_samples=3))
+        return list(ids_of(model, PROMPT, 3, max_new_tokens=10, temperature=1.0, seed=seed))
 
     assert run(1) == run(1)
     assert run(1) != run(2)
@@ -56,7 +61,7 @@ def test_same_seed_same_samples_and_global_state_untouched(model):
 
 def drawn(model, **settings):
     """The first tokens of 4,000 samples, and the probabilities the model gives."""
-    tokens = next(generate_ids(model, PROMPT, 1, num_samples=4000, seed=0, **settings))
+    tokens = next(ids_of(model, PROMPT, 4000, seed=0, **settings))
     with torch.no_grad():
         probabilities = (model(torch.tensor([PROMPT]))[0, -1] / settings["temperature"]).softmax(dim=0)
     return torch.bincount(torch.tensor(tokens), minlength=300) / 4000, probabilities
@@ -88,22 +93,22 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(model):
 
 
 def test_stops_at_end_of_text_and_each_sample_ends_alone(model):
-    steps = list(generate_ids(model, PROMPT, 500, temperature=3.0, seed=0, num_samples=3))
+    steps = list(ids_of(model, PROMPT, 3, max_new_tokens=500, temperature=3.0, seed=0))
     assert 1 < len(steps) < 500
     ends = [next(t for t, ids in enumerate(steps) if ids[i] == 0) for i in range(3)]
     assert len(set(ends)) > 1
     assert max(ends) == len(steps) - 1
-    assert all(ids[i] == 0 for i in range(3) for ids in steps[ends[i] :])
+    assert all(ids[i] is None for i in range(3) for ids in steps[ends[i] + 1 :])
 
 
 def test_dropout_is_off_while_sampling_and_training_goes_on(model):
     model.train()
     model.model.dropout.p = 0.9
-    steps = generate_ids(model, PROMPT, 20, temperature=0)
+    steps = ids_of(model, PROMPT, temperature=0)
     first = next(steps)
     steps.close()
     assert model.training
-    assert first == next(generate_ids(model.eval(), PROMPT, 20, temperature=0))
+    assert first == next(ids_of(model.eval(), PROMPT, temperature=0))
 
 
 def test_texts_begin_with_the_prompt_and_hold_no_end_of_text(model, tokenizer):
@@ -117,8 +122,77 @@ def test_texts_begin_with_the_prompt_and_hold_no_end_of_text(model, tokenizer):
 def test_texts_follow_an_end_of_text(model, tokenizer, prompt):
     model = never_ends(model)
     prompt_ids = tokenizer.encode(prompt)
-    ids = [step[0] for step in generate_ids(model, [0, *prompt_ids], 30, temperature=0)]
+    ids = [step[0] for step in ids_of(model, [0, *prompt_ids], max_new_tokens=30, temperature=0)]
     assert sample(model, tokenizer, prompt, 30, temperature=0) == [tokenizer.decode(prompt_ids + ids)]
+
+
+def test_min_p_keeps_what_is_likely_enough(model):
+    frequencies, probabilities = drawn(model, temperature=1.0, min_p=0.3)
+    likely = probabilities >= 0.3 * probabilities.max()
+    assert 1 < likely.sum() < 30
+    assert torch.equal(frequencies > 0, likely)
+
+
+def test_a_penalty_on_repetition(model):
+    """Greedily: the likeliest token after the logits of what was written are made smaller; 1.0 changes nothing."""
+    model = never_ends(model)
+    written, expected = list(PROMPT), []
+    for _ in range(20):
+        with torch.no_grad():
+            logits = model(torch.tensor([written]))[0, -1]
+        for token in set(written) - {model.config.eos_id}:
+            logits[token] = logits[token] / 1.5 if logits[token] > 0 else logits[token] * 1.5
+        expected.append(int(logits.argmax()))
+        written.append(expected[-1])
+    plain, penalised = (
+        [ids[0] for ids in ids_of(model, PROMPT, max_new_tokens=20, temperature=0, repetition_penalty=penalty)]
+        for penalty in (1.0, 1.5)
+    )
+    assert penalised == expected
+    assert plain != penalised
+    assert plain == without_cache(model, PROMPT, 20)
+
+
+PROMPTS = ["Şəhərdə yağış", "", "Bakıda", "Uşaqlar evə qaçır. Bakıda külək əsir. " * 3]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_prompts_together_give_what_each_gives_alone(model, tokenizer, temperature):
+    """Past the context (32) too, and with prompts longer than it."""
+    choices = {"temperature": temperature, "seed": 5, "num_samples": 2, "repetition_penalty": 1.2, "top_p": 0.95}
+    together = sample(model, tokenizer, PROMPTS, 60, **choices)
+    assert together == [text for prompt in PROMPTS for text in sample(model, tokenizer, prompt, 60, **choices)]
+    assert len(set(together)) == (8 if temperature else 4)
+
+
+def test_a_sample_is_the_same_whatever_is_drawn_beside_it(model, tokenizer):
+    several = sample(model, tokenizer, "Bakı", 30, seed=5, num_samples=4)
+    assert several[:2] == sample(model, tokenizer, "Bakı", 30, seed=5, num_samples=2)
+
+
+def test_stop_strings_end_the_text_before_them(model, tokenizer):
+    whole = sample(model, tokenizer, "Bakıda", 60, seed=1)[0]
+    written = whole.removeprefix("Bakıda")
+    stop = written[20:23]
+    assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=stop) == ["Bakıda" + written[: written.index(stop)]]
+    assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=["yoxdur", stop, written[-2:]])[0] in whole
+    assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=["Bakıda", written[-3:] + "yoxdur"]) == [whole]
+    with pytest.raises(ValueError, match="stop has an empty text"):
+        sample(model, tokenizer, stop=["a", ""])
+
+
+def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
+    """Greedily repeated bytes and long stop strings: what is held back must come out once it is harmless."""
+    settings = SamplingConfig(max_new_tokens=60, seed=2, temperature=1.5)
+    whole = sample(model, tokenizer, "Bakı", 60, 1.5, seed=2)[0]
+    for start in range(4, len(whole) - 6):
+        stop = [whole[start : start + 6], whole[start + 1 : start + 3] + "yox"]
+        end = whole.index(stop[0], 4)
+        shown = ""
+        for (piece,) in stream(model, tokenizer, "Bakı", settings, stop=stop):
+            shown += piece
+            assert len(shown) <= end
+        assert shown == whole[:end]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +206,15 @@ def test_texts_follow_an_end_of_text(model, tokenizer, prompt):
         ({"top_k": 0}, "top_k=0 .* at least 1"),
         ({"top_p": 0.0}, r"top_p=0.0 .* in \(0, 1\]"),
         ({"top_p": 1.5}, "top_p=1.5"),
-        ({"prompt_ids": []}, r"begin with end of text, \[0\]"),
-        ({"prompt_ids": [0, 300]}, "outside the model's vocabulary of 300"),
+        ({"min_p": -0.1}, r"min_p=-0.1 .* in \[0, 1\]"),
+        ({"min_p": 1.1}, "min_p=1.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 .* above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty=inf"),
+        ({"seed": -1}, "seed=-1 .* from 0 to 18446744073709551615"),
+        ({"prompt": []}, r"begin with end of text, \[0\]"),
+        ({"prompt": [0, 300]}, "outside the model's vocabulary of 300"),
     ],
 )
 def test_wrong_settings_are_told_at_the_call(model, settings, message):
     with pytest.raises(ValueError, match=message):
-        generate_ids(model, **{"prompt_ids": PROMPT, **settings})
+        ids_of(model, **{"prompt": PROMPT, **settings})

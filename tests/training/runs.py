@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -117,7 +118,7 @@ class Probe:
 
     def signal(self, step: int, number: int, micro: int = 0) -> None:
         """Send this process the signal `number` then."""
-        self.at(step, lambda: os.kill(os.getpid(), number), micro)
+        self.at(step, lambda: signal.raise_signal(number), micro)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the present weights."""

@@ -82,6 +82,19 @@ def test_a_poisoned_shard_is_left_out_and_a_resume_decides_the_same(train_tiny: 
     assert_same_end(rolled_back, train_tiny("ckpt_path=last"))
 
 
+def test_a_stop_within_a_streak_forgets_nothing_of_it(train_tiny: Train, probe: Probe) -> None:
+    overrides = ["callbacks.health.patience=3", "trainer.max_steps=12"]
+    train_tiny(*overrides)
+    broken = [probe.windows[step][0] for step in (5, 6, 7)]
+    probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
+    straight = train_tiny(*overrides)
+    assert last_checkpoint(straight)["TokenDataModule"]["skipped"] == [[20, 32]]
+    probe.signal(6, signal.SIGTERM)
+    with pytest.raises(Resumable):
+        train_tiny(*overrides)
+    assert_same_end(straight, train_tiny("ckpt_path=last"))
+
+
 def test_a_roll_back_before_the_first_checkpoint_starts_anew(train_tiny: Train, probe: Probe) -> None:
     train_tiny()
     poison(probe, probe.windows[1][0])

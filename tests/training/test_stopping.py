@@ -28,7 +28,7 @@ RESUME = "python -m azllm_lightning.train run_name=tiny ckpt_path=last"
 
 
 def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("step", [4, 8])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from azllm_lightning.callbacks.console import WORDS, Console
@@ -23,7 +22,7 @@ from azllm_lightning.training import hardware
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.config import TrainerConfig
 from azllm_lightning.training.optimizer import OptimizerConfig
-from azllm_lightning.training.run import LOGS, Run, check_name
+from azllm_lightning.training.run import Run, check_logs, check_name
 from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint, PeriodicCheckpoint
 from azllm_lightning.training.schedule import ScheduleConfig
 from azllm_lightning.training.stopping import StopRequest, parse_deadline
@@ -58,7 +57,9 @@ class Settings:
 
 def check(config: Config) -> Settings:
     """Validate every key of a train config; ValueError with all complaints at once."""
-    known = "run_name seed ckpt_path init_from lang data model optimizer schedule trainer callbacks logger".split()
+    known = (
+        "run_name logs_dir seed ckpt_path init_from lang data model optimizer schedule trainer callbacks logger".split()
+    )
     problems = [unknown_key(key, known) for key in config if key not in known]
     incomplete = [f"{key} is missing" for key in known if key not in config]
     incomplete += [
@@ -92,6 +93,7 @@ def check(config: Config) -> Settings:
     if not isinstance(config["seed"], int) or isinstance(config["seed"], bool) or not 0 <= config["seed"] < 2**32:
         problems.append(f"seed={config['seed']!r} is not a whole number from 0 to 4294967295")
     attempt(lambda: check_name(str(config["run_name"])))
+    attempt(lambda: check_logs(str(config["logs_dir"])))
     attempt(lambda: one_of("lang", config["lang"], WORDS))
     loggers = {key for key, value in config["logger"].items() if not _is_target(value)}
     problems += [unknown_key(f"logger.{key}", ["logger.tensorboard"]) for key in loggers - {"tensorboard"}]
@@ -136,6 +138,7 @@ class Parts:
 
 def build(
     config: Config,
+    config_text: str,
     settings: Settings,
     model: GPTConfig,
     datamodule: TokenDataModule,
@@ -145,11 +148,11 @@ def build(
 ) -> Parts:
     """Module, callbacks, loggers and trainer of a settled config, in the run's folder."""
     module = CausalLM(model, settings.optimizer, settings.schedule, config["seed"], settings.trainer.log_every_steps)
-    module.run_config = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    module.run_config = config_text
     if settings.trainer.compile:
         module.net.compile()
     io = AtomicCheckpointIO()
-    best = BestCheckpoint(run.checkpoints)
+    best = BestCheckpoint(run.checkpoints, io)
     throughput = Throughput(io, hardware.peak_flops(device, settings.trainer.precision))
     told = {"precision": settings.trainer.precision, "compile": bool(settings.trainer.compile)}
     summary = Summary(run, best, throughput, told)
@@ -173,12 +176,12 @@ def _trainer(
         return pl.Trainer(
             accelerator=device,
             devices=config.devices,
-            strategy=_strategy(config, io),
+            strategy=_strategy(config, device),
             max_steps=config.max_steps,
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_val or None,
-            val_check_interval=config.val_every_steps
-            * config.accumulate_grad_batches,  # Lightning counts micro-batches
+            # Lightning counts micro-batches here.
+            val_check_interval=config.val_every_steps * config.accumulate_grad_batches,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=-1,  # the whole validation at step 0; skipped by Lightning on a resume
             log_every_n_steps=1,  # CausalLM decides what is logged when
@@ -192,17 +195,19 @@ def _trainer(
         )
 
 
-def _strategy(config: TrainerConfig, io: AtomicCheckpointIO) -> Any:
-    if config.strategy == "ddp":
-        # Rotary tables are the same everywhere; syncing them would hang a validation with unequal batches.
-        return pl.strategies.DDPStrategy(broadcast_buffers=False)
-    return config.strategy
+def _strategy(config: TrainerConfig, device: str) -> Any:
+    if config.strategy == "auto" and hardware.num_devices(config.devices, device) == 1:
+        return "auto"
+    # Rotary tables are the same everywhere; syncing them would hang a validation with unequal batches.
+    if config.strategy == "ddp_notebook":
+        return pl.strategies.DDPStrategy(start_method="fork", broadcast_buffers=False)
+    return pl.strategies.DDPStrategy(broadcast_buffers=False)
 
 
 def _loggers(config: Config, run: Run) -> list[Logger]:
     loggers: list[Logger] = []
     if config.get("tensorboard"):
-        logger = TensorBoardLogger(LOGS, name=run.name, version=run.folder.name, default_hp_metric=False)
+        logger = TensorBoardLogger(run.logs, name=run.name, version=run.folder.name, default_hp_metric=False)
         loggers.append(logger)
     return loggers + _instantiate(config, "logger", Logger)
 

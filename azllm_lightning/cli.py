@@ -26,7 +26,8 @@ from azllm_lightning.settings import unknown_key
 EXIT_DONE, EXIT_USAGE, EXIT_RESUMABLE = 0, 2, 75
 
 TEXT_KEYS = frozenset(
-    "run_name ckpt_path init_from prompt stop out hf data.path data.val_path data.dir data.tokenizer".split()
+    "run_name logs_dir ckpt_path init_from prompt stop out hf data.path data.val_path data.dir data.tokenizer "
+    "data.text_field data.source_field".split()
 )
 """Keys whose values are text that a person types; Hydra's grammar would refuse ə, spaces, commas or apostrophes."""
 

@@ -1,4 +1,4 @@
-"""python -m azllm_lightning.evaluate: how well a checkpoint, or a model of transformers, predicts text and knows grammar."""
+"""python -m azllm_lightning.evaluate: how well a model predicts text it has not seen, and what grammar it knows."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class EvaluateConfig:
 
     ckpt_path: str
     run_name: str | None
+    logs_dir: str
     hf: str | None
     pairs: bool
     stride: int | None
@@ -75,7 +76,7 @@ def evaluate(config: dict[str, Any], overrides: list[str] | None = None) -> dict
         raise ValueError("pairs=true scores sentences of its own and reads no text: leave out data.path and data.dir")
     checkpoint = None
     if settings.hf is None or not (settings.pairs or has_text):
-        checkpoint = find_checkpoint(settings.ckpt_path, settings.run_name)
+        checkpoint = find_checkpoint(settings.ckpt_path, settings.run_name, Path(settings.logs_dir))
     out = _out(settings, checkpoint)
     documents = None if settings.pairs else _documents(data, checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -123,14 +124,14 @@ def _documents(data: DataConfig, checkpoint: Path | None) -> _Documents:
     from azllm_lightning.model.io import read_checkpoint
 
     if data.path is not None:
-        texts = ((document.source, document.text) for document in documents(data))
-        return _Documents(texts, ", ".join(data.paths), None)
+        found = ((document.source, document.text) for document in documents(data))
+        return _Documents(found, ", ".join(data.paths), None)
     if data.dir is not None:
         folder = Path(data.dir).expanduser()
     else:
         assert checkpoint is not None
         other = "give data.dir=FOLDER (prepared data, of which the validation split is taken) or data.path=TEXT"
-        stored = yaml.safe_load(read_checkpoint(checkpoint)["azllm"]["config"])
+        stored = yaml.safe_load(read_checkpoint(checkpoint)["azllm"]["config"]) if checkpoint.is_file() else None
         if not stored:
             raise ValueError(f"{checkpoint} does not say what text it was trained on: {other}")
         try:
@@ -139,8 +140,9 @@ def _documents(data: DataConfig, checkpoint: Path | None) -> _Documents:
             raise ValueError(f"the validation text of {checkpoint} is not to be found ({error}): {other}") from None
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"the validation text of {checkpoint} is not in {folder}, where it was prepared: {other}")
-    texts = _validation_split(folder)
-    return _Documents(texts, f"{folder}, validation split", Manifest.read(folder).splits["val"].text_bytes)
+    return _Documents(
+        _validation_split(folder), f"{folder}, validation split", Manifest.read(folder).splits["val"].text_bytes
+    )
 
 
 def _validation_split(folder: Path) -> Iterator[tuple[str, str]]:
@@ -156,7 +158,7 @@ def _validation_split(folder: Path) -> Iterator[tuple[str, str]]:
         if span.split == "val":
             tokens = shards.read(span.start, span.end - span.start)
             for ids in np.split(tokens, np.flatnonzero(tokens == tokenizer.eot_id) + 1)[:-1]:
-                yield span.source, tokenizer.decode(ids[:-1].tolist())
+                yield span.source, tokenizer.decode(ids.tolist())
 
 
 def _prediction(scorer: Scorer, documents: _Documents, stride: int | None) -> dict[str, Any]:
@@ -178,26 +180,29 @@ def _prediction(scorer: Scorer, documents: _Documents, stride: int | None) -> di
             sums[source] = sums.get(source, Score()) + one
             progress.add(one.num_bytes)
     total = sum(sums.values(), Score())
-    figures = {source: sums[source].figures() for source in sorted(sums)} | {ALL: total.figures()}
-    rows = [[name, *(COLUMNS[key].format(row[key]) for key in COLUMNS)] for name, row in figures.items()]
+    sources = {source: sums[source].figures() for source in sorted(sums)}
+    figures = total.figures()
+    rows = [
+        [name, *(COLUMNS[key].format(row[key]) for key in COLUMNS)] for name, row in [*sources.items(), (ALL, figures)]
+    ]
     print(_table(["source", *COLUMNS], rows))
     stride = stride or max(1, scorer.block_size // 2)
     print(
-        f"windows of {scorer.block_size:,} tokens, stride {stride:,}, fp32; val_bpb: bits per byte of the normalised text; "
-        "end of text gives context and is not scored"
+        f"windows of {scorer.block_size:,} tokens, stride {stride:,}, fp32; val_bpb: bits per byte of the normalised "
+        "text; end of text gives context and is not scored"
     )
     if not scorer.start:
         print(
-            f"no start token: the first token of each document is left out ({total.tokens - total.scored_tokens:,} tokens, "
-            f"{total.num_bytes - total.scored_bytes:,} bytes)"
+            "no start token: the first token of each document is left out "
+            f"({total.tokens - total.scored_tokens:,} tokens, {total.num_bytes - total.scored_bytes:,} bytes)"
         )
     if total.unknown_tokens:
         print(f"{total.unknown_tokens:,} tokens stand for what the tokenizer cannot spell: val_bpb flatters this model")
     return {
         "block_size": scorer.block_size,
         "stride": stride,
-        "sources": {source: row for source, row in figures.items() if source != ALL},
-        ALL: figures[ALL],
+        "sources": sources,
+        ALL: figures,
     }
 
 
@@ -217,9 +222,9 @@ def _grammar(scorer: Scorer, stride: int | None) -> dict[str, Any]:
     told: dict[str, list[bool]] = {}
     for pair, right, wrong in zip(pairs, nll[::2], nll[1::2], strict=True):
         told.setdefault(pair.phenomenon, []).append(right < wrong)
-    told[ALL] = [one for of_phenomenon in told.values() for one in of_phenomenon]
+    everything = [one for ones in told.values() for one in ones]
     found = {}
-    for name, ones in told.items():
+    for name, ones in [*told.items(), (ALL, everything)]:
         low, high = wilson_interval(sum(ones), len(ones))
         found[name] = {"accuracy": sum(ones) / len(ones), "low": low, "high": high, "pairs": len(ones)}
     rows = [
@@ -230,7 +235,7 @@ def _grammar(scorer: Scorer, stride: int | None) -> dict[str, Any]:
     print("a pair is told right where the right sentence has the higher total log-probability; chance is 50 %")
     if not scorer.start:
         print("no start token: the first token of each sentence is left out")
-    return {"phenomena": {name: row for name, row in found.items() if name != ALL}, ALL: found[ALL]}
+    return {ALL: found.pop(ALL), "phenomena": found}
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

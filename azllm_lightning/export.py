@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,12 @@ class ExportConfig:
     quant: str
     ckpt_path: str
     run_name: str | None
+    logs_dir: str
     license: str
 
     def __post_init__(self) -> None:
         if not self.out:
-            raise ValueError(f"out={self.out} names no folder: say where to write, out=FOLDER")
+            raise ValueError("out is not given: say which folder to write, out=FOLDER")
         one_of("format", self.format, ("hf", "gguf", "pt"))
         one_of("quant", self.quant, ("f16", "q8_0"))
 
@@ -49,7 +49,7 @@ def export(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
     from azllm_lightning.model.io import load, read_checkpoint
     from azllm_lightning.training.run import find_checkpoint
 
-    path = find_checkpoint(settings.ckpt_path, settings.run_name)
+    path = find_checkpoint(settings.ckpt_path, settings.run_name, Path(settings.logs_dir))
     model, tokenizer = load(path)
     out = Path(settings.out or "")
     facts = _facts(read_checkpoint(path), model.config) if path.is_file() else {}
@@ -61,7 +61,7 @@ def export(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
             write_hf(model, tokenizer, folder)
         else:
             write_pt(model, tokenizer, folder)
-        card = _card(name, settings, out, model.config, facts)
+        card = _card(name, settings, out.name, model.config, facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"from {path}")
     for file in sorted(out.iterdir()):
@@ -93,7 +93,7 @@ def _facts(checkpoint: dict[str, Any], model: GPTConfig) -> dict[str, str]:
     return facts
 
 
-def _card(name: str, settings: ExportConfig, out: Path, model: GPTConfig, facts: dict[str, str]) -> str:
+def _card(name: str, settings: ExportConfig, folder: str, model: GPTConfig, facts: dict[str, str]) -> str:
     rows = {
         "parameters": f"{model.num_params():,}",
         "shape": f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd} (Qwen3)",
@@ -105,7 +105,6 @@ def _card(name: str, settings: ExportConfig, out: Path, model: GPTConfig, facts:
     return f"""---
 language: az
 license: {json.dumps(settings.license, ensure_ascii=False)}
-library_name: transformers
 pipeline_tag: text-generation
 tags: [azllm-lightning]
 ---
@@ -119,7 +118,7 @@ An Azerbaijani language model, trained from nothing with azllm-lightning.
 
 ## Use
 
-{_use(settings, out, model)}
+{_use(settings, folder, model)}
 
 Documents were parted by `<|endoftext|>` in training: a prompt after that token begins a new text.
 
@@ -131,35 +130,36 @@ be untrue. Do not use it where somebody relies on it.
 
 ## Licence
 
-{settings.license}. The training text has a licence of its own.
+Of the weights: {settings.license}. The training text has a licence of its own.
 """
 
 
-def _use(settings: ExportConfig, out: Path, model: GPTConfig) -> str:
+def _use(settings: ExportConfig, folder: str, model: GPTConfig) -> str:
     if settings.format == "hf":
         return f"""```python
 from transformers import pipeline
 
-write = pipeline("text-generation", model="{out.as_posix()}")
+write = pipeline("text-generation", model="{folder}")
 print(write("<|endoftext|>Bir gün", max_new_tokens=60)[0]["generated_text"])
 ```"""
     if settings.format == "gguf":
-        file = shlex.quote(f"{out.as_posix()}/model-{settings.quant}.gguf")
-        return f"""    llama-completion -no-cnv -m {file} -p "<|endoftext|>Bir gün" -n 60
+        return f"""```python
+from llama_cpp import Llama
 
-With Ollama, which begins each text with that token by itself, in this folder:
+llama = Llama("{folder}/model-{settings.quant}.gguf", n_ctx={model.block_size}, verbose=False)
+print(llama("<|endoftext|>Bir gün", max_tokens=60)["choices"][0]["text"])
+```
 
-    ollama create mənim-modelim -f Modelfile && ollama run mənim-modelim "Bir gün"
-
-llama.cpp does not normalise text: give it NFC, as keyboards do."""
+With Ollama, whose Modelfile here puts that token before each prompt: `ollama create ada -f Modelfile`, then
+`ollama run ada "Bir gün"`. llama.cpp does not normalise text: give it NFC."""
     sizes = ", ".join(f"{key}={value!r}" for key, value in model.to_dict().items())
     return f"""```python
 import torch
 from azllm_lightning import GPT, GPTConfig, Tokenizer, sample
 
 model = GPT(GPTConfig({sizes}))
-model.load_state_dict(torch.load("{out.as_posix()}/best_model.pt", weights_only=True))
-print(sample(model, Tokenizer.from_file("{out.as_posix()}"), "Bir gün", max_new_tokens=60)[0])
+model.load_state_dict(torch.load("{folder}/best_model.pt", weights_only=True))
+print(sample(model, Tokenizer.from_file("{folder}"), "Bir gün", max_new_tokens=60)[0])
 ```"""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning import cli
@@ -25,6 +26,7 @@ class GenerateConfig:
     prompt: str | None
     ckpt_path: str
     run_name: str | None
+    logs_dir: str
     num_samples: int
     stop: str | list[str] | None
 
@@ -55,7 +57,7 @@ def generate(config: dict[str, Any], overrides: list[str] | None = None) -> None
     from azllm_lightning.training.run import find_checkpoint
 
     choices = from_mapping(SamplingConfig, {key: value for key, value in config.items() if key not in own}, "")
-    path = find_checkpoint(settings.ckpt_path, settings.run_name)
+    path = find_checkpoint(settings.ckpt_path, settings.run_name, Path(settings.logs_dir))
     print(f"from {path}", file=sys.stderr)
     model, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     if settings.prompt is not None or not sys.stdin.isatty():

@@ -9,7 +9,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -38,9 +38,10 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
     again = cli.command("train", overrides)
     try:
         with StopRequest() as stop:
-            checkpoint = fingerprint = None
+            source, told = None, list(overrides)
             if config.get("ckpt_path") is not None:
-                config, checkpoint, fingerprint = _lay_over_stored(config, overrides)
+                config, source = _lay_over_stored(config, overrides)
+                told = list(dict.fromkeys([*source.overrides, *overrides]))
             settings = check(config)
             device = hardware.resolve_accelerator(settings.trainer.accelerator)  # told before the data take their time
             precision = hardware.resolve_precision(settings.trainer.precision, device)
@@ -48,34 +49,45 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
             datamodule = TokenDataModule(settings.data, config["seed"])
             datamodule.prepare_data()
             datamodule.setup()
-            if fingerprint is not None:  # told before a folder is touched
-                datamodule.check_same_data(fingerprint)
+            if source is not None:  # told before a folder is touched
+                datamodule.check_same_data(source.fingerprint)
             tokenizer = datamodule.tokenizer
             model = model_config(config, tokenizer.vocab_size, settings.data.block_size, tokenizer.eot_id)
             config = settle(config, settings, model, device, precision)
             settings = check(config)
-            run = _open_run(config, checkpoint, datamodule)
+            run = _open_run(config, source)
+            text = yaml.safe_dump({**config, "overrides": told}, allow_unicode=True, sort_keys=False)
+            _write_down(run, text, datamodule)
             with _log_file(run):
                 try:
                     _introduce(run, model, datamodule, settings, device)
 
                     def make() -> Parts:
-                        return build(config, settings, model, datamodule, run, stop, device)
+                        return build(config, text, settings, model, datamodule, run, stop, device)
 
-                    _fit(make, run, checkpoint, config["init_from"], settings.health.max_rollbacks)
+                    _fit(make, run, source and source.path, config["init_from"], settings.health.max_rollbacks)
                     return run.folder
                 finally:
                     if step_files(run.checkpoints):
-                        again = f"python -m azllm_lightning.train run_name={shlex.quote(run.name)} ckpt_path=last"
+                        again = cli.command("train", [*run.address, "ckpt_path=last"])
                     run.release()
     except Stopped as stopped:
         log.info(f"stopped by {stopped}")
         raise cli.Resumable(again) from None
 
 
-def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], Path, str]:
-    """The config of the run that ckpt_path belongs to with `overrides` on top, the checkpoint's file, and its data."""
-    path = find_checkpoint(config["ckpt_path"], config["run_name"], resume=True)
+class Source(NamedTuple):
+    """The checkpoint that a session resumes from: its step, its data's fingerprint, what its run was started with."""
+
+    path: Path
+    step: int
+    fingerprint: str
+    overrides: list[str]
+
+
+def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], Source]:
+    """The config of the run that ckpt_path belongs to, with `overrides` on top, and its checkpoint."""
+    path = find_checkpoint(config["ckpt_path"], config["run_name"], Path(config["logs_dir"]), resume=True)
     checkpoint = load_resumable(path)
     stored = yaml.safe_load(checkpoint["azllm"]["config"])
     if not stored:
@@ -92,23 +104,29 @@ def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         settings.trainer.accumulate_grad_batches if typed else None,
     )
     log.info(f"resuming from {path}, step {checkpoint['azllm']['step']}")
-    return merged, path, checkpoint["TokenDataModule"]["fingerprint"]
+    fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
+    return merged, Source(path, checkpoint["azllm"]["step"], fingerprint, stored.get("overrides", []))
 
 
-def _open_run(config: dict[str, Any], checkpoint: Path | None, datamodule: TokenDataModule) -> Run:
-    """Claim the run's folder (other processes of a run join the first one's) and write down what the run is."""
+def _open_run(config: dict[str, Any], source: Source | None) -> Run:
+    """Claim the run's folder; the other processes of a run join the first one's."""
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         return Run(Path(os.environ[RUN_FOLDER]))
-    if checkpoint is None:
-        run = claim(config["run_name"])
+    logs = Path(config["logs_dir"])
+    if source is None:
+        run = claim(config["run_name"], logs)
     else:
-        run = open_for_resume(checkpoint, load_resumable(checkpoint)["azllm"]["step"], config["run_name"])
+        run = open_for_resume(source.path, source.step, config["run_name"], logs)
     config["run_name"] = run.name
     os.environ[RUN_FOLDER] = str(run.folder.absolute())
-    (run.folder / ".hydra").mkdir(exist_ok=True)
-    write_text(run.folder / ".hydra" / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
-    datamodule.tokenizer.save(run.folder / "tokenizer.json")
     return run
+
+
+def _write_down(run: Run, config: str, datamodule: TokenDataModule) -> None:
+    """Put beside the run what it is: its config and its tokenizer."""
+    (run.folder / ".hydra").mkdir(exist_ok=True)
+    write_text(run.folder / ".hydra" / "config.yaml", config)
+    datamodule.tokenizer.save(run.folder / "tokenizer.json")
 
 
 def _fit(
@@ -132,9 +150,12 @@ def _fit(
         except RollBack as broken:
             rollbacks = parts.health.rollbacks + 1
             if rollbacks > max_rollbacks or parts.trainer.world_size > 1:
+                tried = f"and so after {rollbacks - 1} roll backs too"
+                if parts.trainer.world_size > 1:
+                    tried = "and a run on several devices cannot roll back"
                 raise ValueError(
-                    f"{broken}, and so after {rollbacks - 1} roll backs too: the data or the settings are at fault. "
-                    "Look at the last validations, lower optimizer.lr, or try trainer.precision=32-true; "
+                    f"{broken}, {tried}: the data or the settings are at fault. Look at the last validations, lower "
+                    "optimizer.lr, or try trainer.precision=32-true; "
                     f"the last good state is in {run.checkpoints}"
                 ) from None
             step = -1 if checkpoint is None else load_resumable(checkpoint)["azllm"]["step"]
@@ -173,15 +194,14 @@ def _introduce(run: Run, model: GPTConfig, data: TokenDataModule, settings: Sett
 
 
 def _conclude(run: Run, values: dict[str, Any]) -> None:
-    name = shlex.quote(run.name)
     best = values["best_val_loss"]
-    command = "python -m azllm_lightning."
+    longer = [*run.address, "ckpt_path=last", f"trainer.max_steps={2 * values['steps']}"]
     log.info(
         f"done      {values['steps']:,} steps, {values['wall_seconds']:.0f} s"
         + (f", best val_loss {best:.4f} at step {values['best_step']}" if best is not None else "")
-        + "\nwatch     tensorboard --logdir lightning_logs"
-        + f"\ntalk      {command}generate run_name={name}"
-        + f"\nlonger    {command}train run_name={name} ckpt_path=last trainer.max_steps={2 * values['steps']}"
+        + f"\nwatch     tensorboard --logdir {shlex.quote(str(run.logs))}"
+        + f"\ntalk      {cli.command('generate', run.address)}"
+        + f"\nlonger    {cli.command('train', longer)}"
     )
 
 

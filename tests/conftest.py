@@ -22,7 +22,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides for the smallest useful run; the test's folder is the current one, the data are prepared once for all."""
+    """Overrides for the smallest useful run; the test's folder is the current one, the data are made once for all."""
     monkeypatch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
     monkeypatch.chdir(tmp_path)
     data = "tales_bytes=60_000 vocab_size=300 block_size=32 batch_size=4 val_windows=8 val_fraction=0.1"

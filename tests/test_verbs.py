@@ -14,7 +14,7 @@ import pytest
 
 from azllm_lightning import cli
 from azllm_lightning.cli import compose
-from azllm_lightning.generate import BETWEEN_SAMPLES, generate
+from azllm_lightning.generate import BETWEEN_SAMPLES, GenerateConfig, generate
 from azllm_lightning.prepare import _report, prepare
 
 TrainTiny = Callable[..., Path]
@@ -57,6 +57,52 @@ def test_several_samples_stand_apart(train_tiny: TrainTiny, capsys: pytest.Captu
     assert capsys.readouterr().out == BETWEEN_SAMPLES.join(texts) + "\n"
 
 
+def test_a_text_ends_before_a_stop_string(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+    train_tiny()
+
+    def written(*overrides: str) -> str:
+        capsys.readouterr()
+        generate(settings("prompt=Bakı", "temperature=1.2", "max_new_tokens=60", *overrides))
+        return capsys.readouterr().out.removesuffix("\n")
+
+    whole = written()
+    new = whole.removeprefix("Bakı")
+    assert written(f"stop=[yoxdur,{new[10:12]}]") == "Bakı" + new[: new.index(new[10:12])]
+    assert GenerateConfig("", "best", None, "lightning_logs", 1, ["a", r"\n\n"]).stops == [
+        "a",
+        "\n\n",
+    ]  # as a shell passes it
+    with pytest.raises(ValueError, match="stop has an empty text"):
+        generate(settings("prompt=Bakı", "stop=''"))
+
+
+def test_at_a_terminal_one_prompt_follows_the_other(
+    train_tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_tiny()
+    typed = iter(["Bir gün", "Bakı küləyi " * 20, "", "artıq"])
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or next(typed))
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    generate(settings("prompt=Bakı"))
+    assert asked == []
+    capsys.readouterr()
+    generate(settings())
+    told = capsys.readouterr()
+    assert len(asked) == 3
+    assert told.out.startswith("Bir gün")
+    assert "\nBakı küləyi Bakı" in told.out
+    assert "the model sees 32" in told.err
+
+    def gone(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", gone)
+    generate(settings())
+    monkeypatch.setattr(sys, "stdin", type("Pipe", (), {"isatty": lambda self: False})())
+    generate(settings())
+
+
 def test_the_checkpoint_that_is_named(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = train_tiny("run_name=birinci"), train_tiny("run_name=ikinci")
     step = "step_00000004.ckpt"
@@ -91,6 +137,9 @@ def test_wrong_settings_are_told(train_tiny: TrainTiny) -> None:
         "temperature=isti": "temperature='isti' is not a number",
         "top_k=0": "top_k=0 is",
         "top_p=1.5": "top_p=1.5 is",
+        "min_p=2": "min_p=2.0 is",
+        "repetition_penalty=0": "repetition_penalty=0.0 is",
+        "+top=1": "unknown setting top; did you mean top_k?|did you mean top_p?",
         "max_new_tokens=0": "max_new_tokens=0 is",
         "num_samples=0": "num_samples=0 is",
         "seed=-1": "seed=-1 is",

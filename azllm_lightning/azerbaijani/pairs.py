@@ -1,9 +1,10 @@
 """Minimal pairs: two Azerbaijani sentences that differ in one thing, the one right and the other wrong.
 
-In the manner of BLiMP (Warstadt et al., 2020; arXiv:1912.00582): a model that knows the rule finds the right one likelier.
-`pairs_lexicon.tsv` holds the stems, none of which the tales know, and `pairs.tsv` the frames, by phenomenon. A slot
-`{class:features}` is filled with every stem of its class in turn; the features are those of `lexicon.inflect`. The one
-slot `{class:features|wrong}` is where the sentences differ: `wrong` is other features, or a rule of RULES.
+In the manner of BLiMP (Warstadt et al., 2020; arXiv:1912.00582): a model that knows the rule finds the right sentence
+the likelier one. `pairs_lexicon.tsv` holds the stems, none of which the tales know, and `pairs.tsv` the frames, by
+phenomenon. A slot `{class:features}` is filled with every stem of its class in turn; the features are those of
+`lexicon.inflect`. The one slot `{class:features|wrong}` is where the sentences differ: `wrong` is other features, or a
+rule of RULES.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def _fill(phenomenon: str, frame: str) -> Iterator[Pair]:
         wrong = _wrong(entries[at], _split(slots[at][1]), slots[at][2])
         if wrong is not None and wrong != rights[at]:
             wrongs = [*rights[:at], wrong, *rights[at + 1 :]]
-            sentences = (m.capitalize(text.format(*forms)) for forms in (rights, wrongs))
-            yield Pair(phenomenon, *sentences, rights[at], wrong)
+            right_text, wrong_text = (m.capitalize(text.format(*forms)) for forms in (rights, wrongs))
+            yield Pair(phenomenon, right_text, wrong_text, rights[at], wrong)
 
 
 @cache

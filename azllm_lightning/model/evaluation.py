@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from azllm_lightning.model.io import HF_CONFIG, optional
+
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.model.gpt import GPT
@@ -173,15 +175,12 @@ def hf_scorer(folder: str | Path, device: str | torch.device = "cpu", block_size
 
     Raises ValueError where transformers is not installed, `folder` holds no such model, or `block_size` is too much.
     """
+    transformers = optional("transformers")
+    if not (Path(folder) / HF_CONFIG).is_file():
+        raise ValueError(f"hf={folder} is not a folder with a transformers model: there is no {HF_CONFIG} in it")
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError:
-        raise ValueError(f'hf={folder} needs transformers: python -m pip install "transformers>=4.51,<6"') from None
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"hf={folder} is not a folder with a transformers model: there is no config.json in it")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a dozen kinds, by what is missing
         raise ValueError(f"hf={folder}: transformers cannot load it ({error})") from error
     model = model.float().to(device).eval()
@@ -212,7 +211,7 @@ def hf_scorer(folder: str | Path, device: str | torch.device = "cpu", block_size
         encode=encode,
         start=[] if start_id is None else [start_id],
         unscored_bytes=first_bytes if start_id is None else lambda text: 0,
-        unknown_id=None if tokenizer.unk_token_id == start_id else tokenizer.unk_token_id,
+        unknown_id=tokenizer.unk_token_id,
         block_size=_block_size(block_size, getattr(model.config, "max_position_embeddings", None)),
         device=torch.device(device),
     )
@@ -234,4 +233,4 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     scale = 1 + z * z / trials
     middle = (share + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -36,10 +36,10 @@ def new_folder(out: Path) -> Iterator[Path]:
         temporary.rename(out)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        # torch's writer hides what the system said behind a RuntimeError
-        told = error if isinstance(error, OSError) else error.__context__
+        # torch's writer hides what the system said behind a RuntimeError.
+        told = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(told, OSError):
-            raise OSError(f"out={out} cannot be written ({told})") from error
+            raise OSError(f"out={out} cannot be written ({told}): make room, or choose another folder") from error
         raise
 
 
@@ -149,7 +149,6 @@ def _qwen3_config(config: GPTConfig) -> dict[str, Any]:
         **HF_FIXED,
         **{theirs: getattr(config, ours) for ours, theirs in HF_NAMES.items()},
         "head_dim": config.head_dim,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "sliding_window": None,

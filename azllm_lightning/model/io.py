@@ -83,12 +83,15 @@ def _read_exported(folder: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenize
         raise ValueError(f"{folder / HF_CONFIG} is not a whole config.json ({error}): export the model again") from None
     theirs = {**theirs, **(theirs.get("rope_parameters") or {})}  # where transformers 5 keeps rope_theta
     foreign = [f"{key}={theirs.get(key)!r}" for key, value in HF_FIXED.items() if theirs.get(key) != value]
+    if not foreign:
+        values = {ours: theirs[name] for ours, name in HF_NAMES.items() if name in theirs}
+        config = from_mapping(GPTConfig, values, str(folder / HF_CONFIG))
+        if theirs.get("head_dim") != config.head_dim:
+            foreign = [f"head_dim={theirs.get('head_dim')}"]
     if foreign:
         raise ValueError(
             f"{folder} holds a model of another kind ({', '.join(foreign)}): only Qwen3 in our shape is read"
         )
-    values = {ours: theirs[name] for ours, name in HF_NAMES.items() if name in theirs}
-    config = from_mapping(GPTConfig, values, str(folder / HF_CONFIG))
     tokenizer = Tokenizer.from_file(folder)
     safetensors = optional("safetensors.torch")
     try:
@@ -103,13 +106,12 @@ def _read_exported(folder: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenize
 
 
 def optional(module: str) -> Any:
-    """The module of a package that only exported files need; ValueError with the command that installs it."""
+    """A module of a package that only exported files need; ValueError with the command that installs the package."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"exported files need the package {module.partition('.')[0]} ({error}): pip install safetensors gguf"
-        ) from None
+        package = module.partition(".")[0]
+        raise ValueError(f"this needs the package {package} ({error}): pip install {package}") from None
 
 
 def checkpoint_of(path: Path) -> Path:

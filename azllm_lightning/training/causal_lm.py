@@ -215,7 +215,7 @@ class CausalLM(LightningModule):
         return float(mean)
 
     def start_from(self, path: str) -> None:
-        """Take the weights of `path` (a checkpoint or a run folder) as the start of a new run."""
+        """Take the weights of `path` (a checkpoint, a run folder or an exported one) as the start of a new run."""
         net, _ = load(path)
         theirs, ours = net.config.to_dict(), self.model_config.to_dict()
         different = [key for key in ours if key not in ("dropout", "block_size") and ours[key] != theirs[key]]

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 Config = dict[str, Any]
 
-FRESH = ("ckpt_path", "init_from")
+FRESH = ("ckpt_path", "init_from", "logs_dir")
 """Keys that say how this session starts, and are never taken from a stored config."""
 
 CODE = ("callbacks", "logger")

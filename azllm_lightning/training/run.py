@@ -20,7 +20,7 @@ from azllm_lightning.training.curve import carry_curve
 log = logging.getLogger(__name__)
 
 LOGS = Path("lightning_logs")
-"""Runs lie under this folder of the current one."""
+"""Where runs lie, unless logs_dir says otherwise: in this folder of the current one."""
 
 
 @dataclass
@@ -41,6 +41,16 @@ class Run:
         return int(self.folder.name.removeprefix("version_"))
 
     @property
+    def logs(self) -> Path:
+        """The folder of all runs."""
+        return self.folder.parent.parent
+
+    @property
+    def address(self) -> list[str]:
+        """The settings by which a command finds this run."""
+        return [f"run_name={self.name}", *([] if self.logs == LOGS else [f"logs_dir={self.logs}"])]
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints"
@@ -51,12 +61,12 @@ class Run:
             self.lock.release()
 
 
-def claim(name: str) -> Run:
+def claim(name: str, logs: Path = LOGS) -> Run:
     """Make and lock the next version folder of run `name`; two processes never get the same one."""
     check_name(name)
-    version = max((int(path.name.removeprefix("version_")) for path in versions(LOGS / name)), default=-1) + 1
+    version = max((int(path.name.removeprefix("version_")) for path in versions(logs / name)), default=-1) + 1
     while True:
-        folder = LOGS / name / f"version_{version}"
+        folder = logs / name / f"version_{version}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -83,27 +93,36 @@ def check_name(name: str) -> None:
         raise ValueError(f'run_name={name!r} cannot name a folder: leave out < > : " / \\ | ? * and dots at the ends')
 
 
+def check_logs(logs: str) -> None:
+    """Raise ValueError unless `logs` or the folder around it is there: a drive that is not mounted is not made up."""
+    if not Path(logs).exists() and not Path(logs).absolute().parent.is_dir():
+        raise ValueError(
+            f"logs_dir={logs}: there is no folder {Path(logs).absolute().parent}. On Colab mount Google Drive first "
+            "(from google.colab import drive; drive.mount('/content/drive')), or name another folder"
+        )
+
+
 def versions(folder: Path) -> list[Path]:
     """The run folders in `folder` (lightning_logs/NAME), newest version first."""
     found = (path for path in folder.glob("version_*") if re.fullmatch(r"version_\d+", path.name))
     return sorted(found, key=lambda path: int(path.name.removeprefix("version_")), reverse=True)
 
 
-def newest_run(name: str | None = None) -> Path:
+def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
     """The newest run folder with a checkpoint, of run `name` or of all; ValueError if there is none."""
     if name is not None:
-        candidates = versions(LOGS / name)
+        candidates = versions(logs / name)
     else:
-        folders = [path for parent in LOGS.glob("*") for path in versions(parent)]
+        folders = [path for parent in logs.glob("*") for path in versions(parent)]
         candidates = sorted(folders, key=lambda path: _age(path / "checkpoints"), reverse=True)
     for folder in candidates:
         if (folder / "checkpoints" / BEST).is_file() or step_files(folder / "checkpoints"):
             return folder
-    where = LOGS / name if name is not None else LOGS
+    where = logs / name if name is not None else logs
     raise ValueError(f"no run with a checkpoint under {where.absolute()}; train one first, or give ckpt_path=FILE")
 
 
-def find_checkpoint(ckpt_path: str, name: str | None = None, resume: bool = False) -> Path:
+def find_checkpoint(ckpt_path: str, name: str | None = None, logs: Path = LOGS, resume: bool = False) -> Path:
     """The file that `ckpt_path` means: "best", "last", a file, or a run folder; an exported folder means itself.
 
     "best" is the newest run's, or its newest full state while it has no best yet. "last" is the newest full state, of
@@ -111,12 +130,12 @@ def find_checkpoint(ckpt_path: str, name: str | None = None, resume: bool = Fals
     weights. ValueError with a way out where there is no such file.
     """
     if ckpt_path == "best":
-        return checkpoint_of(newest_run(name))
+        return checkpoint_of(newest_run(name, logs))
     if ckpt_path == "last":
-        for folder in versions(LOGS / name) if name is not None else [newest_run()]:
+        for folder in versions(logs / name) if name is not None else [newest_run(logs=logs)]:
             for _, path in valid_steps(folder / "checkpoints"):
                 return path
-        where = LOGS / name if name is not None else LOGS
+        where = logs / name if name is not None else logs
         raise ValueError(
             f"ckpt_path=last: no whole checkpoint under {where.absolute()}; to start anew leave out ckpt_path"
         )
@@ -146,7 +165,7 @@ def load_resumable(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def open_for_resume(path: Path, step: int, name: str) -> Run:
+def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     """The run folder in which training goes on from the checkpoint `path` of optimizer step `step`.
 
     The folder that the file lies in, if it is the newest there; a new version of run `name` with the curve up to
@@ -154,7 +173,7 @@ def open_for_resume(path: Path, step: int, name: str) -> Run:
     """
     folder = path.resolve().parent.parent
     if not (path.resolve().parent.name == "checkpoints" and re.fullmatch(r"version_\d+", folder.name)):
-        return claim(name)
+        return claim(name, logs)
     newer = [later for later, file in step_files(folder / "checkpoints") if later > step and _loads(file)]
     if not newer:
         try:
@@ -164,7 +183,7 @@ def open_for_resume(path: Path, step: int, name: str) -> Run:
         else:
             carry_curve(run.folder, run.folder, step)
             return run
-    run = claim(folder.parent.name)
+    run = claim(folder.parent.name, logs)
     carry_curve(folder, run.folder, step)
     best = folder / "checkpoints" / BEST
     if best.is_file() and read_checkpoint(best)["azllm"]["step"] <= step:

@@ -80,7 +80,8 @@ class BestCheckpoint(ModelCheckpoint):
     Lightning's forgets the best score when an interval or the folder changed, and keeps a first NaN as the best.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, io: AtomicCheckpointIO) -> None:
+        self.io = io
         super().__init__(
             dirpath=folder,
             filename=Path(BEST).stem,
@@ -101,8 +102,12 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if this validation is the best so far."""
         loss = trainer.callback_metrics.get("val_loss")
-        if loss is not None and math.isfinite(float(loss)):
-            super().on_validation_end(trainer, pl_module)
+        if loss is None or not math.isfinite(float(loss)):
+            return
+        before = self.state_dict()
+        super().on_validation_end(trainer, pl_module)
+        if self.io.failed is not None:  # what lies there is still the one before
+            self.load_state_dict(before)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: the val_loss at hand then may be an old one."""
@@ -121,6 +126,8 @@ class BestCheckpoint(ModelCheckpoint):
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST)
         if state_dict["best_model_score"] is None or not Path(path).is_file():
+            self.best_step = self.best_model_score = None
+            self.best_k_models = {}
             return
         self.best_step = state_dict["best_step"]
         self.best_model_score = self.kth_value = torch.tensor(state_dict["best_model_score"])

@@ -131,6 +131,8 @@ def test_min_p_keeps_what_is_likely_enough(model):
     likely = probabilities >= 0.3 * probabilities.max()
     assert 1 < likely.sum() < 30
     assert torch.equal(frequencies > 0, likely)
+    only, _ = drawn(model, temperature=1.0, min_p=1.0)
+    assert only[probabilities.argmax()] == 1
 
 
 def test_a_penalty_on_repetition(model):
@@ -151,6 +153,14 @@ def test_a_penalty_on_repetition(model):
     assert penalised == expected
     assert plain != penalised
     assert plain == without_cache(model, PROMPT, 20)
+
+
+def test_no_penalty_on_the_end_of_a_text(model):
+    """PROMPT begins with end of text; a text would not end where the model is sure that it does."""
+    with torch.no_grad():
+        likeliest = int(model(torch.tensor([PROMPT]))[0, -1].argmax())
+        model.lm_head.weight[0] = 1.2 * model.lm_head.weight[likeliest]
+    assert next(ids_of(model, PROMPT, temperature=0, repetition_penalty=5.0)) == [0]
 
 
 PROMPTS = ["Şəhərdə yağış", "", "Bakıda", "Uşaqlar evə qaçır. Bakıda külək əsir. " * 3]
@@ -177,6 +187,9 @@ def test_stop_strings_end_the_text_before_them(model, tokenizer):
     assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=stop) == ["Bakıda" + written[: written.index(stop)]]
     assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=["yoxdur", stop, written[-2:]])[0] in whole
     assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=["Bakıda", written[-3:] + "yoxdur"]) == [whole]
+    new = next(i for i in range(5, len(written)) if written.index(written[i]) == i)
+    both = [written[new], written[new - 1 : new + 1]]  # complete at the same time: the one that begins first counts
+    assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=both) == ["Bakıda" + written[: new - 1]]
     with pytest.raises(ValueError, match="stop has an empty text"):
         sample(model, tokenizer, stop=["a", ""])
 

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from hashlib import blake2b
+from pathlib import Path
+
+import pytest
+
+from azllm_lightning import azerbaijani
+from azllm_lightning.azerbaijani.lexicon import lexicon, read_tsv
+from azllm_lightning.azerbaijani.pairs import PAIRS_OF_EACH, RULES, Pair, minimal_pairs
+from azllm_lightning.azerbaijani.tales import known_words, words
+from azllm_lightning.data.config import DataConfig
+from azllm_lightning.data.prepare import prepared_folder
+
+TABLE = "pairs_lexicon.tsv"
+FUNCTION_WORDS = set(
+    "bu o mən sən biz siz onlar mənim sənin bizim sizin bir heç hamı başqa niyə indi sabah yenə vaxt sonra əvvəl qədər "
+    "yeni".split()
+)
+
+# One pair of each phenomenon, as a speaker writes it.
+KNOWN = {
+    "harmony_plural": ("Bu vəkillər gecikir.", "Bu vəkillar gecikir."),
+    "harmony_case": ("Nazir universitetə yollandı.", "Nazir universiteta yollandı."),
+    "harmony_possessive": ("Mənim redaktorum gecikdi.", "Mənim redaktorüm gecikdi."),
+    "harmony_rounding": ("Hökumət qanunu təsdiqlədi.", "Hökumət qanunı təsdiqlədi."),
+    "harmony_verb": ("Sabah biz barışacağıq.", "Sabah biz barışəcəyik."),
+    "k_to_y": ("Onlar sabitliyi dəyərləndirirlər.", "Onlar sabitliki dəyərləndirirlər."),
+    "q_to_gh": ("Dostluğun mənası dəyişib.", "Dostluqun mənası dəyişib."),
+    "buffer_consonant": ("Klinikanın işçisi mükafatlandırıldı.", "Klinikanın işçiyi mükafatlandırıldı."),
+    "pronominal_n": ("Professorun jurnalında qüsur aşkarlandı.", "Professorun jurnalıda qüsur aşkarlandı."),
+    "question_order": ("Sən yenə gecikirsənmi?", "Sən yenə gecikirmisən?"),
+    "person_agreement": ("Mən dünən əsəbiləşdim.", "Mən dünən əsəbiləşdik."),
+    "possessor_agreement": ("Mənim redaktorum gecikdi.", "Mənim redaktorun gecikdi."),
+    "possessive_chain": ("Klinikanın işçisinin layihəsi gecikdi.", "Klinikanın işçinin layihəsi gecikdi."),
+    "case_government": ("Nazir hüquqşünasa güvənir.", "Nazir hüquqşünasdan güvənir."),
+    "postposition_case": ("Seçkidən sonra nazir dincəldi.", "Seçkiyə sonra nazir dincəldi."),
+    "negation": ("Heç bir çoban bezmədi.", "Heç bir çoban bezdi."),
+    "numeral_singular": ("Ölkədə altmış saray tikildi.", "Ölkədə altmış saraylar tikildi."),
+    "tense_adverb": ("Dünən hakim dincəldi.", "Dünən hakim dincələcək."),
+}
+
+
+def by_phenomenon() -> dict[str, list[Pair]]:
+    found = defaultdict(list)
+    for pair in minimal_pairs():
+        found[pair.phenomenon].append(pair)
+    return found
+
+
+def lower(text: str) -> str:
+    return text.replace("İ", "i").replace("I", "ı").lower()
+
+
+def test_a_hundred_pairs_of_each_phenomenon() -> None:
+    counts = Counter(pair.phenomenon for pair in minimal_pairs())
+    assert len(counts) >= 12
+    assert set(counts.values()) == {PAIRS_OF_EACH}
+    assert len({pair.right for pair in minimal_pairs()} & {pair.wrong for pair in minimal_pairs()}) == 0
+    for pairs in by_phenomenon().values():
+        assert len({pair.right for pair in pairs}) == PAIRS_OF_EACH
+
+
+@pytest.mark.parametrize("phenomenon", KNOWN)
+def test_pairs_are_right_and_wrong_as_a_speaker_says(phenomenon: str) -> None:
+    assert KNOWN[phenomenon] in [(pair.right, pair.wrong) for pair in by_phenomenon()[phenomenon]]
+    assert KNOWN.keys() == by_phenomenon().keys()
+
+
+def test_sentences_differ_in_one_word_only() -> None:
+    for pair in minimal_pairs():
+        right, wrong = pair.right.split(), pair.wrong.split()
+        different = [(a, b) for a, b in zip(right, wrong, strict=True) if a != b]
+        assert [tuple(lower(word).strip(".?") for word in words) for words in different] == [
+            (pair.right_form, pair.wrong_form)
+        ]
+
+
+def changed_letters(pair: Pair) -> set[tuple[str, str]]:
+    return {(a, b) for a, b in zip(pair.right_form, pair.wrong_form, strict=True) if a != b}
+
+
+def test_words_that_are_none_differ_in_the_letters_of_the_rule() -> None:
+    swaps = set(zip("aəıiuü", "əaiıüu", strict=True))
+    allowed = {
+        "harmony_plural": swaps,
+        "harmony_case": swaps,
+        "harmony_possessive": swaps,
+        "harmony_verb": swaps | {("y", "ğ"), ("ğ", "y"), ("k", "q"), ("q", "k")},
+        "harmony_rounding": set(zip("ıiuü", "uüıi", strict=True)),
+        "k_to_y": {("y", "k")},
+        "q_to_gh": {("ğ", "q")},
+        "buffer_consonant": {("n", "y"), ("s", "y")},
+    }
+    for phenomenon, letters in allowed.items():
+        for pair in by_phenomenon()[phenomenon]:
+            assert changed_letters(pair) <= letters, pair
+    for pair in by_phenomenon()["pronominal_n"]:
+        assert any(pair.right_form == pair.wrong_form[:i] + "n" + pair.wrong_form[i:] for i in range(3, 20)), pair
+
+
+def test_tales_are_the_same_when_pairs_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their prepared data are named after the files that made them."""
+    folder = shutil.copytree(azerbaijani.__path__[0], tmp_path / "azerbaijani")
+    monkeypatch.setattr(azerbaijani, "__path__", [str(folder)])
+    before = prepared_folder(DataConfig(name="tales"))
+    for name in ("pairs.py", "pairs.tsv", TABLE):
+        (folder / name).write_text("", encoding="utf-8")
+    assert prepared_folder(DataConfig(name="tales")) == before
+    (folder / "tales.tsv").write_text("", encoding="utf-8")
+    assert prepared_folder(DataConfig(name="tales")) != before
+
+
+def test_stems_are_none_of_the_tales() -> None:
+    tales = {lower(word) for word in known_words()}
+    assert lexicon(TABLE).keys() & lexicon().keys() == set()
+    for pair in minimal_pairs():
+        assert {pair.right_form, pair.wrong_form}.isdisjoint(tales), pair
+        assert {lower(word) for word in words(pair.right)} & tales <= FUNCTION_WORDS, pair
+
+
+def test_the_same_in_every_process() -> None:
+    code = (
+        "from hashlib import blake2b; from azllm_lightning.azerbaijani.pairs import *;"
+        "print(blake2b(repr(minimal_pairs()).encode()).hexdigest())"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "1"}
+    made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == blake2b(repr(minimal_pairs()).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["pairs.tsv", TABLE])
+def test_tables_are_well_formed(name: str) -> None:
+    text = (Path(azerbaijani.__file__).parent / name).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert {line.count("\t") for line in lines} == {lines[0].count("\t")}
+    assert unicodedata.normalize("NFC", text) == text
+    assert len({line.split("\t")[name == "pairs.tsv"] for line in lines}) == len(lines)
+
+
+def test_every_stem_and_every_rule_has_a_use() -> None:
+    frames = " ".join(row["frame"] for row in read_tsv("pairs.tsv"))
+    for entry in lexicon(TABLE).values():
+        assert entry.classes
+        assert all(f"{{{name}" in frames for name in entry.classes), entry
+        assert entry.pos in ("noun", "numeral", "verb")
+    assert all(f"|{rule}}}" in frames for rule in RULES)

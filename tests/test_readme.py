@@ -42,7 +42,7 @@ def test_every_command_is_accepted(command: list[str]) -> None:
     assert (conf_dir() / f"{verb}.yaml").is_file()
     config = compose(overrides, verb)
     if verb == "train":
-        check(config)
+        check({**config, "logs_dir": "lightning_logs"})  # colab's and kaggle's folders are not here
 
 
 def test_both_languages_give_the_same_commands() -> None:

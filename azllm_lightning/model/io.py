@@ -145,6 +145,11 @@ def read_checkpoint(path: Path, mmap: bool = os.name != "nt") -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # reading damaged bytes fails in a dozen ways, struct.error and IndexError among them
+        if "GLOBAL" in str(error):  # torch's word for a name that the pickle wants to import
+            raise ValueError(
+                f"{path} holds more than tensors and plain values: loading it would run code, so it was refused. Take "
+                "checkpoints from people you trust, and only those of azllm-lightning"
+            ) from error
         raise ValueError(
             f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind. Copy it again, or take "
             "an older step_*.ckpt"

@@ -81,7 +81,15 @@ def command(verb: str, overrides: Sequence[str]) -> str:
         key, _, value = override.partition("=")
         unquoted = f"{key}={_parse(value)}"
         typed.append(unquoted if quote_overrides([unquoted]) == [override] else override)
-    return shlex.join(["python", "-m", f"azllm_lightning.{verb}", *typed])
+    return shlex.join([_python(), "-m", f"azllm_lightning.{verb}", *typed])
+
+
+def _python() -> str:
+    """python, or the path of this one where its environment is not activated and plain python would be another."""
+    here, folder = Path(sys.prefix), Path.cwd()
+    if sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ or folder not in here.parents:
+        return "python"
+    return str(Path(sys.executable).relative_to(folder))
 
 
 def compose(overrides: Sequence[str] = (), verb: str = "train") -> dict[str, Any]:
@@ -127,7 +135,7 @@ def main(verb: str, run: Callable[[dict[str, Any], list[str]], object]) -> None:
         try:
             yield
         except Resumable as stop:
-            print(f"Stopped. To go on: {stop}", file=sys.stderr, flush=True)
+            print(f"To go on: {stop}", file=sys.stderr, flush=True)
             sys.exit(EXIT_RESUMABLE)
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             if os.environ.get("AZLLM_TRACEBACK"):
@@ -147,9 +155,15 @@ def explain(error: BaseException, verb: str) -> str:
     """What `error` says; for Hydra's complaints in the words of this project, with the way out."""
     message = str(error).strip() or type(error).__name__
     if isinstance(error, OverrideParseException):
+        key, equals, value = str(error.override).partition("=")
+        if not equals or not key.strip() or key != key.strip():
+            return (
+                f"{error.override} is not a setting, which is typed key=value without spaces around the sign; "
+                'if it belongs to a text with spaces, quote all of it: prompt="Bir gün"'
+            )
         return (
-            f"{error.override} cannot be read. A setting is typed key=value; a value with commas, brackets or letters "
-            "like ə needs quotes inside those of the shell: \"key='value'\""
+            f"{error.override} cannot be read: a number is written in digits, and a text here needs quotes within the "
+            f"quotes of the shell, \"{key}='{value}'\""
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
@@ -158,8 +172,8 @@ def explain(error: BaseException, verb: str) -> str:
         return "a group (model, data, trainer, ...) takes one of its choices, such as model=nano; --help lists them"
     if match := re.match("Ambiguous value for argument '(.+)'\n", message):
         return (
-            f"{match[1]} can mean three things: for text with a comma quote it, \"key='a,b'\"; for a list write "
-            "key=[a,b]; for a run with each value add -m"
+            f"{match[1]} can mean four things: write a number with a point, 0.5; quote a text with a comma twice, "
+            "\"key='a,b'\"; write a list as key=[a,b]; for a run with each value add -m"
         )
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {message.splitlines()[0]}"

@@ -71,8 +71,7 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
                     if step_files(run.checkpoints):
                         again = cli.command("train", [*run.address, "ckpt_path=last"])
                     run.release()
-    except Stopped as stopped:
-        log.info(f"stopped by {stopped}")
+    except Stopped:
         raise cli.Resumable(again) from None
 
 
@@ -143,7 +142,8 @@ def _fit(
         try:
             with _quiet():
                 parts.trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True)
-        except Stopped:
+        except Stopped as stopped:
+            log.info(f"stopped by {stopped} at step {parts.trainer.global_step}")
             if step_files(run.checkpoints):
                 parts.summary.write(parts.trainer, parts.module, "stopped")
             raise
@@ -180,7 +180,7 @@ def _introduce(run: Run, model: GPTConfig, data: TokenDataModule, settings: Sett
     tokens = trainer.max_steps * windows * model.block_size
     available = data.train_windows.num_windows * model.block_size
     compiled = "compiled (the first step takes a while)" if trainer.compile else "not compiled"
-    shape = f"{model.n_layer} layers x {model.n_embd}, {model.n_head} heads"
+    shape = f"{model.n_layer} x {model.n_embd}, {model.n_head} heads"
     log.info(
         f"run       {run.folder}\n"
         f"model     {shape}: {model.num_params() / 1e6:.1f} M parameters, vocabulary {model.vocab_size:,}, "

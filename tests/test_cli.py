@@ -137,7 +137,7 @@ def raising(error: Exception) -> Callable[[dict[str, Any], list[str]], object]:
         (
             cli.Resumable("python -m azllm_lightning.train ckpt_path=last"),
             75,
-            "Stopped. To go on: python -m azllm_lightning.train ckpt_path=last\n",
+            "To go on: python -m azllm_lightning.train ckpt_path=last\n",
         ),
     ],
 )

@@ -203,13 +203,22 @@ def test_prepare_says_what_there_is(tiny: list[str], capsys: pytest.CaptureFixtu
     assert lines["next"] == cli.command("train", data_overrides(tiny))
 
 
-def test_a_command_to_paste_is_as_a_person_types_it() -> None:
+def test_a_command_to_paste_is_as_a_person_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     typed = ["data=text", r"data.path=C:\Mənim mətnim", "run_name=şah", "data.block_size=32"]
     shown = cli.command("prepare", cli.quote_overrides(typed))
     assert (
         shown
         == r"python -m azllm_lightning.prepare data=text 'data.path=C:\Mənim mətnim' 'run_name=şah' data.block_size=32"
     )
+    # As after `make train`, where no environment is active and plain python would be another.
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert cli.command("train", []) == f"{Path('.venv/bin/python')} -m azllm_lightning.train"
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    assert cli.command("train", []) == "python -m azllm_lightning.train"
 
 
 def test_a_command_to_paste_means_the_same() -> None:

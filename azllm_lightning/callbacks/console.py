@@ -26,6 +26,7 @@ WORDS = {
         "lr": "lr",
         "best": "best",
         "tokens": "tokens/s",
+        "loss": "loss",
     },
     "az": {
         "step": "addım",
@@ -35,6 +36,7 @@ WORDS = {
         "lr": "öyrənmə sürəti",
         "best": "ən yaxşı",
         "tokens": "token/s",
+        "loss": "itki",
     },
 }
 LINE_EVERY_SECONDS = 30.0
@@ -66,7 +68,7 @@ class Console(Callback):
             self._bar = tqdm(
                 total=trainer.max_steps,
                 initial=trainer.global_step,
-                unit=self.words["step"],
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
                 dynamic_ncols=True,
                 mininterval=0.5,
                 smoothing=0.05,
@@ -80,22 +82,22 @@ class Console(Callback):
         report, bar, words = pl_module.step_report, self._bar, self.words
         if report is None or bar is None:
             return
-        figures = {words["train_loss"]: f"{report.loss:.4f}"}
-        if self._val_loss is not None:
-            figures[words["val_loss"]] = f"{self._val_loss:.4f}"
-        figures[words["ppl"]] = f"{perplexity(report.loss):.1f}"
-        rate = trainer.callback_metrics.get("tokens_per_sec")
-        if rate is not None:
-            figures[words["tokens"]] = f"{float(rate):,.0f}"
+        measured = trainer.callback_metrics.get("tokens_per_sec")
+        rate = "" if measured is None else f"{float(measured):,.0f}"
+        ppl = f"{perplexity(report.loss):.1f}"
         if bar.disable:
             if time.monotonic() - self._line_at >= LINE_EVERY_SECONDS:
                 self._line_at = time.monotonic()
-                parts = "  ".join(f"{name} {value}" for name, value in figures.items())
                 log.info(
-                    f"{words['step']} {trainer.global_step}/{trainer.max_steps}  {parts}  {words['lr']} {report.lr:.2e}"
+                    f"{words['step']} {trainer.global_step}/{trainer.max_steps}  "
+                    f"{words['train_loss']} {report.loss:.4f}  {words['ppl']} {ppl}  {words['lr']} {report.lr:.2e}"
+                    + (f"  {rate} {words['tokens']}" if rate else "")
                 )
             return
-        bar.set_postfix(figures, refresh=False)
+        parts = [f"{words['loss']} {report.loss:.3f}"]  # short: the bar must fit 80 columns
+        parts += [] if self._val_loss is None else [f"val {self._val_loss:.3f}"]
+        parts += [f"ppl {ppl}", *([f"{rate} tok/s"] if rate else [])]
+        bar.set_postfix_str(" ".join(parts), refresh=False)
         bar.update(1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

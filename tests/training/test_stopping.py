@@ -113,7 +113,7 @@ def test_a_stopped_command_says_how_to_go_on_and_leaves_no_process(tiny: list[st
     process.join()
     assert process.exitcode == EXIT_RESUMABLE
     last_line = (tmp_path / "output").read_text(encoding="utf-8").splitlines()[-1]
-    assert last_line == f"Stopped. To go on: {RESUME}"
+    assert last_line == f"To go on: {RESUME}"
     assert step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")[0][0] == 3
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 

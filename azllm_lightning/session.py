@@ -47,8 +47,7 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
             precision = hardware.resolve_precision(settings.trainer.precision, device)
             stop.until(settings.trainer.deadline)
             datamodule = TokenDataModule(settings.data, config["seed"])
-            datamodule.prepare_data()
-            datamodule.setup()
+            datamodule.setup()  # prepares the data too
             if source is not None:  # told before a folder is touched
                 datamodule.check_same_data(source.fingerprint)
             tokenizer = datamodule.tokenizer

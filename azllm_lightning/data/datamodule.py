@@ -61,7 +61,8 @@ class TokenDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Prepare shards and tokenizer; does nothing where they are done."""
-        prepare(self.config)
+        if not hasattr(self, "folder"):  # Lightning calls this again at each fit
+            prepare(self.config)
 
     def setup(self, stage: str | None = None) -> None:
         """Open shards and tokenizer; raises ValueError where they do not match each other or their manifest."""

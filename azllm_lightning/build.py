@@ -10,18 +10,23 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from azllm_lightning.callbacks.console import WORDS, Console
+from azllm_lightning.callbacks.board import Board
+from azllm_lightning.callbacks.console import Console
+from azllm_lightning.callbacks.diagnosis import Diagnosis
 from azllm_lightning.callbacks.health import Health, HealthConfig
+from azllm_lightning.callbacks.samples import Samples, SamplesConfig
 from azllm_lightning.callbacks.summary import Summary
 from azllm_lightning.callbacks.throughput import Throughput
+from azllm_lightning.callbacks.words import LANGUAGES, Words
 from azllm_lightning.data.config import DataConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.settings import from_mapping, one_of, unknown_key
 from azllm_lightning.training import hardware
 from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.checkpoint import BEST
 from azllm_lightning.training.config import TrainerConfig
-from azllm_lightning.training.optimizer import OptimizerConfig
+from azllm_lightning.training.optimizer import OptimizerConfig, optimizer_config
 from azllm_lightning.training.run import Run, check_logs, check_name
 from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint, PeriodicCheckpoint
 from azllm_lightning.training.schedule import ScheduleConfig
@@ -37,6 +42,7 @@ class CallbacksConfig:
     early_stopping: bool
     early_stopping_patience: int
     health: dict[str, Any]
+    samples: dict[str, Any]
 
     def __post_init__(self) -> None:
         if self.early_stopping_patience < 1:
@@ -53,6 +59,7 @@ class Settings:
     trainer: TrainerConfig
     callbacks: CallbacksConfig
     health: HealthConfig
+    samples: SamplesConfig
 
 
 def check(config: Config) -> Settings:
@@ -79,13 +86,16 @@ def check(config: Config) -> Settings:
 
     own = {key: value for key, value in config["callbacks"].items() if not _is_target(value)}
     callbacks = attempt(lambda: from_mapping(CallbacksConfig, own, "callbacks"))
+    # What auto stands for is settled later; any number will do until then.
+    data = {**config["data"], "batch_size": 1} if config["data"].get("batch_size") == "auto" else config["data"]
     built = [
-        attempt(lambda: from_mapping(DataConfig, config["data"], "data")),
-        attempt(lambda: from_mapping(OptimizerConfig, config["optimizer"], "optimizer")),
+        attempt(lambda: from_mapping(DataConfig, data, "data")),
+        attempt(lambda: optimizer_config(config["optimizer"])),
         attempt(lambda: from_mapping(ScheduleConfig, config["schedule"], "schedule")),
         attempt(lambda: from_mapping(TrainerConfig, config["trainer"], "trainer")),
         callbacks,
         callbacks and attempt(lambda: from_mapping(HealthConfig, callbacks.health, "callbacks.health")),
+        callbacks and attempt(lambda: from_mapping(SamplesConfig, callbacks.samples, "callbacks.samples")),
     ]
     attempt(lambda: model_config(config, 1, 1, 0))  # its own settings; what follows from the data comes later
     if built[3] is not None and built[3].deadline is not None:
@@ -94,7 +104,7 @@ def check(config: Config) -> Settings:
         problems.append(f"seed={config['seed']!r} is not a whole number from 0 to 4294967295")
     attempt(lambda: check_name(str(config["run_name"])))
     attempt(lambda: check_logs(str(config["logs_dir"])))
-    attempt(lambda: one_of("lang", config["lang"], WORDS))
+    attempt(lambda: one_of("lang", config["lang"], LANGUAGES))
     loggers = {key for key, value in config["logger"].items() if not _is_target(value)}
     problems += [unknown_key(f"logger.{key}", ["logger.tensorboard"]) for key in loggers - {"tensorboard"}]
     if problems:
@@ -132,8 +142,10 @@ class Parts:
     module: CausalLM
     datamodule: TokenDataModule
     health: Health
+    console: Console
     summary: Summary
     io: AtomicCheckpointIO
+    periodic: PeriodicCheckpoint
 
 
 def build(
@@ -156,16 +168,19 @@ def build(
     throughput = Throughput(io, hardware.peak_flops(device, settings.trainer.precision))
     told = {"precision": settings.trainer.precision, "compile": bool(settings.trainer.compile)}
     summary = Summary(run, best, throughput, told)
-    health = Health(settings.health)
-    callbacks: list[pl.Callback] = [throughput, health, Console(config["lang"]), summary]
-    if settings.callbacks.early_stopping:
-        patience = settings.callbacks.early_stopping_patience
-        callbacks.append(pl.callbacks.EarlyStopping("val_loss", patience=patience, mode="min", check_finite=False))
-    callbacks += _instantiate(config["callbacks"], "callbacks", pl.Callback)
+    words = Words(config["lang"])
+    health, console = Health(settings.health, words), Console(words, throughput)
+    patience = settings.callbacks.early_stopping_patience if settings.callbacks.early_stopping else None
+    diagnosis = Diagnosis(console, throughput, settings.health.overfit_rise, run.checkpoints / BEST, patience)
+    # Samples come before throughput, which takes the time from a validation's start to its own turn out of the steps.
+    samples = [Samples(settings.samples, settings.data.name)] if settings.samples.max_new_tokens else []
+    callbacks: list[pl.Callback] = [*samples, Board(config, config_text), throughput, health, console]
+    callbacks += [diagnosis, summary, *_instantiate(config["callbacks"], "callbacks", pl.Callback)]
     every = settings.trainer.checkpoint_every_steps
-    callbacks += [best, PeriodicCheckpoint(run.checkpoints, every, settings.trainer.checkpoint_every_minutes, stop, io)]
+    periodic = PeriodicCheckpoint(run.checkpoints, every, settings.trainer.checkpoint_every_minutes, stop, io)
+    callbacks += [best, periodic]
     trainer = _trainer(settings.trainer, device, callbacks, _loggers(config["logger"], run), io)
-    return Parts(trainer, module, datamodule, health, summary, io)
+    return Parts(trainer, module, datamodule, health, console, summary, io, periodic)
 
 
 def _trainer(

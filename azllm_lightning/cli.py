@@ -39,7 +39,11 @@ LITERAL_KEYS = frozenset(["prompt", "stop"])
 
 
 class Resumable(Exception):
-    """The run stopped before its end and can go on; the message is the command that does it."""
+    """The run stopped before its end and can go on by `command`, which is shown after the words `told`."""
+
+    def __init__(self, command: str, told: str = "To go on") -> None:
+        super().__init__(command)
+        self.told = told
 
 
 def conf_dir() -> Path:
@@ -135,7 +139,7 @@ def main(verb: str, run: Callable[[dict[str, Any], list[str]], object]) -> None:
         try:
             yield
         except Resumable as stop:
-            print(f"To go on: {stop}", file=sys.stderr, flush=True)
+            print(f"{stop.told}: {stop}", file=sys.stderr, flush=True)
             sys.exit(EXIT_RESUMABLE)
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             if os.environ.get("AZLLM_TRACEBACK"):

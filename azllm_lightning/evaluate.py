@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from azllm_lightning import cli
+from azllm_lightning.callbacks.words import Words
 from azllm_lightning.settings import from_mapping
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class EvaluateConfig:
     block_size: int | None
     out: str | None
     data: dict[str, Any]
+    lang: str = "en"
 
 
 class _Documents(NamedTuple):
@@ -63,6 +65,7 @@ def evaluate(config: dict[str, Any], overrides: list[str] | None = None) -> dict
     be written.
     """
     settings = from_mapping(EvaluateConfig, config, "")
+    words = Words(settings.lang)
     import torch
 
     from azllm_lightning.data.config import DataConfig
@@ -86,14 +89,14 @@ def evaluate(config: dict[str, Any], overrides: list[str] | None = None) -> dict
         assert checkpoint is not None
         scorer = scorer_of(*load(checkpoint, device), settings.block_size)
     found: dict[str, Any] = {"model": settings.hf or str(checkpoint), "start_token": bool(scorer.start)}
-    print(f"model       {found['model']}", file=sys.stderr)
+    print(f"{words('model'):<12}{found['model']}", file=sys.stderr)
     if documents is None:
-        found |= _grammar(scorer, settings.stride)
+        found |= _grammar(scorer, settings.stride, words)
     else:
-        print(f"text        {documents.where}", file=sys.stderr)
-        found |= {"text": documents.where, **_prediction(scorer, documents, settings.stride)}
+        print(f"{words('text'):<12}{documents.where}", file=sys.stderr)
+        found |= {"text": documents.where, **_prediction(scorer, documents, settings.stride, words)}
     write_json(out, found)
-    print(f"written to  {out}", file=sys.stderr)
+    print(f"{words('written'):<12}{out}", file=sys.stderr)
     return found
 
 
@@ -161,7 +164,7 @@ def _validation_split(folder: Path) -> Iterator[tuple[str, str]]:
                 yield span.source, tokenizer.decode(ids.tolist())
 
 
-def _prediction(scorer: Scorer, documents: _Documents, stride: int | None) -> dict[str, Any]:
+def _prediction(scorer: Scorer, documents: _Documents, stride: int | None, words: Words) -> dict[str, Any]:
     """The figures of each source and of all, printed as a table."""
     from azllm_lightning.data.progress import Progress
     from azllm_lightning.model.evaluation import Score, score
@@ -185,19 +188,14 @@ def _prediction(scorer: Scorer, documents: _Documents, stride: int | None) -> di
     rows = [
         [name, *(COLUMNS[key].format(row[key]) for key in COLUMNS)] for name, row in [*sources.items(), (ALL, figures)]
     ]
-    print(_table(["source", *COLUMNS], rows))
+    print(_table([words("source"), *COLUMNS], rows))
     stride = stride or max(1, scorer.block_size // 2)
-    print(
-        f"windows of {scorer.block_size:,} tokens, stride {stride:,}, fp32; val_bpb: bits per byte of the normalised "
-        "text; end of text gives context and is not scored"
-    )
+    print(words("how_scored", window=scorer.block_size, stride=stride))
     if not scorer.start:
-        print(
-            "no start token: the first token of each document is left out "
-            f"({total.tokens - total.scored_tokens:,} tokens, {total.num_bytes - total.scored_bytes:,} bytes)"
-        )
+        left_out = {"tokens": total.tokens - total.scored_tokens, "size": total.num_bytes - total.scored_bytes}
+        print(words("no_start", **left_out))
     if total.unknown_tokens:
-        print(f"{total.unknown_tokens:,} tokens stand for what the tokenizer cannot spell: val_bpb flatters this model")
+        print(words("unknown_tokens", tokens=total.unknown_tokens))
     return {
         "block_size": scorer.block_size,
         "stride": stride,
@@ -206,7 +204,7 @@ def _prediction(scorer: Scorer, documents: _Documents, stride: int | None) -> di
     }
 
 
-def _grammar(scorer: Scorer, stride: int | None) -> dict[str, Any]:
+def _grammar(scorer: Scorer, stride: int | None, words: Words) -> dict[str, Any]:
     """The share of minimal pairs told right, by phenomenon and in all, printed as a table."""
     from azllm_lightning.azerbaijani.pairs import minimal_pairs
     from azllm_lightning.data.progress import Progress
@@ -231,10 +229,10 @@ def _grammar(scorer: Scorer, stride: int | None) -> dict[str, Any]:
         [name, f"{row['accuracy']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}", f"{row['pairs']:,}"]
         for name, row in found.items()
     ]
-    print(_table(["phenomenon", "accuracy", "95 % interval", "pairs"], rows))
-    print("a pair is told right where the right sentence has the higher total log-probability; chance is 50 %")
+    print(_table([words("phenomenon"), words("accuracy"), words("interval"), words("pairs")], rows))
+    print(words("how_told"))
     if not scorer.start:
-        print("no start token: the first token of each sentence is left out")
+        print(words("no_start_pairs"))
     return {ALL: found.pop(ALL), "phenomena": found}
 
 

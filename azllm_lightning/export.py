@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning import cli
+from azllm_lightning.callbacks.words import LANGUAGES, Words
 from azllm_lightning.settings import from_mapping, one_of
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ class ExportConfig:
     run_name: str | None
     logs_dir: str
     license: str
+    lang: str = "en"
 
     def __post_init__(self) -> None:
         if not self.out:
             raise ValueError("out is not given: say which folder to write, out=FOLDER")
         one_of("format", self.format, ("hf", "gguf", "pt"))
         one_of("quant", self.quant, ("f16", "q8_0"))
+        one_of("lang", self.lang, LANGUAGES)
 
 
 def main() -> None:
@@ -63,7 +66,7 @@ def export(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
             write_pt(model, tokenizer, folder)
         card = _card(name, settings, out.name, model.config, facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    print(f"from {path}")
+    print(Words(settings.lang)("from", path=path))
     for file in sorted(out.iterdir()):
         print(f"{file.stat().st_size / 1e6:10,.1f} MB  {file}")
     return out

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning import cli
+from azllm_lightning.callbacks.words import Words
 from azllm_lightning.settings import from_mapping
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class GenerateConfig:
     logs_dir: str
     num_samples: int
     stop: str | list[str] | None
+    lang: str = "en"
 
     @property
     def stops(self) -> list[str]:
@@ -50,6 +52,7 @@ def generate(config: dict[str, Any], overrides: list[str] | None = None) -> None
     """
     own = [field.name for field in fields(GenerateConfig)]
     settings = from_mapping(GenerateConfig, {key: config[key] for key in own if key in config}, "")
+    words = Words(settings.lang)
     import torch
 
     from azllm_lightning.model.io import load
@@ -58,12 +61,12 @@ def generate(config: dict[str, Any], overrides: list[str] | None = None) -> None
 
     choices = from_mapping(SamplingConfig, {key: value for key, value in config.items() if key not in own}, "")
     path = find_checkpoint(settings.ckpt_path, settings.run_name, Path(settings.logs_dir))
-    print(f"from {path}", file=sys.stderr)
+    print(words("from", path=path), file=sys.stderr)
     model, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     if settings.prompt is not None or not sys.stdin.isatty():
         _write(model, tokenizer, settings.prompt or "", settings, choices)
         return
-    print("Type how a text begins; an empty line ends the program, Ctrl+C a text.", file=sys.stderr)
+    print(words("ask"), file=sys.stderr)
     with contextlib.suppress(KeyboardInterrupt, EOFError):
         while prompt := input("> "):
             _write(model, tokenizer, prompt, settings, choices)
@@ -74,10 +77,7 @@ def _write(model: GPT, tokenizer: Tokenizer, prompt: str, settings: GenerateConf
 
     num_tokens, block_size = len(tokenizer.encode(prompt)), model.config.block_size
     if num_tokens >= block_size:
-        print(
-            f"the prompt has {num_tokens} tokens and the model sees {block_size}: it reads only the end of it",
-            file=sys.stderr,
-        )
+        print(Words(settings.lang)("long_prompt", tokens=num_tokens, context=block_size), file=sys.stderr)
     texts = [""] * settings.num_samples
     steps = stream(model, tokenizer, prompt, choices, settings.num_samples, settings.stops)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C ends a text that has gone on for long enough

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning import cli
+from azllm_lightning.callbacks.words import Words
 from azllm_lightning.settings import from_mapping
 
 if TYPE_CHECKING:
@@ -33,35 +34,33 @@ def prepare(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.training.stopping import Stopped, StopRequest
 
-    typed = overrides or []
+    typed, words = overrides or [], Words(config.get("lang", "en"))
     data = from_mapping(DataConfig, config["data"], "data")
     try:
         with StopRequest():
             folder = prepare_data(data)
     except Stopped:
-        raise cli.Resumable(cli.command("prepare", typed)) from None
-    print(f"folder      {folder}\n{_report(Manifest.read(folder))}")
-    print(f"next        {cli.command('train', typed)}")
+        raise cli.Resumable(cli.command("prepare", typed), words("to_go_on")) from None
+    print(f"{words('folder'):<12}{folder}\n{_report(words, Manifest.read(folder))}")
+    print(f"{words('next'):<12}{cli.command('train', typed)}")
     return folder
 
 
-def _report(manifest: Manifest) -> str:
-    lines = [f"vocabulary  {manifest.vocab_size:,} tokens"]
+def _report(words: Words, manifest: Manifest) -> str:
+    lines = [f"{words('vocabulary'):<12}{words('vocab_size', tokens=manifest.vocab_size)}"]
     for name, split in manifest.splits.items():
-        lines.append(
-            f"{name:<12}{split.documents:,} documents, {split.text_bytes / 1e6:,.1f} MB, {split.tokens:,} tokens, "
-            f"{split.text_bytes / split.tokens:.2f} bytes a token"
-        )
+        size = {"documents": split.documents, "megabytes": split.text_bytes / 1e6, "tokens": split.tokens}
+        lines.append(f"{name:<12}{words('split_size', **size, length=split.text_bytes / split.tokens)}")
     cleaned = [f"{count:,} {what.replace('_', ' ')}" for what, count in manifest.cleaning.items() if count]
     if cleaned:
-        lines.append("cleaning    " + ", ".join(cleaned))
+        lines.append(f"{words('cleaning'):<12}{', '.join(cleaned)}")
     tokens: Counter[str] = Counter()
     for span in manifest.spans:
         tokens[span.source] += span.end - span.start
     named = [f"{source} {100 * count / tokens.total():.1f} %" for source, count in tokens.most_common(MOST_SOURCES)]
     if len(tokens) > MOST_SOURCES:
-        named.append(f"and {len(tokens) - MOST_SOURCES} more")
-    lines.append("sources     " + ", ".join(named))
+        named.append(words("and_more", count=len(tokens) - MOST_SOURCES))
+    lines.append(f"{words('sources'):<12}{', '.join(named)}")
     return "\n".join(lines)
 
 

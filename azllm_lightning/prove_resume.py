@@ -18,8 +18,8 @@ from azllm_lightning import cli
 
 STEPS = 8
 SETTINGS = f"max_steps={STEPS} val_every_steps=4 checkpoint_every_steps=3 log_every_steps=1 deadline=null"
-TIMES = {"tokens_per_sec", "mfu"}
-"""Scalars that measure time."""
+MEASURED = {"tokens_per_sec", "mfu", "peak_memory_gb"}
+"""Scalars that measure time or memory."""
 RUNS = {"again": None, "stopped": (4, False), "killed": (5, True)}
 """The runs that are compared to the straight one, and how `Interrupt` ends them: the step, and whether it kills."""
 
@@ -71,7 +71,7 @@ def first_difference(left: Path, right: Path) -> str | None:
     from azllm_lightning.training.curve import read_scalars
 
     curves = [read_scalars(left), read_scalars(right)]
-    points = {(step, tag) for curve in curves for tag in curve.keys() - TIMES for step in curve[tag]}
+    points = {(step, tag) for curve in curves for tag in curve.keys() - MEASURED for step in curve[tag]}
     for step, tag in sorted(points):
         ours, theirs = (curve.get(tag, {}).get(step) for curve in curves)
         if str(ours) != str(theirs):

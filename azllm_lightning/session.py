@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from azllm_lightning import cli
-from azllm_lightning.build import Parts, Settings, build, check, model_config, settle
+from azllm_lightning.build import Parts, build, check, model_config, settle
 from azllm_lightning.callbacks.console import TqdmHandler
 from azllm_lightning.callbacks.health import RollBack
+from azllm_lightning.callbacks.panels import end_panel, start_panel
+from azllm_lightning.callbacks.words import Words
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.model.config import GPTConfig
-from azllm_lightning.training import hardware
+from azllm_lightning.training import hardware, micro_batch
 from azllm_lightning.training.checkpoint import step_files, valid_steps
 from azllm_lightning.training.curve import carry_curve
 from azllm_lightning.training.resume import adapted_accumulation, check_same_run, resumed_config
@@ -35,16 +37,21 @@ RUN_FOLDER = "AZLLM_RUN_FOLDER"
 def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
     """Train or resume the run of `config`; see `azllm_lightning.train.train`."""
     _listen_to_logs()
-    again = cli.command("train", overrides)
+    again, words = cli.command("train", overrides), Words()
     try:
         with StopRequest() as stop:
+            config, overrides, automatic = micro_batch.number_under_auto(config, overrides, cli.compose)
             source, told = None, list(overrides)
             if config.get("ckpt_path") is not None:
                 config, source = _lay_over_stored(config, overrides)
                 told = list(dict.fromkeys([*source.overrides, *overrides]))
             settings = check(config)
+            words = Words(config["lang"])
+            stop.finishing, stop.at_once = words("finishing"), words("at_once")
             device = hardware.resolve_accelerator(settings.trainer.accelerator)  # told before the data take their time
             precision = hardware.resolve_precision(settings.trainer.precision, device)
+            if automatic:
+                micro_batch.check_devices(hardware.num_devices(settings.trainer.devices, device))
             stop.until(settings.trainer.deadline)
             datamodule = TokenDataModule(settings.data, config["seed"])
             datamodule.setup()  # prepares the data too
@@ -53,25 +60,28 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
             tokenizer = datamodule.tokenizer
             model = model_config(config, tokenizer.vocab_size, settings.data.block_size, tokenizer.eot_id)
             config = settle(config, settings, model, device, precision)
+            if automatic:
+                config = micro_batch.fitted(config, device, model, settings.optimizer, precision)
             settings = check(config)
+            datamodule.config = settings.data
             run = _open_run(config, source)
-            text = yaml.safe_dump({**config, "overrides": told}, allow_unicode=True, sort_keys=False)
-            _write_down(run, text, datamodule)
+            _write_down(run, _as_text(config, told), datamodule)
             with _log_file(run):
                 try:
-                    _introduce(run, model, datamodule, settings, device)
+                    log.info(start_panel(words, run, model, datamodule, settings.trainer, settings.optimizer, device))
 
-                    def make() -> Parts:
+                    def make(config: dict[str, Any]) -> Parts:
+                        text, settings = _as_text(config, told), check(config)
                         return build(config, text, settings, model, datamodule, run, stop, device)
 
-                    _fit(make, run, source and source.path, config["init_from"], settings.health.max_rollbacks)
+                    _fit(make, config, told, run, source and source.path)
                     return run.folder
                 finally:
                     if step_files(run.checkpoints):
                         again = cli.command("train", [*run.address, "ckpt_path=last"])
                     run.release()
     except Stopped:
-        raise cli.Resumable(again) from None
+        raise cli.Resumable(again, words("to_go_on")) from None
 
 
 class Source(NamedTuple):
@@ -101,7 +111,7 @@ def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         hardware.num_devices(settings.trainer.devices, device),
         settings.trainer.accumulate_grad_batches if typed else None,
     )
-    log.info(f"resuming from {path}, step {checkpoint['azllm']['step']}")
+    log.info(Words(merged["lang"])("resuming", path=path, step=checkpoint["azllm"]["step"]))
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
     return merged, Source(path, checkpoint["azllm"]["step"], fingerprint, stored.get("overrides", []))
 
@@ -120,6 +130,16 @@ def _open_run(config: dict[str, Any], source: Source | None) -> Run:
     return run
 
 
+def _as_text(config: dict[str, Any], told: list[str]) -> str:
+    """The YAML that config.yaml and every checkpoint hold; `told` is what the user typed to get this config."""
+    return yaml.safe_dump({**config, "overrides": told}, allow_unicode=True, sort_keys=False)
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    """The optimizer step of a full state; -1 where there is none yet, for then not even step 0 stands."""
+    return -1 if checkpoint is None else int(load_resumable(checkpoint)["azllm"]["step"])
+
+
 def _write_down(run: Run, config: str, datamodule: TokenDataModule) -> None:
     """Put beside the run what it is: its config and its tokenizer."""
     (run.folder / ".hydra").mkdir(exist_ok=True)
@@ -128,27 +148,27 @@ def _write_down(run: Run, config: str, datamodule: TokenDataModule) -> None:
 
 
 def _fit(
-    make: Callable[[], Parts], run: Run, checkpoint: Path | None, init_from: str | None, max_rollbacks: int
+    make: Callable[[dict[str, Any]], Parts], config: dict[str, Any], told: list[str], run: Run, checkpoint: Path | None
 ) -> None:
-    """Fit to the end, going back to an earlier checkpoint where the numbers broke."""
-    rollbacks = 0
+    """Fit to the end, going back to a checkpoint where the numbers broke, and on with less where memory ran out."""
+    rollbacks, resumed_from = 0, checkpoint
     while True:
-        parts = make()
+        parts = make(config)
         parts.health.rollbacks = rollbacks
-        parts.summary.starts_from = None if checkpoint is None else str(checkpoint)
-        if checkpoint is None and init_from is not None:
-            parts.module.start_from(init_from)
+        parts.summary.starts_from = None if resumed_from is None else str(resumed_from)
+        if checkpoint is None and config["init_from"] is not None:
+            parts.module.start_from(config["init_from"])
         try:
             with _quiet():
                 parts.trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True)
         except Stopped as stopped:
-            log.info(f"stopped by {stopped} at step {parts.trainer.global_step}")
+            log.info(parts.console.words("stopped", reason=stopped, step=parts.trainer.global_step))
             if step_files(run.checkpoints):
                 parts.summary.write(parts.trainer, parts.module, "stopped")
             raise
         except RollBack as broken:
             rollbacks = parts.health.rollbacks + 1
-            if rollbacks > max_rollbacks or parts.trainer.world_size > 1:
+            if rollbacks > parts.health.config.max_rollbacks or parts.trainer.world_size > 1:
                 tried = f"and so after {rollbacks - 1} roll backs too"
                 if parts.trainer.world_size > 1:
                     tried = "and a run on several devices cannot roll back"
@@ -157,59 +177,58 @@ def _fit(
                     "optimizer.lr, or try trainer.precision=32-true; "
                     f"the last good state is in {run.checkpoints}"
                 ) from None
-            step = -1 if checkpoint is None else load_resumable(checkpoint)["azllm"]["step"]
+            step = _step_of(checkpoint)
             whole: list[tuple[int, Path | None]] = list(valid_steps(run.checkpoints))
             before = [found for found in whole if found[0] < broken.first_step]
             # Where all are younger, the oldest will do: the steps left out have changed no weight.
             step, checkpoint = (before or whole[-1:] or [(step, checkpoint)])[0]
+            resumed_from = checkpoint
             carry_curve(run.folder, run.folder, step)
             parts.datamodule.skip_steps(broken.first_step, broken.last_step)
-            log.warning(f"{broken}: going back to {checkpoint or 'the start'} and on without their windows")
-            continue
-        break
+            words = parts.console.words
+            there = checkpoint or words("the_start")
+            log.warning(words("rollback", first=broken.first_step, last=broken.last_step, place=there))
+        except torch.OutOfMemoryError:
+            start, reached = _step_of(checkpoint), parts.trainer.global_step
+            config = micro_batch.halved(config, parts.trainer.world_size)
+            parts.module.run_config = _as_text(config, told)
+            if reached > max(start, 0) and micro_batch.between_steps(parts.trainer, parts.module):
+                parts.periodic.save(parts.trainer)
+            newest = (found for found in valid_steps(run.checkpoints) if found[0] <= reached)
+            step, checkpoint = next(newest, (start, checkpoint))
+            if step > start:  # a state of this session, which knows already what the session came from
+                resumed_from = None
+            carry_curve(run.folder, run.folder, step)
+            _write_down(run, parts.module.run_config, parts.datamodule)
+            parts.datamodule.config = check(config).data
+            size, accumulate = parts.datamodule.config.batch_size, config["trainer"]["accumulate_grad_batches"]
+            log.warning(parts.console.words("out_of_memory", step=reached, size=size, accumulate=accumulate))
+        else:
+            break
+        parts.datamodule.trainer = None
+        del parts
+        micro_batch.free_memory()  # only here is the exception gone, and with it what its frames held
     values = parts.summary.write(parts.trainer, parts.module, "done")
     if parts.io.failed:
         raise OSError(f"training is done, but its last checkpoint was not saved: {parts.io.failed}")
-    _conclude(run, values)
-
-
-def _introduce(run: Run, model: GPTConfig, data: TokenDataModule, settings: Settings, device: str) -> None:
-    trainer = settings.trainer
-    windows = settings.data.batch_size * trainer.accumulate_grad_batches * hardware.num_devices(trainer.devices, device)
-    tokens = trainer.max_steps * windows * model.block_size
-    available = data.train_windows.num_windows * model.block_size
-    compiled = "compiled (the first step takes a while)" if trainer.compile else "not compiled"
-    shape = f"{model.n_layer} x {model.n_embd}, {model.n_head} heads"
-    log.info(
-        f"run       {run.folder}\n"
-        f"model     {shape}: {model.num_params() / 1e6:.1f} M parameters, vocabulary {model.vocab_size:,}, "
-        f"context {model.block_size}\n"
-        f"data      {available:,} training tokens, {len(data.chosen_val_windows()):,} validation windows\n"
-        f"          {data.folder}\n"
-        f"steps     {trainer.max_steps:,} of {windows * model.block_size:,} tokens: {tokens / 1e6:.1f} M tokens, "
-        f"{tokens / available:.1f} passes, {tokens / model.num_params():.1f} tokens a parameter\n"
-        f"hardware  {device}, {trainer.precision}, {compiled}"
-    )
-
-
-def _conclude(run: Run, values: dict[str, Any]) -> None:
-    best = values["best_val_loss"]
     longer = [*run.address, "ckpt_path=last", f"trainer.max_steps={2 * values['steps']}"]
-    log.info(
-        f"done      {values['steps']:,} steps, {values['wall_seconds']:.0f} s"
-        + (f", best val_loss {best:.4f} at step {values['best_step']}" if best is not None else "")
-        + f"\nwatch     tensorboard --logdir {shlex.quote(str(run.logs))}"
-        + f"\ntalk      {cli.command('generate', run.address)}"
-        + f"\nlonger    {cli.command('train', longer)}"
-    )
+    commands = {
+        "watch": f"tensorboard --logdir {shlex.quote(str(run.logs))}",
+        "talk": cli.command("generate", run.address),
+        "export": cli.command("export", [*run.address, f"out={run.name}_hf"]),
+        "longer": cli.command("train", longer),
+    }
+    console, last = parts.console, parts.module.last_validation
+    log.info(end_panel(console.words, run, console.validations, last, values, commands))
 
 
 def _listen_to_logs() -> None:
-    log.setLevel(logging.INFO)
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    log.setLevel(logging.INFO if first else logging.WARNING)  # one of several processes tells how things go
     log.propagate = False
     if not any(isinstance(handler, TqdmHandler) for handler in log.handlers):
         log.addHandler(TqdmHandler())
-    for noisy in ("lightning.pytorch", "lightning.fabric"):  # what they say at INFO is said by `_introduce`
+    for noisy in ("lightning.pytorch", "lightning.fabric"):  # what they say at INFO stands in the first panel
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -189,7 +189,7 @@ def test_help_shows_the_ways_to_use_it(tmp_path: Path) -> None:
         "+experiment=t4",
         "data.path=",
         "ckpt_path=last",
-        "experiment: colab, cpu, debug",
+        "experiment: colab, course, cpu, debug",
         "max_steps: 600",
         "--cfg job",
     ):

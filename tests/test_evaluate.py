@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from azllm_lightning.callbacks.words import Words
 from azllm_lightning.cli import compose
 from azllm_lightning.evaluate import _grammar, evaluate
 
@@ -204,7 +205,7 @@ def test_the_likelier_sentence_is_the_one_told_right(likes_right: bool, expected
         block_size=8,
         device=torch.device("cpu"),
     )
-    found = _grammar(scorer, None)
+    found = _grammar(scorer, None, Words())
     assert {row["accuracy"] for row in found["phenomena"].values()} == {expected}
     assert found["all"]["accuracy"] == expected
 

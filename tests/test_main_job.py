@@ -19,7 +19,10 @@ SUMMARY = (
     "run_name version steps tokens_seen val_loss val_ppl val_bpb best_val_loss best_step tokens_per_sec wall_seconds "
     "peak_memory_bytes precision compile num_params resumed_from status"
 )
-TAGS = "train_loss train_ppl val_loss val_ppl val_bpb lr grad_norm generalization_gap tokens_seen tokens_per_sec mfu"
+TAGS = (
+    "train_loss train_ppl val_loss val_ppl val_bpb best_val_loss best_step lr grad_norm generalization_gap tokens_seen "
+    "tokens_per_sec mfu peak_memory_gb"
+)
 
 
 def train(folder: Path, data: Path, *typed: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from azllm_lightning import cli
+from azllm_lightning.callbacks.words import Words
 from azllm_lightning.cli import compose
+from azllm_lightning.evaluate import evaluate
+from azllm_lightning.export import export
 from azllm_lightning.generate import BETWEEN_SAMPLES, GenerateConfig, generate
 from azllm_lightning.prepare import _report, prepare
 
@@ -241,12 +245,31 @@ def test_training_takes_what_prepare_made(tiny: list[str]) -> None:
     assert datamodule.folder == folder
 
 
+def test_every_verb_speaks_azerbaijani(
+    train_tiny: TrainTiny, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_tiny()
+    capsys.readouterr()
+    generate(settings("prompt=" + "Bir gün " * 40, "lang=az"))
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"model: .*best.ckpt\nyazdığınızda \d+ token var, .* yalnız sonunu oxuyur\n", told)
+    export(compose(["out=model", "format=pt", "lang=az"], "export"))
+    assert capsys.readouterr().out.startswith("model: ")
+    evaluate(compose(["lang=az"], "evaluate"))
+    told_twice = capsys.readouterr()
+    assert re.match(r"mənbə .*val_loss.*\n(.*\n)+pəncərə 32 token, sürüşmə 16, ", told_twice.out)
+    assert re.search(r"^mətn        .*\n(.*\n)*yazıldı     .*evaluation.json\n", told_twice.err, re.MULTILINE)
+    prepare(compose([*data_overrides(tiny), "lang=az"], "prepare"), [*data_overrides(tiny), "lang=az"])
+    labels = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert labels == ["qovluq", "lüğət", "train", "val", "mənbələr", "növbəti"]
+
+
 def test_the_largest_sources_are_named() -> None:
     from azllm_lightning.data.shards import Manifest, Span, Split
 
     split = Split(documents=1, text_bytes=400, tokens=200, files=())
     spans = tuple(Span(f"mənbə {i}", "train", 0, 100 - i) for i in range(15))
-    report = _report(Manifest(1, "", 300, {"train": split, "val": split}, spans, {"duplicates": 0}, {}))
+    report = _report(Words(), Manifest(1, "", 300, {"train": split, "val": split}, spans, {"duplicates": 0}, {}))
     sources = report.splitlines()[-1]
     assert sources.startswith("sources     mənbə 0 7.2 %, mənbə 1 ")
     assert sources.endswith("mənbə 11 6.4 %, and 3 more")

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from azllm_lightning.callbacks.words import Words
 from azllm_lightning.training.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class HealthConfig:
     patience: int
     spike: float
     max_rollbacks: int
+    overfit_rise: float = 0.01  # runs of 0.1.0 have stored none
 
     def __post_init__(self) -> None:
         if self.patience < 1:
@@ -32,6 +34,8 @@ class HealthConfig:
             raise ValueError(f"callbacks.health.spike={self.spike} must be positive")
         if self.max_rollbacks < 0:
             raise ValueError(f"callbacks.health.max_rollbacks={self.max_rollbacks} must not be negative")
+        if self.overfit_rise <= 0:
+            raise ValueError(f"callbacks.health.overfit_rise={self.overfit_rise} must be positive")
 
 
 class RollBack(Exception):
@@ -49,11 +53,12 @@ class Health(Callback):
     as the uninterrupted one would.
     """
 
-    def __init__(self, config: HealthConfig) -> None:
-        self.config, self.rollbacks = config, 0
+    def __init__(self, config: HealthConfig, words: Words) -> None:
+        self.config, self.words, self.rollbacks = config, words, 0
         self.skipped_steps = 0
         self._in_a_row = 0
         self._mean: float | None = None  # of the loss, over about the last 50 steps
+        self._jumped = False  # so that a loss that stays up is told once
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, and the mean that a spike is measured from."""
@@ -62,13 +67,14 @@ class Health(Callback):
             "skipped_steps": self.skipped_steps,
             "in_a_row": self._in_a_row,
             "mean": self._mean,
+            "jumped": self._jumped,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint, without forgetting the rollback that may have led to it."""
         self.rollbacks = max(self.rollbacks, state_dict["rollbacks"])
         self.skipped_steps, self._in_a_row = state_dict["skipped_steps"], state_dict["in_a_row"]
-        self._mean = state_dict["mean"]
+        self._mean, self._jumped = state_dict["mean"], state_dict.get("jumped", False)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Look at the step that this batch completed, if it did."""
@@ -78,18 +84,17 @@ class Health(Callback):
             return
         if report.finite:
             self._in_a_row = 0
-            if self._mean is not None and report.loss > self._mean + self.config.spike:
-                log.warning(f"step {step}: the loss jumped to {report.loss:.3f} from a mean of {self._mean:.3f}")
+            jumps = self._mean is not None and report.loss > self._mean + self.config.spike
+            if jumps and not self._jumped:
+                log.warning(self.words("loss_jump", step=step, loss=report.loss, mean=self._mean))
+            self._jumped = jumps
             self._mean = report.loss if self._mean is None else 0.98 * self._mean + 0.02 * report.loss
             return
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and math.isfinite(report.loss) and float(scaler.get_scale()) > SCALE_FLOOR:
-            return  # an ordinary overflow: the scaler has lowered its scale already
+        if math.isfinite(report.loss) and report.loss_scale > SCALE_FLOOR:
+            return  # an ordinary overflow: the scaler lowers its scale
         self.skipped_steps += 1
         self._in_a_row += 1
-        log.warning(
-            f"step {step}: loss {report.loss}, gradient norm {report.grad_norm}: the step was left out "
-            f"({self._in_a_row} in a row, callbacks.health.patience={self.config.patience})"
-        )
+        told = {"loss": report.loss, "norm": report.grad_norm, "patience": self.config.patience}
+        log.warning(self.words("left_out", step=step, in_a_row=self._in_a_row, **told))
         if self._in_a_row >= self.config.patience:
             raise RollBack(step - self._in_a_row + 1, step)

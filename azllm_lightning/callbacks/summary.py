@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from azllm_lightning.callbacks.throughput import Throughput
+from azllm_lightning.callbacks.throughput import Throughput, peak_memory_bytes
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.run import Run, write_json
 from azllm_lightning.training.saving import BestCheckpoint
@@ -69,14 +67,3 @@ class Summary(Callback):
         if trainer.is_global_zero:
             write_json(self.run.folder / "summary.json", values)
         return values
-
-
-def peak_memory_bytes() -> int | None:
-    """Most memory held so far: of the GPU's where one is used, else of this process (unknown on Windows)."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -23,6 +23,9 @@ from azllm_lightning.data.tokenizer import Tokenizer
 VALIDATION_SEED = 0
 """Every run, whatever its seed, is validated on the same windows, so that their losses compare."""
 
+MAX_SOURCES = 12
+"""Sources that are validated apart: more curves than that nobody reads."""
+
 
 class Windows(Dataset[Tensor]):
     """Windows of block_size + 1 tokens, cut one after another from shards; the last label of one starts the next.
@@ -120,6 +123,30 @@ class TokenDataModule(LightningDataModule):
         count = min(total, self.config.val_windows or total)
         return sorted(window_order(range(count), total, VALIDATION_SEED).tolist())
 
+    def val_sources(self) -> tuple[list[str], Tensor | None]:
+        """The sources to tell apart in validation, and which of them each label of this process's windows comes from.
+
+        These are the MAX_SOURCES sources with the most tokens in the validation windows of all processes, biggest
+        first. The tensor (W, T), uint8, has for each label the place of its source in that list, or the list's length.
+        ([], None) where all comes from one source.
+        """
+        spans = [span for span in self.val_windows.shards.manifest.spans if span.split == "val"]
+        names, source = np.unique([span.source for span in spans], return_inverse=True)
+        if len(names) < 2:
+            return [], None
+        ends = np.array([span.end for span in spans])
+        labels = np.arange(1, self.config.block_size + 1)
+        starts = self.config.block_size * np.array(self.chosen_val_windows())
+        found = np.stack([source[np.searchsorted(ends, start + labels, side="right")] for start in starts])
+        tokens = np.bincount(found.ravel(), minlength=len(names))
+        biggest = [place for place in np.argsort(-tokens, kind="stable")[:MAX_SOURCES] if tokens[place]]
+        if len(biggest) < 2:
+            return [], None
+        places = np.full(len(names), len(biggest), dtype=np.uint8)
+        places[biggest] = np.arange(len(biggest))
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return names[biggest].tolist(), torch.from_numpy(places[found[rank::world_size]])
+
     def state_dict(self) -> dict[str, Any]:
         """What a resume compares and restores; the position itself is the optimizer step."""
         return {
@@ -173,7 +200,7 @@ class TokenDataModule(LightningDataModule):
             collate_fn=_whole,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # its own: an iterator must not draw from the global one
             worker_init_fn=_leave_signals_to_parent,
         )

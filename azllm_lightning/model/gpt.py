@@ -1,12 +1,10 @@
 """The decoder: weight for weight `Qwen3ForCausalLM` of transformers, its parameter names included.
 
-Shape letters: B batch, T tokens, C n_embd, V vocab_size, H query heads, K key and value heads, D head_dim,
-S tokens seen so far, cached ones included.
+Shape letters: B batch, T tokens, C n_embd, V vocab_size, H query heads, K key and value heads, D head_dim.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -15,26 +13,6 @@ from torch import Tensor, nn
 
 from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.loss import next_token_loss, token_nll
-
-
-class KVCache:
-    """Keys and values of the tokens read so far, in buffers of `capacity` tokens made at the first use."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self._layers: list[tuple[Tensor, Tensor]] = []
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, K, T, D) after the `length` tokens of `layer`; returns all of its own (B, K, S, D)."""
-        end = self.length + k.shape[2]
-        if layer == len(self._layers):
-            shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self._layers.append((k.new_empty(shape), v.new_empty(shape)))
-        keys, values = self._layers[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
 
 
 class RMSNorm(nn.Module):
@@ -53,12 +31,10 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal attention with grouped key and value heads, QK-norm and rotary positions."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.n_kv_head is not None
-        self.layer = layer
         self.head_dim = config.head_dim
-        self.groups = config.n_head // config.n_kv_head
         self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.k_proj = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
@@ -66,23 +42,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        """Attend over x (B, T, C) and what is cached; cos and sin (T, D) are of x's positions."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attend over x (B, T, C); cos and sin are (T, D)."""
         B, T, C = x.shape
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        if T == 1:
-            # One new token sees all others: without a mask, the query heads of a group are as good as positions.
-            q = q.reshape(B, -1, self.groups, self.head_dim)
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            if self.groups > 1:  # expanded by hand: enable_gqa=True falls back to the slow kernel on a T4
-                k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        y = attend(rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v)
         out: Tensor = self.o_proj(y.reshape(B, T, C))
         return out
 
@@ -106,17 +72,17 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then MLP, each normed before and added to the residual stream after."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.n_embd, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.n_embd, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C); cos and sin (T, D)."""
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, cache))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin))
         out: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
         return out
 
@@ -131,25 +97,21 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, T) to what the head reads, (B, T, C)."""
-        start = 0 if cache is None else cache.length
         T = input_ids.shape[1]
-        assert T == 1 or start == 0, "a cache takes its first tokens together and the later ones singly"
-        if start + T > len(self.cos):
-            raise ValueError(f"{start + T} tokens do not fit the model's block_size={len(self.cos)}")
-        cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        if len(self.cos) < T:
+            raise ValueError(f"{T} tokens do not fit the model's block_size={len(self.cos)}")
+        cos, sin = self.cos[:T], self.sin[:T]
         x = self.dropout(self.embed_tokens(input_ids))
         for layer in self.layers:
-            x = layer(x, cos, sin, cache)
-        if cache is not None:
-            cache.length += T
+            x = layer(x, cos, sin)
         out: Tensor = self.norm(x)
         return out
 
@@ -168,26 +130,22 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """GPT-2's start: matrices from N(0, 0.02), and norms at one.
+        """Matrices from N(0, 0.02) as in GPT-2, norms at one, the projections that end a residual branch at zero.
 
-        The projections that end a residual branch get 0.02 / sqrt(2 n_layer), so that the stream does not grow
-        with depth. The first loss is then close to ln V.
+        Each branch then adds nothing until it has learnt something (as in KellerJordan/modded-nanogpt), and the first
+        loss is close to ln V.
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
+                nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
             else:
                 nn.init.ones_(parameter)
 
-    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the head reads, (B, T, C), for input_ids (B, T).
-
-        With a `cache`, input_ids are the tokens that follow those already in it: a whole prompt first, then one
-        at a time. Raises ValueError where they pass block_size.
-        """
-        out: Tensor = self.model(input_ids, cache)
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """What the head reads, (B, T, C), for input_ids (B, T). Raises ValueError where T passes block_size."""
+        out: Tensor = self.model(input_ids)
         return out
 
     def forward(
@@ -222,3 +180,11 @@ def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + D/2) of x (..., T, D) by the angle of its position."""
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q (B, H, T, D) over k and v (B, K, T, D), as (B, T, H, D)."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:  # expanded by hand: enable_gqa=True falls back to the slow kernel on a T4
+        k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

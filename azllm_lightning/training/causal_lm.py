@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +19,11 @@ from azllm_lightning.model.gpt import GPT
 from azllm_lightning.model.io import FORMAT, load
 from azllm_lightning.training.checkpoint import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
-from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer
+from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer, optimizer_config, parameter_groups
 from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+
+WRITE_EVERY_SECONDS = 2.0
+"""In training, curves are written out this often: to wait for the disk at each log would cost small models some %."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class StepReport:
     loss: float
     grad_norm: float
     lr: float
+    loss_scale: float
+    """What the loss was multiplied by in the backward pass; 1 without a scaler."""
 
     @property
     def finite(self) -> bool:
@@ -41,8 +47,10 @@ class CausalLM(LightningModule):
 
     Batches are token ids (B, T + 1). Logged at optimizer steps: train_loss and train_ppl (mean over the accumulated
     micro-batches), lr, grad_norm, tokens_seen; at validations: val_loss (sum of NLL / tokens, nats), val_ppl, val_bpb,
-    generalization_gap (val_loss - train_loss). Hyperparameters are plain types, so that a checkpoint loads with
-    `weights_only=True`. Dropout draws from a stream that is a pure function of (seed, step, micro-batch, rank).
+    generalization_gap (val_loss less the mean training loss of all steps since the validation before), and
+    val_loss_by_source/<source> where there are several (`TokenDataModule.val_sources`). Hyperparameters are plain
+    types, so that a checkpoint loads with `weights_only=True`. Dropout draws from a stream that is a pure function of
+    (seed, step, micro-batch, rank).
 
     Works under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule` too.
     """
@@ -57,7 +65,7 @@ class CausalLM(LightningModule):
     ) -> None:
         super().__init__()
         self.model_config = GPTConfig(**model) if isinstance(model, dict) else model
-        self.optimizer_config = OptimizerConfig(**optimizer) if isinstance(optimizer, dict) else optimizer
+        self.optimizer_config = optimizer_config(optimizer) if isinstance(optimizer, dict) else optimizer
         self.schedule_config = ScheduleConfig(**schedule) if isinstance(schedule, dict) else schedule
         self.seed, self.log_every_steps = seed, log_every_steps
         self.save_hyperparameters(
@@ -73,24 +81,26 @@ class CausalLM(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_stream(seed, "weights"))
             self.net = GPT(self.model_config)
-        self.val_metric = TokenLoss()
         self.run_config = ""
         """The composed config of the run as YAML; every checkpoint carries it."""
         self.step_report: StepReport | None = None
         """The optimizer step that this batch completed; None in mid-accumulation."""
         self.validated_step = -1
         """The last step whose validation is done, so that a resume neither repeats nor forgets one."""
-        self.last_train_loss = math.nan
+        self._train_loss_sum, self._train_steps = 0.0, 0  # since the last validation
         self.last_validation: dict[str, float] = {}
         """What the last validation logged."""
+        self._written_at = -math.inf
         self.register_buffer("_loss_sum", torch.zeros(()), persistent=False)
         self._loss_sum: Tensor
         self.token_bytes: Tensor
+        self.val_metric: TokenLoss
+        self._val_sources: Tensor | None = None  # no buffer: DDP would want the same on all processes
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take the UTF-8 bytes of each token, for bits per byte, from the tokenizer of the data."""
+        """Take from the data the UTF-8 bytes of each token, for bits per byte, and the sources to validate apart."""
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         if tokenizer.vocab_size != self.model_config.vocab_size:
             raise ValueError(
@@ -99,6 +109,8 @@ class CausalLM(LightningModule):
             )
         self.register_buffer("token_bytes", torch.from_numpy(tokenizer.token_bytes).to(self.device), persistent=False)
         self.tokenizer_json = tokenizer.to_json()
+        names, self._val_sources = self.trainer.datamodule.val_sources()  # type: ignore[attr-defined]
+        self.val_metric = TokenLoss(names)
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Forget the report of the step before."""
@@ -115,11 +127,12 @@ class CausalLM(LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Add the NLL of a batch (B, T + 1) to the sums."""
+        size = self.trainer.datamodule.config.batch_size  # type: ignore[attr-defined]
         # A smaller last batch would make a compiled network compile again: it takes the uncompiled way.
-        whole = len(batch) == self.trainer.datamodule.config.batch_size  # type: ignore[attr-defined]
-        net = self.net if whole else self.net.forward
-        labels = batch[:, 1:]
-        self.val_metric.update(net(batch[:, :-1], labels, reduction="none"), self.token_bytes[labels])
+        net = self.net if len(batch) == size else self.net.forward
+        labels, first = batch[:, 1:], batch_idx * size
+        sources = None if self._val_sources is None else self._val_sources[first : first + len(batch)]
+        self.val_metric.update(net(batch[:, :-1], labels, reduction="none"), self.token_bytes[labels], sources)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, and the schedule as a function of the step."""
@@ -139,14 +152,17 @@ class CausalLM(LightningModule):
     ) -> None:
         """Clip the gradient's norm, and leave the step out where it or the loss is not finite.
 
-        This is the step's one wait for the device. Parameters without a gradient are passed over by the optimizer:
-        no update, no decay, no moments.
+        This is the step's one wait for the device: all that is to be known of it comes at once. Parameters without a
+        gradient are passed over by the optimizer: no update, no decay, no moments.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val or math.inf)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
         loss = self._loss_sum / self.trainer.accumulate_grad_batches
-        loss_value, norm_value = torch.stack((loss, norm.to(loss))).tolist()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = torch.ones_like(loss) if scaler is None else scaler.scale(torch.ones_like(loss))
+        loss_value, norm_value, scale_value = torch.stack((loss, norm.to(loss), scale)).tolist()
         self._loss_sum.zero_()
-        self.step_report = StepReport(loss_value, norm_value, optimizer.param_groups[0]["lr"])
+        self.step_report = StepReport(loss_value, norm_value, optimizer.param_groups[0]["lr"], scale_value)
         if not self.step_report.finite:
             optimizer.zero_grad(set_to_none=True)
 
@@ -157,16 +173,17 @@ class CausalLM(LightningModule):
         report, step = self.step_report, self.trainer.global_step
         if report is None:
             return
-        self.last_train_loss = report.loss
+        if report.finite:
+            self._train_loss_sum += report.loss
+            self._train_steps += 1
         if step >= self.trainer.max_steps:
             self.trainer.should_stop = True  # Lightning then validates once more, unless it is due anyway
         if self.logs_now:
             loss = self._mean_over_processes(report.loss)
             values = {"train_loss": loss, "train_ppl": perplexity(loss), "lr": report.lr, "grad_norm": report.grad_norm}
             values["tokens_seen"] = float(self.tokens_seen)
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            if scaler is not None:
-                values["loss_scale"] = float(scaler.get_scale())
+            if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+                values["loss_scale"] = report.loss_scale
             self.log_pinned(values)
 
     @property
@@ -179,14 +196,18 @@ class CausalLM(LightningModule):
         """Log `values` of the step or validation just finished, once, at the optimizer step.
 
         Loggers get them directly: Lightning's x starts again on a resume, it writes the last values again at every
-        step that logs none, and it logs nothing of the validation at step 0.
+        step that logs none, and it logs nothing of the validation at step 0. So do callbacks: Lightning's log would
+        copy each value to the device and wait for it.
         """
         if not self.trainer.sanity_checking:
-            training = self.trainer.training
-            self.log_dict(values, on_step=training, on_epoch=not training, logger=False)  # for callbacks
+            self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        now = time.monotonic()
+        write = not self.trainer.training or now - self._written_at >= WRITE_EVERY_SECONDS
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)
-            logger.save()
+            if write:
+                logger.save()
+                self._written_at = now
 
     @property
     def tokens_seen(self) -> int:
@@ -197,14 +218,19 @@ class CausalLM(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew, whatever an interrupted validation left in them."""
         self.val_metric.reset()
+        if self._val_sources is not None:
+            self._val_sources = self._val_sources.to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Turn the sums of all processes into val_loss, val_ppl, val_bpb and the gap to the training loss."""
         metric = self.val_metric.compute()
         self.validated_step = self.trainer.global_step
-        values = {"val_loss": metric["loss"], "val_ppl": metric["ppl"], "val_bpb": metric["bpb"]}
-        if not math.isnan(self.last_train_loss):
-            values["generalization_gap"] = metric["loss"] - self.last_train_loss
+        values = {f"val_{name}": value for name, value in metric.items()}
+        mean = self._train_loss_sum / self._train_steps if self._train_steps else math.nan
+        mean = self._mean_over_processes(mean)
+        self._train_loss_sum, self._train_steps = 0.0, 0
+        if not math.isnan(mean):
+            values["generalization_gap"] = metric["loss"] - mean
         self.last_validation = values
         self.log_pinned(values)
 
@@ -236,7 +262,8 @@ class CausalLM(LightningModule):
             "config": self.run_config,
             "step": self.trainer.global_step,
             "validated_step": self.validated_step,
-            "last_train_loss": self.last_train_loss,
+            "train_loss_sum": self._train_loss_sum,
+            "train_steps": self._train_steps,
             "metrics": self.last_validation,
         }
 
@@ -245,7 +272,9 @@ class CausalLM(LightningModule):
         if self._trainer is None:  # load_from_checkpoint wants the weights only
             return
         state = checkpoint["azllm"]
-        self.validated_step, self.last_train_loss = state["validated_step"], state["last_train_loss"]
+        self.validated_step = state["validated_step"]
+        # Checkpoints of 0.1.0 have no sum: there the mean starts at the resume.
+        self._train_loss_sum, self._train_steps = state.get("train_loss_sum", 0.0), state.get("train_steps", 0)
         self.last_validation = dict(state["metrics"])
         checkpoint["loops"]["fit_loop"] = canonical_loops(
             self.trainer, state["step"], validation_done=self.validated_step == state["step"]
@@ -256,11 +285,11 @@ class CausalLM(LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             assert isinstance(scheduler, LambdaLR)
-            scheduler.base_lrs = [self.optimizer_config.lr] * len(scheduler.base_lrs)
-            for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-                group["lr"] = self.optimizer_config.lr * factor(scheduler.last_epoch)
-                if group["params"][0].ndim >= 2:
-                    group["weight_decay"] = self.optimizer_config.weight_decay
+            fresh = parameter_groups(self.net, self.optimizer_config)
+            scheduler.base_lrs = [group["lr"] for group in fresh]
+            for group, new, factor in zip(scheduler.optimizer.param_groups, fresh, scheduler.lr_lambdas, strict=True):
+                settings = {key: value for key, value in new.items() if key not in ("params", "lr")}
+                group.update(settings, lr=new["lr"] * factor(scheduler.last_epoch))
 
 
 def _stream(*key: object) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 EVENTS = "events.out.tfevents.*"
 
+SESSION = "session/"
+"""How tags begin of texts that tell what the run is now, not where it stood at some step."""
+
+ANEW = ("custom_scalars", "hparams")
+"""TensorBoard plugins whose summaries tell the same."""
+
 
 def carry_curve(source: Path, target: Path, last_step: int) -> None:
     """Rewrite the TensorBoard events of folder `source` into one file in `target`, without what came after `last_step`.
@@ -20,6 +26,9 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     With source == target the old files are replaced. A killed run has logged steps beyond its last checkpoint, and the
     resumed one logs them again; TensorBoard could be told to purge them, but other readers would see both. The new file
     takes the first one's name: readers go by names, and it must come before what is logged next.
+
+    Settings, environment and layout are left out: the next session writes them anew, and TensorBoard shows the first
+    it finds.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -33,7 +42,7 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
         writer = RecordWriter(file)
         for raw in _records(old_files):
             event = Event.FromString(raw)
-            if event.step > last_step:
+            if event.step > last_step or any(map(_of_session, event.summary.value)):
                 continue
             tags = {(value.tag, event.step) for value in event.summary.value}
             if tags and tags <= seen:
@@ -64,31 +73,69 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     return scalars
 
 
-def read_run(path: str | Path) -> pd.DataFrame:
-    """The curves of a run as a pandas DataFrame: one row a step, one column a TensorBoard tag (val_loss, lr, ...).
+def read_run(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """The curves of a run as a pandas DataFrame: one row a step, one column a TensorBoard scalar (val_loss, lr, ...).
 
-    `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest version. The run's
-    summary.json, if it has one yet, is in `.attrs["summary"]`. Needs pandas (pip install azllm-lightning[notebooks]).
-    Raises ValueError where there is no run.
+    `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest version; for what lies
+    under lightning_logs here, NAME and NAME/version_K will do. A run still in training reads as far as it got, a
+    resumed or forked one as one curve. Its folder is in `.attrs["folder"]`, and what its summary.json says in
+    `.attrs["summary"]` ({} while it has none).
+
+    Of a list of such paths, the columns are (tag, run) with runs called NAME/version_K: `read_run([...])["val_loss"]`
+    has a column for each run. Both attrs are then dicts by run.
+
+    Needs pandas (the extra `notebooks`). Raises ValueError where that is missing and where there is no run with curves.
     """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ValueError(
+            f'read_run needs pandas ({error}): pip install pandas, or this project with its extra ".[notebooks]"'
+        ) from None
+
+    if not isinstance(path, (str, Path)):
+        return _side_by_side([read_run(one) for one in path])
+    folder, scalars = _find_curves(Path(path))
+    frame = pd.DataFrame(scalars).sort_index().rename_axis("step")
+    summary = folder / "summary.json"
+    frame.attrs["folder"] = str(folder)
+    frame.attrs["summary"] = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    return frame
+
+
+def _side_by_side(frames: list[pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
-    from azllm_lightning.training.run import versions
+    if not frames:
+        raise ValueError("read_run([]): name at least one run")
+    runs: dict[str, pd.DataFrame] = {}
+    for frame in frames:
+        folder = Path(frame.attrs["folder"])
+        name = "/".join(folder.parts[-2:])
+        runs[str(folder) if name in runs else name] = frame
+    together = pd.concat(runs, axis=1, names=["run", "tag"]).swaplevel(axis=1)
+    together.attrs = {key: {run: frame.attrs[key] for run, frame in runs.items()} for key in ("folder", "summary")}
+    return together
 
-    folder = Path(path)
-    if not any(folder.glob(EVENTS)) and (newest := versions(folder)):
-        folder = newest[0]
-    scalars = read_scalars(folder)
-    if not scalars:
-        raise ValueError(f"{path}: no run with curves here; a run folder looks like lightning_logs/NAME/version_0")
-    frame = pd.DataFrame(scalars).sort_index().rename_axis("step")
-    frame = frame.drop(columns=[column for column in ("epoch", "hp_metric") if column in frame])
-    summary = folder / "summary.json"
-    attrs: dict[str, Any] = {"folder": str(folder), "summary": {}}
-    if summary.is_file():
-        attrs["summary"] = json.loads(summary.read_text(encoding="utf-8"))
-    frame.attrs.update(attrs)
-    return frame
+
+def _find_curves(path: Path) -> tuple[Path, dict[str, dict[int, float]]]:
+    """The run folder that `path` means, and its scalars."""
+    from azllm_lightning.training.run import LOGS, versions
+
+    for place in (path, LOGS / path):
+        for folder in [place, *versions(place)[:1]]:
+            if scalars := read_scalars(folder):
+                return folder, scalars
+    files = sorted(LOGS.glob(f"*/version_*/{EVENTS}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    runs = list(dict.fromkeys("/".join(file.parts[-3:-1]) for file in files))
+    raise ValueError(
+        f"{path}: no run with curves here. Give a run folder, such as {LOGS / 'NAME' / 'version_0'}, "
+        f"or the name of a run in {LOGS.absolute()} (newest there: {', '.join(runs[:5]) or 'none'})"
+    )
+
+
+def _of_session(value: Any) -> bool:
+    return value.metadata.plugin_data.plugin_name in ANEW or value.tag.startswith(SESSION)
 
 
 def _records(files: list[Path]) -> Iterator[bytes]:

@@ -6,9 +6,12 @@ import importlib.util
 import logging
 import shutil
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins import precision as plugins
+from lightning.pytorch.plugins.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,13 @@ def resolve_precision(precision: str, device: str) -> str:
     return best if precision == "auto" else precision
 
 
+def fast_half(device: torch.device) -> torch.dtype:
+    """The 16-bit type that `device` multiplies matrices fastest in; fp32 on CPUs without one."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+
+
 def num_devices(devices: int | str, device: str) -> int:
     """How many processes `trainer.devices` means: a number, a list like "0,1", or auto."""
     if devices == "auto":
@@ -66,8 +76,28 @@ def num_devices(devices: int | str, device: str) -> int:
     return int(devices)
 
 
+class MixedPrecision(plugins.MixedPrecision):
+    """Lightning's, without the scaler's own wait for the device at each step.
+
+    `GradScaler.step` asks the device whether a gradient overflowed. `CausalLM.configure_gradient_clipping` has asked
+    by then: an overflow makes the norm infinite, and it has left the optimizer nothing to do. The name is Lightning's
+    too, since checkpoints file the scaler under it.
+    """
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        """Forward and backward passes, unscaling, clipping, and the optimizer's step."""
+        if self.scaler is None:
+            return super().optimizer_step(optimizer, model, closure, **kwargs)
+        closure()
+        self.scaler.unscale_(optimizer)
+        self._after_closure(model, optimizer)
+        optimizer.step(**kwargs)
+        self.scaler.update()
+        return None
+
+
 def precision_plugin(precision: str, device: str) -> Precision:
-    """Lightning's plugin for `precision`, with a gradient scale to start from that small models can bear."""
+    """The plugin for `precision`, with a gradient scale to start from that small models can bear."""
     if precision == "32-true":
         return Precision()
     if precision == "16-mixed":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from azllm_lightning.settings import one_of
+from azllm_lightning.settings import from_mapping, one_of
+from azllm_lightning.training.hardware import fast_half
+from azllm_lightning.training.muon import MuonAdamW
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The settings of conf/optimizer."""
+    """The settings of conf/optimizer/adamw."""
 
     name: str
     lr: float
@@ -21,7 +25,7 @@ class OptimizerConfig:
     eps: float
 
     def __post_init__(self) -> None:
-        one_of("optimizer.name", self.name, ("adamw",))
+        one_of("optimizer.name", self.name, ("adamw", "muon"))
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must be positive")
@@ -31,18 +35,61 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1)")
 
 
+@dataclass(frozen=True)
+class MuonConfig(OptimizerConfig):
+    """The settings of conf/optimizer/muon: lr, weight_decay and momentum for hidden matrices, the rest for AdamW."""
+
+    momentum: float
+    adam_lr: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum={self.momentum} is outside [0, 1)")
+        if not self.adam_lr > 0:
+            raise ValueError(f"optimizer.adam_lr={self.adam_lr} must be positive")
+
+
+def optimizer_config(values: Mapping[str, Any]) -> OptimizerConfig:
+    """The settings of the optimizer that `values` names; ValueError for what it does not know."""
+    return from_mapping(MuonConfig if values.get("name") == "muon" else OptimizerConfig, values, "optimizer")
+
+
+def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The groups of `net`'s parameters with their settings; every parameter is in exactly one.
+
+    Decay is for matrices; vectors (the gains of norms) have none. With Muon, the token tables have none either: rows
+    of rare tokens, which seldom get a gradient, would fade.
+    """
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]  # a tied head appears once
+    vectors = [p for _, p in named if p.ndim < 2]
+    tables = [p for name, p in named if p.ndim >= 2 and name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    hidden = [p for name, p in named if p.ndim >= 2 and not any(p is table for table in tables)]
+    if isinstance(config, MuonConfig):
+        adam: dict[str, Any] = {"kind": "adamw", "lr": config.adam_lr, "betas": tuple(config.betas), "eps": config.eps}
+        muon: dict[str, Any] = {"kind": "muon", "lr": config.lr, "momentum": config.momentum}
+        groups = [
+            {"params": hidden, "weight_decay": config.weight_decay, **muon},
+            {"params": tables, "weight_decay": 0.0, **adam},
+            {"params": vectors, "weight_decay": 0.0, **adam},
+        ]
+    else:
+        groups = [
+            {"params": [*tables, *hidden], "lr": config.lr, "weight_decay": config.weight_decay},
+            {"params": vectors, "lr": config.lr, "weight_decay": 0.0},
+        ]
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ids) == sorted({id(p) for _, p in named}), "every parameter is in exactly one group"
+    return groups
+
+
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) with decay on matrices and none on vectors (norm gains)."""
-    parameters = [p for p in net.parameters() if p.requires_grad]  # a tied head appears once
-    matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-    assert len(matrices) + len(vectors) == len(parameters)
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        fused=True,
-    )
+    """`MuonAdamW`, or AdamW (Loshchilov and Hutter 2019), over all parameters of `net`."""
+    groups = parameter_groups(net, config)
+    if isinstance(config, MuonConfig):
+        return MuonAdamW(groups, dtype=fast_half(next(net.parameters()).device))
+    betas = (config.betas[0], config.betas[1])
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
     # Lightning refuses to clip when a fused optimizer would unscale fp16 gradients itself; this makes the scaler do it.
     optimizer._step_supports_amp_scaling = False
     return optimizer

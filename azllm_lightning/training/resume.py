@@ -48,6 +48,8 @@ def resumed_config(
             _overlay(config, defaults, compose([text]))
         else:
             _set(config, path, _get(composed, path))
+    for group in ("data", "schedule", "trainer", "callbacks"):  # keys younger than the run, at their defaults
+        _fill(config[group], composed[group])
     for key in FRESH:
         config[key] = composed[key]
     for group in CODE:
@@ -101,6 +103,14 @@ def _overlay(config: Config, base: Config, changed: Config) -> None:
             _overlay(config.setdefault(key, {}), base[key], value)
         elif key not in base or base[key] != value:
             config[key] = value
+
+
+def _fill(config: Config, defaults: Config) -> None:
+    for key, value in defaults.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _fill(config[key], value)
+        else:
+            config.setdefault(key, copy.deepcopy(value))
 
 
 def _get(config: Config, path: list[str]) -> Any:

@@ -77,7 +77,8 @@ class AtomicCheckpointIO(CheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """best.ckpt: the weights of the lowest val_loss, and the step they are of.
 
-    Lightning's forgets the best score when an interval or the folder changed, and keeps a first NaN as the best.
+    Logs best_val_loss and best_step at each validation, as they are after it. Lightning's forgets the best score when
+    an interval or the folder changed, and keeps a first NaN as the best.
     """
 
     def __init__(self, folder: Path, io: AtomicCheckpointIO) -> None:
@@ -108,6 +109,10 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if self.io.failed is not None:  # what lies there is still the one before
             self.load_state_dict(before)
+        if self.best_model_score is not None and self.best_step is not None:
+            values = {"best_val_loss": float(self.best_model_score), "best_step": float(self.best_step)}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: the val_loss at hand then may be an old one."""
@@ -155,7 +160,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         )
         self._saved_step = -1
         self._saved_at = self._step_started = time.monotonic()
-        self._step_seconds = 0.0
+        self._step_seconds = self._first_save_seconds = 0.0
 
     @property
     def state_key(self) -> str:
@@ -173,6 +178,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         """A resumed step is not saved again over the file it came from."""
         self._saved_step = trainer.global_step
         self._saved_at = self._step_started = time.monotonic()
+        self._first_save_seconds = 2 + _state_bytes(trainer) / 100e6
         self.stop.listen()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
@@ -232,7 +238,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
                 temporary.replace(self.folder / LAST)
 
     def _stop_if_due(self, trainer: Trainer) -> None:
-        expected_save = self.io.longest or 2 + _state_bytes(trainer) / 100e6
+        expected_save = self.io.longest or self._first_save_seconds
         if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
             if trainer.global_step != self._saved_step:
                 self.save(trainer)

@@ -32,6 +32,8 @@ class StopRequest:
         """Seconds since the epoch by which the process should be gone; set from trainer.deadline by `until`."""
         self.reason: str | None = None
         self.unsaved = False
+        self.finishing, self.at_once = "saving", "stopped"
+        """What a person is told after the name of the first signal, and of the second."""
         self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -68,13 +70,13 @@ class StopRequest:
             os._exit(128 + number)
         if self.reason is not None:
             if number == signal.SIGINT:
-                print("\nstopped at once, without saving", file=sys.stderr, flush=True)
+                print(f"\n{name}: {self.at_once}", file=sys.stderr, flush=True)
                 os._exit(130)
             return
         self.reason = name
         if not self.unsaved:
             raise Stopped(name)
-        print(f"\n{name}: finishing this step, then saving (Ctrl+C again: stop at once)", file=sys.stderr, flush=True)
+        print(f"\n{name}: {self.finishing}", file=sys.stderr, flush=True)
 
 
 def parse_deadline(text: str, now: float) -> float:

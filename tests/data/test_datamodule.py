@@ -20,7 +20,8 @@ def opened(config: DataConfig, seed: int = 1, **trainer: int) -> TokenDataModule
     module.prepare_data()
     module.setup()
     defaults = {"global_step": 0, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1}
-    module.trainer = SimpleNamespace(**{**defaults, **trainer})  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    module.trainer = SimpleNamespace(strategy=strategy, **{**defaults, **trainer})  # type: ignore[assignment]
     return module
 
 

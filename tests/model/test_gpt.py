@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from azllm_lightning.model.config import GPTConfig
-from azllm_lightning.model.gpt import GPT, KVCache
+from azllm_lightning.model.gpt import GPT
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -19,7 +19,7 @@ def test_equals_qwen3_of_transformers(config, n_kv_head, tie):
     ours = GPT(config)
     with torch.no_grad():
         for parameter in ours.parameters():
-            parameter.copy_(torch.rand_like(parameter) + 0.5 if parameter.dim() == 1 else 5 * parameter)
+            parameter.uniform_(0.5, 1.5) if parameter.dim() == 1 else parameter.normal_(std=0.1)
     theirs = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=config.vocab_size,
@@ -65,12 +65,12 @@ def test_the_first_loss_is_that_of_an_even_guess(n_layer, tie):
     assert loss.item() == pytest.approx(math.log(2048), abs=0.2)
 
 
-def test_residual_projections_start_smaller(config):
+def test_the_start(config):
     torch.manual_seed(0)
     state = GPT(replace(config, n_layer=8)).state_dict()
     for name, weight in state.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            assert weight.std() == pytest.approx(0.02 / 4, rel=0.1), name
+            assert (weight == 0).all(), name
         elif weight.dim() == 2:
             assert weight.std() == pytest.approx(0.02, rel=0.1), name
         else:
@@ -85,27 +85,9 @@ def test_dropout_only_in_training(config):
     assert torch.equal(model.eval()(ids), model(ids))
 
 
-@pytest.mark.parametrize("n_kv_head", [2, 4])
-def test_the_cache_changes_no_logits(config, n_kv_head):
-    torch.manual_seed(0)
-    model = GPT(replace(config, n_kv_head=n_kv_head))
-    ids = torch.randint(300, (3, 32))
-    cache = KVCache(32)
-    with torch.no_grad():
-        parts = [model.hidden(ids[:, :7], cache)] + [model.hidden(ids[:, t : t + 1], cache) for t in range(7, 32)]
-        cached = model.lm_head(torch.cat(parts, dim=1))
-        torch.testing.assert_close(cached, model(ids), rtol=0, atol=1e-5)
-    assert cache.length == 32
-
-
 def test_too_many_tokens_are_refused(model):
     with pytest.raises(ValueError, match="33 tokens do not fit the model's block_size=32"):
         model(torch.zeros(1, 33, dtype=torch.long))
-    cache = KVCache(40)
-    with torch.no_grad():
-        model.hidden(torch.zeros(1, 32, dtype=torch.long), cache)
-        with pytest.raises(ValueError, match="33 tokens"):
-            model.hidden(torch.zeros(1, 1, dtype=torch.long), cache)
 
 
 def test_losses_agree_with_the_logits(model):
@@ -126,7 +108,7 @@ def test_autocast_keeps_loss_and_gradients_close(model, dtype):
         net = copy.deepcopy(model)
         with torch.autocast("cpu", dtype, enabled=enabled):
             loss = net(ids[:, :-1], ids[:, 1:])
-            assert net.model(ids[:, :-1], None).dtype == torch.float32  # the residual stream
+            assert net.hidden(ids[:, :-1]).dtype == torch.float32  # the residual stream
         loss.backward()
         assert loss.dtype == torch.float32
         losses.append(loss.detach())

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.model import sampling
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.model.sampling import SamplingConfig, generate_ids, sample, stream
 
@@ -90,6 +91,21 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(model):
     assert frequencies[order[needed - 1]] > 0
     only, _ = drawn(model, temperature=1.0, top_p=1e-9)
     assert only[order[0]] == 1
+
+
+def test_top_p_counts_within_top_k(model):
+    frequencies, probabilities = drawn(model, temperature=1.0, top_k=4, top_p=0.6)
+    likeliest = probabilities.topk(4)
+    needed = int((likeliest.values.cumsum(0) < 0.6 * likeliest.values.sum()).sum()) + 1
+    assert needed < int((likeliest.values.cumsum(0) < 0.6).sum()) + 1
+    assert set(frequencies.nonzero()[:, 0].tolist()) == set(likeliest.indices[:needed].tolist())
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+def test_top_p_of_the_likeliest_is_that_of_the_whole_vocabulary(model, monkeypatch, top_p):
+    whole = next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0))
+    monkeypatch.setattr(sampling, "NUCLEUS", 10)  # of 300
+    assert next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0)) == whole
 
 
 def test_stops_at_end_of_text_and_each_sample_ends_alone(model):

@@ -26,6 +26,8 @@ from azllm_lightning.training.curve import read_scalars
 
 TRAIN = [sys.executable, "-m", "azllm_lightning.train"]
 HERE = Path(__file__).parent
+MEASURED = ("tokens_per_sec", "mfu", "peak_memory_gb")
+"""Scalars that no two runs share."""
 
 
 class Recorder(Callback):
@@ -154,8 +156,8 @@ def final_state(folder: Path) -> dict[str, Any]:
 
 
 def curve(folder: Path) -> dict[str, dict[int, float]]:
-    """The logged scalars but for those that measure time."""
-    return {tag: values for tag, values in read_scalars(folder).items() if tag not in ("tokens_per_sec", "mfu")}
+    """The logged scalars but for those that measure time and memory."""
+    return {tag: values for tag, values in read_scalars(folder).items() if tag not in MEASURED}
 
 
 def assert_same_end(left: Path, right: Path) -> None:

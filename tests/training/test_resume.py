@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from runs import HERE, TRAIN, Probe, add_callback, assert_same_end, curve, final_state
 
-from azllm_lightning.cli import Resumable
+from azllm_lightning.cli import Resumable, compose
 from azllm_lightning.training.checkpoint import step_files
-from azllm_lightning.training.resume import check_same_run
+from azllm_lightning.training.resume import check_same_run, resumed_config
 
 Train = Callable[..., Path]
 
@@ -42,6 +42,27 @@ def test_another_micro_batch_keeps_the_windows_of_each_step(
     for tag in ("train_loss", "val_loss", "tokens_seen"):
         assert_close(curve(straight)[tag], curve(resumed)[tag])
     assert len(order[0]) == size * accumulate
+
+
+def test_settings_younger_than_the_run_take_their_defaults() -> None:
+    overrides = ["run_name=old", "trainer.max_steps=7", "model=tiny"]
+    whole = compose(overrides)
+    stored = compose(overrides)
+    for group, key in [
+        ("schedule", "decay_ratio"),
+        ("callbacks", "health"),
+        ("trainer", "compile"),
+        ("logger", "tensorboard"),
+    ]:
+        del stored[group][key]
+    resumed = resumed_config(
+        {**stored, "overrides": overrides}, compose(["ckpt_path=last"]), ["ckpt_path=last"], compose
+    )
+    assert resumed.pop("ckpt_path") == "last"
+    assert resumed == {
+        **{k: v for k, v in whole.items() if k != "ckpt_path"},
+        "logger": {},
+    }  # a logger left out stays out
 
 
 def test_two_processes_keep_the_windows_and_the_losses(train_tiny: Train, probe: Probe, tmp_path: Path) -> None:

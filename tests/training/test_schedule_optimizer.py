@@ -14,7 +14,7 @@ from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer
 from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
 
-COSINE = ScheduleConfig(name="cosine", warmup_steps=10, total_steps=110, min_lr_ratio=0.1)
+COSINE = ScheduleConfig(name="cosine", warmup_steps=10, total_steps=110, decay_ratio=1.0, min_lr_ratio=0.1)
 ADAMW = OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
 
 
@@ -25,13 +25,27 @@ def test_the_rate_rises_to_its_peak_in_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "halfway", "quarter"), [("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))), ("linear", 0.5, 0.75)]
+    ("name", "halfway", "quarter"),
+    [("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))), ("linear", 0.5, 0.75), ("sqrt", 1 - math.sqrt(0.5), 0.5)],
 )
 def test_the_rate_falls_to_its_floor_and_stays(name: str, halfway: float, quarter: float) -> None:
     config = replace(COSINE, name=name)
     assert lr_factor(60, config) == pytest.approx(0.1 + 0.9 * halfway)
     assert lr_factor(35, config) == pytest.approx(0.1 + 0.9 * quarter)
     assert [lr_factor(step, config) for step in (110, 111, 5000)] == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "sqrt"])
+def test_the_rate_stays_at_its_peak_until_the_last_share_of_the_steps(name: str) -> None:
+    config = replace(COSINE, name=name, decay_ratio=0.2)
+    assert {lr_factor(step, config) for step in range(10, 89)} == {1.0}
+    assert lr_factor(89, config) < 1.0
+    assert lr_factor(110, config) == pytest.approx(0.1)
+    shape = {"cosine": 0.5, "linear": 0.5, "sqrt": 1 - math.sqrt(0.5)}[name]
+    assert lr_factor(99, config) == pytest.approx(0.1 + 0.9 * shape)
+    rates = [lr_factor(step, replace(config, warmup_steps=100)) for step in range(111)]  # no room: it falls at once
+    assert rates[99] == 1.0
+    assert rates == sorted(rates[:101]) + sorted(rates[101:], reverse=True)
 
 
 def test_a_constant_rate_warms_up_and_stays() -> None:
@@ -51,6 +65,8 @@ def test_a_run_shorter_than_its_warm_up_has_rates_all_the_same(total_steps: int)
         ({"name": "cos"}, "schedule.name='cos'"),
         ({"warmup_steps": -1}, "schedule.warmup_steps=-1"),
         ({"total_steps": 0}, "schedule.total_steps=0"),
+        ({"decay_ratio": 0.0}, "schedule.decay_ratio=0.0"),
+        ({"decay_ratio": 1.1}, "schedule.decay_ratio=1.1"),
         ({"min_lr_ratio": 1.5}, "schedule.min_lr_ratio=1.5"),
     ],
 )

@@ -1,0 +1,100 @@
+"""nanoGPT's training loop, written anew: the peer of benchmarks/gpu.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpt2 import GPT2, GPT2Config, configure_adamw
+from torch import Tensor, nn
+
+from azllm_lightning.callbacks.throughput import peak_memory_bytes
+from azllm_lightning.cli import compose
+from azllm_lightning.training import hardware
+
+
+def nanogpt_loop(overrides: list[str], work: Path, steps: int, checkout: Path | None = None) -> dict[str, Any]:
+    """`steps` steps with the sizes, batch, precision and compiling that `overrides` mean for ours, and their figures.
+
+    As in nanoGPT's train.py: autocast, with a GradScaler in fp16; accumulation, clipping at 1, fused AdamW; the next
+    batch fetched while the device computes; the loss read at every step; no biases; TF32 allowed.
+    """
+    config = compose(overrides)
+    data, sizes, trainer = config["data"], config["model"], config["trainer"]
+    device = hardware.resolve_accelerator(trainer["accelerator"])
+    torch.manual_seed(1337)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    shape = {"vocab_size": data["vocab_size"], "block_size": data["block_size"], "bias": False}
+    shape |= {key: sizes[key] for key in ("n_layer", "n_head", "n_embd", "dropout")}
+    model = (GPT2(GPT2Config(**shape)) if checkout is None else Checkout(checkout, shape)).to(device)
+    optimizer = configure_adamw(model, lr=6e-4)
+    dtype = hardware.DTYPES[trainer["precision"]]
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    if trainer["compile"] is True:
+        model.compile()
+    accumulate = trainer["accumulate_grad_batches"]
+    batches = random_batches(work / "data" / "train_00000.bin", data["batch_size"], data["block_size"], device)
+    input_ids, labels = next(batches)
+    seconds, losses, mark = [], [], time.perf_counter()
+    for _ in range(steps):
+        for _ in range(accumulate):
+            with torch.autocast(device, dtype):
+                loss = model(input_ids, labels) / accumulate
+            input_ids, labels = next(batches)
+            scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item() * accumulate)
+        seconds.append(time.perf_counter() - mark)
+        mark = time.perf_counter()
+    num_params = sum(parameter.numel() for parameter in model.parameters())
+    multiplied = num_params - data["block_size"] * sizes["n_embd"]  # all but the positions
+    return {
+        "step_seconds": seconds,
+        "tokens_per_step": accumulate * data["batch_size"] * data["block_size"],
+        "flops_per_token": 6 * multiplied + 12 * sizes["n_layer"] * sizes["n_embd"] * data["block_size"],
+        "peak_memory_bytes": peak_memory_bytes(),
+        "num_params": num_params,
+        "train_loss": losses[-1],
+    }
+
+
+def random_batches(path: Path, batch_size: int, block_size: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows from anywhere in the file as input_ids and labels, both (batch_size, block_size), on the device."""
+    tokens = np.memmap(path, dtype=np.uint16, mode="r")
+    while True:
+        starts = torch.randint(len(tokens) - block_size, (batch_size,)).tolist()
+        both = [
+            torch.stack([torch.from_numpy(tokens[i + shift : i + shift + block_size].astype(np.int64)) for i in starts])
+            for shift in (0, 1)
+        ]
+        if device == "cuda":
+            both = [part.pin_memory().to(device, non_blocking=True) for part in both]
+        yield both[0], both[1]
+
+
+class Checkout(nn.Module):
+    """The model of a nanoGPT checkout, with the forward of ours."""
+
+    def __init__(self, folder: Path, shape: dict[str, Any]) -> None:
+        super().__init__()
+        spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        self.net = module.GPT(module.GPTConfig(**shape))
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss, in nats."""
+        return self.net(input_ids, labels)[1]

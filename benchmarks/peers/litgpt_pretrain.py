@@ -1,0 +1,83 @@
+"""`litgpt pretrain` as it comes (bf16-mixed, compiled), a Pythia of the race's sizes; run in its own venv."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import litgpt.pretrain
+import torch
+from clock import Clock, Race
+from litgpt.args import EvalArgs, TrainArgs
+from litgpt.config import Config
+from litgpt.data import DataModule
+
+
+class Windows(DataModule):
+    """The token windows of a race, as litgpt asks for data of one's own."""
+
+    def __init__(self, race: Race) -> None:
+        super().__init__()
+        self.race = race
+
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the race says it all."""
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Batches (B, T + 1), in the order of the file."""
+        windows = [self.race.window(i) for i in range(self.race.num_windows)]
+        return torch.utils.data.DataLoader(windows, batch_size=self.race.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> torch.utils.data.DataLoader:
+        """The same: litgpt looks at two batches before it starts."""
+        return self.train_dataloader()
+
+
+def main() -> None:
+    """Train and report."""
+    race, clock = Race(**json.loads(sys.argv[1])), Clock()
+    rate_of_step = litgpt.pretrain.get_lr
+
+    def get_lr(*args: Any, **kwargs: Any) -> float:
+        """Litgpt asks for the rate where an iteration begins, which is where the one before is over."""
+        clock.tick()
+        return rate_of_step(*args, **kwargs)
+
+    litgpt.pretrain.get_lr = get_lr
+    sizes = {"n_layer": race.n_layer, "n_head": race.n_head, "n_embd": race.n_embd}
+    config = Config.from_name(
+        "pythia-14m",
+        **sizes,
+        intermediate_size=4 * race.n_embd,
+        block_size=race.block_size,
+        vocab_size=race.vocab_size,
+        padded_vocab_size=race.vocab_size,
+    )
+    train = TrainArgs(
+        save_interval=None,
+        global_batch_size=race.batch_size,
+        micro_batch_size=race.batch_size,
+        max_tokens=(race.steps + 1) * race.batch_size * race.block_size,
+        lr_warmup_steps=2,
+        max_norm=1.0,
+        min_lr=4e-5,
+        tie_embeddings=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        litgpt.pretrain.setup(
+            "pythia-14m",
+            config,
+            out_dir=Path(folder),
+            data=Windows(race),
+            train=train,
+            eval=EvalArgs(interval=1_000_000, max_iters=2, final_validation=False),
+        )
+    clock.report(race.out, litgpt=importlib.metadata.version("litgpt"))
+
+
+if __name__ == "__main__":
+    main()

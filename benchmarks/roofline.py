@@ -1,0 +1,229 @@
+"""python benchmarks/roofline.py [EXPERIMENT CARD ...]: what a card could do at best for an experiment, by arithmetic.
+
+Nothing is measured. Each kind of work in an optimizer step has its operations and its traffic to memory, and takes as
+long as the slower of the two at the maker's peak figures (the roofline model: Williams, Waterman and Patterson 2009).
+Traffic is counted as a compiled network has it, each chain of elementwise operations one pass. A real run is slower: no
+product reaches the peak, and a T4 lowers its clock at 70 W.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from azllm_lightning.cli import compose
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.model.gpt import GPT
+
+CHUNK = 1024  # tokens whose logits exist at once on a GPU, see azllm_lightning/model/loss.py
+
+
+@dataclass(frozen=True)
+class Card:
+    """Peak fp16 operations and bytes per second, and bytes of memory."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    source: str
+
+
+CARDS = {
+    "t4": Card("NVIDIA T4", 65e12, 320e9, 16e9, "NVIDIA's data sheet"),
+    "gtx1650": Card(
+        *("GeForce GTX 1650 (GDDR5)", 896 * 1.665e9 * 2 * 2, 128e9, 4e9),
+        "NVIDIA's figures: 896 cores, 1,665 MHz boost, fp16 at twice the rate of fp32, no tensor cores",
+    ),
+}
+
+
+class Work(NamedTuple):
+    """One kind of work of an optimizer step."""
+
+    kind: str
+    flops: float
+    moved: float
+    """Bytes to and from the card's memory."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment asks of the card."""
+
+    name: str
+    model: GPTConfig
+    batch_size: int
+    accumulate: int
+    max_steps: int
+    optimizer: str
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens in a micro-batch."""
+        return self.batch_size * self.model.block_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in an optimizer step."""
+        return self.micro_tokens * self.accumulate
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the matrices inside the layers."""
+        m = self.model
+        return m.n_layer * (2 * m.n_embd * (m.n_embd + _kv_width(m)) + 3 * m.n_embd * _mlp_width(m))
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of that name, as conf/ has it."""
+    config = compose([f"+experiment={name}"])
+    data, trainer = config["data"], config["trainer"]
+    model = GPTConfig(vocab_size=data["vocab_size"], block_size=data["block_size"], **config["model"])
+    optimizer = config["optimizer"]["name"]
+    return Experiment(
+        name, model, data["batch_size"], trainer["accumulate_grad_batches"], trainer["max_steps"], optimizer
+    )
+
+
+def step_work(e: Experiment) -> list[Work]:
+    """Operations and traffic of one optimizer step in fp16 with fp32 weights, forward and backward pass together."""
+    m, n = e.model, e.tokens
+    C, K, F, V, L, T = m.n_embd, _kv_width(m), _mlp_width(m), m.vocab_size, m.n_layer, m.block_size
+    # Forward and the two products of backward read or write each fp16 operand once: 2 x 3 bytes an element.
+    operands = 6 * n * L * (9 * C + 2 * K + 3 * F) + 6 * e.layer_weights * e.accumulate
+    # A chunk of logits: written, read for the sum, read and written as gradient, read by two products. The head is
+    # read twice for each chunk, and the head's gradient is written in fp16, read, and added up in fp32.
+    logits = 12 * V * n + n / CHUNK * 16 * V * C
+    # Forward, in bytes a token: norms 6 C and 12 C, QK-norm and rotation 4 (C + K), SwiGLU 6 F, residual 10 C; backward
+    # moves twice as much.
+    elementwise = 3 * n * L * (32 * C + 4 * K + 6 * F) + 16 * n * C
+    return [
+        Work("products of the layers", 6 * e.layer_weights * n, operands),
+        # Causal: half of 4 T C forward and of 10 T C backward, which computes the scores once more.
+        Work("attention", 7 * T * C * L * n, 24 * C * L * n),
+        Work("head and loss", 6 * V * C * n, logits),
+        Work("norms, rotation, SwiGLU, residuals", 0, elementwise),
+        Work("fp16 copies of weights, fp32 sums of gradients", 0, 20 * m.num_params() * e.accumulate),
+        _optimizer_work(e),
+    ]
+
+
+def _optimizer_work(e: Experiment) -> Work:
+    """Unscaling, norm and clipping (20 bytes a weight) and AdamW (28), or Muon for the matrices inside the layers.
+
+    Muon moves 78 bytes a weight: momentum 12, decay 8, Nesterov 12, the cast 6, five rounds in fp16 30, the update 10.
+    """
+    if e.optimizer != "muon":
+        return Work("clipping and AdamW", 0, 48 * e.model.num_params())
+    # Five rounds of two products with (r, c), r <= c, and one of (r, r): 4 r^2 c + 2 r^3 operations each.
+    C, K, F = e.model.n_embd, _kv_width(e.model), _mlp_width(e.model)
+    shapes = [(C, C), (C, C), (min(K, C), max(K, C)), (min(K, C), max(K, C)), *[(min(C, F), max(C, F))] * 3]
+    flops = 5 * e.model.n_layer * sum(4 * r * r * c + 2 * r**3 for r, c in shapes)
+    others = e.model.num_params() - e.layer_weights
+    return Work("clipping, Muon and AdamW", flops, 98 * e.layer_weights + 48 * others)
+
+
+def step_seconds(card: Card, work: list[Work]) -> list[float]:
+    """Seconds of each kind of work at the roof."""
+    return [max(w.flops / card.flops, w.moved / card.bandwidth) for w in work]
+
+
+def memory(e: Experiment) -> list[tuple[str, float, float]]:
+    """(what, bytes compiled, bytes not compiled) at the end of a micro-batch's forward pass, where memory peaks."""
+    m, weights = e.model, e.model.num_params()
+    C, K, F, V = m.n_embd, _kv_width(m), _mlp_width(m), m.vocab_size
+    moments = 8 * weights - (4 * e.layer_weights if e.optimizer == "muon" else 0)  # Muon keeps one for each weight
+    halves = 2 * (e.layer_weights + V * C)
+    # Kept per token and layer: the stream (fp32); q, k, v, rotated q and k, y, the branch's output, gate and up (fp16).
+    compiled = e.micro_tokens * m.n_layer * (8 * C + 2 * (2 * C + 3 * K) + 4 * F)
+    eager = e.micro_tokens * m.n_layer * saved_bytes(m)
+    loss = 2 * C * e.micro_tokens + 6 * V * C
+    return [
+        ("weights, fp32", 4 * weights, 4 * weights),
+        ("gradients, fp32", 4 * weights, 4 * weights),
+        (f"moments of {e.optimizer}, fp32", moments, moments),
+        ("fp16 copies of weights", halves, halves),
+        (f"activations of {e.batch_size} x {m.block_size} tokens", compiled, eager),
+        (f"loss: {CHUNK:,} rows of logits, gradient of the head", loss + 4 * V * CHUNK, loss + 8 * V * CHUNK),
+    ]
+
+
+def saved_bytes(model: GPTConfig) -> float:
+    """Bytes that autograd keeps for backward per token and layer where nothing is compiled, counted in a forward pass.
+
+    The pass runs on the CPU, in bf16, with two numbers of layers and of tokens, so that all else drops out.
+    """
+
+    def kept(n_layer: int, tokens: int) -> int:
+        storages: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        sizes = {**model.to_dict(), "n_layer": n_layer, "vocab_size": 64, "block_size": tokens, "eos_id": 0}
+        input_ids = torch.zeros(1, tokens, dtype=torch.int64)
+        network = GPT(GPTConfig(**sizes))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+            hidden = network.hidden(input_ids)  # keeps the graph, and so every storage, alive
+        assert hidden.requires_grad
+        return sum(storages.values())
+
+    return ((kept(2, 128) - kept(1, 128)) - (kept(2, 64) - kept(1, 64))) / 64
+
+
+def report(e: Experiment, card: Card) -> str:
+    """The two tables of an experiment on a card, in Markdown."""
+    work = step_work(e)
+    seconds = step_seconds(card, work)
+    total, m = sum(seconds), e.model
+    lines = [
+        f"### {e.name}, {card.name} (computed, not measured)",
+        "",
+        f"{card.flops / 1e12:.3g} TFLOP/s in fp16, {card.bandwidth / 1e9:.0f} GB/s, {card.memory / 1e9:.0f} GB "
+        f"({card.source}). {m.num_params() / 1e6:.0f} M parameters, {m.flops_per_token() / 1e9:.3f} GFLOP a token, "
+        f"{e.tokens:,} tokens a step ({e.accumulate} x {e.batch_size} x {m.block_size}), {e.optimizer}.",
+        "",
+        "| work of a step | TFLOP | GB moved | ms at the roof | bound by |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for w, s in zip(work, seconds, strict=True):
+        bound = "arithmetic" if w.flops / card.flops >= w.moved / card.bandwidth else "memory"
+        lines.append(f"| {w.kind} | {w.flops / 1e12:.2f} | {w.moved / 1e9:.1f} | {1e3 * s:.1f} | {bound} |")
+    flops, moved = sum(w.flops for w in work), sum(w.moved for w in work)
+    lines.append(f"| together | {flops / 1e12:.2f} | {moved / 1e9:.1f} | {1e3 * total:.1f} | |")
+    mfu = e.tokens * m.flops_per_token() / (total * card.flops)
+    lines += ["", "| | tokens/s | MFU | hours for " + f"{e.max_steps:,} steps |", "| --- | ---: | ---: | ---: |"]
+    for what, share in (("at the roof", 1.0), ("at half of it", 0.5)):
+        hours = e.max_steps * total / share / 3600
+        lines.append(f"| {what} | {share * e.tokens / total:,.0f} | {share * mfu:.2f} | {hours:.1f} |")
+    parts = memory(e)
+    lines += ["", "| memory, GiB | compiled | not compiled |", "| --- | ---: | ---: |"]
+    lines += [f"| {what} | {a / 2**30:.2f} | {b / 2**30:.2f} |" for what, a, b in parts]
+    sums = [sum(part[column] for part in parts) for column in (1, 2)]
+    lines.append(f"| together, of {card.memory / 2**30:.1f} | {sums[0] / 2**30:.2f} | {sums[1] / 2**30:.2f} |")
+    lines += ["", "Without the CUDA context (some 0.3 to 0.5 GiB) and what the allocator keeps beyond need."]
+    return "\n".join(lines)
+
+
+def _kv_width(model: GPTConfig) -> int:
+    return (model.n_kv_head or model.n_head) * model.head_dim
+
+
+def _mlp_width(model: GPTConfig) -> int:
+    assert model.intermediate_size is not None
+    return model.intermediate_size
+
+
+def main() -> None:
+    """Print the tables."""
+    args = sys.argv[1:] or ["t4", "t4", "laptop_4gb", "gtx1650"]
+    print("\n\n".join(report(experiment(name), CARDS[card]) for name, card in zip(args[::2], args[1::2], strict=True)))
+
+
+if __name__ == "__main__":
+    main()

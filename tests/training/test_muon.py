@@ -1,0 +1,178 @@
+"""MuonAdamW: what a step does to matrices and to all else, and that it lives with whatever Lightning does to it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training import muon
+from azllm_lightning.training.muon import MuonAdamW, orthogonalise
+from azllm_lightning.training.optimizer import MuonConfig, build_optimizer, parameter_groups
+
+CONFIG = MuonConfig(name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, adam_lr=3e-3, betas=[0.9, 0.95], eps=1e-8)
+SMALL = GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=16, tie_embeddings=True)
+
+
+def muon_group(*parameters: nn.Parameter, **changes: Any) -> dict[str, Any]:
+    return {"params": list(parameters), "kind": "muon", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, **changes}
+
+
+def adam_group(*parameters: nn.Parameter) -> dict[str, Any]:
+    values = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+    return {"params": list(parameters), "kind": "adamw", **values}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 24, 96)])
+def test_singular_values_become_about_one(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    x = u * torch.logspace(0, -2, shape[1]) @ v  # singular values over a hundredfold range
+    values = torch.linalg.svdvals(orthogonalise(x.to(dtype)).float())
+    assert 0.4 < values.min() <= values.max() < 1.25
+    far = orthogonalise(1e-6 * x).float() - orthogonalise(x).float()
+    assert far.abs().max() < 0.05  # the scale of a gradient does not matter
+
+
+def test_orthogonalising_keeps_the_singular_vectors() -> None:
+    x = torch.randn(1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).float()
+    u, _, v = torch.linalg.svd(x)
+    turned = u.mT @ orthogonalise(x) @ v.mT
+    assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 32), (32, 8)])
+def test_a_step_moves_a_matrix_alike_in_all_directions_by_lr_and_its_shape(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape))
+    before = weight.detach().clone()
+    optimizer = MuonAdamW([muon_group(weight)], torch.float32)
+    weight.grad = torch.randn(shape)
+    optimizer.step()
+    moved = torch.linalg.svdvals(before - weight.detach())
+    expected = 0.1 * math.sqrt(shape[0] / shape[1])
+    assert (moved / expected).min() > 0.8
+    assert (moved / expected).max() < 1.2
+    assert ((before - weight.detach()) * weight.grad).sum() > 0  # downhill
+
+
+def test_many_matrices_at_once_are_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(8, 8), (8, 24), (24, 8), (8, 24), (8, 8), (8, 24)]
+
+    def trained(at_once: int) -> list[Tensor]:
+        monkeypatch.setattr(muon, "AT_ONCE", at_once)
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        optimizer = MuonAdamW([muon_group(*weights)], torch.float32)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape)
+            optimizer.step()
+        return [weight.detach() for weight in weights]
+
+    for together, alone in zip(trained(2**25), trained(1), strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_momentum_decay_and_nesterov() -> None:
+    weight = nn.Parameter(torch.eye(4))
+    optimizer = MuonAdamW([muon_group(weight, weight_decay=0.5)], torch.float32)
+    first, second = torch.diag(torch.tensor([1.0, 1, 1, 1])), torch.diag(torch.tensor([-1.0, 1, 1, 1]))
+    weight.grad = first
+    optimizer.step()
+    after_one = weight.detach().clone()
+    torch.testing.assert_close(after_one.diagonal(), torch.full((4,), 0.95 - 0.1), atol=0.02, rtol=0)
+    weight.grad = second
+    optimizer.step()
+    buffer = optimizer.state[weight]["momentum_buffer"]
+    torch.testing.assert_close(buffer, 0.9 * 0.1 * first + 0.1 * second)
+    # 0.1 x gradient + 0.9 x buffer: -0.1 + 0.9 x -0.01 in the first direction, so that it turns back at once
+    assert weight[0, 0] > 0.95 * after_one[0, 0]
+    assert weight[1, 1] < 0.95 * after_one[1, 1]
+
+
+def test_the_rest_is_adamw() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.empty(5, 3))
+    theirs.data.copy_(ours.data)
+    mine = MuonAdamW([adam_group(ours)], torch.float32)
+    torchs = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
+    for _ in range(5):
+        ours.grad = torch.randn(5, 3)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        torchs.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_a_parameter_without_gradient_stays_and_keeps_its_momentum() -> None:
+    weight, vector = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
+    optimizer = MuonAdamW([muon_group(weight, weight_decay=0.5), adam_group(vector)], torch.float32)
+    optimizer.step()
+    assert torch.equal(weight, torch.ones(4, 4))
+    assert torch.equal(vector, torch.ones(4))
+    assert not optimizer.state
+
+
+def test_saved_and_loaded_it_goes_on_bit_for_bit() -> None:
+    def step(net: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(seed))
+        net(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    net = GPT(SMALL)
+    optimizer = build_optimizer(net, CONFIG)
+    for seed in range(3):
+        step(net, optimizer, seed)
+    copied = copy.deepcopy(net)
+    resumed = build_optimizer(copied, CONFIG)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in range(3, 6):
+        step(net, optimizer, seed)
+        step(copied, resumed, seed)
+    for ours, theirs in zip(net.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_hidden_matrices_go_to_muon_and_all_else_to_adamw(tie: bool) -> None:
+    net = GPT(GPTConfig(**{**SMALL.to_dict(), "tie_embeddings": tie}))
+    kinds = {id(p): group["kind"] for group in build_optimizer(net, CONFIG).param_groups for p in group["params"]}
+    grouped = [p for group in parameter_groups(net, CONFIG) for p in group["params"]]
+    assert len(grouped) == len(kinds) == len([*net.parameters()])
+    for name, parameter in net.named_parameters():
+        assert kinds[id(parameter)] == ("muon" if name.endswith("_proj.weight") else "adamw"), name
+
+
+def test_a_closure_is_called_with_gradients_on() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = MuonAdamW([muon_group(weight)], torch.float32)
+
+    def closure() -> float:
+        loss = weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 4.0
+    assert not torch.equal(weight, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("group", "told"),
+    [
+        ({"params": [nn.Parameter(torch.ones(2))], "kind": "muon"}, "only hold matrices"),
+        ({"params": [nn.Parameter(torch.ones(2))], "kind": "sgd"}, "'sgd'"),
+        ({"params": [nn.Parameter(torch.ones(2))]}, "None"),
+    ],
+)
+def test_wrong_groups(group: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        MuonAdamW([group], torch.float32)

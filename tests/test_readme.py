@@ -56,7 +56,7 @@ def test_the_table_gives_the_true_defaults(name: str) -> None:
     config = compose()
     defaults = table(name)
     assert len(defaults) >= 20
-    for group in ("data", "model"):
+    for group in ("data", "model", "optimizer", "schedule"):
         assert compose([f"{group}={defaults.pop(group)}"]) == config
     assert defaults.pop("run_name")  # it follows from the data
     for key, told in defaults.items():

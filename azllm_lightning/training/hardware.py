@@ -84,7 +84,7 @@ class MixedPrecision(plugins.MixedPrecision):
     too, since checkpoints file the scaler under it.
     """
 
-    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:  # type: ignore[override]
         """Forward and backward passes, unscaling, clipping, and the optimizer's step."""
         if self.scaler is None:
             return super().optimizer_step(optimizer, model, closure, **kwargs)

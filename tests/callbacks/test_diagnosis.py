@@ -179,6 +179,8 @@ def test_underfitting_is_told_at_the_end() -> None:
         assert underfitting(rows([curve[0], curve[-1]]), 9.0, 40) is None  # nothing known of the middle
     apart = [*STEEP[:-1], (400, 3.0, 4.3)]
     assert underfitting(rows(apart), 9.0, 40) is None  # the text is what is short
+    tuned = [(0, None, 3.50), (200, 3.45, 3.42), (300, 3.40, 3.39), (400, 3.37, 3.36)]
+    assert underfitting(rows(tuned), 9.0, 40) is None  # from init_from: it had little to learn
 
 
 # --- replays --------------------------------------------------------------------------------------------------------
@@ -432,6 +434,7 @@ def test_a_resumed_run_says_and_does_what_the_uninterrupted_one_does(train_tiny:
     for at in (step, step + 3):  # in the validation that tells, and after it
         resumed = stopped_and_resumed(at)
         assert marks(resumed) == marks(straight)
+        assert read_scalars(resumed)["generalization_gap"] == read_scalars(straight)["generalization_gap"]
         ours = torch.load(step_files(resumed / "checkpoints")[0][1], weights_only=True)
         assert ours["callbacks"]["Diagnosis"] == theirs["callbacks"]["Diagnosis"]
     early = stopped_and_resumed(step, "callbacks.early_stopping=true")

@@ -9,10 +9,11 @@ import os
 from importlib import import_module
 from typing import Any
 
-# Threads that wait actively starve each other wherever anything else runs on the machine: measured with two threads
-# on two busy cores, passive waiting trains 6.5 times faster; on two idle ones it costs a 2 M model a quarter.
-# It must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long a thread spins before it sleeps, for GNU's OpenMP (PyTorch's on Linux). Spinning threads starve each other
+# wherever anything else runs; sleeping at once costs small models a sixth on an idle machine. A short spin gives up
+# little of either (benchmarks/omp_wait.py). It must be set before torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "compose": "cli",

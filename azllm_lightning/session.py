@@ -26,6 +26,7 @@ from azllm_lightning.training.checkpoint import step_files, valid_steps
 from azllm_lightning.training.curve import carry_curve
 from azllm_lightning.training.resume import adapted_accumulation, check_same_run, resumed_config
 from azllm_lightning.training.run import Run, claim, find_checkpoint, load_resumable, open_for_resume, write_text
+from azllm_lightning.training.schedule import lr_factor
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
 log = logging.getLogger("azllm_lightning")
@@ -69,6 +70,9 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
             with _log_file(run):
                 try:
                     log.info(start_panel(words, run, model, datamodule, settings.trainer, settings.optimizer, device))
+                    steps, last = settings.schedule.total_steps, settings.trainer.max_steps
+                    if lr_factor(last - 1, settings.schedule) == 0:
+                        log.warning(words("rate_is_zero", step=steps, max_steps=last))
 
                     def make(config: dict[str, Any]) -> Parts:
                         text, settings = _as_text(config, told), check(config)
@@ -211,7 +215,8 @@ def _fit(
     values = parts.summary.write(parts.trainer, parts.module, "done")
     if parts.io.failed:
         raise OSError(f"training is done, but its last checkpoint was not saved: {parts.io.failed}")
-    longer = [*run.address, "ckpt_path=last", f"trainer.max_steps={2 * values['steps']}"]
+    twice = 2 * values["steps"]  # the rate has come to its end: it is laid out anew over all the steps
+    longer = [*run.address, "ckpt_path=last", f"trainer.max_steps={twice}", f"schedule.total_steps={twice}"]
     commands = {
         "watch": f"tensorboard --logdir {shlex.quote(str(run.logs))}",
         "talk": cli.command("generate", run.address),

@@ -174,8 +174,15 @@ def test_t4_is_the_run_of_the_course() -> None:
     assert (trainer["max_steps"], trainer["val_every_steps"], trainer["checkpoint_every_steps"]) == (5000, 500, 500)
     assert trainer["accelerator"] == "gpu"
     assert trainer["gradient_clip_val"] == 1.0
-    assert (config["optimizer"]["name"], config["optimizer"]["lr"]) == ("adamw", 6e-4)
-    assert (config["schedule"]["name"], config["schedule"]["warmup_steps"]) == ("cosine", 100)
+
+
+def test_course_is_t4_by_the_recipe_of_the_course() -> None:
+    ours, theirs = compose(["+experiment=t4"]), compose(["+experiment=course"])
+    assert {key for key in ours if ours[key] != theirs[key]} == {"run_name", "optimizer", "schedule"}
+    adamw = {"name": "adamw", "lr": 6e-4, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8}
+    assert theirs["optimizer"] == adamw
+    cosine = {"name": "cosine", "warmup_steps": 100, "total_steps": None, "decay_ratio": 1.0, "min_lr_ratio": 0.1}
+    assert theirs["schedule"] == cosine
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("model/")])

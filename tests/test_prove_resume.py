@@ -62,9 +62,9 @@ def test_a_tensor_that_differs_is_named(train_tiny: Callable[..., Path]) -> None
     assert prove_resume.first_difference(left, right) is None
     path = step_files(right / "checkpoints")[0][1]
     saved = torch.load(path, weights_only=True)
-    saved["optimizer_states"][0]["state"][1]["exp_avg"].view(-1)[0] += 1e-6
+    saved["optimizer_states"][0]["state"][1]["momentum_buffer"].view(-1)[0] += 1e-6
     torch.save(saved, path)
-    told = "step 8: optimizer_states/0/state/1/exp_avg differs in step_00000008.ckpt"
+    told = "step 8: optimizer_states/0/state/1/momentum_buffer differs in step_00000008.ckpt"
     assert prove_resume.first_difference(left, right) == told
 
 

@@ -71,7 +71,8 @@ def test_a_text_ends_before_a_stop_string(train_tiny: TrainTiny, capsys: pytest.
 
     whole = written()
     new = whole.removeprefix("Bakı")
-    assert written(f"stop=[yoxdur,{new[10:12]}]") == "Bakı" + new[: new.index(new[10:12])]
+    stop = next(letter for letter in new[5:] if letter.isalpha())  # half a letter or a space would not come back whole
+    assert written(f"stop=[yoxdur,{stop}]") == "Bakı" + new[: new.index(stop)]
     assert GenerateConfig("", "best", None, "lightning_logs", 1, ["a", r"\n\n"]).stops == [
         "a",
         "\n\n",

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from azllm_lightning.settings import from_mapping, one_of
-from azllm_lightning.training.hardware import fast_half
 from azllm_lightning.training.muon import MuonAdamW
 
 
@@ -83,11 +82,13 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
     return groups
 
 
-def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    net: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """`MuonAdamW`, or AdamW (Loshchilov and Hutter 2019), over all parameters of `net`."""
     groups = parameter_groups(net, config)
     if isinstance(config, MuonConfig):
-        return MuonAdamW(groups, dtype=fast_half(next(net.parameters()).device))
+        return MuonAdamW(groups, muon_dtype)
     betas = (config.betas[0], config.betas[1])
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
     # Lightning refuses to clip when a fused optimizer would unscale fp16 gradients itself; this makes the scaler do it.

@@ -132,7 +132,9 @@ def test_the_end_is_told_once_when_enough_was_measured(
 ) -> None:
     session = Session(monkeypatch)
     session.trainer.is_global_zero = True
-    monkeypatch.setattr(logging.getLogger("azllm_lightning"), "propagate", True)
+    logger = logging.getLogger("azllm_lightning")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "handlers", [])  # whatever tests before this one left there
     with caplog.at_level(logging.INFO, "azllm_lightning"):
         session.validate(30)
         session.begin()

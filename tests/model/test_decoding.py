@@ -90,7 +90,7 @@ def test_one_thread_attends_to_little_and_all_to_much(model, monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert counts == [2, 2, 1, 1, 2, 2]  # two layers each: the prompt, the ninth token, the tenth
+    assert counts == [1, 1, 2, 2]  # two layers each: the ninth token, the tenth
 
 
 def test_more_tokens_than_the_cache_holds(model):

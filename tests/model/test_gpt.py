@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from azllm_lightning.model.config import GPTConfig
-from azllm_lightning.model.gpt import GPT
+from azllm_lightning.model.gpt import GPT, attend_in_blocks
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -75,6 +75,16 @@ def test_the_start(config):
             assert weight.std() == pytest.approx(0.02, rel=0.1), name
         else:
             assert (weight == 1).all(), name
+
+
+@pytest.mark.parametrize("T", [1, 100, 128, 129, 300])
+def test_attention_in_blocks_is_attention(T):
+    q, k, v = torch.randn(3, 2, 4, T, 16, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
+    ours = attend_in_blocks(q, k, v)
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(ours, theirs)
+    for mine, its in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-4, rtol=1e-4)
 
 
 def test_dropout_only_in_training(config):

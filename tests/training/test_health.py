@@ -35,7 +35,8 @@ def test_a_step_that_is_not_finite_changes_no_weight(train_tiny: Train, probe: P
     assert not all(torch.equal(tensor, seen[4][name]) for name, tensor in seen[3].items())
     saved = last_checkpoint(folder)
     assert saved["callbacks"]["Health"]["skipped_steps"] == 1
-    assert {float(state["step"]) for state in saved["optimizer_states"][0]["state"].values()} == {7.0}
+    states = saved["optimizer_states"][0]["state"].values()
+    assert {float(state["step"]) for state in states if "step" in state} == {7.0}
     assert math.isnan(curve(folder)["train_loss"][3])
     assert math.isfinite(curve(folder)["train_loss"][8])
 

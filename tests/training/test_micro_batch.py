@@ -25,6 +25,7 @@ from azllm_lightning.train import train
 from azllm_lightning.training import hardware, micro_batch
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.checkpoint import step_files
+from azllm_lightning.training.muon import MuonAdamW
 from azllm_lightning.training.optimizer import OptimizerConfig
 from azllm_lightning.training.saving import PeriodicCheckpoint
 
@@ -235,9 +236,9 @@ def test_an_optimizer_that_fails_half_way_goes_back_to_the_newest_file(
 ) -> None:
     straight = train_tiny()
     order, again = dict(probe.windows), []
-    optimizer_step, failed = torch.optim.AdamW.step, []
+    optimizer_step, failed = MuonAdamW.step, []
 
-    def half(self: torch.optim.AdamW, closure: Any = None) -> Any:
+    def half(self: MuonAdamW, closure: Any = None) -> Any:
         loss = optimizer_step(self, closure)
         if probe.module.trainer.global_step == step and not failed:
             failed.append(step)
@@ -246,7 +247,7 @@ def test_an_optimizer_that_fails_half_way_goes_back_to_the_newest_file(
             raise torch.OutOfMemoryError
         return loss
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", half)
+    monkeypatch.setattr(MuonAdamW, "step", half)
     folder = train_tiny()
     assert again == list(range(max(0, saved), 8))
     assert probe.windows == order

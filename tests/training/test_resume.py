@@ -88,8 +88,8 @@ def test_two_processes_keep_the_windows_and_the_losses(train_tiny: Train, probe:
 
 def test_a_longer_run_with_other_intervals_is_the_same_run(train_tiny: Train) -> None:
     """max_steps, intervals and workers may change; the schedule keeps the length settled at the first start."""
-    straight = train_tiny("trainer.max_steps=12", "schedule.total_steps=8")
-    train_tiny("trainer.val_every_steps=3", "trainer.log_every_steps=5")
+    straight = train_tiny("trainer.max_steps=12", "schedule.total_steps=8", "schedule.min_lr_ratio=0.1")
+    train_tiny("trainer.val_every_steps=3", "trainer.log_every_steps=5", "schedule.min_lr_ratio=0.1")
     changes = ["trainer.val_every_steps=4", "trainer.log_every_steps=1", "trainer.checkpoint_every_steps=1"]
     resumed = train_tiny("ckpt_path=last", "trainer.max_steps=12", "data.num_workers=1", *changes)
     ours, theirs = final_state(straight), final_state(resumed)
@@ -97,6 +97,16 @@ def test_a_longer_run_with_other_intervals_is_the_same_run(train_tiny: Train) ->
     assert [step for step, _ in step_files(resumed / "checkpoints")] == [12, 11, 10]
     assert list(curve(resumed)["val_loss"]) == [0, 3, 6, 8, 12]
     assert list(curve(resumed)["train_loss"]) == [1, 5, 8, 9, 10, 11, 12]
+
+
+def test_steps_that_would_learn_nothing_are_warned_of(train_tiny: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    train_tiny()
+    train_tiny("ckpt_path=last", "trainer.max_steps=9")
+    assert "from step 8 on the learning rate is 0" in (told := capsys.readouterr()).err
+    assert "trainer.max_steps=16 schedule.total_steps=16" in told.out
+    folder = train_tiny("ckpt_path=last", "trainer.max_steps=10", "schedule.total_steps=10")
+    assert "the learning rate is 0" not in capsys.readouterr().err
+    assert curve(folder)["lr"][9] > 0
 
 
 @pytest.mark.parametrize(

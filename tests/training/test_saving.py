@@ -70,8 +70,8 @@ def test_a_run_in_a_folder_that_cannot_be_written_goes_on_in_a_new_version(
     train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kaggle's inputs are such folders. The curve and the best weights come along; the source stays as it is."""
-    straight = train_tiny("trainer.max_steps=10", "schedule.total_steps=8")
-    source = train_tiny()
+    straight = train_tiny("trainer.max_steps=10", "schedule.total_steps=8", "schedule.min_lr_ratio=0.1")
+    source = train_tiny("schedule.min_lr_ratio=0.1")
     before = {path: path.read_bytes() for path in source.rglob("*.*") if path.is_file()}
 
     def read_only(folder: Path) -> None:

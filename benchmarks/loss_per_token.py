@@ -128,7 +128,7 @@ def train_ours(
         *("data=text", f"data.dir={data}", f"data.path={args.text}", "data.source_field=source", "model=tiny"),
         *(f"data.batch_size={BATCH}", f"data.block_size={BLOCK}", f"data.val_windows={VAL_WINDOWS}", f"seed={seed}"),
         *(f"trainer.max_steps={steps}", f"trainer.val_every_steps={every or steps}", f"logs_dir={logs}"),
-        f"trainer.checkpoint_every_steps={steps}",
+        *(f"trainer.checkpoint_every_steps={steps}", f"schedule.warmup_steps={max(10, steps // 20)}"),
     ]
     started = time.perf_counter()
     run([sys.executable, "-m", "azllm_lightning.train", *values, *changes])

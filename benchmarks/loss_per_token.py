@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("loss_per_token"), help="folder for data and runs")
     args = parser.parse_args()
     args.work.mkdir(exist_ok=True)
-    print(describe())
+    print("\n".join(f"{key:<8}{value}" for key, value in describe().items()))
     (passes if args.part == "passes" else budget)(args)
 
 

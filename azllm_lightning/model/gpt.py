@@ -15,7 +15,7 @@ from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.loss import next_token_loss, token_nll
 
 CPU_BLOCK = 128
-"""Queries of one block of attention on a CPU: smaller ones compute less in vain, and take longer to compile."""
+"""Queries of one block of attention on a CPU: of 64, 128 and 256 the fastest at a context of 256."""
 
 
 class RMSNorm(nn.Module):

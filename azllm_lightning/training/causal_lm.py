@@ -18,7 +18,7 @@ from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.model.io import FORMAT, load
 from azllm_lightning.training.checkpoint import canonical_loops
-from azllm_lightning.training.hardware import fast_half
+from azllm_lightning.training.hardware import muon_dtype
 from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer, optimizer_config, parameter_groups
 from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
@@ -141,8 +141,7 @@ class CausalLM(LightningModule):
             self.schedule_config = ScheduleConfig(
                 **{**asdict(self.schedule_config), "total_steps": self.trainer.max_steps}
             )
-        # A run in fp32 is exact: another micro-batch must not show in its losses.
-        dtype = torch.float32 if self.trainer.precision == "32-true" else fast_half(self.device)
+        dtype = muon_dtype(str(self.trainer.precision), self.device)
         optimizer = build_optimizer(self.net, self.optimizer_config, dtype)
         scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, self.schedule_config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -67,6 +67,11 @@ def fast_half(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _cpu_has_bf16() else torch.float32
 
 
+def muon_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type Muon orthogonalises in: fp32 in an fp32 run, where another micro-batch must not show in the losses."""
+    return torch.float32 if precision == "32-true" else fast_half(device)
+
+
 def num_devices(devices: int | str, device: str) -> int:
     """How many processes `trainer.devices` means: a number, a list like "0,1", or auto."""
     if devices == "auto":

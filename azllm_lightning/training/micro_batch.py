@@ -16,7 +16,7 @@ from torch import Tensor
 
 from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.training.hardware import precision_plugin
+from azllm_lightning.training.hardware import muon_dtype, precision_plugin
 from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def trial(model: GPTConfig, optimizer: OptimizerConfig, precision: str, device: 
         net = GPT(model).to(device)
     except torch.OutOfMemoryError:
         return lambda size: False
-    steps = build_optimizer(net, optimizer)
+    steps = build_optimizer(net, optimizer, muon_dtype(precision, torch.device(device)))
     plugin = precision_plugin(precision, device)
 
     def fits(size: int) -> bool:

@@ -53,7 +53,7 @@ class Diagnosis(Callback):
         self._lowest: tuple[float, float] | None = None  # mean of LONG steps and their scatter, where that was lowest
         self._scales: list[float] = []  # since it last grew
         self._batch_ended, self._waited = 0.0, math.nan  # NaN: something besides waiting was done before this step
-        self._waits: list[tuple[float, float]] = []  # seconds of waiting and of all, of each measured step
+        self._measured, self._idle, self._seconds = 0, 0.0, 0.0  # steps, their waits for data, their time
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen and said; the validations are in the console's state."""
@@ -156,15 +156,17 @@ class Diagnosis(Callback):
     def _look_at_waits(self, trainer: Trainer) -> None:
         if math.isnan(self._waited):
             return
-        self._waits.append((self._waited, self.throughput.step_seconds[-1]))
-        waited, seconds = map(sum, zip(*self._waits, strict=True))
-        if len(self._waits) < WATCHED_STEPS or seconds < WATCHED_SECONDS:
+        self._measured += 1
+        self._idle += self._waited
+        self._seconds += self.throughput.step_seconds[-1]
+        if self._measured < WATCHED_STEPS or self._seconds < WATCHED_SECONDS:
             return
-        self._waits.clear()
-        severity = waited / seconds / ailments.WAITING
+        share = self._idle / self._seconds
+        self._measured, self._idle, self._seconds = 0, 0.0, 0.0
+        severity = share / ailments.WAITING
         if self._is_news("data_bound", severity):
             workers = trainer.datamodule.config.num_workers  # type: ignore[attr-defined]
-            told = {"share": waited / seconds, "workers": workers, "more": max(2, 2 * workers)}
+            told = {"share": share, "workers": workers, "more": max(2, 2 * workers)}
             self._say(trainer, "data_bound", severity, **told)
 
     def _is_news(self, ailment: str, severity: float) -> bool:

@@ -16,9 +16,10 @@ _BORDERS = tuple(re.compile(f"(?<={border})") for border in (r"\n\n", r"\n", r"[
 
 def clean(text: str) -> str:
     """`text` in NFC, with one kind of line break, one kind of schwa, and no control characters but newline and tab."""
-    text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
-    text = _CONTROLS.sub("", text)
-    text = _SURROGATES.sub("\ufffd", text)
+    if not text.replace("\n", "").isprintable():  # one quick look: all that the patterns seek is not printable
+        text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
+        text = _CONTROLS.sub("", text)
+        text = _SURROGATES.sub("\ufffd", text)
     for look_alike, schwa in _SCHWAS.items():
         text = text.replace(look_alike, schwa)
     return unicodedata.normalize("NFC", text)
@@ -29,8 +30,11 @@ def cut(text: str, limit: int) -> list[str]:
 
     Pieces end at paragraphs where they can, else at lines, sentences, words, and at last at any character.
     """
+    text = text.strip()
+    if len(text.encode("utf-8")) <= limit:
+        return [text] if text else []
     pieces: list[str] = []
-    unit_sizes = ((unit, len(unit.encode("utf-8"))) for unit in _units(text.strip(), limit, 0))
+    unit_sizes = ((unit, len(unit.encode("utf-8"))) for unit in _units(text, limit, 0))
     open_piece: list[str] = []
     open_size = 0
     for unit, size in unit_sizes:

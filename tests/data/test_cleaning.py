@@ -27,6 +27,15 @@ def test_clean(raw: str, cleaned: str) -> None:
     assert clean(cleaned) == cleaned
 
 
+def test_the_quick_look_passes_over_no_character_that_is_to_change() -> None:
+    """Whatever `clean` does to a character between letters, it does where the text holds nothing else unusual."""
+    for code in range(0x110000):
+        category = unicodedata.category(chr(code))
+        if category in ("Cc", "Cs", "Zl", "Zp") or code == 0xFEFF:
+            kept = chr(code) in "\n\t"
+            assert (clean(f"a{chr(code)}b") == f"a{chr(code)}b") == kept, hex(code)
+
+
 def test_cut_leaves_short_text_whole() -> None:
     assert cut("bir\n\niki", 64) == ["bir\n\niki"]
     assert cut("  \n ", 64) == []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--stop-above", type=float, help="end where val_loss is so many nats above its lowest")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
 
@@ -71,9 +73,7 @@ def main() -> None:
         return total / count
 
     curve, seconds, first = {}, 0.0, 0.0
-    for step, batch in enumerate(data.train_dataloader()):
-        if step == args.steps:
-            break
+    for step, batch in enumerate(islice(data.train_dataloader(), args.steps)):
         mark = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = args.lr * lr_factor(step, schedule)
@@ -90,7 +90,9 @@ def main() -> None:
             seconds += passed
         if (step + 1) % args.val_every == 0 or step + 1 == args.steps:
             curve[step + 1] = round(validate(), 4)
-    tokens = (args.steps - 1) * args.batch * args.block
+            if args.stop_above and curve[step + 1] > min(curve.values()) + args.stop_above:
+                break
+    tokens = step * args.batch * args.block
     told = {
         "settings": vars(args),
         "num_params": model.num_params(),

@@ -1,7 +1,11 @@
-"""python benchmarks/save_time.py [GIGABYTES] [ROUNDS]: what a checkpoint that survives costs beside a plain one.
+"""What saving costs.
 
-Times AtomicCheckpointIO and plain torch.save + fsync in turn on a state like a run's (weights and two moments), in the
-current folder, and tells the ratio of the medians; then the peak memory of each, in a process of its own (POSIX).
+    python benchmarks/save_time.py [GIGABYTES] [ROUNDS]   # a checkpoint that survives, beside a plain one
+    python benchmarks/save_time.py run [OVERRIDES]        # its share of a run that saves every 500 steps
+
+The first times AtomicCheckpointIO and plain torch.save + fsync in turn on a state like a run's (weights and two
+moments), in the current folder, and tells the ratio of the medians; then the peak memory of each, in a process of its
+own (POSIX).
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import time
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
+from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 
@@ -44,8 +50,34 @@ def peak_memory(method: str, gigabytes: float, folder: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+class SavingShare(Callback):
+    """Prints, at the end of a run, how much of its time went into saving, the best weights included."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read it, when the last save is over."""
+        passed = time.perf_counter() - self._started
+        saving = next(cb for cb in trainer.callbacks if isinstance(cb, Throughput)).io.seconds
+        print(f"saving took {saving:.2f} s of {passed:.1f} s: {100 * saving / passed:.2f} % (bar 1 %)")
+
+
+def share_of_a_run(overrides: list[str]) -> None:
+    """Run the real command with saves every 500 steps, and say what they took."""
+    values = ["trainer.checkpoint_every_steps=500", *overrides, "+callbacks.saving._target_=save_time.SavingShare"]
+    here = str(Path(__file__).resolve().parent)
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run([sys.executable, "-m", "azllm_lightning.train", *values], check=True, env=environment)
+
+
 def main() -> None:
     """Measure and print."""
+    if sys.argv[1:2] == ["run"]:
+        share_of_a_run(sys.argv[2:])
+        return
     gigabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.5
     methods = {"plain": plain, "ours": ours}
     if len(sys.argv) > 3:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -190,3 +192,11 @@ def test_roofline_counts_the_memory_that_autograd_keeps() -> None:
     assert compiled == 12 * 12 * 512 * least
     assert eager == 12 * 12 * 512 * kept
     assert parts["weights, fp32"][0] == 4 * model.num_params()
+
+
+def test_what_saving_takes_of_a_run(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "save_time.py"), "run", "+experiment=debug"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, encoding="utf-8")
+    line = next(line for line in done.stdout.splitlines() if line.startswith("saving took"))
+    saving, whole = (float(part) for part in re.findall(r"([0-9.]+) s", line))
+    assert 0 < saving < whole

@@ -109,11 +109,10 @@ def end_panel(
     done = words("done_in", steps=summary["steps"], time=duration(words, summary["wall_seconds"]))
     rate = summary["tokens_per_sec"]
     rows = ["", *table(words, validations), ""]
-    sources = [
-        f"{tag.partition('/')[2]} {loss:.4f}" for tag, loss in last.items() if tag.startswith("val_loss_by_source/")
-    ]
-    if sources:
-        rows += prose(words("sources"), ", ".join(sources))
+    by_source = {tag.partition("/")[2]: loss for tag, loss in last.items() if tag.startswith("val_loss_by_source/")}
+    if by_source:
+        listed = ", ".join(f"{name}\u00a0{loss:.4f}" for name, loss in by_source.items())  # no figure without its name
+        rows += [row.replace("\u00a0", " ") for row in prose(words("sources"), listed)]
     rows += prose(words("done"), done if rate is None else f"{done}, {words('rate', rate=rate)}")
     if summary["best_val_loss"] is not None:
         rows += prose(words("best"), words("best_at", loss=summary["best_val_loss"], step=summary["best_step"]))

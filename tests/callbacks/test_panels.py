@@ -194,12 +194,16 @@ def test_paths_and_commands_are_never_broken() -> None:
     assert f"  {COMMAND}" in end(Words("az"), folder)
 
 
-def test_sources_are_shown() -> None:
-    sources = {f"val_loss_by_source/mənbə {i}": 2.0 + i for i in range(9)}
-    lines = end(Words(), Path("x"), val_loss=2.5, **sources)
-    assert lines[6].startswith("sources   mənbə 0 2.0000, mənbə 1 3.0000, ")
-    assert lines[7].startswith(" " * 10)
-    assert max(map(len, lines[6:9])) <= 80
+@pytest.mark.parametrize("length", range(1, 12))
+def test_sources_are_shown(length: int) -> None:
+    names = ["x" * length + str(i) for i in range(9)]
+    lines = end(Words(), Path("x"), val_loss=2.5, **{f"val_loss_by_source/{n}": 2.0 + i for i, n in enumerate(names)})
+    first = next(i for i, line in enumerate(lines) if line.startswith("sources"))
+    shown = lines[first : next(i for i, line in enumerate(lines) if line.startswith("done"))]
+    assert len(shown) > 1
+    for line in shown:  # no figure stands without its name
+        assert len(line) <= 80
+        assert re.fullmatch(r"[^ ]* +(x+\d \d+\.\d{4},? ?)+", line), line
 
 
 @pytest.mark.parametrize(

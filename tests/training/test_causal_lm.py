@@ -276,6 +276,28 @@ def test_fused_adamw_with_clipping_and_a_scaler_agrees_with_the_plain_one(
     assert max(fused.log.values("grad_norm")) < 100
 
 
+class Lengths(pl.Callback):
+    """The norm of the gradient that each step was taken with."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.found: list[float] = []
+        trainer.optimizers[0].register_step_post_hook(self._measure)
+
+    def _measure(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.found.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.0, 100.0, None])
+def test_a_gradient_is_cut_to_its_limit_and_a_shorter_one_left_alone(limit: float | None, data: DataConfig) -> None:
+    lengths = Lengths()
+    done = fit(data, lengths, gradient_clip_val=limit)
+    norms = done.log.values("grad_norm")
+    assert min(norms) > 0.1
+    assert max(norms) < 100
+    assert lengths.found == pytest.approx([0.1] * 5 if limit == 0.1 else norms, rel=1e-4)
+
+
 def test_data_with_another_vocabulary_are_refused(data: DataConfig) -> None:
     module = CausalLM(GPTConfig(299, data.block_size, n_layer=1, n_head=2, n_embd=32), ADAMW, COSINE)
     trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)

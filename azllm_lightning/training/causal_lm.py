@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -138,9 +138,7 @@ class CausalLM(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, and the schedule as a function of the step."""
         if self.schedule_config.total_steps is None:  # under a plain Trainer: to its end
-            self.schedule_config = ScheduleConfig(
-                **{**asdict(self.schedule_config), "total_steps": self.trainer.max_steps}
-            )
+            self.schedule_config = replace(self.schedule_config, total_steps=self.trainer.max_steps)
         dtype = muon_dtype(str(self.trainer.precision), self.device)
         optimizer = build_optimizer(self.net, self.optimizer_config, dtype)
         scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, self.schedule_config))
@@ -155,8 +153,7 @@ class CausalLM(LightningModule):
         """Clip the gradient's norm, and leave the step out where it or the loss is not finite.
 
         This is the step's one wait for the device: all that is to be known of it comes at once. Parameters without a
-        gradient are passed over by the optimizer: no update, no decay, no moments. A gradient that is short enough is
-        not touched, which saves a walk through memory.
+        gradient are passed over by the optimizer: no update, no decay, no moments. A short gradient is not touched.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -40,6 +40,7 @@ class MuonConfig(OptimizerConfig):
 
     momentum: float
     adam_lr: float
+    adam_weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +48,8 @@ class MuonConfig(OptimizerConfig):
             raise ValueError(f"optimizer.momentum={self.momentum} is outside [0, 1)")
         if not self.adam_lr > 0:
             raise ValueError(f"optimizer.adam_lr={self.adam_lr} must be positive")
+        if self.adam_weight_decay < 0:
+            raise ValueError(f"optimizer.adam_weight_decay={self.adam_weight_decay} must not be negative")
 
 
 def optimizer_config(values: Mapping[str, Any]) -> OptimizerConfig:
@@ -57,8 +60,8 @@ def optimizer_config(values: Mapping[str, Any]) -> OptimizerConfig:
 def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """The groups of `net`'s parameters with their settings; every parameter is in exactly one.
 
-    Decay is for matrices; vectors (the gains of norms) have none. With Muon, the token tables have none either: rows
-    of rare tokens, which seldom get a gradient, would fade.
+    Decay is for matrices; vectors (the gains of norms) have none. With Muon, the token tables have one of their own,
+    for their rate is another.
     """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]  # a tied head appears once
     vectors = [p for _, p in named if p.ndim < 2]
@@ -69,7 +72,7 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
         muon: dict[str, Any] = {"kind": "muon", "lr": config.lr, "momentum": config.momentum}
         groups = [
             {"params": hidden, "weight_decay": config.weight_decay, **muon},
-            {"params": tables, "weight_decay": 0.0, **adam},
+            {"params": tables, "weight_decay": config.adam_weight_decay, **adam},
             {"params": vectors, "weight_decay": 0.0, **adam},
         ]
     else:

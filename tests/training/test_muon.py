@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,8 +149,12 @@ def test_hidden_matrices_go_to_muon_and_all_else_to_adamw(tie: bool) -> None:
     kinds = {id(p): group["kind"] for group in build_optimizer(net, CONFIG).param_groups for p in group["params"]}
     grouped = [p for group in parameter_groups(net, CONFIG) for p in group["params"]]
     assert len(grouped) == len(kinds) == len([*net.parameters()])
+    groups = parameter_groups(net, replace(CONFIG, weight_decay=0.1, adam_weight_decay=0.2))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in net.named_parameters():
-        assert kinds[id(parameter)] == ("muon" if name.endswith("_proj.weight") else "adamw"), name
+        hidden, norm = name.endswith("_proj.weight"), name.endswith("norm.weight")
+        assert kinds[id(parameter)] == ("muon" if hidden else "adamw"), name
+        assert decay[id(parameter)] == (0.1 if hidden else 0.0 if norm else 0.2), name
 
 
 def test_a_closure_is_called_with_gradients_on() -> None:
@@ -176,3 +181,8 @@ def test_a_closure_is_called_with_gradients_on() -> None:
 def test_wrong_groups(group: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         MuonAdamW([group], torch.float32)
+
+
+def test_a_negative_decay_of_tables_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optimizer.adam_weight_decay=-1.0"):
+        replace(CONFIG, adam_weight_decay=-1.0)

@@ -10,12 +10,16 @@ import statistics
 from collections.abc import Sequence
 
 from azllm_lightning.callbacks.panels import Validation, best_of
+from azllm_lightning.training.optimizer import MuonConfig, OptimizerConfig
 
 IN_A_ROW = 2
 """Validations above the best before a rise counts: one may be an unlucky set of weights."""
 
 NOISE = 2.0
 """Standard deviations of val_loss's own jitter that a rise must exceed."""
+
+DECAY = 3.0
+"""Weight decay that keeps a model with more parameters than its text has tokens from learning it by heart."""
 
 LEARNED_LATE = 0.25
 """Share of all that was learned that falls into the second half of a run cut off too early; healthy runs, whose rate
@@ -72,6 +76,13 @@ def overfitting(history: Sequence[Validation], share: float) -> float:
     # The mean at the best lags behind by half an interval, so that the gap must be there too.
     train_falls = last < before and since[-1].val_loss - last > tolerance
     return rise if train_falls and not recovers else min(rise, 0.9)
+
+
+def against_overfitting(optimizer: OptimizerConfig, dropout: float) -> str:
+    """What to type against it: decay, which did most where it was measured (benchmarks/LOG.md), then dropout."""
+    if isinstance(optimizer, MuonConfig) and min(optimizer.weight_decay, optimizer.adam_weight_decay) < DECAY:
+        return f"optimizer.weight_decay={DECAY:g} optimizer.adam_weight_decay={DECAY:g}"
+    return f"model.dropout={min(dropout + 0.2, 0.5):g}"
 
 
 def jitter(values: Sequence[float]) -> float:

@@ -106,8 +106,8 @@ class Diagnosis(Callback):
         severity, row = ailments.overfitting(history, self.rise), history[-1]
         told = {"val": row.val_loss, "train": row.train_loss, "best": best.val_loss, "best_step": best.step}
         if self._is_news("overfitting", severity):
-            dropout = pl_module.model_config.dropout
-            self._say(trainer, "overfitting", severity, path=self.best, dropout=dropout, **told)
+            remedy = ailments.against_overfitting(pl_module.optimizer_config, pl_module.model_config.dropout)
+            self._say(trainer, "overfitting", severity, path=self.best, remedy=remedy, **told)
         since = sum(row.step > best.step for row in history)
         if self.patience is not None and (severity >= 1 or since >= self.patience):
             trainer.should_stop = True

@@ -21,8 +21,9 @@ from events import texts
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from azllm_lightning import cli
+from azllm_lightning.build import check
 from azllm_lightning.callbacks import diagnosis
-from azllm_lightning.callbacks.ailments import jitter, overfitting, underfitting
+from azllm_lightning.callbacks.ailments import against_overfitting, jitter, overfitting, underfitting
 from azllm_lightning.callbacks.console import Console
 from azllm_lightning.callbacks.diagnosis import Diagnosis
 from azllm_lightning.callbacks.panels import Validation
@@ -32,6 +33,7 @@ from azllm_lightning.training import hardware
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
 from azllm_lightning.training.checkpoint import step_files
 from azllm_lightning.training.curve import read_scalars
+from azllm_lightning.training.optimizer import optimizer_config
 
 Train = Callable[..., Path]
 
@@ -492,3 +494,16 @@ def test_a_healthy_run_is_told_nothing(train_tiny: Train, capsys: pytest.Capture
     run = train_tiny(*SHORT, "trainer.max_steps=150", "schedule.warmup_steps=10")
     assert marks(run) == {}
     assert capsys.readouterr().err.strip() == ""
+
+
+def test_what_is_told_against_overfitting_can_be_typed_and_is_not_told_twice() -> None:
+    config, told = cli.compose(), []
+    for _ in range(4):
+        dropout = config["model"]["dropout"]
+        told.append(against_overfitting(optimizer_config(config["optimizer"]), dropout))
+        config = cli.compose(" ".join(told).split())
+        check(config)
+    assert told[0] == "optimizer.weight_decay=3 optimizer.adam_weight_decay=3"
+    assert told[1:] == ["model.dropout=0.2", "model.dropout=0.4", "model.dropout=0.5"]
+    adamw = optimizer_config(cli.compose(["optimizer=adamw"])["optimizer"])
+    assert against_overfitting(adamw, 0.0) == "model.dropout=0.2"

@@ -1,0 +1,67 @@
+"""The learning rates of conf/optimizer/muon.yaml hold for every width: one rule, tried at three of them."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from azllm_lightning.cli import compose
+from azllm_lightning.data.config import DataConfig
+from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.settings import from_mapping
+from azllm_lightning.training.optimizer import build_optimizer, optimizer_config
+from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+
+STEPS, WIDTHS = 120, (64, 128, 256)
+FACTORS = (0.5, 1.0, 2.0, 4.0)
+"""Of the shipped rates: in so short a run somewhat higher ones are the best."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TokenDataModule:
+    """Tales, 8 windows of 128 a step."""
+    folder = tmp_path_factory.mktemp("tales") / "data"
+    changes = {"tales_bytes": 1_000_000, "dir": str(folder), "batch_size": 8, "block_size": 128, "val_windows": 64}
+    module = TokenDataModule(from_mapping(DataConfig, {**compose([])["data"], **changes}, "data"), seed=1)
+    module.setup()
+    return module
+
+
+def val_loss(data: TokenDataModule, width: int, **factors: float) -> float:
+    """Validation loss of a model `width` wide after STEPS steps, its settings times `factors`."""
+    shipped: dict[str, Any] = compose([])["optimizer"]
+    changed = {**shipped, **{name: shipped[name] * factor for name, factor in factors.items()}}
+    torch.manual_seed(1)
+    vocab_size = data.tokenizer.vocab_size
+    net = GPT(GPTConfig(vocab_size, 128, n_layer=4, n_head=width // 64, n_embd=width, tie_embeddings=True))
+    optimizer = build_optimizer(net, optimizer_config(changed))
+    schedule = ScheduleConfig("linear", 10, STEPS, 1.0, 0.0)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    for step, batch in enumerate(islice(data.train_dataloader(), STEPS)):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * lr_factor(step, schedule)
+        net(batch[:, :-1], batch[:, 1:]).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        losses = [net(batch[:, :-1], batch[:, 1:], reduction="none") for batch in data.val_dataloader()]
+    return float(torch.cat(losses).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["lr", "adam_lr"])
+def test_the_rate_that_is_best_at_one_width_is_at_the_others(name: str, data: TokenDataModule) -> None:
+    """Found at the middle width, it ends within 0.05 nats of the best at half and at twice the width."""
+    losses = {width: {f: val_loss(data, width, **{name: f}) for f in FACTORS} for width in WIDTHS}
+    _, middle, _ = WIDTHS
+    found = min(FACTORS, key=lambda factor: losses[middle][factor])
+    for width, by_factor in losses.items():
+        assert by_factor[found] < min(by_factor.values()) + 0.05, (found, losses)
+        assert max(by_factor.values()) > min(by_factor.values()) + 0.1, f"at {width} any rate will do: {losses}"

@@ -79,6 +79,9 @@ class Console(Callback):
         report, bar, words = pl_module.step_report, self._bar, self.words
         if report is None or bar is None:
             return
+        line_is_due = time.monotonic() - self._line_at >= LINE_EVERY_SECONDS
+        if bar.disable and self._time_told and not line_is_due:
+            return
         left = self.remaining.seconds(trainer)
         self._tell_time(left)
         rate = self.remaining.throughput.rate
@@ -90,7 +93,7 @@ class Console(Callback):
                 losses.insert(1, f"val {self.validations[-1].val_loss:.3f}")
             bar.set_postfix_str(" ".join([*losses, *ends]), refresh=False)
             bar.update(1)
-        elif time.monotonic() - self._line_at >= LINE_EVERY_SECONDS:
+        elif line_is_due:
             self._line_at = time.monotonic()
             facts = {"step": trainer.global_step, "steps": trainer.max_steps, "loss": report.loss, "lr": report.lr}
             log.info("  ".join([words("progress", **facts), *ends]))

@@ -46,7 +46,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The complaint about an unknown `key`, with the nearest known one if there is any."""
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    if key in (known := list(known)):  # by the defaults; the group's choice here is another
+        return f"{key} is no setting of the {key.partition('.')[0]} chosen here: leave it out"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"unknown setting {key}" + (f"; did you mean {near[0]}?" if near else "")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -54,6 +54,10 @@ class MuonConfig(OptimizerConfig):
 
 def optimizer_config(values: Mapping[str, Any]) -> OptimizerConfig:
     """The settings of the optimizer that `values` names; ValueError for what it does not know."""
+    muons = {field.name for field in fields(MuonConfig)} - {field.name for field in fields(OptimizerConfig)}
+    if values.get("name") == "adamw" and (foreign := sorted(muons & set(values))):  # an experiment may set them
+        leave_out = " ".join(f"~optimizer.{key}" for key in foreign)
+        raise ValueError(f"optimizer={values['name']} has no {', '.join(foreign)}: add {leave_out}")
     return from_mapping(MuonConfig if values.get("name") == "muon" else OptimizerConfig, values, "optimizer")
 
 

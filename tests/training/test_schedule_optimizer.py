@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from azllm_lightning.cli import compose
 from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer
+from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer, optimizer_config
 from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
 
 COSINE = ScheduleConfig(name="cosine", warmup_steps=10, total_steps=110, decay_ratio=1.0, min_lr_ratio=0.1)
@@ -115,3 +116,13 @@ def test_the_settings_arrive() -> None:
 def test_wrong_optimizers(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         replace(ADAMW, **change)
+
+
+def test_muons_settings_are_refused_with_adamw_and_the_way_out_works() -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.adam_weight_decay is no setting of the optimizer chosen here"):
+        compose(["optimizer=adamw", "optimizer.adam_weight_decay=3"])
+    typed = ["+experiment=small_text", "data.path=x", "optimizer=adamw"]
+    with pytest.raises(ValueError, match=r"no adam_weight_decay: add ~optimizer\.adam_weight_decay") as told:
+        optimizer_config(compose(typed)["optimizer"])
+    way_out = str(told.value).partition("add ")[2]
+    assert optimizer_config(compose([*typed, way_out])["optimizer"]).name == "adamw"

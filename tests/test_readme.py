@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from azllm_lightning.cli import compose, conf_dir
+from azllm_lightning.cli.entrance import compose, conf_dir
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.az.md"]
@@ -17,14 +17,18 @@ READMES = ["README.md", "README.az.md"]
 def commands(name: str) -> list[list[str]]:
     """The commands of the project in a README, as [verb, override, ...]."""
     found = re.findall(
-        r"^    !?python -m azllm_lightning\.(.*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
+        r"^    !?python -m azllm_lightning\.(.*)$",
+        (ROOT / name).read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     return [shlex.split(command) for command in found]
 
 
 def table(name: str) -> dict[str, str]:
     """The defaults that a README's table of settings gives, by key."""
-    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`[^|]*`) \| ([^|]*) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
+    )
     defaults = {}
     for keys, values in rows:
         names = re.findall(r"`([^`]+)`", keys)
@@ -36,7 +40,7 @@ def table(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("command", commands("README.md"), ids=" ".join)
 def test_every_command_is_accepted(command: list[str]) -> None:
-    from azllm_lightning.build import check
+    from azllm_lightning.session.build import check
 
     verb, *overrides = command
     assert (conf_dir() / f"{verb}.yaml").is_file()
@@ -68,5 +72,7 @@ def test_the_table_gives_the_true_defaults(name: str) -> None:
 
 def test_the_tour_of_the_code_names_every_file() -> None:
     tour = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    files = [path.name for path in (ROOT / "azllm_lightning").rglob("*.py") if path.name != "__init__.py"]
+    files = [
+        path.name for path in (ROOT / "azllm_lightning").rglob("*.py") if path.name != "__init__.py"
+    ]
     assert not [name for name in files if name not in re.findall(r"[\w.]+", tour)]

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,36 @@ import pytest
 # Before torch is imported: tests run side by side, and so do their subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import filelock  # noqa: E402
 import torch  # noqa: E402
 from training_runs import Probe  # noqa: E402
 
+from azllm_lightning.cli.messages import use_language  # noqa: E402
 from azllm_lightning.config.model import GPTConfig  # noqa: E402
 from azllm_lightning.model.gpt import GPT  # noqa: E402
 from azllm_lightning.training.causal_lm import CausalLM  # noqa: E402
+
+TINY = [
+    "run_name=tiny",
+    "data.tales_bytes=60_000",
+    "data.vocab_size=300",
+    "data.block_size=32",
+    "data.batch_size=4",
+    "data.val_windows=8",
+    "data.val_fraction=0.1",
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=32",
+    "trainer.max_steps=8",
+    "trainer.val_every_steps=4",
+    "trainer.checkpoint_every_steps=4",
+    "trainer.log_every_steps=1",
+    "trainer.compile=false",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "schedule.warmup_steps=2",
+]
+"""Overrides for the smallest useful run."""
 
 
 @pytest.fixture(scope="session")
@@ -37,19 +62,7 @@ def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     # Event files of one second differ by a number that starts at 0 in each process; here, in each test.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    data = "tales_bytes=60_000 vocab_size=300 block_size=32 batch_size=4 val_windows=8 val_fraction=0.1"
-    model = "n_layer=1 n_head=2 n_embd=32"
-    trainer = "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 compile=false accelerator=cpu"
-    groups = {
-        "data": data,
-        "model": model,
-        "trainer": f"{trainer} precision=32-true",
-        "schedule": "warmup_steps=2",
-    }
-    return [
-        "run_name=tiny",
-        *(f"{group}.{pair}" for group, pairs in groups.items() for pair in pairs.split()),
-    ]
+    return list(TINY)
 
 
 @pytest.fixture
@@ -123,7 +136,7 @@ def config() -> GPTConfig:
 
 @pytest.fixture
 def model(config: GPTConfig) -> GPT:
-    """A small model whose weights are far from their start, so that its predictions are far from even."""
+    """A small model whose weights are far from their start, and its predictions from even."""
     torch.manual_seed(0)
     model = GPT(config)
     with torch.no_grad():
@@ -133,3 +146,36 @@ def model(config: GPTConfig) -> GPT:
             else:
                 parameter.uniform_(0.5, 1.5)
     return model
+
+
+@pytest.fixture(scope="session")
+def trained(shared_folder: Path) -> Path:
+    """The folder lightning_logs of one tiny run, trained once for all tests."""
+    from azllm_lightning.cli.entrance import compose
+    from azllm_lightning.train import train
+
+    folder = shared_folder / "trained"
+    with filelock.FileLock(shared_folder / "trained.lock"), pytest.MonkeyPatch.context() as patch:
+        if not folder.exists():
+            unfinished = shared_folder / "unfinished"
+            unfinished.mkdir()
+            patch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
+            patch.chdir(unfinished)
+            train(compose(TINY), TINY)
+            unfinished.rename(folder)
+    return folder / "lightning_logs"
+
+
+@pytest.fixture
+def tiny_run(trained: Path, tiny: list[str], tmp_path: Path) -> Path:
+    """The folder of a trained tiny run in the current folder: a copy, which a test may spoil."""
+    shutil.copytree(trained, tmp_path / "lightning_logs", symlinks=True)
+    return Path("lightning_logs", "tiny", "version_0")
+
+
+@pytest.fixture(autouse=True)
+def _english() -> Iterator[None]:
+    """Each test begins in English, whatever language the one before it chose."""
+    use_language("en")
+    yield
+    use_language(None)

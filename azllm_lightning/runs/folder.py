@@ -13,7 +13,8 @@ from typing import Any
 
 import filelock
 
-from azllm_lightning.formats.load import HF_CONFIG, checkpoint_of, read_checkpoint
+from azllm_lightning.formats.huggingface import HF_CONFIG
+from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import BEST, step_files, sweep, valid_steps, verify
 from azllm_lightning.runs.curves import carry_curve
 

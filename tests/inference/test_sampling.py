@@ -277,10 +277,10 @@ def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 .* above 0"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty=inf"),
         ({"seed": -1}, "seed=-1 .* from 0 to 18446744073709551615"),
-        ({"prompt": []}, r"begin with end of text, \[0\]"),
+        ({"prompt": []}, r"begin with the end-of-text token, \[0\]"),
         ({"prompt": [0, 300]}, "outside the model's vocabulary of 300"),
     ],
 )
-def test_wrong_settings_are_told_at_the_call(model, settings, message):
+def test_wrong_settings_are_refused_at_the_call(model, settings, message):
     with pytest.raises(ValueError, match=message):
         ids_of(model, **{"prompt": PROMPT, **settings})

@@ -1,4 +1,6 @@
-"""A run's curves: read for notebooks, and carried over a resume so that each step stands in them once."""
+"""A run's curves: read for notebooks, and carried over a resume so that each step stands in them
+once.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,16 @@ ANEW = ("custom_scalars", "hparams")
 
 
 def carry_curve(source: Path, target: Path, last_step: int) -> None:
-    """Rewrite the TensorBoard events of folder `source` into one file in `target`, without what came after `last_step`.
+    """Rewrite the TensorBoard events of folder `source` into one file in `target`, without what
+    came after `last_step`.
 
-    With source == target the old files are replaced. A killed run has logged steps beyond its last checkpoint, and the
-    resumed one logs them again; TensorBoard could be told to purge them, but other readers would see both. The new file
-    takes the first one's name: readers go by names, and it must come before what is logged next.
+    With source == target the old files are replaced. A killed run has logged steps beyond its last
+    checkpoint, and the resumed one logs them again; TensorBoard could be told to purge them, but
+    other readers would see both. The new file takes the first one's name: readers go by names, and
+    it must come before what is logged next.
 
-    Settings, environment and layout are left out: the next session writes them anew, and TensorBoard shows the first
-    it finds.
+    Settings, environment and layout are left out: the next session writes them anew, and
+    TensorBoard shows the first it finds.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -74,17 +78,20 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def read_run(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """The curves of a run as a pandas DataFrame: one row a step, one column a TensorBoard scalar (val_loss, lr, ...).
+    """The curves of a run as a pandas DataFrame: one row a step, one column a TensorBoard scalar
+    (val_loss, lr, ...).
 
-    `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest version; for what lies
-    under lightning_logs here, NAME and NAME/version_K will do. A run still in training reads as far as it got, a
-    resumed or forked one as one curve. Its folder is in `.attrs["folder"]`, and what its summary.json says in
-    `.attrs["summary"]` ({} while it has none).
+    `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest
+    version; for what lies under lightning_logs here, NAME and NAME/version_K will do. A run still
+    in training reads as far as it got, a resumed or forked one as one curve. Its folder is in
+    `.attrs["folder"]`, and what its summary.json says in `.attrs["summary"]` ({} while it has
+    none).
 
-    Of a list of such paths, the columns are (tag, run) with runs called NAME/version_K: `read_run([...])["val_loss"]`
-    has a column for each run. Both attrs are then dicts by run.
+    Of a list of such paths, the columns are (tag, run) with runs called NAME/version_K:
+    `read_run([...])["val_loss"]` has a column for each run. Both attrs are then dicts by run.
 
-    Needs pandas (the extra `notebooks`). Raises ValueError where that is missing and where there is no run with curves.
+    Needs pandas (the extra `notebooks`). Raises ValueError where that is missing and where there is
+    no run with curves.
     """
     try:
         import pandas as pd

@@ -1,4 +1,4 @@
-"""What each setting means, read from the comments in conf/: for --help and for the documentation."""
+"""What each setting means, read from the comments in conf/: for --help and the documentation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_settings(file: Path) -> list[Setting]:
 
 
 def description(file: Path) -> str:
-    """What a file of conf/ says about itself: the comment lines at its top, as one paragraph each."""
+    """What a file of conf/ says about itself: the comment lines at its top."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

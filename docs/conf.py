@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
-from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from address import BRANCH, address  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 project = "azllm-lightning"
 author = "The azllm-lightning authors"
@@ -51,21 +53,23 @@ def set_source_directory(app: Sphinx) -> None:
     app.config.html_theme_options["source_directory"] = f"docs/{Path(app.srcdir).name}/"
 
 
-def link_to_repository(app: Sphinx, doctree: nodes.document) -> None:
+def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
     """Turn a link to a file outside the site, such as ../../CONTRIBUTING.md, into one to the repository.
 
-    Written as a relative path it also works in an editor and on GitHub, and Sphinx reports it where the file is missing.
+    Written as a relative path it also works in an editor and on GitHub.
     """
-    folder = (Path(app.srcdir) / app.env.docname).parent
-    for node in list(doctree.findall(addnodes.download_reference)):
-        target = (folder / node["reftarget"]).resolve()
-        kind = "tree" if target.is_dir() else "blob"
-        path = target.relative_to(HERE.parent).as_posix()
-        link = nodes.reference("", "", *node.children, refuri=f"{address()}/{kind}/{BRANCH}/{path}")
-        node.replace_self(link)
+
+    def absolute(match: re.Match[str]) -> str:
+        path, anchor = match[1], match[2]
+        target = HERE.parent / path
+        if not target.exists():
+            logger.warning("there is no file %s", path, location=page)
+        return f"]({address()}/{'tree' if target.is_dir() else 'blob'}/{BRANCH}/{path}{anchor or ''})"
+
+    source[0] = re.sub(r"\]\(\.\./\.\./([^)#]+)(#[^)]*)?\)", absolute, source[0])
 
 
 def setup(app: Sphinx) -> None:
     """Connect the two functions above."""
     app.connect("builder-inited", set_source_directory)
-    app.connect("doctree-read", link_to_repository)
+    app.connect("source-read", link_to_repository)

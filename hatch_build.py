@@ -15,7 +15,7 @@ class AbsoluteLinks(MetadataHookInterface):
     """Fill in [project] readme."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Point each relative link of README.md to the file in the repository, and each picture to its bytes."""
+        """Point the relative links of README.md to the repository, pictures to their bytes."""
         repository = metadata["urls"]["Repository"]
         raw = repository.replace("https://github.com/", "https://raw.githubusercontent.com/")
 
@@ -24,4 +24,7 @@ class AbsoluteLinks(MetadataHookInterface):
             return f"{match[1]}[{match[2]}]({start}/{match[3]})"
 
         text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
-        metadata["readme"] = {"content-type": "text/markdown", "text": RELATIVE_LINK.sub(absolute, text)}
+        metadata["readme"] = {
+            "content-type": "text/markdown",
+            "text": RELATIVE_LINK.sub(absolute, text),
+        }

@@ -1,7 +1,7 @@
 """The repository's address, written once: [project.urls] Repository in pyproject.toml.
 
-python docs/address.py           write it wherever a link or a command needs it, and the badges of the notebooks
-python docs/address.py --check   name the files where it is missing or differs; exits 1 if there are any
+python docs/address.py           write it into every link, and give each notebook its badge
+python docs/address.py --check   list the files where it is missing or differs; exit 1 if any
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "main"
-LINK = re.compile(r"(https://github\.com/|colab\.research\.google\.com/github/)[\w.-]+/azllm-lightning\b")
+LINK = re.compile(
+    r"(https://github\.com/|colab\.research\.google\.com/github/)[\w.-]+/azllm-lightning\b"
+)
 SITE = re.compile(r"https://[\w-]+\.github\.io/azllm-lightning\b")
 BADGE = re.compile(r"^\[!\[Open in Colab\][^\n]*\n+")
 PIP = re.compile(r"^(\s*[!%]pip install (?:-q )?).*$", re.MULTILINE)
 
 
 def address() -> str:
-    """The address in pyproject.toml. Python 3.10 has no TOML parser, hence the regular expression."""
+    """The address in pyproject.toml, by a pattern, since Python 3.10 has no TOML parser."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    found = re.search(r'^Repository = "(https://github\.com/[\w.-]+/azllm-lightning)"', text, re.MULTILINE)
+    found = re.search(
+        r'^Repository = "(https://github\.com/[\w.-]+/azllm-lightning)"', text, re.MULTILINE
+    )
     assert found, 'pyproject.toml: expected Repository = "https://github.com/OWNER/azllm-lightning"'
     return found[1]
 
@@ -33,14 +37,14 @@ def owner_and_name() -> str:
 
 
 def with_address(text: str) -> str:
-    """`text` with the address in every link to the repository, to a notebook in Colab, and to the documentation."""
+    """`text` with the address in every link to the repository, to Colab and to the docs."""
     owner = owner_and_name().partition("/")[0]
     text = SITE.sub(f"https://{owner}.github.io/azllm-lightning", text)
     return LINK.sub(lambda match: match[1] + owner_and_name(), text)
 
 
 def with_badge(name: str, text: str) -> str:
-    """The JSON `text` of the notebook `name`, with an 'Open in Colab' badge on top and a pip cell that installs from here."""
+    """The notebook `name`, whose JSON is `text`, with an "Open in Colab" badge and its pip cell."""
     notebook = json.loads(text)
     first, install = notebook["cells"][:2]
     target = f"https://colab.research.google.com/github/{owner_and_name()}/blob/{BRANCH}/notebooks/{name}"
@@ -54,7 +58,15 @@ def with_badge(name: str, text: str) -> str:
 def files() -> dict[Path, str]:
     """What each file that names the repository should hold, by path."""
     wanted = {}
-    for pattern in ("*.md", "*.cff", "pyproject.toml", ".github/**/*.yml", ".github/**/*.md", "docs/**/*.md", "benchmarks/*.md"):
+    for pattern in (
+        "*.md",
+        "*.cff",
+        "pyproject.toml",
+        ".github/**/*.yml",
+        ".github/**/*.md",
+        "docs/**/*.md",
+        "benchmarks/*.md",
+    ):
         for path in ROOT.glob(pattern):
             wanted[path] = with_address(path.read_text(encoding="utf-8"))
     for path in (ROOT / "notebooks").glob("*.ipynb"):
@@ -64,7 +76,9 @@ def files() -> dict[Path, str]:
 
 def main() -> None:
     """Write or check every file."""
-    different = {path: text for path, text in files().items() if path.read_text(encoding="utf-8") != text}
+    different = {
+        path: text for path, text in files().items() if path.read_text(encoding="utf-8") != text
+    }
     if "--check" in sys.argv[1:]:
         for path in different:
             print(f"{path.relative_to(ROOT)}: run python docs/address.py")

@@ -54,7 +54,7 @@ def set_source_directory(app: Sphinx) -> None:
 
 
 def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
-    """Turn a link to a file outside the site, such as ../../CONTRIBUTING.md, into one to the repository.
+    """Turn a link out of the site, such as ../../CONTRIBUTING.md, into one to the repository.
 
     Written as a relative path it also works in an editor and on GitHub.
     """
@@ -64,7 +64,9 @@ def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
         target = HERE.parent / path
         if not target.exists():
             logger.warning("there is no file %s", path, location=page)
-        return f"]({address()}/{'tree' if target.is_dir() else 'blob'}/{BRANCH}/{path}{anchor or ''})"
+        return (
+            f"]({address()}/{'tree' if target.is_dir() else 'blob'}/{BRANCH}/{path}{anchor or ''})"
+        )
 
     source[0] = re.sub(r"\]\(\.\./\.\./([^)#]+)(#[^)]*)?\)", absolute, source[0])
 

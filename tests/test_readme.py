@@ -1,4 +1,4 @@
-"""README and docs: every command works, both languages agree, every link leads somewhere, one address."""
+"""README and docs: commands work, both languages agree, links lead somewhere, one address."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ def code(path: Path) -> list[str]:
     """The lines of a page's code blocks, and its inline code."""
     text = path.read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    inline = re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
     return [line for block in blocks for line in block.splitlines()] + inline
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The commands of the project in a page, as [verb, override, ...]. Indented ones are output of a command."""
+    """The project's commands in a page, as [verb, override, ...]; indented ones are output."""
     found = [match[1] for line in code(path) if (match := COMMAND.match(line))]
     return [shlex.split(command, comments=True) for command in found]
 
@@ -56,7 +58,9 @@ def all_commands() -> list[list[str]]:
 def fixed_code(path: Path) -> list[str]:
     """The code blocks that are the same in each language, without comments: commands and Python."""
     text = path.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:bash|powershell|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```(?:bash|powershell|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
     return [re.sub(r" *# .*", "", line) for block in blocks for line in block.splitlines()]
 
 
@@ -68,7 +72,9 @@ def slugs(path: Path) -> set[str]:
 
 def table(name: str) -> dict[str, str]:
     """The defaults that the table of settings of a page gives, by key."""
-    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", Path(name).read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`[^|]*`) \| ([^|]*) \|", Path(name).read_text(encoding="utf-8"), re.MULTILINE
+    )
     defaults = {}
     for keys, values in rows:
         names = re.findall(r"`([^`]+)`", keys)
@@ -84,7 +90,9 @@ def test_every_command_is_accepted(command: list[str]) -> None:
     if verb in VERBS_WITHOUT_CONFIG:
         return
     assert (conf_dir() / f"{verb}.yaml").is_file()
-    here = ["logs_dir=lightning_logs"] if verb == "train" else []  # colab's and kaggle's folders are not here
+    here = (
+        ["logs_dir=lightning_logs"] if verb == "train" else []
+    )  # colab's and kaggle's folders are not here
     compose([*overrides, *here], verb)
 
 
@@ -126,7 +134,9 @@ def test_the_table_gives_the_true_defaults(language: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     for link in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)", text):
         path, _, anchor = link.partition("#")
         target = document.parent / path if path else document
@@ -142,5 +152,7 @@ def test_the_address_is_the_one_in_pyproject() -> None:
 
 def test_the_tour_of_the_code_names_every_file() -> None:
     tour = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    files = [path.name for path in (ROOT / "azllm_lightning").rglob("*.py") if path.name != "__init__.py"]
+    files = [
+        path.name for path in (ROOT / "azllm_lightning").rglob("*.py") if path.name != "__init__.py"
+    ]
     assert not [name for name in files if name not in re.findall(r"[\w.]+", tour)]

@@ -16,15 +16,15 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
-    "compose": "cli",
+    "compose": "cli.entrance",
     "CausalLM": "training.causal_lm",
     "GPT": "model.gpt",
-    "GPTConfig": "model.config",
+    "GPTConfig": "config.model",
     "TokenDataModule": "data.datamodule",
     "Tokenizer": "data.tokenizer",
-    "load": "model.io",
-    "read_run": "training.curve",
-    "sample": "model.sampling",
+    "load": "formats.load",
+    "read_run": "runs.curves",
+    "sample": "inference.sampling",
 }
 
 __all__ = sorted(_HOMES)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from azllm_lightning import cli
 from azllm_lightning.callbacks.words import Words
-from azllm_lightning.settings import from_mapping
+from azllm_lightning.cli import entrance as cli
+from azllm_lightning.config.strict import from_mapping
 
 if TYPE_CHECKING:
-    from azllm_lightning.data.config import DataConfig
-    from azllm_lightning.model.evaluation import Score, Scorer
+    from azllm_lightning.config.data import DataConfig
+    from azllm_lightning.inference.scoring import Score, Scorer
 
 COLUMNS = {
     "val_loss": "{:.4f}",
@@ -68,15 +68,17 @@ def evaluate(config: dict[str, Any], overrides: list[str] | None = None) -> dict
     words = Words(settings.lang)
     import torch
 
-    from azllm_lightning.data.config import DataConfig
-    from azllm_lightning.model.evaluation import hf_scorer, scorer_of
-    from azllm_lightning.model.io import load
-    from azllm_lightning.training.run import find_checkpoint, write_json
+    from azllm_lightning.config.data import DataConfig
+    from azllm_lightning.formats.load import load
+    from azllm_lightning.inference.scoring import hf_scorer, scorer_of
+    from azllm_lightning.runs.folder import find_checkpoint, write_json
 
     data = from_mapping(DataConfig, settings.data, "data")
     has_text = data.path is not None or data.dir is not None
     if settings.pairs and has_text:
-        raise ValueError("pairs=true scores sentences of its own and reads no text: leave out data.path and data.dir")
+        raise ValueError(
+            "pairs=true scores sentences of its own and reads no text: leave out data.path and data.dir"
+        )
     checkpoint = None
     if settings.hf is None or not (settings.pairs or has_text):
         checkpoint = find_checkpoint(settings.ckpt_path, settings.run_name, Path(settings.logs_dir))
@@ -88,7 +90,10 @@ def evaluate(config: dict[str, Any], overrides: list[str] | None = None) -> dict
     else:
         assert checkpoint is not None
         scorer = scorer_of(*load(checkpoint, device), settings.block_size)
-    found: dict[str, Any] = {"model": settings.hf or str(checkpoint), "start_token": bool(scorer.start)}
+    found: dict[str, Any] = {
+        "model": settings.hf or str(checkpoint),
+        "start_token": bool(scorer.start),
+    }
     print(f"{words('model'):<12}{found['model']}", file=sys.stderr)
     if documents is None:
         found |= _grammar(scorer, settings.stride, words)
@@ -120,11 +125,11 @@ def _documents(data: DataConfig, checkpoint: Path | None) -> _Documents:
     """The text to score: that of data.path, else the validation split of data.dir or of the checkpoint's run."""
     import yaml
 
-    from azllm_lightning.data.config import DataConfig
+    from azllm_lightning.config.data import DataConfig
     from azllm_lightning.data.corpus import documents
-    from azllm_lightning.data.prepare import prepared_folder
+    from azllm_lightning.data.pipeline import prepared_folder
     from azllm_lightning.data.shards import MANIFEST, Manifest
-    from azllm_lightning.model.io import read_checkpoint
+    from azllm_lightning.formats.load import read_checkpoint
 
     if data.path is not None:
         found = ((document.source, document.text) for document in documents(data))
@@ -134,17 +139,27 @@ def _documents(data: DataConfig, checkpoint: Path | None) -> _Documents:
     else:
         assert checkpoint is not None
         other = "give data.dir=FOLDER (prepared data, of which the validation split is taken) or data.path=TEXT"
-        stored = yaml.safe_load(read_checkpoint(checkpoint)["azllm"]["config"]) if checkpoint.is_file() else None
+        stored = (
+            yaml.safe_load(read_checkpoint(checkpoint)["azllm"]["config"])
+            if checkpoint.is_file()
+            else None
+        )
         if not stored:
             raise ValueError(f"{checkpoint} does not say what text it was trained on: {other}")
         try:
             folder = prepared_folder(from_mapping(DataConfig, stored["data"], "data"))
         except (ValueError, OSError) as error:
-            raise ValueError(f"the validation text of {checkpoint} is not to be found ({error}): {other}") from None
+            raise ValueError(
+                f"the validation text of {checkpoint} is not to be found ({error}): {other}"
+            ) from None
         if not (folder / MANIFEST).is_file():
-            raise ValueError(f"the validation text of {checkpoint} is not in {folder}, where it was prepared: {other}")
+            raise ValueError(
+                f"the validation text of {checkpoint} is not in {folder}, where it was prepared: {other}"
+            )
     return _Documents(
-        _validation_split(folder), f"{folder}, validation split", Manifest.read(folder).splits["val"].text_bytes
+        _validation_split(folder),
+        f"{folder}, validation split",
+        Manifest.read(folder).splits["val"].text_bytes,
     )
 
 
@@ -164,10 +179,12 @@ def _validation_split(folder: Path) -> Iterator[tuple[str, str]]:
                 yield span.source, tokenizer.decode(ids.tolist())
 
 
-def _prediction(scorer: Scorer, documents: _Documents, stride: int | None, words: Words) -> dict[str, Any]:
+def _prediction(
+    scorer: Scorer, documents: _Documents, stride: int | None, words: Words
+) -> dict[str, Any]:
     """The figures of each source and of all, printed as a table."""
     from azllm_lightning.data.progress import Progress
-    from azllm_lightning.model.evaluation import Score, score
+    from azllm_lightning.inference.scoring import Score, score
 
     waiting: deque[str] = deque()
 
@@ -186,13 +203,17 @@ def _prediction(scorer: Scorer, documents: _Documents, stride: int | None, words
     sources = {source: sums[source].figures() for source in sorted(sums)}
     figures = total.figures()
     rows = [
-        [name, *(COLUMNS[key].format(row[key]) for key in COLUMNS)] for name, row in [*sources.items(), (ALL, figures)]
+        [name, *(COLUMNS[key].format(row[key]) for key in COLUMNS)]
+        for name, row in [*sources.items(), (ALL, figures)]
     ]
     print(_table([words("source"), *COLUMNS], rows))
     stride = stride or max(1, scorer.block_size // 2)
     print(words("how_scored", window=scorer.block_size, stride=stride))
     if not scorer.start:
-        left_out = {"tokens": total.tokens - total.scored_tokens, "size": total.num_bytes - total.scored_bytes}
+        left_out = {
+            "tokens": total.tokens - total.scored_tokens,
+            "size": total.num_bytes - total.scored_bytes,
+        }
         print(words("no_start", **left_out))
     if total.unknown_tokens:
         print(words("unknown_tokens", tokens=total.unknown_tokens))
@@ -208,12 +229,14 @@ def _grammar(scorer: Scorer, stride: int | None, words: Words) -> dict[str, Any]
     """The share of minimal pairs told right, by phenomenon and in all, printed as a table."""
     from azllm_lightning.azerbaijani.pairs import minimal_pairs
     from azllm_lightning.data.progress import Progress
-    from azllm_lightning.model.evaluation import score, wilson_interval
+    from azllm_lightning.inference.scoring import score, wilson_interval
 
     pairs = minimal_pairs()
     sentences = [sentence for pair in pairs for sentence in (pair.right, pair.wrong)]
     nll = []
-    with Progress("evaluating", sum(len(sentence.encode("utf-8")) for sentence in sentences)) as progress:
+    with Progress(
+        "evaluating", sum(len(sentence.encode("utf-8")) for sentence in sentences)
+    ) as progress:
         for one in score(scorer, sentences, stride):
             nll.append(one.nll)
             progress.add(one.num_bytes)
@@ -224,9 +247,19 @@ def _grammar(scorer: Scorer, stride: int | None, words: Words) -> dict[str, Any]
     found = {}
     for name, ones in [*told.items(), (ALL, everything)]:
         low, high = wilson_interval(sum(ones), len(ones))
-        found[name] = {"accuracy": sum(ones) / len(ones), "low": low, "high": high, "pairs": len(ones)}
+        found[name] = {
+            "accuracy": sum(ones) / len(ones),
+            "low": low,
+            "high": high,
+            "pairs": len(ones),
+        }
     rows = [
-        [name, f"{row['accuracy']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}", f"{row['pairs']:,}"]
+        [
+            name,
+            f"{row['accuracy']:.1%}",
+            f"{row['low']:.1%} to {row['high']:.1%}",
+            f"{row['pairs']:,}",
+        ]
         for name, row in found.items()
     ]
     print(_table([words("phenomenon"), words("accuracy"), words("interval"), words("pairs")], rows))

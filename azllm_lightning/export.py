@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azllm_lightning import cli
 from azllm_lightning.callbacks.words import LANGUAGES, Words
-from azllm_lightning.settings import from_mapping, one_of
+from azllm_lightning.cli import entrance as cli
+from azllm_lightning.config.strict import from_mapping, one_of
 
 if TYPE_CHECKING:
-    from azllm_lightning.model.config import GPTConfig
+    from azllm_lightning.config.model import GPTConfig
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def export(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
     where the folder cannot be written; nothing then stays behind.
     """
     settings = from_mapping(ExportConfig, config, "")
-    from azllm_lightning.model.export import new_folder, write_gguf, write_hf, write_pt
-    from azllm_lightning.model.io import load, read_checkpoint
-    from azllm_lightning.training.run import find_checkpoint
+    from azllm_lightning.formats.export import new_folder, write_gguf, write_hf, write_pt
+    from azllm_lightning.formats.load import load, read_checkpoint
+    from azllm_lightning.runs.folder import find_checkpoint
 
     path = find_checkpoint(settings.ckpt_path, settings.run_name, Path(settings.logs_dir))
     model, tokenizer = load(path)
@@ -91,12 +91,16 @@ def _facts(checkpoint: dict[str, Any], model: GPTConfig) -> dict[str, str]:
     facts["tokens seen"] = f"{tokens:,} in {step:,} steps"
     metrics = about["metrics"]
     if metrics:
-        facts[f"val_loss at step {about['validated_step']:,}"] = f"{metrics['val_loss']:.4f} nats a token"
+        facts[f"val_loss at step {about['validated_step']:,}"] = (
+            f"{metrics['val_loss']:.4f} nats a token"
+        )
         facts["bits per byte"] = f"{metrics['val_bpb']:.4f} of held-out text"
     return facts
 
 
-def _card(name: str, settings: ExportConfig, folder: str, model: GPTConfig, facts: dict[str, str]) -> str:
+def _card(
+    name: str, settings: ExportConfig, folder: str, model: GPTConfig, facts: dict[str, str]
+) -> str:
     rows = {
         "parameters": f"{model.num_params():,}",
         "shape": f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd} (Qwen3)",

@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azllm_lightning import cli
 from azllm_lightning.callbacks.words import Words
-from azllm_lightning.settings import from_mapping
+from azllm_lightning.cli import entrance as cli
+from azllm_lightning.config.strict import from_mapping
 
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
+    from azllm_lightning.inference.sampling import SamplingConfig
     from azllm_lightning.model.gpt import GPT
-    from azllm_lightning.model.sampling import SamplingConfig
 
 BETWEEN_SAMPLES = "\n" + "-" * 40 + "\n"
 
@@ -55,11 +55,13 @@ def generate(config: dict[str, Any], overrides: list[str] | None = None) -> None
     words = Words(settings.lang)
     import torch
 
-    from azllm_lightning.model.io import load
-    from azllm_lightning.model.sampling import SamplingConfig
-    from azllm_lightning.training.run import find_checkpoint
+    from azllm_lightning.formats.load import load
+    from azllm_lightning.inference.sampling import SamplingConfig
+    from azllm_lightning.runs.folder import find_checkpoint
 
-    choices = from_mapping(SamplingConfig, {key: value for key, value in config.items() if key not in own}, "")
+    choices = from_mapping(
+        SamplingConfig, {key: value for key, value in config.items() if key not in own}, ""
+    )
     path = find_checkpoint(settings.ckpt_path, settings.run_name, Path(settings.logs_dir))
     print(words("from", path=path), file=sys.stderr)
     model, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
@@ -72,15 +74,22 @@ def generate(config: dict[str, Any], overrides: list[str] | None = None) -> None
             _write(model, tokenizer, prompt, settings, choices)
 
 
-def _write(model: GPT, tokenizer: Tokenizer, prompt: str, settings: GenerateConfig, choices: SamplingConfig) -> None:
-    from azllm_lightning.model.sampling import stream
+def _write(
+    model: GPT, tokenizer: Tokenizer, prompt: str, settings: GenerateConfig, choices: SamplingConfig
+) -> None:
+    from azllm_lightning.inference.sampling import stream
 
     num_tokens, block_size = len(tokenizer.encode(prompt)), model.config.block_size
     if num_tokens >= block_size:
-        print(Words(settings.lang)("long_prompt", tokens=num_tokens, context=block_size), file=sys.stderr)
+        print(
+            Words(settings.lang)("long_prompt", tokens=num_tokens, context=block_size),
+            file=sys.stderr,
+        )
     texts = [""] * settings.num_samples
     steps = stream(model, tokenizer, prompt, choices, settings.num_samples, settings.stops)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C ends a text that has gone on for long enough
+    with contextlib.suppress(
+        KeyboardInterrupt
+    ):  # Ctrl+C ends a text that has gone on for long enough
         for pieces in steps:
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
             print(pieces[0], end="", flush=True)

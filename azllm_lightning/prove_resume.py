@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from azllm_lightning import cli
+from azllm_lightning.cli import entrance as cli
 
 STEPS = 8
-SETTINGS = f"max_steps={STEPS} val_every_steps=4 checkpoint_every_steps=3 log_every_steps=1 deadline=null"
+SETTINGS = (
+    f"max_steps={STEPS} val_every_steps=4 checkpoint_every_steps=3 log_every_steps=1 deadline=null"
+)
 MEASURED = {"tokens_per_sec", "mfu", "peak_memory_gb"}
 """Scalars that measure time or memory."""
 RUNS = {"again": None, "stopped": (4, False), "killed": (5, True)}
@@ -35,11 +37,13 @@ def prove_resume(config: dict[str, Any], overrides: list[str] | None = None) -> 
     Prints PASS where all end bit for bit the same; else says what differs first, and leaves with exit code 1.
     Raises ValueError where a run fails.
     """
-    from azllm_lightning.build import check
-    from azllm_lightning.data.prepare import prepare
+    from azllm_lightning.data.pipeline import prepare
+    from azllm_lightning.session.build import check
 
     if config["ckpt_path"] is not None:
-        raise ValueError(f"ckpt_path={config['ckpt_path']}: prove_resume trains runs of its own; leave ckpt_path out")
+        raise ValueError(
+            f"ckpt_path={config['ckpt_path']}: prove_resume trains runs of its own; leave ckpt_path out"
+        )
     data = check(config).data
     settings = [*(overrides or []), *(f"trainer.{pair}" for pair in SETTINGS.split())]
     settings += [f"data.dir={prepare(data).absolute()}", f"data.val_windows={2 * data.batch_size}"]
@@ -53,10 +57,14 @@ def prove_resume(config: dict[str, Any], overrides: list[str] | None = None) -> 
             if (difference := first_difference(straight, run)) is not None:
                 print(f"FAIL  {label}: {difference}")
                 if label == "again":
-                    print("Two uninterrupted runs differ already: try again with trainer.deterministic=true")
+                    print(
+                        "Two uninterrupted runs differ already: try again with trainer.deterministic=true"
+                    )
                 sys.exit(1)
             shutil.rmtree(run)  # a large model's checkpoints need not be on the disk four times
-    print(f"PASS  {STEPS} steps straight, stopped and resumed, killed and resumed: the same bit for bit")
+    print(
+        f"PASS  {STEPS} steps straight, stopped and resumed, killed and resumed: the same bit for bit"
+    )
 
 
 def first_difference(left: Path, right: Path) -> str | None:
@@ -66,12 +74,14 @@ def first_difference(left: Path, right: Path) -> str | None:
     """
     import torch
 
-    from azllm_lightning.model.io import read_checkpoint
-    from azllm_lightning.training.checkpoint import step_files
-    from azllm_lightning.training.curve import read_scalars
+    from azllm_lightning.formats.load import read_checkpoint
+    from azllm_lightning.runs.checkpoint_files import step_files
+    from azllm_lightning.runs.curves import read_scalars
 
     curves = [read_scalars(left), read_scalars(right)]
-    points = {(step, tag) for curve in curves for tag in curve.keys() - MEASURED for step in curve[tag]}
+    points = {
+        (step, tag) for curve in curves for tag in curve.keys() - MEASURED for step in curve[tag]
+    }
     for step, tag in sorted(points):
         ours, theirs = (curve.get(tag, {}).get(step) for curve in curves)
         if str(ours) != str(theirs):
@@ -82,7 +92,9 @@ def first_difference(left: Path, right: Path) -> str | None:
         for part in ("state_dict", "optimizer_states", "lr_schedulers"):
             there = dict(_leaves(saved[1][part], part))
             for name, here in _leaves(saved[0][part], part):
-                if not (torch.equal if isinstance(here, torch.Tensor) else operator.eq)(here, there[name]):
+                if not (torch.equal if isinstance(here, torch.Tensor) else operator.eq)(
+                    here, there[name]
+                ):
                     return f"step {step}: {name} differs in {files[0][step].name}"
     return None
 
@@ -95,29 +107,42 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(item, f"{name}/{key}")
 
 
-def _train(folder: Path, name: str, settings: list[str], interrupt: tuple[int, bool] | None = None) -> Path:
+def _train(
+    folder: Path, name: str, settings: list[str], interrupt: tuple[int, bool] | None = None
+) -> Path:
     """The folder of run `name`, trained to its end; interrupted on the way and resumed, if asked."""
     if interrupt:
-        made = "_target_=azllm_lightning.callbacks.interrupt.Interrupt step={} kill={}".format(*interrupt).split()
+        made = "_target_=azllm_lightning.callbacks.interrupt.Interrupt step={} kill={}".format(
+            *interrupt
+        ).split()
         typed = [f"+callbacks.interrupt.{pair}" for pair in made]
         _session(folder, name, [*settings, *typed], f"to step {interrupt[0]}", ends_early=True)
     _session(folder, name, [*settings, *(["ckpt_path=last"] if interrupt else [])], "to the end")
     return folder / "lightning_logs" / name / "version_0"
 
 
-def _session(folder: Path, name: str, settings: list[str], told: str, ends_early: bool = False) -> None:
+def _session(
+    folder: Path, name: str, settings: list[str], told: str, ends_early: bool = False
+) -> None:
     print(f"{name:<9}{told}", flush=True)
     command = [sys.executable, "-m", "azllm_lightning.train", *settings, f"run_name={name}"]
     # The user's own callbacks lie where the user is.
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
+    }
     with (folder / "output.txt").open("w+", encoding="utf-8", errors="replace") as output:
-        child = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True)
+        child = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             code = child.wait()
         finally:
             if os.name == "posix":
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)  # the other processes of a run that was killed
+                    os.killpg(
+                        child.pid, signal.SIGKILL
+                    )  # the other processes of a run that was killed
         output.seek(0)
         if code in (1, cli.EXIT_USAGE) or ends_early == (code == cli.EXIT_DONE):
             raise ValueError(f"the run {name!r} ended with code {code}:\n{output.read()[-3000:]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from azllm_lightning import cli
+from azllm_lightning.cli import entrance as cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,9 @@ def train(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
 
     Raises ValueError for what the user can mend, and `cli.Resumable` when a signal or the deadline stopped the run.
     """
-    from azllm_lightning.session import run_session  # torch and Lightning are imported here, not for --cfg or --help
+    from azllm_lightning.session.session import (
+        run_session,  # torch and Lightning are imported here, not for --cfg or --help
+    )
 
     return run_session(config, overrides or [])
 

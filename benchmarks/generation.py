@@ -22,9 +22,9 @@ import torch
 import transformers
 import yaml
 
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.inference.sampling import SamplingConfig, generate_ids
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.model.sampling import SamplingConfig, generate_ids
 
 VOCAB_SIZES = {"nano": 2048, "small10m": 8192, "course": 32_000}  # shapes are those of conf/model
 PROMPT = list(range(1, 17))
@@ -32,14 +32,20 @@ PROMPT = list(range(1, 17))
 
 def main() -> None:
     """Measure and print a table for each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sizes", nargs="*", default=[], help="default: nano small10m")
     parser.add_argument("--rounds", type=int, default=3, help="times that each has its turn")
     parser.add_argument("--tokens", type=int, default=256, help="new tokens of a turn")
     args = parser.parse_args()
     if unknown := set(args.sizes) - set(VOCAB_SIZES):
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(VOCAB_SIZES)}")
-    about = {**machine.describe(), "torch": torch.__version__, "transformers": transformers.__version__}
+    about = {
+        **machine.describe(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     about["threads"] = str(torch.get_num_threads())
     print("\n".join(f"{key:<13}{value}" for key, value in about.items()), flush=True)
     for size in args.sizes or ["nano", "small10m"]:
@@ -63,14 +69,23 @@ def compare(size: str, rounds: int, tokens: int) -> None:
             start = time.perf_counter()
             written[name] = write(tokens)
             rates[name].append(tokens / (time.perf_counter() - start))
-    print(f"\n{size}: {model.config.num_params() / 1e6:.1f} M parameters, {tokens} new tokens, {rounds} rounds")
-    print(f"{'':<14}{'tokens/s: min':>14}{'median':>9}{'max':>9}   ours / it: min   median      max   greedy")
+    print(
+        f"\n{size}: {model.config.num_params() / 1e6:.1f} M parameters, {tokens} new tokens, {rounds} rounds"
+    )
+    print(
+        f"{'':<14}{'tokens/s: min':>14}{'median':>9}{'max':>9}   ours / it: min   median      max   greedy"
+    )
     for name, found in rates.items():
         ratios = [mine / its for mine, its in zip(rates["ours"], found, strict=True)]
         figures = "".join(f"{pick(found):>9.1f}" for pick in (min, statistics.median, max))
         spread = "".join(f"{pick(ratios):>9.2f}" for pick in (min, statistics.median, max))
-        print(f"{name:<14}{'':>5}{figures}{'':>7}{spread}   {agreement(written['ours'], written[name])}", flush=True)
-    read = 4 * (model.config.num_params(embeddings=False) + model.config.vocab_size * model.config.n_embd)
+        print(
+            f"{name:<14}{'':>5}{figures}{'':>7}{spread}   {agreement(written['ours'], written[name])}",
+            flush=True,
+        )
+    read = 4 * (
+        model.config.num_params(embeddings=False) + model.config.vocab_size * model.config.n_embd
+    )
     print(
         f"ours reads its matrices at {read * statistics.median(rates['ours']) / 1e9:.1f} GB/s; "
         f"a sum over 512 MB reads {memory_bandwidth(1):.1f} GB/s on one thread, "
@@ -80,7 +95,9 @@ def compare(size: str, rounds: int, tokens: int) -> None:
 
 def models(size: str, block_size: int) -> tuple[GPT, transformers.Qwen3ForCausalLM]:
     """The same random weights twice, far enough from their start to write various tokens; end of text never comes."""
-    sizes = yaml.safe_load((machine.ROOT / "conf" / "model" / f"{size}.yaml").read_text(encoding="utf-8"))
+    sizes = yaml.safe_load(
+        (machine.ROOT / "conf" / "model" / f"{size}.yaml").read_text(encoding="utf-8")
+    )
     config = GPTConfig(vocab_size=VOCAB_SIZES[size], block_size=block_size, **sizes)
     torch.manual_seed(0)
     model = GPT(config).eval()
@@ -129,7 +146,9 @@ def no_cache(model: GPT, tokens: int) -> list[int]:
 def by_transformers(model: transformers.Qwen3ForCausalLM, tokens: int) -> list[int]:
     """As their documentation does."""
     text = torch.tensor([PROMPT])
-    out = model.generate(text, attention_mask=torch.ones_like(text), max_new_tokens=tokens, do_sample=False)
+    out = model.generate(
+        text, attention_mask=torch.ones_like(text), max_new_tokens=tokens, do_sample=False
+    )
     return out[0, len(PROMPT) :].tolist()
 
 
@@ -137,7 +156,9 @@ def agreement(expected: list[int], found: list[int]) -> str:
     """Whether two texts are the same, and where not."""
     if found == expected:
         return "equal"
-    same = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found)
+    )
     return f"DIFFERS from token {same}"
 
 

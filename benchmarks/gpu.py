@@ -37,7 +37,7 @@ from nanogpt_loop import nanogpt_loop
 from synthetic import synthetic_data
 
 from azllm_lightning.callbacks.throughput import Throughput
-from azllm_lightning.cli import compose
+from azllm_lightning.cli.entrance import compose
 from azllm_lightning.train import train
 from azllm_lightning.training import hardware
 
@@ -51,7 +51,13 @@ PARTS = {
     "long": ["+experiment=t4", "trainer.precision=16-mixed"],
 }
 TINY = [
-    *["data.block_size=16", "data.batch_size=2", "model.n_layer=1", "model.n_head=2", "model.n_embd=16"],
+    *[
+        "data.block_size=16",
+        "data.batch_size=2",
+        "model.n_layer=1",
+        "model.n_head=2",
+        "model.n_embd=16",
+    ],
     *["trainer.accelerator=cpu", "trainer.compile=false"],
 ]
 PEAK_GIB = {"t4": 13.0, "laptop_4gb": 3.5}
@@ -60,13 +66,23 @@ Figures = dict[str, Any]
 
 def main() -> None:
     """Measure the parts asked for and print the table of all that --out holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side, in turn")
     parser.add_argument("--steps", type=int, default=2000, help="steps of the long part")
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT, whose model.py is the peer then")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the figures, added to those it has")
-    parser.add_argument("--tiny", action="store_true", help="a few steps of small models on the CPU")
+    parser.add_argument(
+        "--nanogpt",
+        type=Path,
+        help="a checkout of karpathy/nanoGPT, whose model.py is the peer then",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu.json"), help="the figures, added to those it has"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="a few steps of small models on the CPU"
+    )
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU that PyTorch can use; --tiny tries the same code on the CPU")
@@ -77,7 +93,9 @@ def main() -> None:
         vocab_size = 300 if args.tiny else compose(["+experiment=t4"])["data"]["vocab_size"]
         synthetic_data(work / "data", vocab_size, num_documents=8 if args.tiny else 40_000)
 
-        def measure(part: str, side: str, function: Callable[..., Figures], *arguments: Any) -> None:
+        def measure(
+            part: str, side: str, function: Callable[..., Figures], *arguments: Any
+        ) -> None:
             figures = function(*arguments) if args.tiny else apart(function, *arguments)
             results[part].setdefault(side, []).append(figures)
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -136,10 +154,13 @@ class Probe(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Write the figures."""
-        throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))
+        throughput = next(
+            callback for callback in trainer.callbacks if isinstance(callback, Throughput)
+        )
         figures = {
             "step_seconds": throughput.step_seconds,
-            "tokens_per_step": trainer.datamodule.effective_batch * pl_module.model_config.block_size,
+            "tokens_per_step": trainer.datamodule.effective_batch
+            * pl_module.model_config.block_size,
             "flops_per_token": pl_module.model_config.flops_per_token(),
             "peak_flops": throughput.peak_flops,
             "steps": len(self.losses),
@@ -156,7 +177,11 @@ def ours(overrides: list[str], work: Path, steps: int) -> Figures:
     full = compose(overrides)["trainer"]["max_steps"]
     given = [
         *overrides,
-        *[f"trainer.max_steps={steps}", f"schedule.total_steps={max(full, steps)}", f"trainer.val_every_steps={steps}"],
+        *[
+            f"trainer.max_steps={steps}",
+            f"schedule.total_steps={max(full, steps)}",
+            f"trainer.val_every_steps={steps}",
+        ],
         *[f"trainer.checkpoint_every_steps={max(1, steps // 2)}", "data.val_windows=64"],
         *[f"data.dir={work / 'data'}", f"logs_dir={work / 'runs'}", "run_name=ours"],
     ]
@@ -168,14 +193,19 @@ def ours(overrides: list[str], work: Path, steps: int) -> Figures:
     probe = json.loads((work / "probe.json").read_text(encoding="utf-8"))
     shutil.rmtree(work / "runs", ignore_errors=True)
     reserved = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
-    told = {key: summary[key] for key in ("val_loss", "peak_memory_bytes", "num_params", "precision", "compile")}
+    told = {
+        key: summary[key]
+        for key in ("val_loss", "peak_memory_bytes", "num_params", "precision", "compile")
+    }
     return {**told, **probe, "reserved_memory_bytes": reserved}
 
 
 def fp16_on_cpu() -> contextlib.AbstractContextManager[Any]:
     """Let a run on the CPU have the fp16 that it asks for, and its scaler, without timing fp16 products for MFU."""
     return patch.multiple(
-        hardware, resolve_precision=lambda precision, device: precision, peak_flops=lambda device, precision: 1e12
+        hardware,
+        resolve_precision=lambda precision, device: precision,
+        peak_flops=lambda device, precision: 1e12,
     )
 
 
@@ -184,7 +214,10 @@ def fp16_on_cpu() -> contextlib.AbstractContextManager[Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Every figure of `results` beside its bar, in Markdown."""
-    lines = ["| part | figure | ours | nanoGPT | bar | kept |", "| --- | --- | ---: | ---: | --- | --- |"]
+    lines = [
+        "| part | figure | ours | nanoGPT | bar | kept |",
+        "| --- | --- | ---: | ---: | --- | --- |",
+    ]
     notes = []
     for part, result in results.items():
         if "ours" not in result:  # its first measurement failed
@@ -208,14 +241,29 @@ def rows(part: str, result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
         return max(values(side, "peak_memory_bytes")) / 2**30
 
     broken = max(values(runs, "non_finite_losses"))
-    yield "steps with a non-finite loss", f"{broken} of {last['steps']:,}", "", "0", kept(broken == 0)
+    yield (
+        "steps with a non-finite loss",
+        f"{broken} of {last['steps']:,}",
+        "",
+        "0",
+        kept(broken == 0),
+    )
     yield "skipped steps", f"{max(values(runs, 'skipped_steps'))}", "", "", ""
     if not peers:
         return
-    rates, their_rates = ([figures["tokens_per_step"] / settled(figures) for figures in side] for side in (runs, peers))
+    rates, their_rates = (
+        [figures["tokens_per_step"] / settled(figures) for figures in side]
+        for side in (runs, peers)
+    )
     yield "tokens/s", spread(rates, ",.0f"), spread(their_rates, ",.0f"), "", ""
     ratios = [rate / theirs for rate, theirs in zip(rates, their_rates, strict=True)]
-    yield "tokens/s, as a ratio", spread(ratios, ".3f"), "1", "at least 1.1", kept(statistics.median(ratios) >= 1.1)
+    yield (
+        "tokens/s, as a ratio",
+        spread(ratios, ".3f"),
+        "1",
+        "at least 1.1",
+        kept(statistics.median(ratios) >= 1.1),
+    )
     share = statistics.median(rates) * last["flops_per_token"] / last["peak_flops"]
     their_share = statistics.median(their_rates) * peers[-1]["flops_per_token"] / last["peak_flops"]
     goal = ("0.45 on an H100", kept(share >= 0.45)) if part == "bf16" else ("", "")
@@ -226,7 +274,13 @@ def rows(part: str, result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
     if "fp32" in result:
         loss, exact = last["val_loss"], result["fp32"][-1]["val_loss"]
         told = f"{loss:.4f} in fp16, {exact:.4f} in fp32"
-        yield f"val_loss at step {last['steps']}", told, "", "within 1 %", kept(abs(loss / exact - 1) <= 0.01)
+        yield (
+            f"val_loss at step {last['steps']}",
+            told,
+            "",
+            "within 1 %",
+            kept(abs(loss / exact - 1) <= 0.01),
+        )
     seconds = statistics.median(values(runs, "save_seconds"))
     cost = seconds / (500 * statistics.median(map(settled, runs)))
     told = f"{seconds:.2f} s, {100 * cost:.2f} % of a run"

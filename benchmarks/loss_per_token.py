@@ -39,13 +39,17 @@ ONE_MB, PASSES = 1_000_000, 16
 
 def main() -> None:
     """Run one part, and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("text", help="file of documents")
     parser.add_argument("--part", choices=("budget", "long", "passes"), default="budget")
     parser.add_argument("--lr", type=float, help="the peer's learning rate, found before")
     parser.add_argument("--dropout", type=float, help="of the peer in `passes`, found before")
     parser.add_argument("--seeds", type=int, help="how many of the three")
-    parser.add_argument("--work", type=Path, default=Path("loss_per_token"), help="folder for data and runs")
+    parser.add_argument(
+        "--work", type=Path, default=Path("loss_per_token"), help="folder for data and runs"
+    )
     args = parser.parse_args()
     args.work.mkdir(exist_ok=True)
     print("\n".join(f"{key:<8}{value}" for key, value in describe().items()))
@@ -97,7 +101,12 @@ def passes(args: argparse.Namespace) -> None:
 
 def prepared(args: argparse.Namespace, folder: Path, *changes: str) -> Path:
     """The text as shards with a tokenizer of 8,192, the same for both."""
-    values = [f"data.path={args.text}", "data.source_field=source", f"data.dir={folder.absolute()}", *changes]
+    values = [
+        f"data.path={args.text}",
+        "data.source_field=source",
+        f"data.dir={folder.absolute()}",
+        *changes,
+    ]
     run([sys.executable, "-m", "azllm_lightning.prepare", "data=text", *values])
     return folder.absolute()
 
@@ -105,7 +114,10 @@ def prepared(args: argparse.Namespace, folder: Path, *changes: str) -> Path:
 def best_rate(data: Path, steps: int) -> float:
     """The learning rate with which the peer ends lowest."""
     ends = {lr: train_peer(data, lr, steps, SEEDS[0])["val_loss"] for lr in RATES}
-    print("peer by learning rate: " + ", ".join(f"{lr:g}: {loss:.4f}" for lr, loss in ends.items()), flush=True)
+    print(
+        "peer by learning rate: " + ", ".join(f"{lr:g}: {loss:.4f}" for lr, loss in ends.items()),
+        flush=True,
+    )
     return min(ends, key=lambda lr: ends[lr])
 
 
@@ -113,31 +125,72 @@ def train_peer(
     data: Path, lr: float, steps: int, seed: int, every: int | None = None, dropout: float = 0.0
 ) -> dict[str, Any]:
     """The peer's last and best val_loss, and the seconds of its command."""
-    values = {"--lr": lr, "--steps": steps, "--seed": seed, "--val-every": every or steps, "--dropout": dropout}
-    values |= {"--batch": BATCH, "--block": BLOCK, "--val-windows": VAL_WINDOWS, "--stop-above": 0.3}
+    values = {
+        "--lr": lr,
+        "--steps": steps,
+        "--seed": seed,
+        "--val-every": every or steps,
+        "--dropout": dropout,
+    }
+    values |= {
+        "--batch": BATCH,
+        "--block": BLOCK,
+        "--val-windows": VAL_WINDOWS,
+        "--stop-above": 0.3,
+    }
     command = [sys.executable, str(HERE / "peer_recipe.py"), str(data)]
     started = time.perf_counter()
     out = run([*command, *(str(part) for pair in values.items() for part in pair)])
     curve = json.loads(out)["val_loss"]
-    return {"val_loss": [*curve.values()][-1], "best": min(curve.values()), "seconds": time.perf_counter() - started}
+    return {
+        "val_loss": [*curve.values()][-1],
+        "best": min(curve.values()),
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def train_ours(
-    args: argparse.Namespace, data: Path, steps: int, seed: int, every: int | None = None, *changes: str
+    args: argparse.Namespace,
+    data: Path,
+    steps: int,
+    seed: int,
+    every: int | None = None,
+    *changes: str,
 ) -> dict[str, Any]:
     """The same of our own command."""
     logs = args.work.absolute() / "runs"
     logs.mkdir(exist_ok=True)
     values = [
-        *("data=text", f"data.dir={data}", f"data.path={args.text}", "data.source_field=source", "model=tiny"),
-        *(f"data.batch_size={BATCH}", f"data.block_size={BLOCK}", f"data.val_windows={VAL_WINDOWS}", f"seed={seed}"),
-        *(f"trainer.max_steps={steps}", f"trainer.val_every_steps={every or steps}", f"logs_dir={logs}"),
-        *("run_name=ours", f"trainer.checkpoint_every_steps={steps}", f"schedule.warmup_steps={max(10, steps // 20)}"),
+        *(
+            "data=text",
+            f"data.dir={data}",
+            f"data.path={args.text}",
+            "data.source_field=source",
+            "model=tiny",
+        ),
+        *(
+            f"data.batch_size={BATCH}",
+            f"data.block_size={BLOCK}",
+            f"data.val_windows={VAL_WINDOWS}",
+            f"seed={seed}",
+        ),
+        *(
+            f"trainer.max_steps={steps}",
+            f"trainer.val_every_steps={every or steps}",
+            f"logs_dir={logs}",
+        ),
+        *(
+            "run_name=ours",
+            f"trainer.checkpoint_every_steps={steps}",
+            f"schedule.warmup_steps={max(10, steps // 20)}",
+        ),
     ]
     started = time.perf_counter()
     run([sys.executable, "-m", "azllm_lightning.train", *values, *changes])
     seconds = time.perf_counter() - started
-    newest = max((logs / "ours").glob("version_*"), key=lambda folder: int(folder.name.partition("_")[2]))
+    newest = max(
+        (logs / "ours").glob("version_*"), key=lambda folder: int(folder.name.partition("_")[2])
+    )
     summary = json.loads((newest / "summary.json").read_text(encoding="utf-8"))
     return {"val_loss": summary["val_loss"], "best": summary["best_val_loss"], "seconds": seconds}
 

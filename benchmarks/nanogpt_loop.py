@@ -15,11 +15,13 @@ from gpt2 import GPT2, GPT2Config, configure_adamw
 from torch import Tensor, nn
 
 from azllm_lightning.callbacks.throughput import peak_memory_bytes
-from azllm_lightning.cli import compose
+from azllm_lightning.cli.entrance import compose
 from azllm_lightning.training import hardware
 
 
-def nanogpt_loop(overrides: list[str], work: Path, steps: int, checkout: Path | None = None) -> dict[str, Any]:
+def nanogpt_loop(
+    overrides: list[str], work: Path, steps: int, checkout: Path | None = None
+) -> dict[str, Any]:
     """`steps` steps with the sizes, batch, precision and compiling that `overrides` mean for ours, and their figures.
 
     As in nanoGPT's train.py: autocast, with a GradScaler in fp16; accumulation, clipping at 1, fused AdamW; the next
@@ -32,14 +34,18 @@ def nanogpt_loop(overrides: list[str], work: Path, steps: int, checkout: Path | 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     shape = {"vocab_size": data["vocab_size"], "block_size": data["block_size"], "bias": False}
     shape |= {key: sizes[key] for key in ("n_layer", "n_head", "n_embd", "dropout")}
-    model = (GPT2(GPT2Config(**shape)) if checkout is None else Checkout(checkout, shape)).to(device)
+    model = (GPT2(GPT2Config(**shape)) if checkout is None else Checkout(checkout, shape)).to(
+        device
+    )
     optimizer = configure_adamw(model, lr=6e-4)
     dtype = hardware.DTYPES[trainer["precision"]]
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     if trainer["compile"] is True:
         model.compile()
     accumulate = trainer["accumulate_grad_batches"]
-    batches = random_batches(work / "data" / "train_00000.bin", data["batch_size"], data["block_size"], device)
+    batches = random_batches(
+        work / "data" / "train_00000.bin", data["batch_size"], data["block_size"], device
+    )
     input_ids, labels = next(batches)
     seconds, losses, mark = [], [], time.perf_counter()
     for _ in range(steps):
@@ -61,20 +67,28 @@ def nanogpt_loop(overrides: list[str], work: Path, steps: int, checkout: Path | 
     return {
         "step_seconds": seconds,
         "tokens_per_step": accumulate * data["batch_size"] * data["block_size"],
-        "flops_per_token": 6 * multiplied + 12 * sizes["n_layer"] * sizes["n_embd"] * data["block_size"],
+        "flops_per_token": 6 * multiplied
+        + 12 * sizes["n_layer"] * sizes["n_embd"] * data["block_size"],
         "peak_memory_bytes": peak_memory_bytes(),
         "num_params": num_params,
         "train_loss": losses[-1],
     }
 
 
-def random_batches(path: Path, batch_size: int, block_size: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+def random_batches(
+    path: Path, batch_size: int, block_size: int, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Windows from anywhere in the file as input_ids and labels, both (batch_size, block_size), on the device."""
     tokens = np.memmap(path, dtype=np.uint16, mode="r")
     while True:
         starts = torch.randint(len(tokens) - block_size, (batch_size,)).tolist()
         both = [
-            torch.stack([torch.from_numpy(tokens[i + shift : i + shift + block_size].astype(np.int64)) for i in starts])
+            torch.stack(
+                [
+                    torch.from_numpy(tokens[i + shift : i + shift + block_size].astype(np.int64))
+                    for i in starts
+                ]
+            )
             for shift in (0, 1)
         ]
         if device == "cuda":

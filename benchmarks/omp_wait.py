@@ -27,20 +27,35 @@ from synthetic import synthetic_data
 POLICIES = {
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "default": {"OMP_WAIT_POLICY": ""},
-    **{f"spin_{count}": {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": count} for count in ("1000", "10000", "100000")},
+    **{
+        f"spin_{count}": {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": count}
+        for count in ("1000", "10000", "100000")
+    },
 }
 SIZES = {
     "nano": ["model=nano", "data.vocab_size=2048", "data.block_size=128", "data.batch_size=16"],
-    "small10m": ["model=small10m", "data.vocab_size=8192", "data.block_size=256", "data.batch_size=8"],
+    "small10m": [
+        "model=small10m",
+        "data.vocab_size=8192",
+        "data.block_size=256",
+        "data.batch_size=8",
+    ],
 }
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sizes", nargs="*", help=f"from {', '.join(SIZES)}; default: all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a run; a quarter of it for small10m")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=60,
+        help="optimizer steps of a run; a quarter of it for small10m",
+    )
     parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     args = parser.parse_args()
@@ -56,13 +71,23 @@ def main() -> None:
                         with competitor(load == "busy"):
                             rate = train(size, steps, POLICIES[policy], Path(folder))
                         rates.setdefault(f"{size}, {load}", {}).setdefault(policy, []).append(rate)
-                        print(f"round {turn + 1}  {size}, {load}, {policy}: {rate:,.0f} tokens/s", flush=True)
-    print("\n| tokens/s | " + " | ".join(args.policies) + " |\n|---" * (len(args.policies) + 1) + "|")
+                        print(
+                            f"round {turn + 1}  {size}, {load}, {policy}: {rate:,.0f} tokens/s",
+                            flush=True,
+                        )
+    print(
+        "\n| tokens/s | " + " | ".join(args.policies) + " |\n|---" * (len(args.policies) + 1) + "|"
+    )
     for where, by_policy in rates.items():
-        cells = [f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})" for v in by_policy.values()]
+        cells = [
+            f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})"
+            for v in by_policy.values()
+        ]
         print(f"| {where} | " + " | ".join(cells) + " |")
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "tokens_per_sec": rates}, indent=1), encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"machine": about, "tokens_per_sec": rates}, indent=1), encoding="utf-8"
+        )
 
 
 def train(size: str, steps: int, policy: dict[str, str], folder: Path) -> float:
@@ -71,8 +96,18 @@ def train(size: str, steps: int, policy: dict[str, str], folder: Path) -> float:
     data = folder / settings["data.vocab_size"]
     if not data.exists():
         synthetic_data(data, int(settings["data.vocab_size"]), num_documents=1_500)
-    overrides = [*SIZES[size], "data=text", f"data.dir={data}", "data.val_windows=8", f"trainer.max_steps={steps}"]
-    overrides += ["trainer.compile=false", "trainer.accelerator=cpu", f"trainer.val_every_steps={steps}"]
+    overrides = [
+        *SIZES[size],
+        "data=text",
+        f"data.dir={data}",
+        "data.val_windows=8",
+        f"trainer.max_steps={steps}",
+    ]
+    overrides += [
+        "trainer.compile=false",
+        "trainer.accelerator=cpu",
+        f"trainer.val_every_steps={steps}",
+    ]
     before = set(folder.glob("lightning_logs/*/*"))
     subprocess.run(
         [sys.executable, "-m", "azllm_lightning.train", *overrides],

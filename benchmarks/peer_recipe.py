@@ -17,18 +17,21 @@ import torch
 import torch.nn.functional as F
 from gpt2 import GPT2, GPT2Config, configure_adamw
 
-from azllm_lightning.cli import compose
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.schedule import ScheduleConfig
+from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.settings import from_mapping
 from azllm_lightning.training.hardware import resolve_precision
-from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+from azllm_lightning.training.schedule import lr_factor
 
 
 def main() -> None:
     """Train, and print what came of it."""
     started = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", help="folder of prepared shards")
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -41,15 +44,26 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--stop-above", type=float, help="end where val_loss is so many nats above its lowest")
+    parser.add_argument(
+        "--stop-above", type=float, help="end where val_loss is so many nats above its lowest"
+    )
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
 
-    changes = {"dir": args.data, "batch_size": args.batch, "block_size": args.block, "val_windows": args.val_windows}
-    data = TokenDataModule(from_mapping(DataConfig, {**compose(["data=text"])["data"], **changes}, "data"), args.seed)
+    changes = {
+        "dir": args.data,
+        "batch_size": args.batch,
+        "block_size": args.block,
+        "val_windows": args.val_windows,
+    }
+    data = TokenDataModule(
+        from_mapping(DataConfig, {**compose(["data=text"])["data"], **changes}, "data"), args.seed
+    )
     data.setup()
     torch.manual_seed(args.seed)
-    sizes = GPT2Config(data.tokenizer.vocab_size, args.block, args.layers, args.heads, args.width, args.dropout)
+    sizes = GPT2Config(
+        data.tokenizer.vocab_size, args.block, args.layers, args.heads, args.width, args.dropout
+    )
     model = GPT2(sizes)
     optimizer = configure_adamw(model, args.lr)
     schedule = ScheduleConfig("cosine", min(100, args.steps // 10), args.steps, 1.0, 0.1)
@@ -67,7 +81,11 @@ def main() -> None:
         for batch in data.val_dataloader():
             with autocast():
                 logits = model.forward(batch[:, :-1])
-            total += float(F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+            total += float(
+                F.cross_entropy(
+                    logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+                )
+            )
             count += batch[:, 1:].numel()
         model.train()
         return total / count

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from azllm_lightning.cli import compose
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model.gpt import GPT
 
 CHUNK = 1024  # tokens whose logits exist at once on a GPU, see azllm_lightning/model/loss.py
@@ -82,10 +82,17 @@ def experiment(name: str) -> Experiment:
     """The experiment of that name, as conf/ has it."""
     config = compose([f"+experiment={name}"])
     data, trainer = config["data"], config["trainer"]
-    model = GPTConfig(vocab_size=data["vocab_size"], block_size=data["block_size"], **config["model"])
+    model = GPTConfig(
+        vocab_size=data["vocab_size"], block_size=data["block_size"], **config["model"]
+    )
     optimizer = config["optimizer"]["name"]
     return Experiment(
-        name, model, data["batch_size"], trainer["accumulate_grad_batches"], trainer["max_steps"], optimizer
+        name,
+        model,
+        data["batch_size"],
+        trainer["accumulate_grad_batches"],
+        trainer["max_steps"],
+        optimizer,
     )
 
 
@@ -107,7 +114,9 @@ def step_work(e: Experiment) -> list[Work]:
         Work("attention", 7 * T * C * L * n, 24 * C * L * n),
         Work("head and loss", 6 * V * C * n, logits),
         Work("norms, rotation, SwiGLU, residuals", 0, elementwise),
-        Work("fp16 copies of weights, fp32 sums of gradients", 0, 20 * m.num_params() * e.accumulate),
+        Work(
+            "fp16 copies of weights, fp32 sums of gradients", 0, 20 * m.num_params() * e.accumulate
+        ),
         _optimizer_work(e),
     ]
 
@@ -121,7 +130,13 @@ def _optimizer_work(e: Experiment) -> Work:
         return Work("clipping and AdamW", 0, 48 * e.model.num_params())
     # Five rounds of two products with (r, c), r <= c, and one of (r, r): 4 r^2 c + 2 r^3 operations each.
     C, K, F = e.model.n_embd, _kv_width(e.model), _mlp_width(e.model)
-    shapes = [(C, C), (C, C), (min(K, C), max(K, C)), (min(K, C), max(K, C)), *[(min(C, F), max(C, F))] * 3]
+    shapes = [
+        (C, C),
+        (C, C),
+        (min(K, C), max(K, C)),
+        (min(K, C), max(K, C)),
+        *[(min(C, F), max(C, F))] * 3,
+    ]
     flops = 5 * e.model.n_layer * sum(4 * r * r * c + 2 * r**3 for r, c in shapes)
     others = e.model.num_params() - e.layer_weights
     return Work("clipping, Muon and AdamW", flops, 98 * e.layer_weights + 48 * others)
@@ -136,7 +151,9 @@ def memory(e: Experiment) -> list[tuple[str, float, float]]:
     """(what, bytes compiled, bytes not compiled) at the end of a micro-batch's forward pass, where memory peaks."""
     m, weights = e.model, e.model.num_params()
     C, K, F, V = m.n_embd, _kv_width(m), _mlp_width(m), m.vocab_size
-    moments = 8 * weights - (4 * e.layer_weights if e.optimizer == "muon" else 0)  # Muon keeps one for each weight
+    moments = 8 * weights - (
+        4 * e.layer_weights if e.optimizer == "muon" else 0
+    )  # Muon keeps one for each weight
     halves = 2 * (e.layer_weights + V * C)
     # Kept per token and layer: the stream (fp32); q, k, v, rotated q and k, y, the branch's output, gate and up (fp16).
     compiled = e.micro_tokens * m.n_layer * (8 * C + 2 * (2 * C + 3 * K) + 4 * F)
@@ -148,7 +165,11 @@ def memory(e: Experiment) -> list[tuple[str, float, float]]:
         (f"moments of {e.optimizer}, fp32", moments, moments),
         ("fp16 copies of weights", halves, halves),
         (f"activations of {e.batch_size} x {m.block_size} tokens", compiled, eager),
-        (f"loss: {CHUNK:,} rows of logits, gradient of the head", loss + 4 * V * CHUNK, loss + 8 * V * CHUNK),
+        (
+            f"loss: {CHUNK:,} rows of logits, gradient of the head",
+            loss + 4 * V * CHUNK,
+            loss + 8 * V * CHUNK,
+        ),
     ]
 
 
@@ -165,10 +186,19 @@ def saved_bytes(model: GPTConfig) -> float:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        sizes = {**model.to_dict(), "n_layer": n_layer, "vocab_size": 64, "block_size": tokens, "eos_id": 0}
+        sizes = {
+            **model.to_dict(),
+            "n_layer": n_layer,
+            "vocab_size": 64,
+            "block_size": tokens,
+            "eos_id": 0,
+        }
         input_ids = torch.zeros(1, tokens, dtype=torch.int64)
         network = GPT(GPTConfig(**sizes))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
             hidden = network.hidden(input_ids)  # keeps the graph, and so every storage, alive
         assert hidden.requires_grad
         return sum(storages.values())
@@ -193,20 +223,33 @@ def report(e: Experiment, card: Card) -> str:
     ]
     for w, s in zip(work, seconds, strict=True):
         bound = "arithmetic" if w.flops / card.flops >= w.moved / card.bandwidth else "memory"
-        lines.append(f"| {w.kind} | {w.flops / 1e12:.2f} | {w.moved / 1e9:.1f} | {1e3 * s:.1f} | {bound} |")
+        lines.append(
+            f"| {w.kind} | {w.flops / 1e12:.2f} | {w.moved / 1e9:.1f} | {1e3 * s:.1f} | {bound} |"
+        )
     flops, moved = sum(w.flops for w in work), sum(w.moved for w in work)
     lines.append(f"| together | {flops / 1e12:.2f} | {moved / 1e9:.1f} | {1e3 * total:.1f} | |")
     mfu = e.tokens * m.flops_per_token() / (total * card.flops)
-    lines += ["", "| | tokens/s | MFU | hours for " + f"{e.max_steps:,} steps |", "| --- | ---: | ---: | ---: |"]
+    lines += [
+        "",
+        "| | tokens/s | MFU | hours for " + f"{e.max_steps:,} steps |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     for what, share in (("at the roof", 1.0), ("at half of it", 0.5)):
         hours = e.max_steps * total / share / 3600
-        lines.append(f"| {what} | {share * e.tokens / total:,.0f} | {share * mfu:.2f} | {hours:.1f} |")
+        lines.append(
+            f"| {what} | {share * e.tokens / total:,.0f} | {share * mfu:.2f} | {hours:.1f} |"
+        )
     parts = memory(e)
     lines += ["", "| memory, GiB | compiled | not compiled |", "| --- | ---: | ---: |"]
     lines += [f"| {what} | {a / 2**30:.2f} | {b / 2**30:.2f} |" for what, a, b in parts]
     sums = [sum(part[column] for part in parts) for column in (1, 2)]
-    lines.append(f"| together, of {card.memory / 2**30:.1f} | {sums[0] / 2**30:.2f} | {sums[1] / 2**30:.2f} |")
-    lines += ["", "Without the CUDA context (some 0.3 to 0.5 GiB) and what the allocator keeps beyond need."]
+    lines.append(
+        f"| together, of {card.memory / 2**30:.1f} | {sums[0] / 2**30:.2f} | {sums[1] / 2**30:.2f} |"
+    )
+    lines += [
+        "",
+        "Without the CUDA context (some 0.3 to 0.5 GiB) and what the allocator keeps beyond need.",
+    ]
     return "\n".join(lines)
 
 
@@ -222,7 +265,12 @@ def _mlp_width(model: GPTConfig) -> int:
 def main() -> None:
     """Print the tables."""
     args = sys.argv[1:] or ["t4", "t4", "laptop_4gb", "gtx1650"]
-    print("\n\n".join(report(experiment(name), CARDS[card]) for name, card in zip(args[::2], args[1::2], strict=True)))
+    print(
+        "\n\n".join(
+            report(experiment(name), CARDS[card])
+            for name, card in zip(args[::2], args[1::2], strict=True)
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ from azllm_lightning.training.saving import AtomicCheckpointIO
 def state(gigabytes: float) -> dict[str, object]:
     """A checkpoint of 36 layers, each of weights and two moments in fp32."""
     size = round(gigabytes * 1e9 / 4 / 3 / 36)
-    tensors = {part: {f"layer_{i}": torch.randn(size) for i in range(36)} for part in ("weights", "first", "second")}
+    tensors = {
+        part: {f"layer_{i}": torch.randn(size) for i in range(36)}
+        for part in ("weights", "first", "second")
+    }
     return {"azllm": {"format": 1}, **tensors}
 
 
@@ -61,16 +64,24 @@ class SavingShare(Callback):
         """Read it, when the last save is over."""
         passed = time.perf_counter() - self._started
         saving = next(cb for cb in trainer.callbacks if isinstance(cb, Throughput)).io.seconds
-        print(f"saving took {saving:.2f} s of {passed:.1f} s: {100 * saving / passed:.2f} % (bar 1 %)")
+        print(
+            f"saving took {saving:.2f} s of {passed:.1f} s: {100 * saving / passed:.2f} % (bar 1 %)"
+        )
 
 
 def share_of_a_run(overrides: list[str]) -> None:
     """Run the real command with saves every 500 steps, and say what they took."""
-    values = ["trainer.checkpoint_every_steps=500", *overrides, "+callbacks.saving._target_=save_time.SavingShare"]
+    values = [
+        "trainer.checkpoint_every_steps=500",
+        *overrides,
+        "+callbacks.saving._target_=save_time.SavingShare",
+    ]
     here = str(Path(__file__).resolve().parent)
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    subprocess.run([sys.executable, "-m", "azllm_lightning.train", *values], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-m", "azllm_lightning.train", *values], check=True, env=environment
+    )
 
 
 def main() -> None:
@@ -84,7 +95,9 @@ def main() -> None:
         import resource
 
         checkpoint = state(gigabytes)
-        methods.get(sys.argv[2], lambda *_: None)(checkpoint, Path(sys.argv[3]) / "step_00000001.ckpt")
+        methods.get(sys.argv[2], lambda *_: None)(
+            checkpoint, Path(sys.argv[3]) / "step_00000001.ckpt"
+        )
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
@@ -97,14 +110,20 @@ def main() -> None:
                 started = time.perf_counter()
                 save(checkpoint, path)
                 seconds[name].append(time.perf_counter() - started)
-        medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first round warms up
+        medians = {
+            name: statistics.median(values[1:]) for name, values in seconds.items()
+        }  # the first round warms up
         for name, values in seconds.items():
-            print(f"{name:<6}{medians[name]:6.2f} s  ({min(values[1:]):.2f} to {max(values[1:]):.2f})")
+            print(
+                f"{name:<6}{medians[name]:6.2f} s  ({min(values[1:]):.2f} to {max(values[1:]):.2f})"
+            )
         print(f"ratio {medians['ours'] / medians['plain']:6.2f}")
         if os.name == "posix":
             base, *peaks = (peak_memory(method, gigabytes, folder) for method in ("none", *methods))
             for name, peak in zip(methods, peaks, strict=True):
-                print(f"{name:<6}{peak / 1e9:6.2f} GB peak, {100 * (peak / base - 1):.1f} % above the state itself")
+                print(
+                    f"{name:<6}{peak / 1e9:6.2f} GB peak, {100 * (peak / base - 1):.1f} % above the state itself"
+                )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ BARS = {"cfg": 1.5, "fresh": 10.0, "again": 10.0}
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     args = parser.parse_args()
@@ -43,13 +45,17 @@ def main() -> None:
         low, middle, high = min(values), statistics.median(values), max(values)
         print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | under {BARS[name]} |")
     if args.json:
-        args.json.write_text(json.dumps({"machine": about, "seconds": seconds}, indent=1), encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"machine": about, "seconds": seconds}, indent=1), encoding="utf-8"
+        )
 
 
 def settings_told() -> float:
     """Seconds of `--cfg job`."""
     started = time.perf_counter()
-    subprocess.run([*TRAIN, "--cfg", "job"], cwd=machine.ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*TRAIN, "--cfg", "job"], cwd=machine.ROOT, check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - started
 
 
@@ -66,7 +72,11 @@ def first_step(folder: Path) -> float:
     try:
         while run.poll() is None:
             runs = set(folder.glob("lightning_logs/*/*")) - earlier
-            if any(b"train_loss" in events.read_bytes() for run in runs for events in run.glob("events.*")):
+            if any(
+                b"train_loss" in events.read_bytes()
+                for run in runs
+                for events in run.glob("events.*")
+            ):
                 return time.perf_counter() - started
             time.sleep(0.02)
         sys.exit(f"the default job ended with exit code {run.returncode} before its first step")

@@ -19,7 +19,9 @@ def synthetic_data(folder: Path, vocab_size: int, num_documents: int) -> None:
     """
     folder.mkdir(parents=True)
     parts = json.loads(Tokenizer.train([], vocab_size).to_json())
-    letters = sorted(parts["model"]["vocab"], key=parts["model"]["vocab"].get)[1:]  # all bytes, after end-of-text
+    letters = sorted(parts["model"]["vocab"], key=parts["model"]["vocab"].get)[
+        1:
+    ]  # all bytes, after end-of-text
     pairs = [[a, b] for a in letters for b in letters][: vocab_size - len(letters) - 1]
     parts["model"]["merges"] = pairs
     parts["model"]["vocab"] |= {a + b: 1 + len(letters) + i for i, (a, b) in enumerate(pairs)}

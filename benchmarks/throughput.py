@@ -33,7 +33,7 @@ import torch
 from clock import Race
 from synthetic import synthetic_data
 
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.config.model import GPTConfig
 
 PEERS = machine.ROOT / ".peers"
 SCRIPTS = Path(__file__).resolve().parent / "peers"
@@ -44,7 +44,9 @@ PACKAGES = {
 }
 CONTESTANTS = ("ours", "hf", "hf_bf16", "litgpt", "gpt2_loop")
 WARM_UP = 5  # steps that do not count
-SHAPE = Race("", "", 0, n_layer=6, n_head=6, n_embd=384, vocab_size=8192, block_size=256, batch_size=8)
+SHAPE = Race(
+    "", "", 0, n_layer=6, n_head=6, n_embd=384, vocab_size=8192, block_size=256, batch_size=8
+)
 SEGMENT = 10  # steps that either loop of --overhead takes at a time: as many as log once
 OVERHEAD = {
     "30m": replace(SHAPE, n_layer=8, n_head=8, n_embd=512, steps=80),
@@ -65,12 +67,24 @@ TINY = {
 
 def main() -> None:
     """Run what was asked for, and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="contestants, or with --overhead sizes; default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each contestant has its turn")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", help="contestants, or with --overhead sizes; default: all"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="times that each contestant has its turn"
+    )
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of a turn")
-    parser.add_argument("--overhead", action="store_true", help="our loop beside a loop by hand, both with our model")
-    parser.add_argument("--tiny", action="store_true", help="a shape that shows that the benchmark works, no more")
+    parser.add_argument(
+        "--overhead",
+        action="store_true",
+        help="our loop beside a loop by hand, both with our model",
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="a shape that shows that the benchmark works, no more"
+    )
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     args = parser.parse_args()
     choices = tuple(OVERHEAD) if args.overhead else CONTESTANTS
@@ -79,7 +93,11 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(choices)}")
     about = machine.describe()
     print("\n".join(f"{key:<8}{value}" for key, value in about.items()), flush=True)
-    report = overhead(names, args.tiny) if args.overhead else race(names, args.rounds, args.steps, args.tiny)
+    report = (
+        overhead(names, args.tiny)
+        if args.overhead
+        else race(names, args.rounds, args.steps, args.tiny)
+    )
     if args.json:
         args.json.write_text(json.dumps({"machine": about, **report}, indent=1), encoding="utf-8")
 
@@ -97,7 +115,11 @@ def race(names: list[str], rounds: int, steps: int, tiny: bool) -> dict[str, Any
         if name.partition("_")[0] in PACKAGES:
             venv(name.partition("_")[0])
     with tempfile.TemporaryDirectory() as folder:
-        shape = replace(shape, tokens=str(prepare(shape.vocab_size) / "train_00000.bin"), out=f"{folder}/report.json")
+        shape = replace(
+            shape,
+            tokens=str(prepare(shape.vocab_size) / "train_00000.bin"),
+            out=f"{folder}/report.json",
+        )
         for turn in range(rounds):
             for name in names:
                 report = run(name, shape, Path(folder))
@@ -108,7 +130,12 @@ def race(names: list[str], rounds: int, steps: int, tiny: bool) -> dict[str, Any
                 print(f"round {turn + 1}  {name:<10}{rate:9,.0f} tokens/s", flush=True)
     print("\n".join(f"{name:<10} {json.dumps(values)}" for name, values in told.items()))
     print("\n" + table(rates, shares))
-    return {"shape": asdict(shape), "tokens_per_sec": rates, "share_of_machine": shares, "told": told}
+    return {
+        "shape": asdict(shape),
+        "tokens_per_sec": rates,
+        "share_of_machine": shares,
+        "told": told,
+    }
 
 
 def run(name: str, shape: Race, folder: Path) -> dict[str, Any]:
@@ -120,7 +147,9 @@ def run(name: str, shape: Race, folder: Path) -> dict[str, Any]:
     else:
         peer = name.partition("_")[0]
         script = SCRIPTS / {"hf": "hf.py", "litgpt": "litgpt_pretrain.py"}[peer]
-        child([venv(peer), script, json.dumps(asdict(replace(shape, bf16=name == "hf_bf16")))], folder)
+        child(
+            [venv(peer), script, json.dumps(asdict(replace(shape, bf16=name == "hf_bf16")))], folder
+        )
     return json.loads(Path(shape.out).read_text(encoding="utf-8"))
 
 
@@ -132,17 +161,26 @@ def tokens_per_second(ends: list[float], shape: Race) -> float:
 
 def flops_per_token(shape: Race) -> int:
     """Operations of one token, forward and backward, of our model of this shape."""
-    sizes = {key: value for key, value in asdict(shape).items() if key in GPTConfig.__dataclass_fields__}
+    sizes = {
+        key: value for key, value in asdict(shape).items() if key in GPTConfig.__dataclass_fields__
+    }
     return GPTConfig(**sizes, tie_embeddings=True).flops_per_token()
 
 
 def table(rates: dict[str, list[float]], shares: dict[str, list[float]]) -> str:
     """Markdown: median (smallest to largest) of each contestant, and of ours over it by round."""
-    lines = ["| contestant | tokens/s | share of bf16 products | ours is faster by |", "|---|---|---|---|"]
+    lines = [
+        "| contestant | tokens/s | share of bf16 products | ours is faster by |",
+        "|---|---|---|---|",
+    ]
     for name, values in rates.items():
-        ratios = [ours / theirs for ours, theirs in zip(rates.get("ours", ()), values, strict=False)]
+        ratios = [
+            ours / theirs for ours, theirs in zip(rates.get("ours", ()), values, strict=False)
+        ]
         ratio = f"{spread(ratios, '.2f')}" if ratios and name != "ours" else ""
-        lines.append(f"| {name} | {spread(values, ',.0f')} | {spread(shares[name], '.2f')} | {ratio} |")
+        lines.append(
+            f"| {name} | {spread(values, ',.0f')} | {spread(shares[name], '.2f')} | {ratio} |"
+        )
     return "\n".join(lines)
 
 
@@ -157,7 +195,9 @@ def spread(values: list[float], form: str) -> str:
 def overhead(names: list[str], tiny: bool) -> dict[str, Any]:
     """Our loop and the loop by hand in turn within one process; prints ratio and milliseconds, and returns them."""
     measured = {}
-    print("\n| model | ours / loop, tokens/s | ours, ms a step | more than the loop, ms |\n|---|---|---|---|")
+    print(
+        "\n| model | ours / loop, tokens/s | ours, ms a step | more than the loop, ms |\n|---|---|---|---|"
+    )
     for name in names:
         shape = OVERHEAD[name]
         if tiny:
@@ -172,7 +212,8 @@ def overhead(names: list[str], tiny: bool) -> dict[str, Any]:
         ratios, more = [b / a for a, b in pairs], [1000 * (a - b) / SEGMENT for a, b in pairs]
         measured[name] = {"ms": ours, "ratio": ratios, "more_ms": more}
         print(
-            f"| {name} | {quartiles(ratios, '.3f')} | {quartiles(ours, '.1f')} | {quartiles(more, '.2f')} |", flush=True
+            f"| {name} | {quartiles(ratios, '.3f')} | {quartiles(ours, '.1f')} | {quartiles(more, '.2f')} |",
+            flush=True,
         )
     return {"overhead": measured}
 
@@ -247,7 +288,9 @@ def child(command: list[str | Path], folder: Path) -> None:
         errors="replace",
     )
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))} failed ({done.returncode}):\n{done.stdout[-4000:]}")
+        sys.exit(
+            f"{' '.join(map(str, command))} failed ({done.returncode}):\n{done.stdout[-4000:]}"
+        )
 
 
 if __name__ == "__main__":

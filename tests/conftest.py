@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests run side by side, and so do their subprocesses
+# Before torch is imported: tests run side by side, and so do their subprocesses.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+from training_runs import Probe  # noqa: E402
+
+from azllm_lightning.config.model import GPTConfig  # noqa: E402
+from azllm_lightning.model.gpt import GPT  # noqa: E402
+from azllm_lightning.training.causal_lm import CausalLM  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -23,19 +31,31 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides for the smallest useful run; the test's folder is the current one, the data are made once for all."""
+    from tensorboard.summary.writer import event_file_writer
+
     monkeypatch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
     monkeypatch.chdir(tmp_path)
+    # Event files of one second differ by a number that starts at 0 in each process; here, in each test.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     data = "tales_bytes=60_000 vocab_size=300 block_size=32 batch_size=4 val_windows=8 val_fraction=0.1"
     model = "n_layer=1 n_head=2 n_embd=32"
     trainer = "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 compile=false accelerator=cpu"
-    groups = {"data": data, "model": model, "trainer": f"{trainer} precision=32-true", "schedule": "warmup_steps=2"}
-    return ["run_name=tiny", *(f"{group}.{pair}" for group, pairs in groups.items() for pair in pairs.split())]
+    groups = {
+        "data": data,
+        "model": model,
+        "trainer": f"{trainer} precision=32-true",
+        "schedule": "warmup_steps=2",
+    }
+    return [
+        "run_name=tiny",
+        *(f"{group}.{pair}" for group, pairs in groups.items() for pair in pairs.split()),
+    ]
 
 
 @pytest.fixture
 def train_tiny(tiny: list[str]) -> Callable[..., Path]:
     """train_tiny(*overrides): train or resume the tiny run in this process; returns its folder."""
-    from azllm_lightning.cli import compose
+    from azllm_lightning.cli.entrance import compose
     from azllm_lightning.train import train
 
     def run(*overrides: str) -> Path:
@@ -50,7 +70,7 @@ def train_tiny(tiny: list[str]) -> Callable[..., Path]:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit code."""
-    from azllm_lightning import cli
+    from azllm_lightning.cli import entrance as cli
     from azllm_lightning.train import train
 
     def run(*args: str, run: Callable[[dict[str, Any], list[str]], object] = train) -> int:
@@ -63,3 +83,53 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return 0
 
     return run
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
+    """Watches every training in this process, and interferes where the test asks it to."""
+    probe = Probe()
+    training_step, forward = CausalLM.training_step, GPT.forward
+    factor = 1.0
+
+    def watched(self: CausalLM, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        nonlocal factor
+        probe.module = self
+        step, micro = self.trainer.global_step, batch_idx % self.trainer.accumulate_grad_batches
+        if micro == 0:
+            probe.windows[step] = []
+        probe.windows[step] += batch.tolist()
+        if (action := probe.actions.pop((step, micro), None)) is not None:
+            action()
+        factor = probe.factor(step, batch)
+        try:
+            return training_step(self, batch, batch_idx)
+        finally:
+            factor = 1.0
+
+    def distorted(self: GPT, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out: torch.Tensor = forward(self, *args, **kwargs)
+        return out if factor == 1 else out * factor
+
+    monkeypatch.setattr(CausalLM, "training_step", watched)
+    monkeypatch.setattr(GPT, "forward", distorted)
+    return probe
+
+
+@pytest.fixture
+def config() -> GPTConfig:
+    return GPTConfig(vocab_size=300, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
+
+
+@pytest.fixture
+def model(config: GPTConfig) -> GPT:
+    """A small model whose weights are far from their start, so that its predictions are far from even."""
+    torch.manual_seed(0)
+    model = GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.15)
+            else:
+                parameter.uniform_(0.5, 1.5)
+    return model

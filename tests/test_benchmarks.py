@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from azllm_lightning.cli import compose
+from azllm_lightning.cli.entrance import compose
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -26,7 +26,9 @@ def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(**changes: Any) -> Any:
     from gpt2 import GPT2Config
 
-    return GPT2Config(**{"vocab_size": 120, "block_size": 24, "n_layer": 3, "n_head": 2, "n_embd": 32, **changes})
+    return GPT2Config(
+        **{"vocab_size": 120, "block_size": 24, "n_layer": 3, "n_head": 2, "n_embd": 32, **changes}
+    )
 
 
 def test_the_peer_is_gpt2_weight_for_weight() -> None:
@@ -37,11 +39,15 @@ def test_the_peer_is_gpt2_weight_for_weight() -> None:
     sizes = {"vocab_size": 120, "n_positions": 24, "n_layer": 3, "n_head": 2, "n_embd": 32}
     reference = GPT2LMHeadModel(GPT2Config(**sizes, activation_function="gelu")).eval()
     with torch.no_grad():
-        for parameter in reference.parameters():  # biases and gains too, which start at zero and one
+        for (
+            parameter
+        ) in reference.parameters():  # biases and gains too, which start at zero and one
             parameter.add_(0.1 * torch.randn_like(parameter))
     # transformers keeps linear layers as Conv1D: transposed.
     turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-    weights = {name: t.T if name.endswith(turned) else t for name, t in reference.state_dict().items()}
+    weights = {
+        name: t.T if name.endswith(turned) else t for name, t in reference.state_dict().items()
+    }
     peer = GPT2(small(dropout=0.5)).eval()
     peer.load_state_dict(weights)
     input_ids = torch.randint(120, (2, 24))
@@ -67,10 +73,16 @@ def test_the_peer_starts_and_decays_as_nanogpt_does() -> None:
             assert torch.all(parameter == (0 if name.endswith("bias") else 1)), name
     assert peer.num_params() == 120 * 128 + 24 * 128 + 8 * (12 * 128**2 + 13 * 128) + 2 * 128
     decayed, free = configure_adamw(peer, lr=1e-3).param_groups
-    assert (decayed["weight_decay"], free["weight_decay"], decayed["betas"]) == (0.1, 0.0, (0.9, 0.95))
+    assert (decayed["weight_decay"], free["weight_decay"], decayed["betas"]) == (
+        0.1,
+        0.0,
+        (0.9, 0.95),
+    )
     assert all(p.ndim == 2 for p in decayed["params"])
     assert sum(p.numel() for group in (decayed, free) for p in group["params"]) == peer.num_params()
-    assert not [name for name, _ in GPT2(small(bias=False)).named_parameters() if name.endswith("bias")]
+    assert not [
+        name for name, _ in GPT2(small(bias=False)).named_parameters() if name.endswith("bias")
+    ]
 
 
 def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
@@ -80,7 +92,9 @@ def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
 
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "gpu.json"
-    checkout = tmp_path / "checkout"  # with the interface of nanoGPT's model.py, which wants contiguous labels
+    checkout = (
+        tmp_path / "checkout"
+    )  # with the interface of nanoGPT's model.py, which wants contiguous labels
     checkout.mkdir()
     (checkout / "model.py").write_text(
         "from gpt2 import GPT2, GPT2Config as GPTConfig\n\n\nclass GPT(GPT2):\n"
@@ -89,7 +103,9 @@ def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
     )
     # One call after the other: each adds to the file.
     for part in (["t4"], ["bf16", "--nanogpt", str(checkout)], ["long"]):
-        monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny", "--rounds", "1", "--out", str(out), "--part", *part])
+        monkeypatch.setattr(
+            sys, "argv", ["gpu.py", "--tiny", "--rounds", "1", "--out", str(out), "--part", *part]
+        )
         gpu.main()
     results = json.loads(out.read_text(encoding="utf-8"))
     ours, peer, exact = (results["t4"][side][0] for side in ("ours", "nanogpt", "fp32"))
@@ -103,10 +119,19 @@ def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
     assert ours["save_seconds"] > 0
     assert abs(peer["train_loss"] - ours["train_loss"]) < 0.5  # both near ln 300
     assert results["bf16"]["peer"] == "nanoGPT's model.py"
-    assert abs(results["bf16"]["nanogpt"][0]["train_loss"] - results["bf16"]["ours"][0]["train_loss"]) < 0.5
+    assert (
+        abs(results["bf16"]["nanogpt"][0]["train_loss"] - results["bf16"]["ours"][0]["train_loss"])
+        < 0.5
+    )
     assert results["long"]["ours"][0]["steps"] == 8
     table = capsys.readouterr().out
-    for figure in ("tokens/s, as a ratio", "MFU", "peak memory, GiB", "val_loss at step 6", "a save every 500 steps"):
+    for figure in (
+        "tokens/s, as a ratio",
+        "MFU",
+        "peak memory, GiB",
+        "val_loss at step 6",
+        "a save every 500 steps",
+    ):
         assert f"| t4 | {figure} |" in table
     assert "| long | steps with a non-finite loss | 0 of 8 |  | 0 | yes |" in table
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "gpu.json"]
@@ -116,13 +141,33 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
     import gpu
 
     def figures(rate: float, **more: Any) -> dict[str, Any]:
-        timing = {"step_seconds": [9.0, *[1000 / rate] * 9], "tokens_per_step": 1000, "flops_per_token": 100}
-        return {**timing, "peak_memory_bytes": 3 * 2**30, "peak_flops": 1e9, "skipped_steps": 2, **more}
+        timing = {
+            "step_seconds": [9.0, *[1000 / rate] * 9],
+            "tokens_per_step": 1000,
+            "flops_per_token": 100,
+        }
+        return {
+            **timing,
+            "peak_memory_bytes": 3 * 2**30,
+            "peak_flops": 1e9,
+            "skipped_steps": 2,
+            **more,
+        }
 
     def kept(part: str, **changes: Any) -> dict[str, str]:
-        good = {"val_loss": 4.0, "non_finite_losses": 0, "steps": 200, "precision": "16-mixed", "save_seconds": 0.4}
+        good = {
+            "val_loss": 4.0,
+            "non_finite_losses": 0,
+            "steps": 200,
+            "precision": "16-mixed",
+            "save_seconds": 0.4,
+        }
         ours = figures(**{"rate": 5_000_000, **good, **changes})
-        result = {"ours": [ours, ours], "nanogpt": [figures(4_000_000)] * 2, "fp32": [{**ours, "val_loss": 4.0}]}
+        result = {
+            "ours": [ours, ours],
+            "nanogpt": [figures(4_000_000)] * 2,
+            "fp32": [{**ours, "val_loss": 4.0}],
+        }
         return {row[0]: row[4] for row in gpu.rows(part, result) if row[4]}
 
     assert set(kept("t4", save_seconds=1e-4).values()) == {"yes"}
@@ -135,7 +180,9 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
     assert kept("t4", peak_memory_bytes=13.1 * 2**30)["peak memory, GiB"] == "NO"
     assert kept("t4", val_loss=4.05)["val_loss at step 200"] == "NO"
     assert kept("t4", non_finite_losses=1)["steps with a non-finite loss"] == "NO"
-    assert kept("t4", save_seconds=0.9e-3)["a save every 500 steps"] == "yes"  # 500 steps take 0.1 s
+    assert (
+        kept("t4", save_seconds=0.9e-3)["a save every 500 steps"] == "yes"
+    )  # 500 steps take 0.1 s
     assert kept("t4", save_seconds=1.1e-3)["a save every 500 steps"] == "NO"
 
 
@@ -167,7 +214,9 @@ def test_roofline_counts_the_operations_that_the_model_counts(name: str, card: s
     work = {w.kind: w for w in roofline.step_work(e)}
     products = work["products of the layers"].flops + work["head and loss"].flops
     attention = 12 * e.model.n_layer * e.model.n_embd * e.model.block_size
-    assert products == pytest.approx(e.tokens * (e.model.flops_per_token() - attention), rel=1e-3)  # but for the norms
+    assert products == pytest.approx(
+        e.tokens * (e.model.flops_per_token() - attention), rel=1e-3
+    )  # but for the norms
     assert work["attention"].flops == pytest.approx(7 / 12 * e.tokens * attention)
     seconds = roofline.step_seconds(roofline.CARDS[card], list(work.values()))
     told = roofline.report(e, roofline.CARDS[card])
@@ -182,7 +231,9 @@ def test_roofline_counts_the_memory_that_autograd_keeps() -> None:
 
     e = roofline.experiment("t4")
     model = e.model
-    least = 18 * model.n_embd + 4 * (model.intermediate_size or 0)  # 8 C of the stream, 10 C and 4 F inside, a token
+    least = 18 * model.n_embd + 4 * (
+        model.intermediate_size or 0
+    )  # 8 C of the stream, 10 C and 4 F inside, a token
     kept = roofline.saved_bytes(model)
     assert 2 * least < kept < 4 * least
     assert roofline.saved_bytes(replace(model, n_layer=3, vocab_size=99)) == kept
@@ -196,7 +247,9 @@ def test_roofline_counts_the_memory_that_autograd_keeps() -> None:
 
 def test_what_saving_takes_of_a_run(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "save_time.py"), "run", "+experiment=debug"]
-    done = subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, encoding="utf-8")
+    done = subprocess.run(
+        command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     line = next(line for line in done.stdout.splitlines() if line.startswith("saving took"))
     saving, whole = (float(part) for part in re.findall(r"([0-9.]+) s", line))
     assert 0 < saving < whole

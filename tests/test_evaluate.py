@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from azllm_lightning.callbacks.words import Words
-from azllm_lightning.cli import compose
+from azllm_lightning.cli.entrance import compose
 from azllm_lightning.evaluate import _grammar, evaluate
 
 TrainTiny = Callable[..., Path]
@@ -29,7 +29,10 @@ def own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A file of three documents from two sources; the third repeats the first."""
     monkeypatch.chdir(tmp_path)
     texts = [("Bir gün tülkü meşəyə getdi.", "nağıl"), ("Nazir müqaviləni imzaladı.", "xəbər")]
-    lines = [json.dumps({"mətn": text, "mənbə": source}, ensure_ascii=False) for text, source in [*texts, texts[0]]]
+    lines = [
+        json.dumps({"mətn": text, "mənbə": source}, ensure_ascii=False)
+        for text, source in [*texts, texts[0]]
+    ]
     (tmp_path / "öz mətnim.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return "öz mətnim.jsonl"
 
@@ -38,10 +41,10 @@ def test_a_run_is_scored_on_its_own_validation_documents(
     train_tiny: TrainTiny, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from azllm_lightning import load
-    from azllm_lightning.data.config import DataConfig
+    from azllm_lightning.config.data import DataConfig
+    from azllm_lightning.config.strict import from_mapping
     from azllm_lightning.data.corpus import documents
-    from azllm_lightning.model.evaluation import Score, score, scorer_of
-    from azllm_lightning.settings import from_mapping
+    from azllm_lightning.inference.scoring import Score, score, scorer_of
 
     folder = train_tiny()
     capsys.readouterr()
@@ -55,11 +58,22 @@ def test_a_run_is_scored_on_its_own_validation_documents(
     assert found["model"] == str(folder / "checkpoints" / "best.ckpt")
     assert json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) == found
     head, tales, everything, note = capsys.readouterr().out.splitlines()
-    assert head.split() == "source val_loss val_ppl val_bpb tokens_per_word bytes_per_token documents bytes".split()
+    assert (
+        head.split()
+        == "source val_loss val_ppl val_bpb tokens_per_word bytes_per_token documents bytes".split()
+    )
     assert tales.split()[1:] == everything.split()[1:]
-    cells = ["all", f"{expected['val_loss']:.4f}", f"{expected['val_ppl']:.2f}", f"{expected['val_bpb']:.4f}"]
+    cells = [
+        "all",
+        f"{expected['val_loss']:.4f}",
+        f"{expected['val_ppl']:.2f}",
+        f"{expected['val_bpb']:.4f}",
+    ]
     assert everything.split()[:4] == cells
-    assert everything.split()[-2:] == [str(len(texts)), f"{sum(len(text.encode()) for text in texts):,}"]
+    assert everything.split()[-2:] == [
+        str(len(texts)),
+        f"{sum(len(text.encode()) for text in texts):,}",
+    ]
     assert "windows of 32 tokens, stride 16" in note
 
 
@@ -67,9 +81,16 @@ def test_other_text_by_source(train_tiny: TrainTiny, own_text: str) -> None:
     train_tiny()
     fields = ["data.text_field=mətn", "data.source_field=mənbə"]
     found = run(f"data.path={own_text}", *fields, "stride=4", "out=nəticə.json")
-    sizes = {"nağıl": len("Bir gün tülkü meşəyə getdi.".encode()), "xəbər": len("Nazir müqaviləni imzaladı.".encode())}
+    sizes = {
+        "nağıl": len("Bir gün tülkü meşəyə getdi.".encode()),
+        "xəbər": len("Nazir müqaviləni imzaladı.".encode()),
+    }
     assert {source: row["bytes"] for source, row in found["sources"].items()} == sizes
-    assert (found["all"]["documents"], found["all"]["bytes"], found["stride"]) == (2, sum(sizes.values()), 4)
+    assert (found["all"]["documents"], found["all"]["bytes"], found["stride"]) == (
+        2,
+        sum(sizes.values()),
+        4,
+    )
     nll = {source: row["val_bpb"] * row["bytes"] for source, row in found["sources"].items()}
     assert found["all"]["val_bpb"] == pytest.approx(sum(nll.values()) / sum(sizes.values()))
     assert json.loads(Path("nəticə.json").read_text(encoding="utf-8")) == found
@@ -78,7 +99,7 @@ def test_other_text_by_source(train_tiny: TrainTiny, own_text: str) -> None:
 
 def test_the_checkpoint_and_the_window_that_are_named(train_tiny: TrainTiny, own_text: str) -> None:
     from azllm_lightning import load
-    from azllm_lightning.model.export import write_hf
+    from azllm_lightning.formats.export import write_hf
 
     first = train_tiny("run_name=birinci")
     train_tiny("run_name=ikinci", "seed=5")
@@ -95,7 +116,10 @@ def test_the_checkpoint_and_the_window_that_are_named(train_tiny: TrainTiny, own
     model, tokenizer = load(alone)
     Path("hf").mkdir()
     write_hf(model, tokenizer, Path("hf"))
-    for exported in (run("ckpt_path=hf", *text), run("hf=hf", *text)):  # both of what `export` wrote
+    for exported in (
+        run("ckpt_path=hf", *text),
+        run("hf=hf", *text),
+    ):  # both of what `export` wrote
         assert exported["all"] == pytest.approx(named["all"])
     with pytest.raises(ValueError, match="hf does not say what text it was trained on: give data"):
         run("ckpt_path=hf")
@@ -104,16 +128,20 @@ def test_the_checkpoint_and_the_window_that_are_named(train_tiny: TrainTiny, own
     assert shorter["all"]["val_loss"] != moved["all"]["val_loss"]
 
 
-def test_without_its_data_a_run_says_what_to_do(train_tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from azllm_lightning.data.config import DataConfig
-    from azllm_lightning.data.prepare import prepared_folder
-    from azllm_lightning.settings import from_mapping
+def test_without_its_data_a_run_says_what_to_do(
+    train_tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azllm_lightning.config.data import DataConfig
+    from azllm_lightning.config.strict import from_mapping
+    from azllm_lightning.data.pipeline import prepared_folder
 
     train_tiny()
     found = run()
     where = Path(found["text"].removesuffix(", validation split"))
     monkeypatch.setenv("AZLLM_DATA_DIR", str(Path("başqa").absolute()))
-    with pytest.raises(ValueError, match=r"is not in .*başqa.*: give data.dir=FOLDER .* or data.path=TEXT"):
+    with pytest.raises(
+        ValueError, match=r"is not in .*başqa.*: give data.dir=FOLDER .* or data.path=TEXT"
+    ):
         run()
     assert not Path("başqa").exists()
     assert run(f"data.dir={where}")["all"] == found["all"]
@@ -122,12 +150,19 @@ def test_without_its_data_a_run_says_what_to_do(train_tiny: TrainTiny, monkeypat
     assert prepared_folder(from_mapping(DataConfig, {"dir": "yoxdur"}, "data")) == Path("yoxdur")
 
 
-def test_a_run_whose_text_was_moved_says_what_to_do(train_tiny: TrainTiny, tiny: list[str], own_text: str) -> None:
+def test_a_run_whose_text_was_moved_says_what_to_do(
+    train_tiny: TrainTiny, tiny: list[str], own_text: str
+) -> None:
     text = Path("mətn.txt")
-    text.write_text("\n\n".join(f"{i}. Nazir müqaviləni imzaladı və getdi." for i in range(400)), encoding="utf-8")
+    text.write_text(
+        "\n\n".join(f"{i}. Nazir müqaviləni imzaladı və getdi." for i in range(400)),
+        encoding="utf-8",
+    )
     train_tiny("data=text", f"data.path={text}")
     text.unlink()
-    with pytest.raises(ValueError, match=r"is not to be found \(.*mətn\.txt.*\): give data.dir=FOLDER"):
+    with pytest.raises(
+        ValueError, match=r"is not to be found \(.*mətn\.txt.*\): give data.dir=FOLDER"
+    ):
         run()
 
 
@@ -138,13 +173,17 @@ def test_a_model_of_transformers_without_a_start_token(
 
     folder = train_tiny()
     size = {"vocab_size": 300, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 2}
-    GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=None)).save_pretrained("peer")
+    GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=None)).save_pretrained(
+        "peer"
+    )
     PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).save_pretrained("peer")
     ours, peers = run(), run("hf=peer")
     assert peers["text"] == ours["text"]
     assert (peers["model"], peers["start_token"]) == ("peer", False)
     assert (
-        peers["all"]["documents"] == ours["all"]["documents"] == peers["all"]["tokens"] - peers["all"]["scored_tokens"]
+        peers["all"]["documents"]
+        == ours["all"]["documents"]
+        == peers["all"]["tokens"] - peers["all"]["scored_tokens"]
     )
     assert peers["all"]["tokens"] == ours["all"]["tokens"]
     assert 0 < ours["all"]["bytes"] - peers["all"]["scored_bytes"] < 4 * ours["all"]["documents"]
@@ -158,17 +197,27 @@ def test_a_model_of_transformers_without_a_start_token(
         run("hf=peer")
 
 
-def test_what_a_tokenizer_cannot_spell_is_told(own_text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_tokenizer_cannot_spell_is_told(
+    own_text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     import tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     vocab = {"<unk>": 0, "<s>": 1, "Bir": 2, "gün": 3, "Nazir": 4, ".": 5}
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
     core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>").save_pretrained("peer")
-    GPT2LMHeadModel(GPT2Config(vocab_size=6, n_positions=32, n_embd=32, n_layer=1, n_head=2)).save_pretrained("peer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>"
+    ).save_pretrained("peer")
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=6, n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    ).save_pretrained("peer")
     found = run("hf=peer", f"data.path={own_text}", "data.text_field=mətn")
-    assert (found["start_token"], found["all"]["tokens"], found["all"]["unknown_tokens"]) == (True, 10, 5)
+    assert (found["start_token"], found["all"]["tokens"], found["all"]["unknown_tokens"]) == (
+        True,
+        10,
+        5,
+    )
     assert "5 tokens stand for what the tokenizer cannot spell" in capsys.readouterr().out
 
 
@@ -193,7 +242,7 @@ def test_pairs(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(("likes_right", "expected"), [(True, 1.0), (False, 0.0)])
 def test_the_likelier_sentence_is_the_one_told_right(likes_right: bool, expected: float) -> None:
     from azllm_lightning.azerbaijani.pairs import minimal_pairs
-    from azllm_lightning.model.evaluation import Scorer
+    from azllm_lightning.inference.scoring import Scorer
 
     right = {pair.right for pair in minimal_pairs()}
     scorer = Scorer(

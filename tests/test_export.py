@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from azllm_lightning import cli, load
-from azllm_lightning.cli import compose
+from azllm_lightning.cli.entrance import compose
 from azllm_lightning.export import export
 from azllm_lightning.generate import generate
 
@@ -20,7 +20,13 @@ TrainTiny = Callable[..., Path]
 Exported = Callable[..., Path]
 
 FILES = {
-    "hf": {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"},
+    "hf": {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    },
     "gguf": {"model-f16.gguf", "Modelfile"},
     "pt": {"best_model.pt", "tokenizer.json"},
 }
@@ -55,7 +61,10 @@ def test_a_run_becomes_a_folder_with_a_card(
     assert rows["parameters"] == f"{load(run)[0].config.num_params():,}"
     assert rows["data"] == "tales"
     assert rows["tokens seen"] == f"{best['step'] * 4 * 32:,} in {best['step']} steps"
-    assert rows[f"val_loss at step {best['step']}"] == f"{best['metrics']['val_loss']:.4f} nats a token"
+    assert (
+        rows[f"val_loss at step {best['step']}"]
+        == f"{best['metrics']['val_loss']:.4f} nats a token"
+    )
     assert rows["bits per byte"] == f"{best['metrics']['val_bpb']:.4f} of held-out text"
 
 
@@ -70,10 +79,15 @@ def test_the_code_on_the_card_works(
     assert "Bir gün" in capsys.readouterr().out
 
 
-def test_a_card_tells_of_local_text_its_name_only(train_tiny: TrainTiny, exported: Exported, tmp_path: Path) -> None:
+def test_a_card_tells_of_local_text_its_name_only(
+    train_tiny: TrainTiny, exported: Exported, tmp_path: Path
+) -> None:
     text = tmp_path / "gizli yer" / "kitab.txt"
     text.parent.mkdir()
-    text.write_text("\n\n".join(f"Uşaq {i} kitab oxuyur, sonra {i * i} alma yeyir." for i in range(400)), "utf-8")
+    text.write_text(
+        "\n\n".join(f"Uşaq {i} kitab oxuyur, sonra {i * i} alma yeyir." for i in range(400)),
+        "utf-8",
+    )
     train_tiny("data=text", f"data.path={text}")
     card = (exported("out=o") / "README.md").read_text(encoding="utf-8")
     assert "| data | text, kitab.txt |" in card
@@ -91,15 +105,21 @@ def test_an_exported_folder_is_a_checkpoint_to_all_verbs(
     again = exported("out=yenə", f"ckpt_path={out}")
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
     assert "val_loss" not in (again / "README.md").read_text(encoding="utf-8")
-    tuned = train_tiny("run_name=davam", f"init_from={out}", "optimizer.lr=1e-12", "trainer.max_steps=1")
+    tuned = train_tiny(
+        "run_name=davam", f"init_from={out}", "optimizer.lr=1e-12", "trainer.max_steps=1"
+    )
     generate(compose([*writes, f"ckpt_path={tuned}"], "generate"))
     assert capsys.readouterr().out.endswith(first)
 
 
-def test_a_whole_state_exports_what_best_does_not_have(train_tiny: TrainTiny, exported: Exported) -> None:
+def test_a_whole_state_exports_what_best_does_not_have(
+    train_tiny: TrainTiny, exported: Exported
+) -> None:
     run = train_tiny()
     (run / "checkpoints" / "best.ckpt").unlink()
-    weights = torch.load(exported("out=o", "format=pt", "ckpt_path=last") / "best_model.pt", weights_only=True)
+    weights = torch.load(
+        exported("out=o", "format=pt", "ckpt_path=last") / "best_model.pt", weights_only=True
+    )
     state = torch.load(run / "checkpoints" / "step_00000008.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(weights["model.embed_tokens.weight"], state["net.model.embed_tokens.weight"])
 

@@ -14,20 +14,23 @@ import pytest
 import yaml
 
 import azllm_lightning
-from azllm_lightning.build import CallbacksConfig, check, model_config
-from azllm_lightning.callbacks.health import HealthConfig
-from azllm_lightning.callbacks.samples import SamplesConfig
-from azllm_lightning.cli import compose, conf_dir
-from azllm_lightning.data.config import DataConfig
-from azllm_lightning.model.config import GPTConfig
-from azllm_lightning.training.config import TrainerConfig
-from azllm_lightning.training.optimizer import MuonConfig, OptimizerConfig
-from azllm_lightning.training.schedule import ScheduleConfig
+from azllm_lightning.cli.entrance import compose, conf_dir
+from azllm_lightning.config.callbacks import CallbacksConfig, HealthConfig, SamplesConfig
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.config.schedule import ScheduleConfig
+from azllm_lightning.config.trainer import TrainerConfig
+from azllm_lightning.session.build import check, model_config
 
 PACKAGE = Path(azllm_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-ORDER = ["azerbaijani", "data", "model", "training", "callbacks"]
-CHOICES = sorted(path.relative_to(conf_dir()).with_suffix("").as_posix() for path in conf_dir().glob("*/*.yaml"))
+ORDER = (
+    "cli config azerbaijani data model formats inference runs training callbacks session"
+).split()
+CHOICES = sorted(
+    path.relative_to(conf_dir()).with_suffix("").as_posix() for path in conf_dir().glob("*/*.yaml")
+)
 
 
 def imports(source: Path) -> Iterator[str]:
@@ -44,11 +47,13 @@ def imports(source: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("folder", ORDER)
 def test_a_folder_imports_only_from_folders_before_it(folder: str) -> None:
-    allowed = {"settings", *ORDER[: ORDER.index(folder) + 1]}
+    allowed = {*ORDER[: ORDER.index(folder) + 1]}
     sources = sorted((PACKAGE / folder).rglob("*.py"))
     assert sources
     for source in sources:
-        own = {name.split(".")[1] for name in imports(source) if name.startswith("azllm_lightning.")}
+        own = {
+            name.split(".")[1] for name in imports(source) if name.startswith("azllm_lightning.")
+        }
         assert own <= allowed, source
 
 
@@ -56,7 +61,19 @@ def test_a_folder_imports_only_from_folders_before_it(folder: str) -> None:
     ("folder", "forbidden"),
     [
         ("azerbaijani", {"torch", "lightning", "hydra", "omegaconf", "numpy"}),
-        ("model", {"lightning", "hydra", "omegaconf", "logging", "torchmetrics", "tensorboard", "tqdm", "yaml"}),
+        (
+            "model",
+            {
+                "lightning",
+                "hydra",
+                "omegaconf",
+                "logging",
+                "torchmetrics",
+                "tensorboard",
+                "tqdm",
+                "yaml",
+            },
+        ),
         ("training", {"tqdm", "omegaconf"}),
     ],
 )
@@ -70,10 +87,17 @@ def code_lines(source: Path) -> int:
     text = source.read_text(encoding="utf-8")
     told = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             told |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = enumerate(text.splitlines(), start=1)
-    return sum(bool(line.strip()) and not line.strip().startswith("#") and number not in told for number, line in lines)
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in told
+        for number, line in lines
+    )
 
 
 def test_size() -> None:
@@ -82,7 +106,9 @@ def test_size() -> None:
     watching = [source for source in SOURCES if source.parent.name == "callbacks"]
     assert sum(map(code_lines, core)) < 4000
     assert sum(map(code_lines, watching)) < 1000
-    lines = {source.name: len(source.read_text(encoding="utf-8").splitlines()) for source in SOURCES}
+    lines = {
+        source.name: len(source.read_text(encoding="utf-8").splitlines()) for source in SOURCES
+    }
     assert {name: number for name, number in lines.items() if number > 300} == {}
     assert not [source for source in SOURCES if "utils" in source.stem]
 
@@ -100,8 +126,13 @@ def test_generating_imports_no_lightning() -> None:
         "except ValueError: pass\n"
         "sys.exit(' '.join({'lightning', 'hydra', 'tensorboard', 'torchmetrics', 'pyarrow'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=120)
-    assert (done.returncode, done.stderr.strip()) == (1, "")  # sys.exit of a text is told on stderr; '' is nothing
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=120
+    )
+    assert (done.returncode, done.stderr.strip()) == (
+        1,
+        "",
+    )  # sys.exit of a text is told on stderr; '' is nothing
 
 
 def names(cls: type) -> set[str]:
@@ -122,7 +153,9 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.partition("/")[0] != "experiment"])
+@pytest.mark.parametrize(
+    "choice", [choice for choice in CHOICES if choice.partition("/")[0] != "experiment"]
+)
 def test_conf_and_dataclass_have_the_same_keys(choice: str) -> None:
     values = yaml.safe_load((conf_dir() / f"{choice}.yaml").read_text(encoding="utf-8"))
     if values.pop("defaults", None) is None and not choice.startswith("logger/"):
@@ -138,11 +171,17 @@ def test_conf_and_dataclass_have_the_same_keys(choice: str) -> None:
 def test_every_key_is_explained(choice: str) -> None:
     first, *rest = (conf_dir() / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
     assert first.startswith("# ")
-    if choice.startswith("experiment/"):  # its keys are explained in their groups; it says what it is
+    if choice.startswith(
+        "experiment/"
+    ):  # its keys are explained in their groups; it says what it is
         assert first == "# @package _global_"
         assert re.match(r"# \w+", rest[0])
         return
-    own = rest[: rest.index(hydra[0])] if (hydra := [line for line in rest if line.startswith("hydra:")]) else rest
+    own = (
+        rest[: rest.index(hydra[0])]
+        if (hydra := [line for line in rest if line.startswith("hydra:")])
+        else rest
+    )
     for above, line in zip([first, *own], own, strict=False):
         if re.match(r" *\w+: *[^ #]", line):
             assert " # " in line or above.startswith("# "), line
@@ -160,7 +199,10 @@ def test_every_choice_is_a_valid_config(choice: str) -> None:
 
 
 def test_a_drive_that_is_not_mounted_is_told() -> None:
-    with pytest.raises(ValueError, match=r"logs_dir=/content/drive/MyDrive/lightning_logs.*mount Google Drive first"):
+    with pytest.raises(
+        ValueError,
+        match=r"logs_dir=/content/drive/MyDrive/lightning_logs.*mount Google Drive first",
+    ):
         check(compose(["+experiment=colab"]))
 
 
@@ -168,20 +210,39 @@ def test_t4_is_the_run_of_the_course() -> None:
     config = compose(["+experiment=t4"])
     data, model, trainer = config["data"], config["model"], config["trainer"]
     assert (model["n_layer"], model["n_head"], model["n_embd"]) == (12, 12, 768)
-    assert (data["name"], data["vocab_size"], data["block_size"], data["batch_size"]) == ("fineweb2", 32_000, 512, 12)
+    assert (data["name"], data["vocab_size"], data["block_size"], data["batch_size"]) == (
+        "fineweb2",
+        32_000,
+        512,
+        12,
+    )
     assert (data["val_windows"], data["max_bytes"]) == (2400, 700_000_000)
     assert (trainer["accumulate_grad_batches"], trainer["precision"]) == (4, "16-mixed")
-    assert (trainer["max_steps"], trainer["val_every_steps"], trainer["checkpoint_every_steps"]) == (5000, 500, 500)
+    assert (
+        trainer["max_steps"],
+        trainer["val_every_steps"],
+        trainer["checkpoint_every_steps"],
+    ) == (5000, 500, 500)
     assert trainer["accelerator"] == "gpu"
     assert trainer["gradient_clip_val"] == 1.0
 
 
 def test_course_is_t4_by_the_recipe_of_the_course() -> None:
     ours, theirs = compose(["+experiment=t4"]), compose(["+experiment=course"])
-    assert {key for key in ours if ours[key] != theirs[key]} == {"run_name", "optimizer", "schedule"}
+    assert {key for key in ours if ours[key] != theirs[key]} == {
+        "run_name",
+        "optimizer",
+        "schedule",
+    }
     adamw = {"name": "adamw", "lr": 6e-4, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8}
     assert theirs["optimizer"] == adamw
-    cosine = {"name": "cosine", "warmup_steps": 100, "total_steps": None, "decay_ratio": 1.0, "min_lr_ratio": 0.1}
+    cosine = {
+        "name": "cosine",
+        "warmup_steps": 100,
+        "total_steps": None,
+        "decay_ratio": 1.0,
+        "min_lr_ratio": 0.1,
+    }
     assert theirs["schedule"] == cosine
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from azllm_lightning.training.checkpoint import step_files
-from azllm_lightning.training.curve import read_scalars
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.curves import read_scalars
 
 SUMMARY = (
     "run_name version steps tokens_seen val_loss val_ppl val_bpb best_val_loss best_step tokens_per_sec wall_seconds "
@@ -39,21 +39,46 @@ def train(folder: Path, data: Path, *typed: str) -> subprocess.CompletedProcess[
 
 
 def files(run: Path) -> set[str]:
-    return {re.sub(r"tfevents\..*", "tfevents", path.relative_to(run).as_posix()) for path in run.rglob("*.*")}
+    return {
+        re.sub(r"tfevents\..*", "tfevents", path.relative_to(run).as_posix())
+        for path in run.rglob("*.*")
+    }
 
 
 def test_the_debug_job_and_its_resume(tmp_path: Path) -> None:
     name = "Bakı'dan, ilk"
-    done = train(tmp_path, tmp_path / "data", "+experiment=debug", f"run_name={name}", "trainer.accelerator=cpu")
+    done = train(
+        tmp_path,
+        tmp_path / "data",
+        "+experiment=debug",
+        f"run_name={name}",
+        "trainer.accelerator=cpu",
+    )
     run = tmp_path / "lightning_logs" / name / "version_0"
-    texts = {".hydra", ".hydra/config.yaml", "hparams.yaml", "train.log", "tokenizer.json", "summary.json", ".lock"}
+    texts = {
+        ".hydra",
+        ".hydra/config.yaml",
+        "hparams.yaml",
+        "train.log",
+        "tokenizer.json",
+        "summary.json",
+        ".lock",
+    }
     steps = {f"checkpoints/step_{step:08d}.ckpt" for step in (5, 10)}
-    assert files(run) - {"checkpoints/last.ckpt"} == {*texts, *steps, "checkpoints/best.ckpt", "events.out.tfevents"}
+    assert files(run) - {"checkpoints/last.ckpt"} == {
+        *texts,
+        *steps,
+        "checkpoints/best.ckpt",
+        "events.out.tfevents",
+    }
     assert {path.name for path in tmp_path.iterdir()} == {"data", "lightning_logs"}
 
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert sorted(summary) == sorted(SUMMARY.split())
-    told = {key: summary[key] for key in ("run_name", "version", "status", "steps", "tokens_seen", "resumed_from")}
+    told = {
+        key: summary[key]
+        for key in ("run_name", "version", "status", "steps", "tokens_seen", "resumed_from")
+    }
     assert told == {
         "run_name": name,
         "version": 0,
@@ -70,11 +95,17 @@ def test_the_debug_job_and_its_resume(tmp_path: Path) -> None:
     assert scalars["val_loss"][10] < scalars["val_loss"][0]
     assert summary["val_loss"] == pytest.approx(scalars["val_loss"][10], abs=1e-6)
 
-    for text in ("step 10  val_loss", "talk      python -m azllm_lightning.generate", "tensorboard --logdir"):
+    for text in (
+        "step 10  val_loss",
+        "talk      python -m azllm_lightning.generate",
+        "tensorboard --logdir",
+    ):
         assert text in done.stdout
         assert text in (run / "train.log").read_text(encoding="utf-8")
 
-    again = train(tmp_path, tmp_path / "data", f"run_name={name}", "ckpt_path=last", "trainer.max_steps=15")
+    again = train(
+        tmp_path, tmp_path / "data", f"run_name={name}", "ckpt_path=last", "trainer.max_steps=15"
+    )
     assert "resuming from" in again.stdout
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))

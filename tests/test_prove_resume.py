@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from azllm_lightning import cli, prove_resume
+from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.train import train
-from azllm_lightning.training.checkpoint import step_files
 
 
 class Killed(Exception):
     """What stands for a kill in the process of the tests."""
 
 
-def in_this_process(folder: Path, name: str, settings: list[str], told: str, ends_early: bool = False) -> None:
+def in_this_process(
+    folder: Path, name: str, settings: list[str], told: str, ends_early: bool = False
+) -> None:
     """A session without the seconds that starting a process takes; a kill is then an exception."""
     typed = [*settings, f"run_name={name}"]
     with pytest.MonkeyPatch.context() as patch:
@@ -36,17 +38,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azllm_lightning.callbacks.interrupt.os.kill", kill)
 
 
-def test_an_exact_resume_passes(quick: None, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exact_resume_passes(
+    quick: None, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     prove_resume.prove_resume(cli.compose(tiny, "prove_resume"), tiny)
     assert capsys.readouterr().out.splitlines()[-1].startswith("PASS  8 steps straight")
 
 
 def test_what_differs_first_is_named(
-    quick: None, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: None,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Dropout from a stream that goes on instead of one that follows from the step: what Lightning does as it comes."""
     monkeypatch.setattr(
-        "azllm_lightning.training.causal_lm._stream", lambda *key: 7 if "weights" in key else next(stream)
+        "azllm_lightning.training.causal_lm._stream",
+        lambda *key: 7 if "weights" in key else next(stream),
     )
     stream = iter(range(1000))
     overrides = [*tiny, "model.dropout=0.1"]
@@ -72,13 +80,19 @@ def test_a_run_that_fails_is_told(tiny: list[str]) -> None:
     with pytest.raises(ValueError, match="ckpt_path=last: prove_resume trains runs of its own"):
         prove_resume.prove_resume(cli.compose([*tiny, "ckpt_path=last"]), tiny)
     settings = [*tiny, "trainer.devices=0"]
-    with pytest.raises(ValueError, match=r"the run 'straight' ended with code 2:\n(.*\n)*.*trainer.devices=0"):
+    with pytest.raises(
+        ValueError, match=r"the run 'straight' ended with code 2:\n(.*\n)*.*trainer.devices=0"
+    ):
         prove_resume._session(Path.cwd(), "straight", settings, "to the end")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [[], ["model.dropout=0.1", "trainer.devices=2", "trainer.strategy=ddp"]])
-def test_the_command(settings: list[str], tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "settings", [[], ["model.dropout=0.1", "trainer.devices=2", "trainer.strategy=ddp"]]
+)
+def test_the_command(
+    settings: list[str], tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = [*tiny, *settings]
     prove_resume.prove_resume(cli.compose(overrides, "prove_resume"), overrides)
     assert "PASS" in capsys.readouterr().out

@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 
-from azllm_lightning.callbacks.board import LAYOUT, METRICS
-from azllm_lightning.cli import Resumable
-from azllm_lightning.training.curve import read_scalars
+from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS
+from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.runs.curves import read_scalars
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 # What a page shows lies in shadow roots within shadow roots.
 WALK = """
@@ -54,7 +56,9 @@ class Page:
         self._rest = b""
         self._session: str | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         size = {"width": 1600, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
 
@@ -76,14 +80,18 @@ class Page:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def see(self, url: str, enough: Callable[[dict[str, Any]], bool], seconds: float = 120) -> dict[str, Any]:
+    def see(
+        self, url: str, enough: Callable[[dict[str, Any]], bool], seconds: float = 120
+    ) -> dict[str, Any]:
         """What `url` shows as soon as that is enough, or when the time is over."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
         end = time.monotonic() + seconds
         while True:
             time.sleep(1)
-            found = self.call("Runtime.evaluate", expression=WALK, returnByValue=True)["result"].get("value")
+            found = self.call("Runtime.evaluate", expression=WALK, returnByValue=True)[
+                "result"
+            ].get("value")
             if found is not None and (enough(found) or time.monotonic() > end):
                 return dict(found)
 
@@ -102,7 +110,10 @@ def browser(profile: Path) -> Iterator[Page]:
     command = [sys.executable, "-c", start, BROWSER, *flags.split()]
     with (profile / "browser.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, f"--user-data-dir={profile}"], pass_fds=(to_read, back_write), stdout=log, stderr=log
+            [*command, f"--user-data-dir={profile}"],
+            pass_fds=(to_read, back_write),
+            stdout=log,
+            stderr=log,
         )
     os.close(to_read)
     os.close(back_write)
@@ -116,7 +127,17 @@ def browser(profile: Path) -> Iterator[Page]:
 @contextmanager
 def tensorboard(logs: Path, folder: Path) -> Iterator[str]:
     """Its address, with `logs` loaded."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", "0", "--host", "127.0.0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(logs),
+        "--port",
+        "0",
+        "--host",
+        "127.0.0.1",
+    ]
     with (folder / "tensorboard.log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -140,12 +161,22 @@ def tensorboard(logs: Path, folder: Path) -> Iterator[str]:
 @pytest.mark.skipif(sys.platform == "win32", reason="the browser is driven through inherited pipes")
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt install chromium)")
 def test_the_page_explains_itself(train_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    lines = [{"text": f"{number} kitab və {number % 7} dəftər", "source": f"s{number % 2}"} for number in range(600)]
+    lines = [
+        {"text": f"{number} kitab və {number % 7} dəftər", "source": f"s{number % 2}"}
+        for number in range(600)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    data = ["data=text", f"data.path={tmp_path / 'a.jsonl'}", "data.source_field=source", "data.val_windows=null"]
+    data = [
+        "data=text",
+        f"data.path={tmp_path / 'a.jsonl'}",
+        "data.source_field=source",
+        "data.val_windows=null",
+    ]
     interrupt = ["_target_=azllm_lightning.callbacks.interrupt.Interrupt", "step=5", "kill=false"]
     with pytest.raises(Resumable):
-        train_tiny(*data, "trainer.val_every_steps=2", *(f"+callbacks.stop.{pair}" for pair in interrupt))
+        train_tiny(
+            *data, "trainer.val_every_steps=2", *(f"+callbacks.stop.{pair}" for pair in interrupt)
+        )
     folder = train_tiny("ckpt_path=last")
     train_tiny(*data, "trainer.val_every_steps=2", "optimizer.lr=1e-4")
     runs = ("tiny/version_0", "tiny/version_1")
@@ -154,7 +185,9 @@ def test_the_page_explains_itself(train_tiny: Callable[..., Path], tmp_path: Pat
         page = stack.enter_context(browser(tmp_path / "profile"))
 
         # Everything that is drawn has at least this many lines; an empty chart has one, of an icon.
-        seen = page.see(f"{address}?tagFilter=%5E(train%7Cval)_loss%24#timeseries", lambda seen: drawn(seen, 2))
+        seen = page.see(
+            f"{address}?tagFilter=%5E(train%7Cval)_loss%24#timeseries", lambda seen: drawn(seen, 2)
+        )
         assert drawn(seen, 2), seen
 
         seen = page.see(f"{address}#custom_scalars", lambda seen: drawn(seen, 9))
@@ -162,17 +195,35 @@ def test_the_page_explains_itself(train_tiny: Callable[..., Path], tmp_path: Pat
         assert [title.partition("#")[0] for title in seen["drawn"]] == [
             title for row in LAYOUT.values() for title in row
         ]
-        for tag in ("train_loss", "val_loss", "val_loss_by_source/s0", "val_ppl", "lr", "peak_memory_gb"):
+        for tag in (
+            "train_loss",
+            "val_loss",
+            "val_loss_by_source/s0",
+            "val_ppl",
+            "lr",
+            "peak_memory_gb",
+        ):
             assert all(f"{tag} ({run})" in seen["text"] for run in runs), tag
 
-        samples = [f"step {step} greedy temperature 0.8 Azərbaycanın paytaxtı" for step in (8, 6, 4, 2, 0)]
-        seen = page.see(f"{address}#text", lambda seen: all(text in seen["text"] for text in samples))
+        samples = [
+            f"step {step} greedy temperature 0.8 Azərbaycanın paytaxtı" for step in (8, 6, 4, 2, 0)
+        ]
+        seen = page.see(
+            f"{address}#text", lambda seen: all(text in seen["text"] for text in samples)
+        )
         assert all(seen["text"].count(text) == len(runs) for text in samples), seen["text"]
-        assert all(text in seen["text"] for text in ("cpu_threads: ", "commit: ", "source_field: source"))
+        assert all(
+            text in seen["text"] for text in ("cpu_threads: ", "commit: ", "source_field: source")
+        )
 
         rows = [(run, read_scalars(folder.parent / Path(run).name)["val_loss"][8]) for run in runs]
-        cells = [f"{run} text {rate} adamw" for run, rate in zip(runs, ("0.0030000", "0.00010000"), strict=True)]
-        seen = page.see(f"{address}#hparams", lambda seen: all(cell in seen["text"] for cell in cells))
+        cells = [
+            f"{run} text {rate} adamw"
+            for run, rate in zip(runs, ("0.0030000", "0.00010000"), strict=True)
+        ]
+        seen = page.see(
+            f"{address}#hparams", lambda seen: all(cell in seen["text"] for cell in cells)
+        )
         assert all(seen["text"].count(cell) == 1 for cell in cells), seen["text"]
         assert " ".join(METRICS) in seen["text"]
         assert all(f"{loss:#.5g}" in seen["text"] for _, loss in rows), (rows, seen["text"])

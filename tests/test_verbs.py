@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from azllm_lightning import cli
 from azllm_lightning.callbacks.words import Words
-from azllm_lightning.cli import compose
+from azllm_lightning.cli import entrance as cli
+from azllm_lightning.cli.entrance import compose
 from azllm_lightning.evaluate import evaluate
 from azllm_lightning.export import export
 from azllm_lightning.generate import BETWEEN_SAMPLES, GenerateConfig, generate
@@ -41,7 +41,9 @@ def test_one_sample_is_streamed_and_is_what_sample_gives(
     model, tokenizer = load(train_tiny())
     capsys.readouterr()
     pieces: list[str] = []
-    monkeypatch.setattr("builtins.print", lambda *text, end="\n", **_: pieces.append("".join(text) + end))
+    monkeypatch.setattr(
+        "builtins.print", lambda *text, end="\n", **_: pieces.append("".join(text) + end)
+    )
     generate(settings("prompt=Gəl, dedi, 'şəhərə' gedək", "max_new_tokens=60"))
     texts = sample(model, tokenizer, "Gəl, dedi, 'şəhərə' gedək", 60, seed=3)
     assert "".join(pieces[1:]) == texts[0] + "\n"
@@ -51,7 +53,9 @@ def test_one_sample_is_streamed_and_is_what_sample_gives(
     assert not held
 
 
-def test_several_samples_stand_apart(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_samples_stand_apart(
+    train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     from azllm_lightning import load, sample
 
     model, tokenizer = load(train_tiny())
@@ -61,7 +65,9 @@ def test_several_samples_stand_apart(train_tiny: TrainTiny, capsys: pytest.Captu
     assert capsys.readouterr().out == BETWEEN_SAMPLES.join(texts) + "\n"
 
 
-def test_a_text_ends_before_a_stop_string(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_ends_before_a_stop_string(
+    train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_tiny()
 
     def written(*overrides: str) -> str:
@@ -71,7 +77,9 @@ def test_a_text_ends_before_a_stop_string(train_tiny: TrainTiny, capsys: pytest.
 
     whole = written()
     new = whole.removeprefix("Bakı")
-    stop = next(letter for letter in new[5:] if letter.isalpha())  # half a letter or a space would not come back whole
+    stop = next(
+        letter for letter in new[5:] if letter.isalpha()
+    )  # half a letter or a space would not come back whole
     assert written(f"stop=[yoxdur,{stop}]") == "Bakı" + new[: new.index(stop)]
     assert GenerateConfig("", "best", None, "lightning_logs", 1, ["a", r"\n\n"]).stops == [
         "a",
@@ -108,7 +116,9 @@ def test_at_a_terminal_one_prompt_follows_the_other(
     generate(settings())
 
 
-def test_the_checkpoint_that_is_named(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_checkpoint_that_is_named(
+    train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = train_tiny("run_name=birinci"), train_tiny("run_name=ikinci")
     step = "step_00000004.ckpt"
 
@@ -119,13 +129,22 @@ def test_the_checkpoint_that_is_named(train_tiny: TrainTiny, capsys: pytest.Capt
 
     assert taken() == f"from {second / 'checkpoints' / 'best.ckpt'}"
     assert taken("run_name=birinci") == f"from {first / 'checkpoints' / 'best.ckpt'}"
-    assert taken("run_name=birinci", "ckpt_path=last") == f"from {first / 'checkpoints' / 'step_00000008.ckpt'}"
-    assert taken(f"ckpt_path={first / 'checkpoints' / step}") == f"from {first / 'checkpoints' / step}"
-    (second / "checkpoints" / "best.ckpt").unlink()  # a run that was stopped before its first validation has none
+    assert (
+        taken("run_name=birinci", "ckpt_path=last")
+        == f"from {first / 'checkpoints' / 'step_00000008.ckpt'}"
+    )
+    assert (
+        taken(f"ckpt_path={first / 'checkpoints' / step}") == f"from {first / 'checkpoints' / step}"
+    )
+    (
+        second / "checkpoints" / "best.ckpt"
+    ).unlink()  # a run that was stopped before its first validation has none
     assert taken() == f"from {second / 'checkpoints' / 'step_00000008.ckpt'}"
 
 
-def test_a_prompt_longer_than_the_context_is_told(train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_longer_than_the_context_is_told(
+    train_tiny: TrainTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_tiny()
     capsys.readouterr()
     generate(settings("prompt=" + "Bakı küləyi " * 20))
@@ -202,13 +221,17 @@ def test_prepare_says_what_there_is(tiny: list[str], capsys: pytest.CaptureFixtu
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["folder"] == str(folder)
     assert lines["vocabulary"] == "300 tokens"
-    assert lines["train"].startswith(f"{train.documents:,} documents, 0.1 MB, {train.tokens:,} tokens, ")
+    assert lines["train"].startswith(
+        f"{train.documents:,} documents, 0.1 MB, {train.tokens:,} tokens, "
+    )
     assert lines["train"].endswith(f" {train.text_bytes / train.tokens:.2f} bytes a token")
     assert lines["sources"] == "tales 100.0 %"
     assert lines["next"] == cli.command("train", data_overrides(tiny))
 
 
-def test_a_command_to_paste_is_as_a_person_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_to_paste_is_as_a_person_types_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     typed = ["data=text", r"data.path=C:\Mənim mətnim", "run_name=şah", "data.block_size=32"]
     shown = cli.command("prepare", cli.quote_overrides(typed))
@@ -235,9 +258,9 @@ def test_a_command_to_paste_means_the_same() -> None:
 
 
 def test_training_takes_what_prepare_made(tiny: list[str]) -> None:
-    from azllm_lightning.data.config import DataConfig
+    from azllm_lightning.config.data import DataConfig
+    from azllm_lightning.config.strict import from_mapping
     from azllm_lightning.data.datamodule import TokenDataModule
-    from azllm_lightning.settings import from_mapping
 
     folder = prepare(compose(data_overrides(tiny), "prepare"))
     datamodule = TokenDataModule(from_mapping(DataConfig, compose(tiny)["data"], "data"), 0)
@@ -253,14 +276,20 @@ def test_every_verb_speaks_azerbaijani(
     capsys.readouterr()
     generate(settings("prompt=" + "Bir gün " * 40, "lang=az"))
     told = capsys.readouterr().err
-    assert re.fullmatch(r"model: .*best.ckpt\nyazdığınızda \d+ token var, .* yalnız sonunu oxuyur\n", told)
+    assert re.fullmatch(
+        r"model: .*best.ckpt\nyazdığınızda \d+ token var, .* yalnız sonunu oxuyur\n", told
+    )
     export(compose(["out=model", "format=pt", "lang=az"], "export"))
     assert capsys.readouterr().out.startswith("model: ")
     evaluate(compose(["lang=az"], "evaluate"))
     told_twice = capsys.readouterr()
     assert re.match(r"mənbə .*val_loss.*\n(.*\n)+pəncərə 32 token, sürüşmə 16, ", told_twice.out)
-    assert re.search(r"^mətn        .*\n(.*\n)*yazıldı     .*evaluation.json\n", told_twice.err, re.MULTILINE)
-    prepare(compose([*data_overrides(tiny), "lang=az"], "prepare"), [*data_overrides(tiny), "lang=az"])
+    assert re.search(
+        r"^mətn        .*\n(.*\n)*yazıldı     .*evaluation.json\n", told_twice.err, re.MULTILINE
+    )
+    prepare(
+        compose([*data_overrides(tiny), "lang=az"], "prepare"), [*data_overrides(tiny), "lang=az"]
+    )
     labels = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert labels == ["qovluq", "lüğət", "train", "val", "mənbələr", "növbəti"]
 
@@ -270,7 +299,9 @@ def test_the_largest_sources_are_named() -> None:
 
     split = Split(documents=1, text_bytes=400, tokens=200, files=())
     spans = tuple(Span(f"mənbə {i}", "train", 0, 100 - i) for i in range(15))
-    report = _report(Words(), Manifest(1, "", 300, {"train": split, "val": split}, spans, {"duplicates": 0}, {}))
+    report = _report(
+        Words(), Manifest(1, "", 300, {"train": split, "val": split}, spans, {"duplicates": 0}, {})
+    )
     sources = report.splitlines()[-1]
     assert sources.startswith("sources     mənbə 0 7.2 %, mənbə 1 ")
     assert sources.endswith("mənbə 11 6.4 %, and 3 more")
@@ -278,18 +309,24 @@ def test_the_largest_sources_are_named() -> None:
 
 
 def test_a_signal_stops_prepare_and_the_same_command_begins_anew(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
 
     monkeypatch.setenv("AZLLM_DATA_DIR", str(tmp_path / "hazır"))
     overrides = data_overrides(tiny)
     with monkeypatch.context() as patch:
-        build = "azllm_lightning.data.prepare._train_tokenizer"
+        build = "azllm_lightning.data.pipeline._train_tokenizer"
         patch.setattr(build, lambda *_: signal.raise_signal(signal.SIGTERM))
         patch.setattr(sys, "argv", ["prepare", *overrides])
         with pytest.raises(SystemExit) as left:
             cli.main("prepare", prepare)
     assert left.value.code == cli.EXIT_RESUMABLE
-    assert shlex.join(["python", "-m", "azllm_lightning.prepare", *overrides]) in capsys.readouterr().err
+    assert (
+        shlex.join(["python", "-m", "azllm_lightning.prepare", *overrides])
+        in capsys.readouterr().err
+    )
     assert not list((tmp_path / "hazır").glob("tales-*"))
     assert prepare(compose(overrides, "prepare")).is_dir()

@@ -16,10 +16,28 @@ ROOT = Path(__file__).parents[1]
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel installed in it, dependencies left out."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(ROOT)]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder / "dist"),
+        str(ROOT),
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=120)
     (wheel,) = (folder / "dist").glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(folder / "site")]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(folder / "site"),
+    ]
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True, timeout=120)
     return folder / "site"
 
@@ -39,17 +57,28 @@ def run(installed: Path, folder: Path, *args: str) -> str:
 
 
 def test_it_carries_the_configs_and_the_lexicon_and_no_tests(installed: Path) -> None:
-    there = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
+    there = {
+        path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()
+    }
     package = ROOT / "azllm_lightning"
-    wanted = {path.relative_to(ROOT).as_posix() for path in package.rglob("*") if path.suffix in (".py", ".tsv")}
-    wanted |= {f"azllm_lightning/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in package.rglob("*")
+        if path.suffix in (".py", ".tsv")
+    }
+    wanted |= {
+        f"azllm_lightning/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "conf").rglob("*.yaml")
+    }
     assert "azllm_lightning/conf/experiment/t4.yaml" in wanted
     assert wanted <= there
     assert not [name for name in there if name.startswith(("tests", "conf/"))]
 
 
 def test_the_module_finds_every_config(installed: Path, tmp_path: Path) -> None:
-    assert "n_layer: 12" in run(installed, tmp_path, "-m", "azllm_lightning.train", "--cfg", "job", "+experiment=t4")
+    assert "n_layer: 12" in run(
+        installed, tmp_path, "-m", "azllm_lightning.train", "--cfg", "job", "+experiment=t4"
+    )
 
 
 def test_the_console_script_finds_every_config(installed: Path, tmp_path: Path) -> None:
@@ -67,10 +96,14 @@ def test_the_console_script_finds_every_config(installed: Path, tmp_path: Path) 
 
 def test_python_finds_every_config(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import azllm_lightning, hydra; from azllm_lightning.cli import conf_dir\n"
+        "import azllm_lightning, hydra; from azllm_lightning.cli.entrance import conf_dir\n"
         "print(conf_dir())\n"
         "print(azllm_lightning.compose(['+experiment=t4'])['model']['n_layer'])\n"
         "with hydra.initialize_config_module('azllm_lightning.conf', version_base='1.3'):\n"
         "    print(hydra.compose('train', ['+experiment=t4']).model.n_embd)\n"
     )
-    assert run(installed, tmp_path, "-c", code).split() == [str(installed / "azllm_lightning" / "conf"), "12", "768"]
+    assert run(installed, tmp_path, "-c", code).split() == [
+        str(installed / "azllm_lightning" / "conf"),
+        "12",
+        "768",
+    ]

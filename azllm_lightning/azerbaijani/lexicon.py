@@ -74,7 +74,11 @@ def inflect(entry: Entry, features: Iterable[str]) -> str:
         if case != "nom" or possessor:
             word = m.noun(m.noun_stem(word), case, "pl" in flags, possessor)
     else:
-        stem = m.noun_stem(m.ordinal(entry.stem)) if "ord" in flags else m.noun_stem(entry.stem, entry.trait)
+        stem = (
+            m.noun_stem(m.ordinal(entry.stem))
+            if "ord" in flags
+            else m.noun_stem(entry.stem, entry.trait)
+        )
         word = m.noun(stem, case, "pl" in flags, possessor)
     if degree:
         word = m.compare(word, degree)

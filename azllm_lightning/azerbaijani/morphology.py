@@ -16,16 +16,27 @@ _FOUR_WAY = dict(zip("aıoueəiöü", "ııuuiiiüü", strict=True))
 _SOFT = {"k": "y", "q": "ğ"}
 
 PERSONS = ("1sg", "2sg", "3sg", "1pl", "2pl", "3pl")
-CASES = ("nom", "gen", "dat", "acc", "loc", "abl")  # adlıq, yiyəlik, yönlük, təsirlik, yerlik, çıxışlıq
+CASES = (
+    "nom",
+    "gen",
+    "dat",
+    "acc",
+    "loc",
+    "abl",
+)  # adlıq, yiyəlik, yönlük, təsirlik, yerlik, çıxışlıq
 
 _CASE = {"gen": "(n)In", "dat": "(y)A", "acc": "(n)I", "loc": "dA", "abl": "dAn"}
 _CASE_AFTER_THIRD = {**_CASE, "dat": "nA", "loc": "ndA", "abl": "ndAn"}  # the pronominal n
 _POSSESSIVE = dict(zip(PERSONS, ("(I)m", "(I)n", "(s)I", "(I)mIz", "(I)nIz", "lArI"), strict=True))
 _COPULA = dict(zip(PERSONS, ("(y)Am", "sAn", "dIr", "(y)IK", "sInIz", "dIrlAr"), strict=True))
 _FULL = {**_COPULA, "3sg": "", "3pl": "lAr"}  # after present, perfect and future
-_SHORT = dict(zip(PERSONS, ("m", "n", "", "K", "nIz", "lAr"), strict=True))  # after past and conditional
+_SHORT = dict(
+    zip(PERSONS, ("m", "n", "", "K", "nIz", "lAr"), strict=True)
+)  # after past and conditional
 _IMPERATIVE = dict(zip(PERSONS, ("(y)Im", "", "sIn", "(y)AK", "(y)In", "sInlAr"), strict=True))
-_OPTATIVE = dict(zip(PERSONS, ("(y)Am", "(y)AsAn", "(y)A", "(y)AK", "(y)AsInIz", "(y)AlAr"), strict=True))
+_OPTATIVE = dict(
+    zip(PERSONS, ("(y)Am", "(y)AsAn", "(y)A", "(y)AK", "(y)AsInIz", "(y)AlAr"), strict=True)
+)
 
 # form: (suffix, suffix of the negative, person endings)
 _FINITE = {
@@ -106,7 +117,9 @@ def attach(word: str, suffix: str, oblique: str | None = None) -> str:
     for letter in suffix:
         vowel = _last_vowel(word)
         front = vowel not in "aıou"
-        word += {"A": "ə" if front else "a", "I": _FOUR_WAY[vowel], "K": "k" if front else "q"}.get(letter, letter)
+        word += {"A": "ə" if front else "a", "I": _FOUR_WAY[vowel], "K": "k" if front else "q"}.get(
+            letter, letter
+        )
     return word
 
 
@@ -120,7 +133,9 @@ def noun(stem: Stem, case: str = "nom", plural: bool = False, possessor: str | N
         oblique = word
     if case == "nom":
         return word
-    return attach(word, (_CASE_AFTER_THIRD if possessor in ("3sg", "3pl") else _CASE)[case], oblique)
+    return attach(
+        word, (_CASE_AFTER_THIRD if possessor in ("3sg", "3pl") else _CASE)[case], oblique
+    )
 
 
 def pronoun(word: str, case: str = "nom") -> str:

@@ -59,11 +59,15 @@ def _fill(phenomenon: str, frame: str) -> Iterator[Pair]:
     text = _SLOT.sub("{}", frame)
     (at,) = (i for i, (_, _, wrong) in enumerate(slots) if wrong)
     for entries in product(*(_members(name) for name, _, _ in slots)):
-        rights = [inflect(entry, _split(slot[1])) for entry, slot in zip(entries, slots, strict=True)]
+        rights = [
+            inflect(entry, _split(slot[1])) for entry, slot in zip(entries, slots, strict=True)
+        ]
         wrong = _wrong(entries[at], _split(slots[at][1]), slots[at][2])
         if wrong is not None and wrong != rights[at]:
             wrongs = [*rights[:at], wrong, *rights[at + 1 :]]
-            right_text, wrong_text = (m.capitalize(text.format(*forms)) for forms in (rights, wrongs))
+            right_text, wrong_text = (
+                m.capitalize(text.format(*forms)) for forms in (rights, wrongs)
+            )
             yield Pair(phenomenon, right_text, wrong_text, rights[at], wrong)
 
 

@@ -52,7 +52,13 @@ class _Mode(NamedTuple):
 
 _MODES = tuple(  # in a story of each twelve
     _Mode(*mode.split())
-    for mode, weight in {"3sg past": 5, "3sg pres": 2, "3sg evid": 1, "1sg past": 3, "1sg pres": 1}.items()
+    for mode, weight in {
+        "3sg past": 5,
+        "3sg pres": 2,
+        "3sg evid": 1,
+        "1sg past": 3,
+        "1sg pres": 1,
+    }.items()
     for _ in range(weight)
 )
 
@@ -87,7 +93,9 @@ class _Dice:
     """splitmix64 (Steele, Lea and Flood, 2014): the same draws under every version of Python."""
 
     def __init__(self, seed: int, index: int) -> None:
-        self._state = int.from_bytes(blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little")
+        self._state = int.from_bytes(
+            blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little"
+        )
 
     def below(self, n: int) -> int:
         mask = (1 << 64) - 1
@@ -136,13 +144,17 @@ def _rules() -> dict[str, list[_Rule]]:
         cast = tuple((item[0], item[2:]) for item in when if "=" in item)
         persons = frozenset(when) & frozenset(_PERSONS) or frozenset(_PERSONS)
         tenses = frozenset(when) & frozenset(_TENSES) or frozenset(_TENSES)
-        rules.setdefault(row["symbol"], []).append(_Rule(persons, tenses, cast, _parse(row["text"])))
+        rules.setdefault(row["symbol"], []).append(
+            _Rule(persons, tenses, cast, _parse(row["text"]))
+        )
     return rules
 
 
 @cache
 def _stories() -> list[_Rule]:
-    return [rule for symbol, rules in _rules().items() if symbol.startswith("story.") for rule in rules]
+    return [
+        rule for symbol, rules in _rules().items() if symbol.startswith("story.") for rule in rules
+    ]
 
 
 @cache
@@ -214,7 +226,12 @@ def _heads(head: str, mode: _Mode) -> list[Entry]:
 
 @cache
 def _meaning(mode: _Mode) -> dict[str, str]:
-    return {"A": mode.person, "pA": f"p{mode.person}", "we": _PERSONS[mode.person], **_TENSES[mode.tense]}
+    return {
+        "A": mode.person,
+        "pA": f"p{mode.person}",
+        "we": _PERSONS[mode.person],
+        **_TENSES[mode.tense],
+    }
 
 
 @cache
@@ -265,7 +282,11 @@ class _Listing:
             if isinstance(part, str):
                 tails = self._add({part}, tails)
             elif isinstance(part, _Slot):
-                heads = _classes()[self._cast[part.head]] if part.head in self._cast else _heads(part.head, self._mode)
+                heads = (
+                    _classes()[self._cast[part.head]]
+                    if part.head in self._cast
+                    else _heads(part.head, self._mode)
+                )
                 tails = self._add({_render(entry, part, self._mode) for entry in heads}, tails)
             elif isinstance(part, _Choice):
                 tails = frozenset().union(*(self.walk(option, tails) for option in part.options))
@@ -273,7 +294,9 @@ class _Listing:
                 key = (part.name, tails)
                 if key not in self._walked:
                     fitting = [rule for rule in _rules()[part.name] if rule.allows(self._mode)]
-                    self._walked[key] = frozenset().union(*(self.walk(rule.parts, tails) for rule in fitting))
+                    self._walked[key] = frozenset().union(
+                        *(self.walk(rule.parts, tails) for rule in fitting)
+                    )
                 tails = self._walked[key]
         return tails
 
@@ -283,5 +306,7 @@ class _Listing:
             for text in texts:
                 joined = _polish(tail + text)
                 self._found.update(words(joined))
-                after.add(_WORD.sub("0", joined)[-5:])  # what parts sentences; no letters, lest they count as words
+                after.add(
+                    _WORD.sub("0", joined)[-5:]
+                )  # what parts sentences; no letters, lest they count as words
         return frozenset(after)

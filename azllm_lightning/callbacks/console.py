@@ -73,7 +73,9 @@ class Console(Callback):
         """A validation is over now, if there was one."""
         self.remaining.go_on()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Move the bar by a step, or print a line now and then where there is none."""
         assert isinstance(pl_module, CausalLM)
         report, bar, words = pl_module.step_report, self._bar, self.words
@@ -95,7 +97,12 @@ class Console(Callback):
             bar.update(1)
         elif line_is_due:
             self._line_at = time.monotonic()
-            facts = {"step": trainer.global_step, "steps": trainer.max_steps, "loss": report.loss, "lr": report.lr}
+            facts = {
+                "step": trainer.global_step,
+                "steps": trainer.max_steps,
+                "loss": report.loss,
+                "lr": report.lr,
+            }
             log.info("  ".join([words("progress", **facts), *ends]))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,7 +122,13 @@ class Console(Callback):
         values = pl_module.last_validation
         gap = values.get("generalization_gap")
         train_loss = None if gap is None else values["val_loss"] - gap
-        row = Validation(trainer.global_step, train_loss, values["val_loss"], values["val_ppl"], values["val_bpb"])
+        row = Validation(
+            trainer.global_step,
+            train_loss,
+            values["val_loss"],
+            values["val_ppl"],
+            values["val_bpb"],
+        )
         self.validations.append(row)
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix, refresh=False)
@@ -128,13 +141,19 @@ class Console(Callback):
             self._bar.set_postfix_str("", refresh=False)
         self._close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Close the bar, so that what follows starts on a line of its own."""
         self._close()
 
     def _tell_time(self, left: float | None) -> None:
         """Once a session, when enough was measured: how long it will take, and when it ends."""
-        if self._time_told or left is None or sum(self.remaining.throughput.step_seconds[1:]) < SECONDS_TO_JUDGE:
+        if (
+            self._time_told
+            or left is None
+            or sum(self.remaining.throughput.step_seconds[1:]) < SECONDS_TO_JUDGE
+        ):
             return
         self._time_told = True
         if left >= WORTH_TELLING:
@@ -142,7 +161,9 @@ class Console(Callback):
             end = now + timedelta(seconds=left)
             clock = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%Y-%m-%d %H:%M}"
             about = duration(self.words, left)
-            log.info("\n".join(prose(self.words("time"), self.words("ends", time=about, clock=clock))))
+            log.info(
+                "\n".join(prose(self.words("time"), self.words("ends", time=about, clock=clock)))
+            )
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -174,6 +195,8 @@ def _size() -> dict[str, Any]:
 
 def _no_bar() -> bool | None:
     """Whether a bar would do harm; None: unless standard error is a terminal."""
-    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":  # nobody looks, and each of its moves is kept in a log
+    if (
+        os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
+    ):  # nobody looks, and each of its moves is kept in a log
         return True
     return False if "ipykernel" in sys.modules else None

@@ -12,10 +12,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from azllm_lightning.callbacks import ailments
-from azllm_lightning.callbacks.board import writers
+from azllm_lightning.callbacks import rules as ailments
 from azllm_lightning.callbacks.console import Console
 from azllm_lightning.callbacks.panels import best_of, prose
+from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.training.causal_lm import CausalLM
 
@@ -44,16 +44,32 @@ class Diagnosis(Callback):
     With `patience`, the run stops when it overfits, and when val_loss has not fallen for so many validations.
     """
 
-    def __init__(self, console: Console, throughput: Throughput, rise: float, best: Path, patience: int | None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        throughput: Throughput,
+        rise: float,
+        best: Path,
+        patience: int | None,
+    ) -> None:
         self.console, self.throughput = console, throughput
         self.rise, self.best, self.patience = rise, best, patience
         self._told: dict[str, float] = {}
         self._losses: deque[float] = deque(maxlen=ailments.LONG + ailments.USUAL)
         self._norms: deque[float] = deque(maxlen=ailments.LONG + ailments.USUAL)
-        self._lowest: tuple[float, float] | None = None  # mean of LONG steps and their scatter, where that was lowest
+        self._lowest: tuple[float, float] | None = (
+            None  # mean of LONG steps and their scatter, where that was lowest
+        )
         self._scales: list[float] = []  # since it last grew
-        self._batch_ended, self._waited = 0.0, math.nan  # NaN: something besides waiting was done before this step
-        self._measured, self._idle, self._seconds = 0, 0.0, 0.0  # steps, their waits for data, their time
+        self._batch_ended, self._waited = (
+            0.0,
+            math.nan,
+        )  # NaN: something besides waiting was done before this step
+        self._measured, self._idle, self._seconds = (
+            0,
+            0.0,
+            0.0,
+        )  # steps, their waits for data, their time
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen and said; the validations are in the console's state."""
@@ -73,12 +89,16 @@ class Diagnosis(Callback):
         lowest = state_dict["lowest"]
         self._lowest = None if lowest is None else (lowest[0], lowest[1])
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Count the wait for this batch; while a step's later ones are waited for, a GPU still computes."""
         if batch_idx % trainer.accumulate_grad_batches == 0 or pl_module.device.type == "cpu":
             self._waited += time.perf_counter() - self._batch_ended
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Look at the step that this batch completed, if it did."""
         assert isinstance(pl_module, CausalLM)
         report = pl_module.step_report
@@ -104,9 +124,16 @@ class Diagnosis(Callback):
         if best is None or trainer.sanity_checking:
             return
         severity, row = ailments.overfitting(history, self.rise), history[-1]
-        told = {"val": row.val_loss, "train": row.train_loss, "best": best.val_loss, "best_step": best.step}
+        told = {
+            "val": row.val_loss,
+            "train": row.train_loss,
+            "best": best.val_loss,
+            "best_step": best.step,
+        }
         if self._is_news("overfitting", severity):
-            remedy = ailments.against_overfitting(pl_module.optimizer_config, pl_module.model_config.dropout)
+            remedy = ailments.against_overfitting(
+                pl_module.optimizer_config, pl_module.model_config.dropout
+            )
             self._say(trainer, "overfitting", severity, path=self.best, remedy=remedy, **told)
         since = sum(row.step > best.step for row in history)
         if self.patience is not None and (severity >= 1 or since >= self.patience):
@@ -129,9 +156,18 @@ class Diagnosis(Callback):
         if step % CHECK_EVERY == 0:
             severity = max(severity, ailments.norm_growth(losses, norms))
         if (step % CHECK_EVERY == 0 or severity >= 1) and self._is_news("lr_too_high", severity):
-            loss, norm = statistics.fmean(losses[-ailments.SHORT :]), statistics.median(norms[-ailments.SHORT :])
+            loss, norm = (
+                statistics.fmean(losses[-ailments.SHORT :]),
+                statistics.median(norms[-ailments.SHORT :]),
+            )
             usual = statistics.median(norms[: -ailments.SHORT] or norms)
-            told = {"loss": loss, "lowest": lowest, "norm": norm, "usual": usual, "warmup": schedule.warmup_steps}
+            told = {
+                "loss": loss,
+                "lowest": lowest,
+                "norm": norm,
+                "usual": usual,
+                "warmup": schedule.warmup_steps,
+            }
             self._say(trainer, "lr_too_high", severity, lr=lr, lower=lr / 3, **told)
         recent = losses[-ailments.LONG :]
         if step % CHECK_EVERY or len(recent) < ailments.LONG:
@@ -150,7 +186,11 @@ class Diagnosis(Callback):
             self._scales.append(scale)
         severity = ailments.scale_fall(self._scales)
         if self._is_news("scale_falls", severity):
-            told = {"scale": scale, "halvings": severity * ailments.HALVINGS, "lr": pl_module.optimizer_config.lr}
+            told = {
+                "scale": scale,
+                "halvings": severity * ailments.HALVINGS,
+                "lr": pl_module.optimizer_config.lr,
+            }
             self._say(trainer, "scale_falls", severity, **told)
 
     def _look_at_waits(self, trainer: Trainer) -> None:

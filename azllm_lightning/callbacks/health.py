@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.words import Words
+from azllm_lightning.config.callbacks import HealthConfig
 from azllm_lightning.training.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
@@ -18,31 +18,13 @@ SCALE_FLOOR = 1.0
 """An fp16 overflow above this scale is the scaler finding its level; at or below it, the run is broken."""
 
 
-@dataclass(frozen=True)
-class HealthConfig:
-    """The settings of conf/callbacks under health."""
-
-    patience: int
-    spike: float
-    max_rollbacks: int
-    overfit_rise: float = 0.01  # runs of 0.1.0 have stored none
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"callbacks.health.patience={self.patience} must be at least 1")
-        if self.spike <= 0:
-            raise ValueError(f"callbacks.health.spike={self.spike} must be positive")
-        if self.max_rollbacks < 0:
-            raise ValueError(f"callbacks.health.max_rollbacks={self.max_rollbacks} must not be negative")
-        if self.overfit_rise <= 0:
-            raise ValueError(f"callbacks.health.overfit_rise={self.overfit_rise} must be positive")
-
-
 class RollBack(Exception):
     """Steps `first_step` to `last_step` (1 is the run's first) were not finite: go back before them, leave them out."""
 
     def __init__(self, first_step: int, last_step: int) -> None:
-        super().__init__(f"steps {first_step} to {last_step} had a loss or gradient that is not finite")
+        super().__init__(
+            f"steps {first_step} to {last_step} had a loss or gradient that is not finite"
+        )
         self.first_step, self.last_step = first_step, last_step
 
 
@@ -76,7 +58,9 @@ class Health(Callback):
         self.skipped_steps, self._in_a_row = state_dict["skipped_steps"], state_dict["in_a_row"]
         self._mean, self._jumped = state_dict["mean"], state_dict.get("jumped", False)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Look at the step that this batch completed, if it did."""
         assert isinstance(pl_module, CausalLM)
         report, step = pl_module.step_report, trainer.global_step
@@ -88,7 +72,9 @@ class Health(Callback):
             if jumps and not self._jumped:
                 log.warning(self.words("loss_jump", step=step, loss=report.loss, mean=self._mean))
             self._jumped = jumps
-            self._mean = report.loss if self._mean is None else 0.98 * self._mean + 0.02 * report.loss
+            self._mean = (
+                report.loss if self._mean is None else 0.98 * self._mean + 0.02 * report.loss
+            )
             return
         if math.isfinite(report.loss) and report.loss_scale > SCALE_FLOOR:
             return  # an ordinary overflow: the scaler lowers its scale

@@ -15,9 +15,13 @@ class Interrupt(Callback):
     def __init__(self, step: int, kill: bool) -> None:
         self.step, self.kill = step, kill
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Send the signal to this process; on several, to the first of them."""
         if trainer.global_step == self.step and trainer.is_global_zero:
             if self.kill:
-                os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # either is a hard end on Windows
+                os.kill(
+                    os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM)
+                )  # either is a hard end on Windows
             signal.raise_signal(signal.SIGTERM)

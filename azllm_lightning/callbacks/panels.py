@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from azllm_lightning.callbacks.words import Words
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.runs.checkpoint_files import BEST
+from azllm_lightning.runs.folder import Run
 from azllm_lightning.training import hardware
-from azllm_lightning.training.checkpoint import BEST
-from azllm_lightning.training.config import TrainerConfig
-from azllm_lightning.training.optimizer import MuonConfig, OptimizerConfig
-from azllm_lightning.training.run import Run
 from azllm_lightning.training.saving import KEEP
 
 WIDTH, LABEL = 80, 10
@@ -62,18 +62,39 @@ def start_panel(
     devices = hardware.num_devices(trainer.devices, device)
     tokens = data.config.batch_size * trainer.accumulate_grad_batches * devices * model.block_size
     total, available = trainer.max_steps * tokens, data.train_windows.num_windows * model.block_size
-    size = {"layers": model.n_layer, "width": model.n_embd, "heads": model.n_head, "context": model.block_size}
-    where = torch.cuda.get_device_name() if device == "cuda" else words("cpu", threads=torch.get_num_threads())
+    size = {
+        "layers": model.n_layer,
+        "width": model.n_embd,
+        "heads": model.n_head,
+        "context": model.block_size,
+    }
+    where = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else words("cpu", threads=torch.get_num_threads())
+    )
     compiled = words("compiled" if trainer.compile else "not_compiled")
     needed, free = checkpoint_bytes(model, trainer, optimizer), shutil.disk_usage(run.folder).free
-    length = {"steps": trainer.max_steps, "tokens": tokens, "total": _count(total), "passes": _ratio(total, available)}
-    hardware_used = ", ".join([f"{devices} x {where}" if devices > 1 else where, str(trainer.precision), compiled])
-    disk = words("disk_use", needed=_bytes(needed), free=_bytes(free)) + (words("disk_short") if needed > free else "")
+    length = {
+        "steps": trainer.max_steps,
+        "tokens": tokens,
+        "total": _count(total),
+        "passes": _ratio(total, available),
+    }
+    hardware_used = ", ".join(
+        [f"{devices} x {where}" if devices > 1 else where, str(trainer.precision), compiled]
+    )
+    disk = words("disk_use", needed=_bytes(needed), free=_bytes(free)) + (
+        words("disk_short") if needed > free else ""
+    )
     shape = words("model_size", params=_count(model.num_params()), vocab=model.vocab_size, **size)
     rows = [
         *verbatim(words("run"), str(run.folder)),
         *prose(words("model"), shape),
-        *prose(words("data"), words("data_size", tokens=available, windows=len(data.chosen_val_windows()))),
+        *prose(
+            words("data"),
+            words("data_size", tokens=available, windows=len(data.chosen_val_windows())),
+        ),
         *verbatim("", str(data.folder)),
         *prose(words("steps"), words("length", **length)),
         *prose("", words("chinchilla", ratio=_ratio(total, model.num_params()))),
@@ -91,7 +112,10 @@ def checkpoint_bytes(model: GPTConfig, trainer: TrainerConfig, optimizer: Optimi
     params = model.num_params()
     tables = model.vocab_size * model.n_embd * (1 if model.tie_embeddings else 2)
     state = 12 * params - (4 * (params - tables) if isinstance(optimizer, MuonConfig) else 0)
-    return min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps)) * state + 4 * params
+    return (
+        min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps)) * state
+        + 4 * params
+    )
 
 
 def end_panel(
@@ -109,13 +133,22 @@ def end_panel(
     done = words("done_in", steps=summary["steps"], time=duration(words, summary["wall_seconds"]))
     rate = summary["tokens_per_sec"]
     rows = ["", *table(words, validations), ""]
-    by_source = {tag.partition("/")[2]: loss for tag, loss in last.items() if tag.startswith("val_loss_by_source/")}
+    by_source = {
+        tag.partition("/")[2]: loss
+        for tag, loss in last.items()
+        if tag.startswith("val_loss_by_source/")
+    }
     if by_source:
-        listed = ", ".join(f"{name}\u00a0{loss:.4f}" for name, loss in by_source.items())  # no figure without its name
+        listed = ", ".join(
+            f"{name}\u00a0{loss:.4f}" for name, loss in by_source.items()
+        )  # no figure without its name
         rows += [row.replace("\u00a0", " ") for row in prose(words("sources"), listed)]
     rows += prose(words("done"), done if rate is None else f"{done}, {words('rate', rate=rate)}")
     if summary["best_val_loss"] is not None:
-        rows += prose(words("best"), words("best_at", loss=summary["best_val_loss"], step=summary["best_step"]))
+        rows += prose(
+            words("best"),
+            words("best_at", loss=summary["best_val_loss"], step=summary["best_step"]),
+        )
         rows += verbatim("", str(run.checkpoints / BEST))
     for label, command in commands.items():
         rows += verbatim(words(label), command)
@@ -125,15 +158,22 @@ def end_panel(
 def table(words: Words, validations: Sequence[Validation]) -> list[str]:
     """Lines of a table, at most MOST_ROWS validations: evenly thinned, with first, last and best among them."""
     best, last = best_of(validations), len(validations) - 1
-    evenly = {round(i * last / (MOST_ROWS - 2)) for i in range(MOST_ROWS - 1)}  # one is left for the best
-    rows = [row for i, row in enumerate(validations) if last < MOST_ROWS or i in evenly or row is best]
+    evenly = {
+        round(i * last / (MOST_ROWS - 2)) for i in range(MOST_ROWS - 1)
+    }  # one is left for the best
+    rows = [
+        row for i, row in enumerate(validations) if last < MOST_ROWS or i in evenly or row is best
+    ]
     columns = ("step", "train_loss", "val_loss", "ppl", "bpb", "gap")
     cells = [[words(f"column_{name}") for name in columns]]
     for row in rows:
         losses = [_number(row.train_loss), _number(row.val_loss), ppl(row.val_ppl)]
         cells.append([f"{row.step:,}", *losses, _number(row.val_bpb), _number(row.gap)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    ]
     marks = ["", *("  " + words("new_best") if row is best else "" for row in rows)]
     return [line + mark for line, mark in zip(lines, marks, strict=True)]
 
@@ -142,7 +182,13 @@ def validation_line(words: Words, validations: Sequence[Validation], max_steps: 
     """The last of `validations` in one line, with an arrow for its way since the one before, and against the best."""
     row, before = validations[-1], validations[:-1]
     step = f"{row.step:{len(str(max_steps))}d}"
-    line = words("validation", step=step, loss=_number(row.val_loss), ppl=ppl(row.val_ppl), bpb=_number(row.val_bpb))
+    line = words(
+        "validation",
+        step=step,
+        loss=_number(row.val_loss),
+        ppl=ppl(row.val_ppl),
+        bpb=_number(row.val_bpb),
+    )
     if not before or not math.isfinite(row.val_loss - before[-1].val_loss):
         return line
     change = row.val_loss - before[-1].val_loss
@@ -175,7 +221,13 @@ def _number(value: float | None) -> str:
 
 
 def _count(number: int) -> str:
-    return f"{number:,}" if number < 1e6 else f"{number / 1e6:.1f} M" if number < 1e8 else f"{number / 1e6:,.0f} M"
+    return (
+        f"{number:,}"
+        if number < 1e6
+        else f"{number / 1e6:.1f} M"
+        if number < 1e8
+        else f"{number / 1e6:,.0f} M"
+    )
 
 
 def _ratio(part: int, whole: int) -> str:

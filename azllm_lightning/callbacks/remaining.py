@@ -33,7 +33,11 @@ class RemainingTime:
     def go_on(self) -> None:
         """A micro-batch begins, perhaps the first after a validation."""
         if self._batch_ends:
-            first, last, num_batches = self._batch_ends[0], self._batch_ends[-1], len(self._batch_ends)
+            first, last, num_batches = (
+                self._batch_ends[0],
+                self._batch_ends[-1],
+                len(self._batch_ends),
+            )
             # A session's first batch compiles: it is taken to be like the others.
             batches = (last - first) * num_batches / max(1, num_batches - 1)
             saving = self.throughput.io.seconds - self._saving_before
@@ -49,5 +53,9 @@ class RemainingTime:
         step, last = trainer.global_step, trainer.max_steps
         saving = self.throughput.io.seconds / len(measured)
         every = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
-        validations = last // every - (step - 1) // every + (last % every > 0)  # with the one after this step
-        return (last - step) * (sum(recent) / len(recent) + saving) + validations * self.validation_seconds
+        validations = (
+            last // every - (step - 1) // every + (last % every > 0)
+        )  # with the one after this step
+        return (last - step) * (
+            sum(recent) / len(recent) + saving
+        ) + validations * self.validation_seconds

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from azllm_lightning.callbacks.board import writers
-from azllm_lightning.model.sampling import sample
+from azllm_lightning.callbacks.tensorboard import writers
+from azllm_lightning.config.callbacks import SamplesConfig
+from azllm_lightning.inference.sampling import sample
 from azllm_lightning.training.causal_lm import CausalLM
 
 PROMPTS = {
@@ -28,29 +28,6 @@ MARKDOWN = str.maketrans(
 """What would be read as markup in a cell of a table, and the control characters that an untrained model writes."""
 
 
-@dataclass(frozen=True)
-class SamplesConfig:
-    """The settings of conf/callbacks under samples."""
-
-    prompts: list[str] | None
-    max_new_tokens: int
-    temperature: float
-
-    def __post_init__(self) -> None:
-        if self.prompts == []:
-            raise ValueError(
-                "callbacks.samples.prompts=[] has no prompt: null takes those of the project, "
-                "callbacks.samples.max_new_tokens=0 writes no samples"
-            )
-        if self.max_new_tokens < 0:
-            raise ValueError(f"callbacks.samples.max_new_tokens={self.max_new_tokens} must not be negative")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(
-                f"callbacks.samples.temperature={self.temperature} must be above 0: what temperature 0 writes, "
-                "the likeliest, stands beside it anyway"
-            )
-
-
 class Samples(Callback):
     """Continues the same prompts after each validation, greedily and by chance, as the text "samples" of its step.
 
@@ -60,7 +37,9 @@ class Samples(Callback):
 
     def __init__(self, config: SamplesConfig, data: str) -> None:
         prompts = config.prompts or PROMPTS["tales" if data == "tales" else "text"]
-        self.prompts = [unicodedata.normalize("NFC", prompt) for prompt in prompts]  # as they stand in what comes back
+        self.prompts = [
+            unicodedata.normalize("NFC", prompt) for prompt in prompts
+        ]  # as they stand in what comes back
         self.max_new_tokens, self.temperature = config.max_new_tokens, config.temperature
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,11 +51,21 @@ class Samples(Callback):
     def _table(self, module: CausalLM) -> str:
         tokenizer = module.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         columns = [
-            sample(module.net, tokenizer, self.prompts, self.max_new_tokens, temperature=temperature, seed=SEED)
+            sample(
+                module.net,
+                tokenizer,
+                self.prompts,
+                self.max_new_tokens,
+                temperature=temperature,
+                seed=SEED,
+            )
             for temperature in (0.0, self.temperature)
         ]
         rows = [f"| greedy | temperature {self.temperature:g} |", "|---|---|"]
         for prompt, *texts in zip(self.prompts, *columns, strict=True):
-            cells = [f"**{prompt.translate(MARKDOWN)}**{text[len(prompt) :].translate(MARKDOWN)}" for text in texts]
+            cells = [
+                f"**{prompt.translate(MARKDOWN)}**{text[len(prompt) :].translate(MARKDOWN)}"
+                for text in texts
+            ]
             rows.append(f"| {' | '.join(cells)} |")
         return "\n".join(rows)

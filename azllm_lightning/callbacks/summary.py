@@ -8,15 +8,17 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.throughput import Throughput, peak_memory_bytes
+from azllm_lightning.runs.folder import Run, write_json
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.run import Run, write_json
 from azllm_lightning.training.saving import BestCheckpoint
 
 
 class Summary(Callback):
     """Gathers the run's figures; its state (time and resumes so far) travels in the checkpoints."""
 
-    def __init__(self, run: Run, best: BestCheckpoint, throughput: Throughput, settled: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Run, best: BestCheckpoint, throughput: Throughput, settled: dict[str, Any]
+    ) -> None:
         self.run, self.best, self.throughput, self.settled = run, best, throughput, settled
         self.resumed_from: list[str] = []
         self.starts_from: str | None = None
@@ -34,7 +36,10 @@ class Summary(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from an earlier session's figures."""
-        self._earlier_seconds, self.resumed_from = state_dict["wall_seconds"], list(state_dict["resumed_from"])
+        self._earlier_seconds, self.resumed_from = (
+            state_dict["wall_seconds"],
+            list(state_dict["resumed_from"]),
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the resume, now that the state of the sessions before is back."""

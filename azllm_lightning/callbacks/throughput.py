@@ -34,18 +34,29 @@ class Throughput(Callback):
         """Start the clock."""
         self._restart()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Time the step that this batch completed, if it did."""
         assert isinstance(pl_module, CausalLM)
         if pl_module.step_report is None:
             return
-        elapsed = time.perf_counter() - self._mark - self._paused - (self.io.seconds - self._saving_before)
+        elapsed = (
+            time.perf_counter()
+            - self._mark
+            - self._paused
+            - (self.io.seconds - self._saving_before)
+        )
         self._restart()
         self.step_seconds.append(elapsed)
         recent = self.step_seconds[max(1, self._logged) :]
         if pl_module.logs_now and recent:
             self.rate = len(recent) * self._tokens_per_step(trainer, pl_module) / sum(recent)
-            mfu = self.rate * pl_module.model_config.flops_per_token() / (self.peak_flops * trainer.world_size)
+            mfu = (
+                self.rate
+                * pl_module.model_config.flops_per_token()
+                / (self.peak_flops * trainer.world_size)
+            )
             values = {"tokens_per_sec": self.rate, "mfu": mfu}
             if (peak := peak_memory_bytes()) is not None:
                 values["peak_memory_gb"] = peak / 1e9
@@ -63,7 +74,11 @@ class Throughput(Callback):
     def median(self, trainer: Trainer, pl_module: CausalLM) -> float | None:
         """Tokens per second of the median step of this session; None before its second step."""
         seconds = self.step_seconds[1:]
-        return self._tokens_per_step(trainer, pl_module) / statistics.median(seconds) if seconds else None
+        return (
+            self._tokens_per_step(trainer, pl_module) / statistics.median(seconds)
+            if seconds
+            else None
+        )
 
     def _tokens_per_step(self, trainer: Trainer, pl_module: CausalLM) -> int:
         windows = trainer.datamodule.effective_batch  # type: ignore[attr-defined]
@@ -81,4 +96,6 @@ def peak_memory_bytes() -> int | None:
         return None
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

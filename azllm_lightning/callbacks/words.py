@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from azllm_lightning.settings import one_of
+from azllm_lightning.config.strict import one_of
 
 LANGUAGES = ("en", "az")
 

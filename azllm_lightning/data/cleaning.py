@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 _LINE_BREAKS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
-_SURROGATES = re.compile("[\ud800-\udfff]")  # half characters, which a JSON escape can spell and UTF-8 cannot
+_SURROGATES = re.compile(
+    "[\ud800-\udfff]"
+)  # half characters, which a JSON escape can spell and UTF-8 cannot
 # Cyrillic schwa and turned e look like ə, and old keyboards and fonts typed them for it.
 _SCHWAS = {"\u04d9": "ə", "\u01dd": "ə", "\u04d8": "Ə", "\u018e": "Ə"}
 _BORDERS = tuple(re.compile(f"(?<={border})") for border in (r"\n\n", r"\n", r"[.!?…]\s", r"\s"))
@@ -16,7 +18,9 @@ _BORDERS = tuple(re.compile(f"(?<={border})") for border in (r"\n\n", r"\n", r"[
 
 def clean(text: str) -> str:
     """`text` in NFC, with one kind of line break, one kind of schwa, and no control characters but newline and tab."""
-    if not text.replace("\n", "").isprintable():  # one quick look: all that the patterns seek is not printable
+    if not text.replace(
+        "\n", ""
+    ).isprintable():  # one quick look: all that the patterns seek is not printable
         text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
         text = _CONTROLS.sub("", text)
         text = _SURROGATES.sub("\ufffd", text)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import NamedTuple
 
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.cleaning import clean, cut
-from azllm_lightning.data.config import DataConfig
 from azllm_lightning.data.files import find_files
 from azllm_lightning.data.records import read_records
 
@@ -49,14 +49,22 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
             f"data.path is not set, and data={config.name} reads its text from there: give a file or folder"
         )
     if config.val_paths:
-        cap = None if config.max_bytes is None else max(1, round(config.max_bytes * config.val_fraction))
+        cap = (
+            None
+            if config.max_bytes is None
+            else max(1, round(config.max_bytes * config.val_fraction))
+        )
         found = _file_texts(config.val_paths, "data.val_path", config, counts)
         yield from _unique(found, config, "val", cap, seen, counts)
     found = _file_texts(config.paths, "data.path", config, counts)
-    yield from _unique(found, config, "train" if config.val_paths else None, config.max_bytes, seen, counts)
+    yield from _unique(
+        found, config, "train" if config.val_paths else None, config.max_bytes, seen, counts
+    )
 
 
-def _file_texts(paths: list[str], setting: str, config: DataConfig, counts: Counter[str]) -> Iterator[tuple[str, str]]:
+def _file_texts(
+    paths: list[str], setting: str, config: DataConfig, counts: Counter[str]
+) -> Iterator[tuple[str, str]]:
     """(text, source) of each record in the files behind `paths`."""
     files = find_files(paths, setting)
     sources: set[str] = set()

@@ -14,8 +14,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from azllm_lightning.data.config import DataConfig
-from azllm_lightning.data.prepare import prepare
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.data.sampler import StepSampler, merge_ranges, skip_over, window_order
 from azllm_lightning.data.shards import TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -53,7 +53,9 @@ class Windows(Dataset[Tensor]):
         first = k - k % ORDERED_AT_ONCE
         if self._first != first:
             self._first = first
-            self._order = window_order(range(first, first + ORDERED_AT_ONCE), self.num_windows, self.seed)
+            self._order = window_order(
+                range(first, first + ORDERED_AT_ONCE), self.num_windows, self.seed
+            )
         return int(self._order[k - first])
 
     def __getitem__(self, index: int) -> Tensor:
@@ -87,7 +89,9 @@ class TokenDataModule(LightningDataModule):
         folder = prepare(self.config)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         block = self.config.block_size
-        self.train_windows = Windows(TokenShards.open(folder, "train", self.tokenizer), block, self.seed)
+        self.train_windows = Windows(
+            TokenShards.open(folder, "train", self.tokenizer), block, self.seed
+        )
         self.val_windows = Windows(TokenShards.open(folder, "val", self.tokenizer), block)
         self.folder: Path = folder
 
@@ -128,7 +132,9 @@ class TokenDataModule(LightningDataModule):
         world_size = self.trainer.world_size if self.trainer else 1
         chosen = self.chosen_val_windows()[rank::world_size]
         size = self.config.batch_size
-        return self._loader(self.val_windows, Batches([chosen[i : i + size] for i in range(0, len(chosen), size)]))
+        return self._loader(
+            self.val_windows, Batches([chosen[i : i + size] for i in range(0, len(chosen), size)])
+        )
 
     def chosen_val_windows(self) -> list[int]:
         """The validation windows of every run on this data, sorted."""
@@ -150,14 +156,20 @@ class TokenDataModule(LightningDataModule):
         ends = np.array([span.end for span in spans])
         labels = np.arange(1, self.config.block_size + 1)
         starts = self.config.block_size * np.array(self.chosen_val_windows())
-        found = np.stack([source[np.searchsorted(ends, start + labels, side="right")] for start in starts])
+        found = np.stack(
+            [source[np.searchsorted(ends, start + labels, side="right")] for start in starts]
+        )
         tokens = np.bincount(found.ravel(), minlength=len(names))
-        biggest = [place for place in np.argsort(-tokens, kind="stable")[:MAX_SOURCES] if tokens[place]]
+        biggest = [
+            place for place in np.argsort(-tokens, kind="stable")[:MAX_SOURCES] if tokens[place]
+        ]
         if len(biggest) < 2:
             return [], None
         places = np.full(len(names), len(biggest), dtype=np.uint8)
         places[biggest] = np.arange(len(biggest))
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
         return names[biggest].tolist(), torch.from_numpy(places[found[rank::world_size]])
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,8 +225,11 @@ class TokenDataModule(LightningDataModule):
             collate_fn=_whole,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            generator=torch.Generator().manual_seed(0),  # its own: an iterator must not draw from the global one
+            pin_memory=self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
+            generator=torch.Generator().manual_seed(
+                0
+            ),  # its own: an iterator must not draw from the global one
             worker_init_fn=_leave_signals_to_parent,
         )
 

@@ -37,7 +37,9 @@ class TextFile:
             if self.compression is None:
                 yield raw
             else:
-                with pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self.compression) as stream:
+                with pa.CompressedInputStream(
+                    pa.PythonFile(raw, mode="r"), self.compression
+                ) as stream:
                     yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER_BYTES)
 
     @contextmanager
@@ -48,20 +50,30 @@ class TextFile:
         try:
             yield
         except (pa.ArrowException, EOFError) as error:
-            raise ValueError(f"{self.path} is broken, or not what its ending says ({error})") from error
+            raise ValueError(
+                f"{self.path} is broken, or not what its ending says ({error})"
+            ) from error
         except ValueError:
             raise
         except Exception as error:
             if not self.is_local:
                 raise _unreachable(self.path, error) from error
-            if isinstance(error, OSError) and error.errno is None:  # a decompressor's complaint, not the system's
-                raise ValueError(f"{self.path} is broken, or not what its ending says ({error})") from error
+            if (
+                isinstance(error, OSError) and error.errno is None
+            ):  # a decompressor's complaint, not the system's
+                raise ValueError(
+                    f"{self.path} is broken, or not what its ending says ({error})"
+                ) from error
             raise
 
     def stamp(self) -> list[Any]:
         """What changes when the file does: name, size and time or tag, as far as its file system knows them."""
         info = self.filesystem.info(self.path)
-        tags = [str(info[key]) for key in ("mtime", "LastModified", "ETag", "created") if info.get(key) is not None]
+        tags = [
+            str(info[key])
+            for key in ("mtime", "LastModified", "ETag", "created")
+            if info.get(key) is not None
+        ]
         return [self.name, info.get("size"), *tags[:1]]
 
 
@@ -107,7 +119,11 @@ def _expand(given: str, place: str) -> list[TextFile]:
         raise _unreachable(place, error) from error
     if not found:
         raise ValueError(f"{place} leads to no file")
-    files = [file for file in (_text_file(filesystem, path, is_local) for path in sorted(found)) if file is not None]
+    files = [
+        file
+        for file in (_text_file(filesystem, path, is_local) for path in sorted(found))
+        if file is not None
+    ]
     if not files:
         raise ValueError(
             f"{place} leads to {len(found)} files, none of which ends in {', '.join(FORMATS)} "

@@ -17,7 +17,9 @@ class Progress:
         self._what, self._total = what, total
         self._done = 0
         self._started = self._told = time.monotonic()
-        self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, mininterval=0.5)
+        self._bar = tqdm(
+            total=total, desc=what, unit="B", unit_scale=True, disable=None, mininterval=0.5
+        )
 
     def add(self, num_bytes: int) -> None:
         """Count `num_bytes` as done."""
@@ -28,7 +30,11 @@ class Progress:
             self._told = now
             of = "" if self._total is None else f" of {self._total / 1e6:.1f}"
             rate = self._done / 1e6 / (now - self._started)
-            print(f"{self._what}: {self._done / 1e6:.1f}{of} MB, {rate:.1f} MB/s", file=sys.stderr, flush=True)
+            print(
+                f"{self._what}: {self._done / 1e6:.1f}{of} MB, {rate:.1f} MB/s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> Progress:
         return self

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.files import TextFile
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 Record = tuple[str, str | None]
 """A text and, where data.source_field is set and the format has fields, its source."""
 
-_MAX_LINE_BYTES = 1 << 23  # of plain text: a longer line or block is handed on in parts, so that memory stays bounded
+_MAX_LINE_BYTES = (
+    1 << 23
+)  # of plain text: a longer line or block is handed on in parts, so that memory stays bounded
 _PARQUET_ROWS = 512
 _COMPLAINTS = 5
 _CSV_DELIMITERS = ",;\t"
@@ -54,7 +56,9 @@ class _Decoder:
             if len(read) == max_bytes and not read.endswith(b"\n"):
                 tail = codecs.getincrementaldecoder("utf-8")("ignore")
                 tail.decode(line[-4:])
-                carried = tail.getstate()[0]  # the first bytes of a character that goes on in the next part
+                carried = tail.getstate()[
+                    0
+                ]  # the first bytes of a character that goes on in the next part
                 line = line[: len(line) - len(carried)]
             if number == 1:
                 if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -70,7 +74,9 @@ class _Decoder:
         except UnicodeDecodeError as error:
             place = f"{self.path}, {unit} {number}, byte {error.start}: {error.reason}"
             if self._refuse:
-                raise ValueError(f"broken UTF-8 in {place}; data.on_bad_utf8=replace would go on") from None
+                raise ValueError(
+                    f"broken UTF-8 in {place}; data.on_bad_utf8=replace would go on"
+                ) from None
             self._broken += 1
             if self._broken <= _COMPLAINTS:
                 log.warning("broken UTF-8 replaced in %s", place)
@@ -109,15 +115,23 @@ def _json_lines(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iter
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{place} is not a JSON object on one line ({error.msg}, column {error.colno})") from None
+            raise ValueError(
+                f"{place} is not a JSON object on one line ({error.msg}, column {error.colno})"
+            ) from None
         if not isinstance(record, dict):
-            raise ValueError(f"{place} is not a JSON object on one line, but a {type(record).__name__}")
+            raise ValueError(
+                f"{place} is not a JSON object on one line, but a {type(record).__name__}"
+            )
         _require(config, record, place)
-        yield from _record(record[config.text_field], record.get(config.source_field), place, config)
+        yield from _record(
+            record[config.text_field], record.get(config.source_field), place, config
+        )
 
 
 def _csv(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses fields above 128 kB; Windows takes no more than this
+    csv.field_size_limit(
+        2**31 - 1
+    )  # the default refuses fields above 128 kB; Windows takes no more than this
     lines = (line.replace("\0", "") for _, line in decoder.lines(stream))
     header = next(lines, None)
     if header is None:
@@ -133,7 +147,9 @@ def _csv(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterator[Re
             if len(row) > max(text_column, source_column or 0):
                 yield row[text_column], None if source_column is None else row[source_column]
             elif row:
-                raise ValueError(f"{decoder.path}:{rows.line_num + 1} has {len(row)} columns, its header {len(names)}")
+                raise ValueError(
+                    f"{decoder.path}:{rows.line_num + 1} has {len(row)} columns, its header {len(names)}"
+                )
     except csv.Error as error:
         raise ValueError(f"{decoder.path}:{rows.line_num + 1} is not CSV ({error})") from error
 
@@ -142,15 +158,23 @@ def _parquet(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterato
     import pyarrow as pa
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(stream, pre_buffer=False)  # else a row group's columns are all held at once
+    table = parquet.ParquetFile(
+        stream, pre_buffer=False
+    )  # else a row group's columns are all held at once
     _require(config, table.schema_arrow.names, decoder.path)
     columns = [config.text_field] + ([config.source_field] if config.source_field else [])
     number = 0
     for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
         texts = batch.column(config.text_field)
         if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-            texts = texts.cast(pa.large_binary())  # decoded here, since Arrow stops at the first bad byte
-        sources = batch.column(config.source_field).to_pylist() if config.source_field else [None] * len(texts)
+            texts = texts.cast(
+                pa.large_binary()
+            )  # decoded here, since Arrow stops at the first bad byte
+        sources = (
+            batch.column(config.source_field).to_pylist()
+            if config.source_field
+            else [None] * len(texts)
+        )
         for text, source in zip(texts.to_pylist(), sources, strict=True):
             number += 1
             text = decoder.decode(text, number, "row") if isinstance(text, bytes) else text
@@ -158,9 +182,14 @@ def _parquet(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterato
 
 
 def _require(config: DataConfig, names: Iterable[str], place: str) -> None:
-    for setting, field in (("text_field", config.text_field), ("source_field", config.source_field)):
+    for setting, field in (
+        ("text_field", config.text_field),
+        ("source_field", config.source_field),
+    ):
         if field is not None and field not in names:
-            raise ValueError(f"{place} has no field {field!r}, its fields are {', '.join(names)}: set data.{setting}=")
+            raise ValueError(
+                f"{place} has no field {field!r}, its fields are {', '.join(names)}: set data.{setting}="
+            )
 
 
 def _record(text: Any, source: Any, place: str, config: DataConfig) -> Iterator[Record]:
@@ -168,5 +197,7 @@ def _record(text: Any, source: Any, place: str, config: DataConfig) -> Iterator[
     if text is None:
         return
     if not isinstance(text, str):
-        raise ValueError(f"{place}: field {config.text_field!r} is not text, but {text!r:.40}: set data.text_field=")
+        raise ValueError(
+            f"{place}: field {config.text_field!r} is not text, but {text!r:.40}: set data.text_field="
+        )
     yield text, None if source is None else str(source)

@@ -83,19 +83,37 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["version"] != VERSION:
-                raise ValueError(f"{path} has version {values['version']}, not {VERSION}: {_PREPARE_AGAIN}")
+                raise ValueError(
+                    f"{path} has version {values['version']}, not {VERSION}: {_PREPARE_AGAIN}"
+                )
             splits = {
-                name: Split(**{**split, "files": tuple(ShardFile(**file) for file in split["files"])})
+                name: Split(
+                    **{**split, "files": tuple(ShardFile(**file) for file in split["files"])}
+                )
                 for name, split in values["splits"].items()
             }
-            return cls(**{**values, "splits": splits, "spans": tuple(Span(**span) for span in values["spans"])})
+            return cls(
+                **{
+                    **values,
+                    "splits": splits,
+                    "spans": tuple(Span(**span) for span in values["spans"]),
+                }
+            )
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
                 f"{folder} has no {MANIFEST}: it was not prepared by azllm-lightning, or not to the end; "
                 f"python -m azllm_lightning.prepare data.path=TEXT data.dir={folder} writes it where nothing stands yet"
             ) from None
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a whole manifest ({error!r}): {_PREPARE_AGAIN}") from error
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            UnicodeDecodeError,
+            json.JSONDecodeError,
+        ) as error:
+            raise ValueError(
+                f"{path} is not a whole manifest ({error!r}): {_PREPARE_AGAIN}"
+            ) from error
 
 
 _PREPARE_AGAIN = "delete the folder and prepare it again"
@@ -146,7 +164,9 @@ class ShardWriter:
         if self._file is None:
             return
         self._file.flush()
-        os.fsync(self._file.fileno())  # the rename that finishes a folder must not overtake its content
+        os.fsync(
+            self._file.fileno()
+        )  # the rename that finishes a folder must not overtake its content
         self._file.close()
         self._files.append(ShardFile(self._name, self._file_tokens, self._sha256.hexdigest()))
         self._file, self._sha256, self._file_tokens = None, hashlib.sha256(), 0
@@ -174,7 +194,9 @@ class TokenShards:
         folder = Path(folder)
         manifest = Manifest.read(folder)
         if split not in manifest.splits:
-            raise ValueError(f"{folder} has no split {split!r}, it has {', '.join(manifest.splits)}")
+            raise ValueError(
+                f"{folder} has no split {split!r}, it has {', '.join(manifest.splits)}"
+            )
         if tokenizer is not None and tokenizer.fingerprint != manifest.tokenizer:
             raise ValueError(
                 f"{folder} was written with another tokenizer ({manifest.tokenizer[:12]}) than the one given "
@@ -187,7 +209,9 @@ class TokenShards:
     @property
     def fingerprint(self) -> str:
         """sha256 over the digests of the split's files, in order: equal for equal tokens in equal files."""
-        return hashlib.sha256("".join(file.sha256 for file in self._files).encode("ascii")).hexdigest()
+        return hashlib.sha256(
+            "".join(file.sha256 for file in self._files).encode("ascii")
+        ).hexdigest()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -197,7 +221,9 @@ class TokenShards:
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
         if self._maps is None:
-            self._maps = [np.memmap(self.folder / file.name, dtype=DTYPE, mode="r") for file in self._files]
+            self._maps = [
+                np.memmap(self.folder / file.name, dtype=DTYPE, mode="r") for file in self._files
+            ]
         pieces: list[np.ndarray] = []
         index = int(np.searchsorted(self._ends, start, side="right"))
         while length > 0:
@@ -231,7 +257,9 @@ def _check_file(path: Path, expected: ShardFile, vocab_size: int | None) -> None
             digest.update(chunk)
             highest = max(highest, int(np.frombuffer(chunk, dtype=DTYPE).max()))
     if digest.hexdigest() != expected.sha256:
-        raise ValueError(f"{path} is not the file that its manifest names (another sha256): {_PREPARE_AGAIN}")
+        raise ValueError(
+            f"{path} is not the file that its manifest names (another sha256): {_PREPARE_AGAIN}"
+        )
     if highest >= vocab_size:
         raise ValueError(
             f"{path} holds token id {highest}, but its vocabulary ends at {vocab_size - 1}: {_PREPARE_AGAIN}"

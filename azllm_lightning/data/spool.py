@@ -35,7 +35,9 @@ class Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._reading is not None:  # a reader that was stopped half-way; Windows removes no open file
+        if (
+            self._reading is not None
+        ):  # a reader that was stopped half-way; Windows removes no open file
             self._reading.close()
         shutil.rmtree(self._folder)
 
@@ -62,6 +64,8 @@ class Spool:
 
     def _flush(self, key: tuple[str, str]) -> None:
         path = self._paths.setdefault(key, self._folder / f"{len(self._paths):05d}")
-        with path.open("ab") as file:  # opened each time: hundreds of sources must not hold hundreds of files
+        with path.open(
+            "ab"
+        ) as file:  # opened each time: hundreds of sources must not hold hundreds of files
             file.write(self._buffers[key])
         self._buffers[key].clear()

@@ -47,7 +47,15 @@ class Tokenizer:
 
         Fewer tokens come out where the texts hold fewer pairs that occur twice.
         """
-        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+        from tokenizers import (
+            Regex,
+            Tokenizer,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+            trainers,
+        )
 
         core = Tokenizer(models.BPE())
         core.normalizer = normalizers.NFC()
@@ -115,7 +123,10 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text. Runs outside Python's lock on one core: give each core a batch from its own thread."""
-        return [encoding.ids for encoding in self._core.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._core.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; end-of-text tokens are left out, and bytes that are not UTF-8 become U+FFFD."""
@@ -144,7 +155,11 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 of what decides the ids; equal tokenizers have equal ones, whichever library version wrote them."""
         model = json.loads(self.to_json())["model"]
-        decisive = [SPLIT_PATTERN, sorted(model["vocab"].items(), key=lambda item: item[1]), model["merges"]]
+        decisive = [
+            SPLIT_PATTERN,
+            sorted(model["vocab"].items(), key=lambda item: item[1]),
+            model["merges"],
+        ]
         canonical = json.dumps(decisive, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 

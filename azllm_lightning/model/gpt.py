@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model.loss import next_token_loss, token_nll
 
 CPU_BLOCK = 128
@@ -49,8 +49,12 @@ class Attention(nn.Module):
         """Attend over x (B, T, C); cos and sin are (T, D)."""
         B, T, C = x.shape
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(
+            1, 2
+        )  # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(
+            1, 2
+        )  # (B, K, T, D)
         y = attend(rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v)
         out: Tensor = self.o_proj(y.reshape(B, T, C))
         return out
@@ -152,7 +156,10 @@ class GPT(nn.Module):
         return out
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, reduction: Literal["mean", "none"] = "mean"
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
         """Logits (B, T, V) of input_ids (B, T), or with `labels` (B, T) the loss in nats, in fp32.
 
@@ -174,7 +181,9 @@ def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
 
     The sines of the first D/2 are negative, as `rotate` wants them.
     """
-    wavelength = config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    wavelength = config.rope_theta ** (
+        torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    )
     angles = torch.arange(config.block_size).float()[:, None] / wavelength
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)

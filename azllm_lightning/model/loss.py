@@ -54,13 +54,17 @@ class _NextTokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        dtype = (
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        )
         head = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_hidden = []
         rows = _chunk_size(hidden)
-        for h, y in zip(torch.split(hidden.to(dtype), rows), torch.split(labels.unsqueeze(1), rows), strict=True):
+        for h, y in zip(
+            torch.split(hidden.to(dtype), rows), torch.split(labels.unsqueeze(1), rows), strict=True
+        ):
             logits = (h @ head.t()).float()
             log_sum = logits.logsumexp(dim=1, keepdim=True)
             loss += (log_sum - logits.gather(1, y)).sum()
@@ -78,4 +82,8 @@ class _NextTokenLoss(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         scale = grad_output / len(grad_hidden)
-        return (grad_hidden.float() * scale).to(hidden_dtype), (grad_weight * scale).to(weight_dtype), None
+        return (
+            (grad_hidden.float() * scale).to(hidden_dtype),
+            (grad_weight * scale).to(weight_dtype),
+            None,
+        )

@@ -14,14 +14,16 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import OptimizerConfig, optimizer_config
+from azllm_lightning.config.schedule import ScheduleConfig
+from azllm_lightning.formats.load import FORMAT, load
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.model.io import FORMAT, load
-from azllm_lightning.training.checkpoint import canonical_loops
+from azllm_lightning.runs.checkpoint_files import canonical_loops
 from azllm_lightning.training.hardware import muon_dtype
 from azllm_lightning.training.metrics import TokenLoss, perplexity
-from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer, optimizer_config, parameter_groups
-from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
+from azllm_lightning.training.schedule import lr_factor
 
 WRITE_EVERY_SECONDS = 2.0
 """In training, curves are written out this often: to wait for the disk at each log would cost small models some %."""
@@ -66,13 +68,20 @@ class CausalLM(LightningModule):
     ) -> None:
         super().__init__()
         self.model_config = GPTConfig(**model) if isinstance(model, dict) else model
-        self.optimizer_config = optimizer_config(optimizer) if isinstance(optimizer, dict) else optimizer
-        self.schedule_config = ScheduleConfig(**schedule) if isinstance(schedule, dict) else schedule
+        self.optimizer_config = (
+            optimizer_config(optimizer) if isinstance(optimizer, dict) else optimizer
+        )
+        self.schedule_config = (
+            ScheduleConfig(**schedule) if isinstance(schedule, dict) else schedule
+        )
         self.seed, self.log_every_steps = seed, log_every_steps
         self.save_hyperparameters(
             {
                 "model": self.model_config.to_dict(),
-                "optimizer": {**asdict(self.optimizer_config), "betas": list(self.optimizer_config.betas)},
+                "optimizer": {
+                    **asdict(self.optimizer_config),
+                    "betas": list(self.optimizer_config.betas),
+                },
                 "schedule": asdict(self.schedule_config),
                 "seed": seed,
                 "log_every_steps": log_every_steps,
@@ -96,7 +105,9 @@ class CausalLM(LightningModule):
         self._loss_sum: Tensor
         self.token_bytes: Tensor
         self.val_metric: TokenLoss
-        self._val_sources: Tensor | None = None  # no buffer: DDP would want the same on all processes
+        self._val_sources: Tensor | None = (
+            None  # no buffer: DDP would want the same on all processes
+        )
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -108,7 +119,9 @@ class CausalLM(LightningModule):
                 f"the model has {self.model_config.vocab_size} token embeddings, the tokenizer of the data has "
                 f"{tokenizer.vocab_size} tokens: they do not belong together"
             )
-        self.register_buffer("token_bytes", torch.from_numpy(tokenizer.token_bytes).to(self.device), persistent=False)
+        self.register_buffer(
+            "token_bytes", torch.from_numpy(tokenizer.token_bytes).to(self.device), persistent=False
+        )
         self.tokenizer_json = tokenizer.to_json()
         names, self._val_sources = self.trainer.datamodule.val_sources()  # type: ignore[attr-defined]
         self.val_metric = TokenLoss(names)
@@ -121,7 +134,9 @@ class CausalLM(LightningModule):
         """Mean NLL of a micro-batch (B, T + 1), in nats."""
         if self.model_config.dropout > 0:
             micro = batch_idx % self.trainer.accumulate_grad_batches
-            torch.manual_seed(_stream(self.seed, self.trainer.global_step, micro, self.trainer.global_rank))
+            torch.manual_seed(
+                _stream(self.seed, self.trainer.global_step, micro, self.trainer.global_rank)
+            )
         loss: Tensor = self.net(batch[:, :-1], batch[:, 1:])
         self._loss_sum += loss.detach()
         return loss
@@ -132,8 +147,12 @@ class CausalLM(LightningModule):
         # A smaller last batch would make a compiled network compile again: it takes the uncompiled way.
         net = self.net if len(batch) == size else self.net.forward
         labels, first = batch[:, 1:], batch_idx * size
-        sources = None if self._val_sources is None else self._val_sources[first : first + len(batch)]
-        self.val_metric.update(net(batch[:, :-1], labels, reduction="none"), self.token_bytes[labels], sources)
+        sources = (
+            None if self._val_sources is None else self._val_sources[first : first + len(batch)]
+        )
+        self.val_metric.update(
+            net(batch[:, :-1], labels, reduction="none"), self.token_bytes[labels], sources
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, and the schedule as a function of the step."""
@@ -142,7 +161,10 @@ class CausalLM(LightningModule):
         dtype = muon_dtype(str(self.trainer.precision), self.device)
         optimizer = build_optimizer(self.net, self.optimizer_config, dtype)
         scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, self.schedule_config))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def configure_gradient_clipping(
         self,
@@ -155,14 +177,18 @@ class CausalLM(LightningModule):
         This is the step's one wait for the device: all that is to be known of it comes at once. Parameters without a
         gradient are passed over by the optimizer: no update, no decay, no moments. A short gradient is not touched.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         loss = self._loss_sum / self.trainer.accumulate_grad_batches
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = torch.ones_like(loss) if scaler is None else scaler.scale(torch.ones_like(loss))
         loss_value, norm_value, scale_value = torch.stack((loss, norm.to(loss), scale)).tolist()
         self._loss_sum.zero_()
-        self.step_report = StepReport(loss_value, norm_value, optimizer.param_groups[0]["lr"], scale_value)
+        self.step_report = StepReport(
+            loss_value, norm_value, optimizer.param_groups[0]["lr"], scale_value
+        )
         if not self.step_report.finite:
             optimizer.zero_grad(set_to_none=True)
         elif gradient_clip_val and norm_value > gradient_clip_val:
@@ -179,10 +205,17 @@ class CausalLM(LightningModule):
             self._train_loss_sum += report.loss
             self._train_steps += 1
         if step >= self.trainer.max_steps:
-            self.trainer.should_stop = True  # Lightning then validates once more, unless it is due anyway
+            self.trainer.should_stop = (
+                True  # Lightning then validates once more, unless it is due anyway
+            )
         if self.logs_now:
             loss = self._mean_over_processes(report.loss)
-            values = {"train_loss": loss, "train_ppl": perplexity(loss), "lr": report.lr, "grad_norm": report.grad_norm}
+            values = {
+                "train_loss": loss,
+                "train_ppl": perplexity(loss),
+                "lr": report.lr,
+                "grad_norm": report.grad_norm,
+            }
             values["tokens_seen"] = float(self.tokens_seen)
             if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
                 values["loss_scale"] = report.loss_scale
@@ -202,7 +235,9 @@ class CausalLM(LightningModule):
         copy each value to the device and wait for it.
         """
         if not self.trainer.sanity_checking:
-            self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+            self.trainer.callback_metrics.update(
+                {name: torch.tensor(value) for name, value in values.items()}
+            )
         now = time.monotonic()
         write = not self.trainer.training or now - self._written_at >= WRITE_EVERY_SECONDS
         for logger in self.trainer.loggers:
@@ -239,14 +274,18 @@ class CausalLM(LightningModule):
     def _mean_over_processes(self, value: float) -> float:
         if self.trainer.world_size == 1:
             return value
-        mean = self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="mean")
+        mean = self.trainer.strategy.reduce(
+            torch.tensor(value, device=self.device), reduce_op="mean"
+        )
         return float(mean)
 
     def start_from(self, path: str) -> None:
         """Take the weights of `path` (a checkpoint, a run folder or an exported one) as the start of a new run."""
         net, _ = load(path)
         theirs, ours = net.config.to_dict(), self.model_config.to_dict()
-        different = [key for key in ours if key not in ("dropout", "block_size") and ours[key] != theirs[key]]
+        different = [
+            key for key in ours if key not in ("dropout", "block_size") and ours[key] != theirs[key]
+        ]
         if different:
             told = ", ".join(f"{key} {theirs[key]} there and {ours[key]} here" for key in different)
             raise ValueError(
@@ -276,7 +315,10 @@ class CausalLM(LightningModule):
         state = checkpoint["azllm"]
         self.validated_step = state["validated_step"]
         # Checkpoints of 0.1.0 have no sum: there the mean starts at the resume.
-        self._train_loss_sum, self._train_steps = state.get("train_loss_sum", 0.0), state.get("train_steps", 0)
+        self._train_loss_sum, self._train_steps = (
+            state.get("train_loss_sum", 0.0),
+            state.get("train_steps", 0),
+        )
         self.last_validation = dict(state["metrics"])
         checkpoint["loops"]["fit_loop"] = canonical_loops(
             self.trainer, state["step"], validation_done=self.validated_step == state["step"]
@@ -289,11 +331,15 @@ class CausalLM(LightningModule):
             assert isinstance(scheduler, LambdaLR)
             fresh = parameter_groups(self.net, self.optimizer_config)
             scheduler.base_lrs = [group["lr"] for group in fresh]
-            for group, new, factor in zip(scheduler.optimizer.param_groups, fresh, scheduler.lr_lambdas, strict=True):
+            for group, new, factor in zip(
+                scheduler.optimizer.param_groups, fresh, scheduler.lr_lambdas, strict=True
+            ):
                 settings = {key: value for key, value in new.items() if key not in ("params", "lr")}
                 group.update(settings, lr=new["lr"] * factor(scheduler.last_epoch))
 
 
 def _stream(*key: object) -> int:
     """A seed for one use of random numbers, far from that of any other key."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    )

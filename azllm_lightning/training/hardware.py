@@ -55,7 +55,9 @@ def resolve_precision(precision: str, device: str) -> str:
         return precision
     best = "bf16-mixed" if _cpu_has_bf16() else "32-true"
     if precision == "16-mixed":
-        log.warning(f"trainer.precision=16-mixed needs an NVIDIA GPU; on this CPU the run uses {best}")
+        log.warning(
+            f"trainer.precision=16-mixed needs an NVIDIA GPU; on this CPU the run uses {best}"
+        )
         return best
     return best if precision == "auto" else precision
 
@@ -63,7 +65,9 @@ def resolve_precision(precision: str, device: str) -> str:
 def fast_half(device: torch.device) -> torch.dtype:
     """The 16-bit type that `device` multiplies matrices fastest in; fp32 on CPUs without one."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     return torch.bfloat16 if _cpu_has_bf16() else torch.float32
 
 
@@ -89,7 +93,9 @@ class MixedPrecision(plugins.MixedPrecision):
     too, since checkpoints file the scaler under it.
     """
 
-    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:  # type: ignore[override]
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
         """Forward and backward passes, unscaling, clipping, and the optimizer's step."""
         if self.scaler is None:
             return super().optimizer_step(optimizer, model, closure, **kwargs)
@@ -106,13 +112,17 @@ def precision_plugin(precision: str, device: str) -> Precision:
     if precision == "32-true":
         return Precision()
     if precision == "16-mixed":
-        return MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, init_scale=FP16_INIT_SCALE))
+        return MixedPrecision(
+            "16-mixed", device, torch.amp.GradScaler(device, init_scale=FP16_INIT_SCALE)
+        )
     return MixedPrecision("bf16-mixed", device)
 
 
 def resolve_compile(setting: bool | str, device: str, eager_seconds: float) -> bool:
     """Whether to compile the network: what was asked, or for `auto` whether the run is long enough to win it back."""
-    if str(setting).lower() == "false" or (setting == "auto" and eager_seconds < COMPILE_PAYS_AFTER):
+    if str(setting).lower() == "false" or (
+        setting == "auto" and eager_seconds < COMPILE_PAYS_AFTER
+    ):
         return False
     missing = _missing_for_compile(device)
     if missing and setting != "auto":
@@ -128,7 +138,9 @@ def expected_flops(device: str) -> float:
 def matmul_flops(device: str, precision: str) -> float:
     """FLOP/s of large matrix products on this device, timed for a fraction of a second."""
     size, dtype = (1024, DTYPES[precision]) if device == "cpu" else (4096, DTYPES[precision])
-    a = torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
+    a = torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(0)).to(
+        dtype
+    )
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
@@ -156,7 +168,10 @@ def peak_flops(device: str, precision: str) -> float:
 
 def _cpu_has_bf16() -> bool:
     cpu = torch.cpu
-    return any(bool(getattr(cpu, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(
+        bool(getattr(cpu, name, bool)())
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
 
 
 def _missing_for_compile(device: str) -> str:

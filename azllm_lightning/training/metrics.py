@@ -34,8 +34,13 @@ class TokenLoss(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("tokens", "num_bytes"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        for name in ("source_nll", "source_tokens"):  # the last place is for tokens of none of the sources
-            self.add_state(name, torch.zeros(len(self.sources) + 1, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in (
+            "source_nll",
+            "source_tokens",
+        ):  # the last place is for tokens of none of the sources
+            self.add_state(
+                name, torch.zeros(len(self.sources) + 1, dtype=torch.float64), dist_reduce_fx="sum"
+            )
 
     def update(self, nll: Tensor, label_bytes: Tensor, sources: Tensor | None = None) -> None:
         """Add a batch: per-token `nll` (B, T) in nats, and the UTF-8 bytes of each label (B, T), 0 for end-of-text.
@@ -61,7 +66,10 @@ class TokenLoss(Metric):
             **{
                 f"loss_by_source/{source}": nll / tokens
                 for source, nll, tokens in zip(
-                    self.sources, self.source_nll[:-1].tolist(), self.source_tokens[:-1].tolist(), strict=True
+                    self.sources,
+                    self.source_nll[:-1].tolist(),
+                    self.source_tokens[:-1].tolist(),
+                    strict=True,
                 )
                 if tokens
             },

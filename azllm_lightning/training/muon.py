@@ -48,10 +48,14 @@ class MuonAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if group.get("kind") not in ("muon", "adamw"):
-            raise ValueError(f"a parameter group of kind {group.get('kind')!r}; there are 'muon' and 'adamw'")
+            raise ValueError(
+                f"a parameter group of kind {group.get('kind')!r}; there are 'muon' and 'adamw'"
+            )
         if group["kind"] == "muon" and any(p.ndim != 2 for p in group["params"]):
             raise ValueError("a parameter group of kind 'muon' can only hold matrices")
-        group["fused"] = group["kind"] == "adamw"  # on loading, torch then puts the step counts beside the parameters
+        group["fused"] = (
+            group["kind"] == "adamw"
+        )  # on loading, torch then puts the step counts beside the parameters
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -76,25 +80,36 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, p in enumerate(parameters):
-            by_shape[min(p.shape, p.shape[::-1])].append(index)  # a wide matrix and its transpose go together
+            by_shape[min(p.shape, p.shape[::-1])].append(
+                index
+            )  # a wide matrix and its transpose go together
         for shape, indices in by_shape.items():
             at_once = max(1, AT_ONCE // math.prod(shape))
             for first in range(0, len(indices), at_once):
                 chosen = indices[first : first + at_once]
                 # Nesterov: the momentum as it will be when this gradient comes once more.
                 updates = [gradients[i].lerp(buffers[i], group["momentum"]) for i in chosen]
-                wide = torch.stack([u if u.shape == shape else u.mT for u in updates]).to(self.dtype)
+                wide = torch.stack([u if u.shape == shape else u.mT for u in updates]).to(
+                    self.dtype
+                )
                 moved = orthogonalise(wide).unbind()
                 targets = [parameters[i] for i in chosen]
-                turned = [m if p.shape == shape else m.mT for m, p in zip(moved, targets, strict=True)]
+                turned = [
+                    m if p.shape == shape else m.mT for m, p in zip(moved, targets, strict=True)
+                ]
                 steps = [-group["lr"] * math.sqrt(p.shape[0] / p.shape[1]) for p in targets]
-                torch._foreach_add_(targets, torch._foreach_mul([m.to(targets[0].dtype) for m in turned], steps))
+                torch._foreach_add_(
+                    targets, torch._foreach_mul([m.to(targets[0].dtype) for m in turned], steps)
+                )
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = (
+                    torch.zeros_like(p),
+                    torch.zeros_like(p),
+                )
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,

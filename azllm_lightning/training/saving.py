@@ -17,8 +17,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from azllm_lightning.model.io import read_checkpoint
-from azllm_lightning.training.checkpoint import BEST, LAST, step_files, step_path, write_atomically
+from azllm_lightning.formats.load import read_checkpoint
+from azllm_lightning.runs.checkpoint_files import (
+    BEST,
+    LAST,
+    step_files,
+    step_path,
+    write_atomically,
+)
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
@@ -45,7 +51,9 @@ class AtomicCheckpointIO(CheckpointIO):
         """The longest save so far, in seconds: what a deadline must leave room for."""
         self.failed: str | None = None
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         """Write `checkpoint` to `path`, whole or not at all."""
         target, started = Path(path), time.perf_counter()
         while True:
@@ -56,16 +64,22 @@ class AtomicCheckpointIO(CheckpointIO):
             except OSError as error:
                 spare = step_files(target.parent)[1:]
                 if spare and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    log.warning(f"saving {target} failed ({error}); removing {spare[-1][1].name} to try again")
+                    log.warning(
+                        f"saving {target} failed ({error}); removing {spare[-1][1].name} to try again"
+                    )
                     spare[-1][1].unlink()
                     continue
                 self.failed = f"{target} could not be written: {error}"
-                log.warning(f"CHECKPOINT NOT SAVED. {self.failed}. Free some space; training goes on unsaved.")
+                log.warning(
+                    f"CHECKPOINT NOT SAVED. {self.failed}. Free some space; training goes on unsaved."
+                )
                 break
         took = time.perf_counter() - started
         self.seconds, self.longest = self.seconds + took, max(self.longest, took)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> Any:
         """Load tensors and plain types; a pickle that wants to run code is refused whatever `weights_only` says."""
         return read_checkpoint(Path(path), mmap=False)
 
@@ -110,7 +124,10 @@ class BestCheckpoint(ModelCheckpoint):
         if self.io.failed is not None:  # what lies there is still the one before
             self.load_state_dict(before)
         if self.best_model_score is not None and self.best_step is not None:
-            values = {"best_val_loss": float(self.best_model_score), "best_step": float(self.best_step)}
+            values = {
+                "best_val_loss": float(self.best_model_score),
+                "best_step": float(self.best_step),
+            }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
 
@@ -148,7 +165,12 @@ class PeriodicCheckpoint(ModelCheckpoint):
     """
 
     def __init__(
-        self, folder: Path, every_steps: int, every_minutes: float | None, stop: StopRequest, io: AtomicCheckpointIO
+        self,
+        folder: Path,
+        every_steps: int,
+        every_minutes: float | None,
+        stop: StopRequest,
+        io: AtomicCheckpointIO,
     ) -> None:
         super().__init__(dirpath=folder, save_top_k=0, enable_version_counter=False)
         self.folder, self.every_steps, self.every_minutes, self.stop, self.io = (
@@ -181,7 +203,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self._first_save_seconds = 2 + _state_bytes(trainer) / 100e6
         self.stop.listen()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
+    ) -> None:
         """Between two steps: save if it is time to, and leave if a stop is due."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -195,13 +219,19 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if step % self.every_steps == 0 or self._agreed(trainer, elapsed):
             self.save(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Leave in mid-validation if a stop is due; a resume runs that validation from its start.
 
         Not at the last step, since Lightning would not enter a finished training again; and not with several
         processes, which may have unequal numbers of batches and could not agree in mid-validation.
         """
-        if not trainer.sanity_checking and trainer.world_size == 1 and trainer.global_step < trainer.max_steps:
+        if (
+            not trainer.sanity_checking
+            and trainer.world_size == 1
+            and trainer.global_step < trainer.max_steps
+        ):
             self._stop_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,7 +248,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: on_train_batch_start and on_train_end come right after."""
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Nothing: a failing step's state is not to be trusted."""
 
     def save(self, trainer: Trainer) -> None:
@@ -232,7 +264,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero and self.io.failed is None:
             for _, old in step_files(self.folder)[KEEP:]:
                 old.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # no links here (Windows, Google Drive): nothing depends on it
+            with contextlib.suppress(
+                OSError
+            ):  # no links here (Windows, Google Drive): nothing depends on it
                 temporary = self.folder / f".{LAST}.{os.getpid()}.tmp"
                 temporary.symlink_to(path.name)
                 temporary.replace(self.folder / LAST)
@@ -247,7 +281,11 @@ class PeriodicCheckpoint(ModelCheckpoint):
     @staticmethod
     def _agreed(trainer: Trainer, mine: bool) -> bool:
         """The same decision on every process: yes if one says so."""
-        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False)) if trainer.world_size > 1 else mine
+        return (
+            bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
+            if trainer.world_size > 1
+            else mine
+        )
 
 
 def _state_bytes(trainer: Trainer) -> int:

@@ -12,7 +12,9 @@ from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Stopped(BaseException):
@@ -60,7 +62,11 @@ class StopRequest:
 
     def due(self, seconds_needed: float) -> bool:
         """Whether to stop now, when a save and one more step would take `seconds_needed`."""
-        if self.reason is None and self.deadline is not None and time.time() + seconds_needed >= self.deadline:
+        if (
+            self.reason is None
+            and self.deadline is not None
+            and time.time() + seconds_needed >= self.deadline
+        ):
             self.reason = f"trainer.deadline ({datetime.fromtimestamp(self.deadline):%H:%M:%S})"
         return self.reason is not None
 

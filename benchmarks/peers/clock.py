@@ -44,11 +44,15 @@ class Race:
     def window(self, index: int) -> torch.Tensor:
         """Window `index`, counted around the end of the file: (block_size + 1,) as int64."""
         start = index % self.num_windows * self.block_size
-        return torch.from_numpy(self._all_tokens[start : start + self.block_size + 1].astype(np.int64))
+        return torch.from_numpy(
+            self._all_tokens[start : start + self.block_size + 1].astype(np.int64)
+        )
 
     def batch(self, step: int) -> torch.Tensor:
         """The batch of `step`: (batch_size, block_size + 1)."""
-        return torch.stack([self.window(step * self.batch_size + i) for i in range(self.batch_size)])
+        return torch.stack(
+            [self.window(step * self.batch_size + i) for i in range(self.batch_size)]
+        )
 
 
 @dataclass
@@ -64,7 +68,10 @@ class Clock:
     def report(self, out: str, **told: Any) -> None:
         """Write when the steps ended, in seconds, and what the cores can do, as JSON to `out`."""
         told = {"torch": torch.__version__, "threads": torch.get_num_threads(), **told}
-        Path(out).write_text(json.dumps({"ends": self.ends, "matmul": matmul_flops(), "told": told}), encoding="utf-8")
+        Path(out).write_text(
+            json.dumps({"ends": self.ends, "matmul": matmul_flops(), "told": told}),
+            encoding="utf-8",
+        )
 
 
 def matmul_flops() -> float:

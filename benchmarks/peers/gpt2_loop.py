@@ -16,7 +16,9 @@ from gpt2 import GPT2, GPT2Config, configure_adamw
 def main() -> None:
     """Train and report."""
     race, clock = Race(**json.loads(sys.argv[1])), Clock()
-    model = GPT2(GPT2Config(race.vocab_size, race.block_size, race.n_layer, race.n_head, race.n_embd))
+    model = GPT2(
+        GPT2Config(race.vocab_size, race.block_size, race.n_layer, race.n_head, race.n_embd)
+    )
     optimizer = configure_adamw(model, lr=1e-3)
     if race.compiled:
         model.compile()

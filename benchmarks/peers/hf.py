@@ -49,7 +49,9 @@ def main() -> None:
         n_embd=race.n_embd,
         bos_token_id=0,
         eos_token_id=0,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),  # nobody has dropout in this race
+        **dict.fromkeys(
+            ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0
+        ),  # nobody has dropout in this race
     )
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -22,7 +22,9 @@ class StepClock(Callback):
     def __init__(self, out: str) -> None:
         self.out, self.clock = out, Clock()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Note it."""
         if pl_module.step_report is not None:
             self.clock.tick()
@@ -54,7 +56,9 @@ class HandLoop(Callback):
         if self.race.compiled:
             self.net.compile()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Every `segment` steps, let the loop have its turn."""
         if pl_module.step_report is None or trainer.global_step % self.segment:
             return
@@ -79,6 +83,9 @@ class HandLoop(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""
-        told = {"parameters": pl_module.model_config.num_params(), "threads": torch.get_num_threads()}
+        told = {
+            "parameters": pl_module.model_config.num_params(),
+            "threads": torch.get_num_threads(),
+        }
         report = {"seconds": self.seconds, "told": told}
         Path(self.race.out).write_text(json.dumps(report), encoding="utf-8")

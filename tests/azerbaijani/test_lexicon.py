@@ -26,7 +26,9 @@ def test_tables_are_well_formed(name: str) -> None:
 def test_stems_are_azerbaijani_words() -> None:
     stems = [row["stem"] for row in read_tsv("lexicon.tsv")]
     assert len(stems) == len(set(stems)) > 500
-    strange = [s for s in stems if set(s.replace("İ", "i").replace("I", "ı").lower()) - LETTERS - {" "}]
+    strange = [
+        s for s in stems if set(s.replace("İ", "i").replace("I", "ı").lower()) - LETTERS - {" "}
+    ]
     assert strange == []
 
 

@@ -150,7 +150,9 @@ qayıtmaq: qayıtmaq qayıdıb qayıdanda qayıdarkən qayıdaraq qayıdan qayı
 
 def _rows(table: str) -> list[tuple[list[str], list[str]]]:
     pairs = (line.split(": ") for line in table.strip().splitlines())
-    return [(keys.split(), [form.replace("-", " ") for form in forms.split()]) for keys, forms in pairs]
+    return [
+        (keys.split(), [form.replace("-", " ") for form in forms.split()]) for keys, forms in pairs
+    ]
 
 
 def _verb(key: str) -> m.Stem:
@@ -190,17 +192,30 @@ def test_finite_verbs(keys: list[str], forms: list[str]) -> None:
 
 @pytest.mark.parametrize(("keys", "forms"), _rows(NONFINITE), ids=lambda v: v[0])
 def test_nonfinite_verbs(keys: list[str], forms: list[str]) -> None:
-    made = [m.verb(_verb(keys[0]), form) for form in ("inf", "and", "when", "while", "by", "part", "done")]
+    made = [
+        m.verb(_verb(keys[0]), form)
+        for form in ("inf", "and", "when", "while", "by", "part", "done")
+    ]
     assert made == forms
 
 
 def test_every_form_of_a_verb_is_in_a_table() -> None:
-    tried = {keys[1] for keys, _ in _rows(FINITE)} | {"inf", "and", "when", "while", "by", "part", "done", "evid"}
+    tried = {keys[1] for keys, _ in _rows(FINITE)} | {
+        "inf",
+        "and",
+        "when",
+        "while",
+        "by",
+        "part",
+        "done",
+        "evid",
+    }
     assert tried == set(m.FORMS)
 
 
 @pytest.mark.parametrize(
-    ("person", "right"), [("2sg", "yazıbsan"), ("3sg", "yazıb"), ("2pl", "yazıbsınız"), ("3pl", "yazıblar")]
+    ("person", "right"),
+    [("2sg", "yazıbsan"), ("3sg", "yazıb"), ("2pl", "yazıbsınız"), ("3pl", "yazıblar")],
 )
 def test_the_perfect_in_ib(person: str, right: str) -> None:
     assert m.verb(m.verb_stem("yazmaq"), "evid", person) == right
@@ -213,7 +228,13 @@ def test_the_perfect_in_ib_has_no_first_person() -> None:
 
 @pytest.mark.parametrize(
     ("form", "right"),
-    [("inf", "gəlməmək"), ("and", "gəlməyib"), ("when", "gəlməyəndə"), ("part", "gəlməyən"), ("done", "gəlmədik")],
+    [
+        ("inf", "gəlməmək"),
+        ("and", "gəlməyib"),
+        ("when", "gəlməyəndə"),
+        ("part", "gəlməyən"),
+        ("done", "gəlmədik"),
+    ],
 )
 def test_negative_nonfinite(form: str, right: str) -> None:
     assert m.verb(m.verb_stem("gəlmək"), form, negative=True) == right
@@ -234,7 +255,9 @@ def test_copula(word: str, forms: str) -> None:
 
 
 def test_past_copula() -> None:
-    assert [m.past_copula(person) for person in m.PERSONS] == "idim idin idi idik idiniz idilər".split()
+    assert [
+        m.past_copula(person) for person in m.PERSONS
+    ] == "idim idin idi idik idiniz idilər".split()
     heard = "imişəm imişsən imiş imişik imişsiniz imişlər".split()
     assert [m.past_copula(person, hearsay=True) for person in m.PERSONS] == heard
 
@@ -257,14 +280,24 @@ def test_pronouns(word: str, right: str) -> None:
 
 @pytest.mark.parametrize(
     ("word", "right"),
-    [("gedirsən", "gedirsənmi"), ("aldın", "aldınmı"), ("gördün", "gördünmü"), ("yorğun", "yorğunmu")],
+    [
+        ("gedirsən", "gedirsənmi"),
+        ("aldın", "aldınmı"),
+        ("gördün", "gördünmü"),
+        ("yorğun", "yorğunmu"),
+    ],
 )
 def test_question(word: str, right: str) -> None:
     assert m.question(word) == right
 
 
 def test_also_follows_the_harmony() -> None:
-    assert [m.also(w) for w in ("Rəşad", "Əli", "Günəşə", "dostum")] == ["Rəşad da", "Əli də", "Günəşə də", "dostum da"]
+    assert [m.also(w) for w in ("Rəşad", "Əli", "Günəşə", "dostum")] == [
+        "Rəşad da",
+        "Əli də",
+        "Günəşə də",
+        "dostum da",
+    ]
 
 
 def test_degrees_and_order() -> None:
@@ -275,11 +308,22 @@ def test_degrees_and_order() -> None:
 
 
 def test_capitals_are_azerbaijani() -> None:
-    assert [m.capitalize(w) for w in ("ilk", "ışıq", "əl", "çay", "oİ", "")] == ["İlk", "Işıq", "Əl", "Çay", "Oİ", ""]
+    assert [m.capitalize(w) for w in ("ilk", "ışıq", "əl", "çay", "oİ", "")] == [
+        "İlk",
+        "Işıq",
+        "Əl",
+        "Çay",
+        "Oİ",
+        "",
+    ]
 
 
 def test_capital_vowels_are_vowels() -> None:
-    assert [m.attach("Aİ", "(n)In"), m.attach("ŞI", "dA"), m.attach("Ay", "dA")] == ["Aİnin", "ŞIda", "Ayda"]
+    assert [m.attach("Aİ", "(n)In"), m.attach("ŞI", "dA"), m.attach("Ay", "dA")] == [
+        "Aİnin",
+        "ŞIda",
+        "Ayda",
+    ]
 
 
 def test_what_is_no_stem_is_refused() -> None:

@@ -15,8 +15,8 @@ from azllm_lightning import azerbaijani
 from azllm_lightning.azerbaijani.lexicon import lexicon, read_tsv
 from azllm_lightning.azerbaijani.pairs import PAIRS_OF_EACH, RULES, Pair, minimal_pairs
 from azllm_lightning.azerbaijani.tales import known_words, words
-from azllm_lightning.data.config import DataConfig
-from azllm_lightning.data.prepare import prepared_folder
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.pipeline import prepared_folder
 
 TABLE = "pairs_lexicon.tsv"
 FUNCTION_WORDS = set(
@@ -33,12 +33,21 @@ KNOWN = {
     "harmony_verb": ("Sabah biz barışacağıq.", "Sabah biz barışəcəyik."),
     "k_to_y": ("Onlar sabitliyi dəyərləndirirlər.", "Onlar sabitliki dəyərləndirirlər."),
     "q_to_gh": ("Dostluğun mənası dəyişib.", "Dostluqun mənası dəyişib."),
-    "buffer_consonant": ("Klinikanın işçisi mükafatlandırıldı.", "Klinikanın işçiyi mükafatlandırıldı."),
-    "pronominal_n": ("Professorun jurnalında qüsur aşkarlandı.", "Professorun jurnalıda qüsur aşkarlandı."),
+    "buffer_consonant": (
+        "Klinikanın işçisi mükafatlandırıldı.",
+        "Klinikanın işçiyi mükafatlandırıldı.",
+    ),
+    "pronominal_n": (
+        "Professorun jurnalında qüsur aşkarlandı.",
+        "Professorun jurnalıda qüsur aşkarlandı.",
+    ),
     "question_order": ("Sən yenə gecikirsənmi?", "Sən yenə gecikirmisən?"),
     "person_agreement": ("Mən dünən əsəbiləşdim.", "Mən dünən əsəbiləşdik."),
     "possessor_agreement": ("Mənim redaktorum gecikdi.", "Mənim redaktorun gecikdi."),
-    "possessive_chain": ("Klinikanın işçisinin layihəsi gecikdi.", "Klinikanın işçinin layihəsi gecikdi."),
+    "possessive_chain": (
+        "Klinikanın işçisinin layihəsi gecikdi.",
+        "Klinikanın işçinin layihəsi gecikdi.",
+    ),
     "case_government": ("Nazir hüquqşünasa güvənir.", "Nazir hüquqşünasdan güvənir."),
     "postposition_case": ("Seçkidən sonra nazir dincəldi.", "Seçkiyə sonra nazir dincəldi."),
     "negation": ("Heç bir çoban bezmədi.", "Heç bir çoban bezdi."),
@@ -62,7 +71,10 @@ def test_a_hundred_pairs_of_each_phenomenon() -> None:
     counts = Counter(pair.phenomenon for pair in minimal_pairs())
     assert len(counts) >= 12
     assert set(counts.values()) == {PAIRS_OF_EACH}
-    assert len({pair.right for pair in minimal_pairs()} & {pair.wrong for pair in minimal_pairs()}) == 0
+    assert (
+        len({pair.right for pair in minimal_pairs()} & {pair.wrong for pair in minimal_pairs()})
+        == 0
+    )
     for pairs in by_phenomenon().values():
         assert len({pair.right for pair in pairs}) == PAIRS_OF_EACH
 
@@ -102,10 +114,14 @@ def test_words_that_are_none_differ_in_the_letters_of_the_rule() -> None:
         for pair in by_phenomenon()[phenomenon]:
             assert changed_letters(pair) <= letters, pair
     for pair in by_phenomenon()["pronominal_n"]:
-        assert any(pair.right_form == pair.wrong_form[:i] + "n" + pair.wrong_form[i:] for i in range(3, 20)), pair
+        assert any(
+            pair.right_form == pair.wrong_form[:i] + "n" + pair.wrong_form[i:] for i in range(3, 20)
+        ), pair
 
 
-def test_tales_are_the_same_when_pairs_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tales_are_the_same_when_pairs_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their prepared data are named after the files that made them."""
     folder = shutil.copytree(azerbaijani.__path__[0], tmp_path / "azerbaijani")
     monkeypatch.setattr(azerbaijani, "__path__", [str(folder)])
@@ -131,7 +147,9 @@ def test_the_same_in_every_process() -> None:
         "print(blake2b(repr(minimal_pairs()).encode()).hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "1"}
-    made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
     assert made.stdout.strip() == blake2b(repr(minimal_pairs()).encode()).hexdigest()
 
 

@@ -28,7 +28,9 @@ def test_the_size_is_reached_and_not_passed_by_a_story(stories: list[str]) -> No
 
 
 def test_a_story_depends_on_seed_and_index_alone() -> None:
-    assert list(write_tales(5_000, 3)) == list(islice(write_tales(50_000, 3), len(list(write_tales(5_000, 3)))))
+    assert list(write_tales(5_000, 3)) == list(
+        islice(write_tales(50_000, 3), len(list(write_tales(5_000, 3))))
+    )
     assert list(write_tales(5_000, 3)) != list(write_tales(5_000, 4))
 
 
@@ -39,7 +41,9 @@ def test_stories_do_not_depend_on_the_hash_seed() -> None:
         "print(blake2b(text.encode()).hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "1"}
-    made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
     text = "|".join([*write_tales(50_000, 7), *sorted(known_words())])
     assert made.stdout.strip() == blake2b(text.encode()).hexdigest()
 
@@ -64,24 +68,40 @@ def test_the_text_is_clean(stories: list[str]) -> None:
     allowed = set("abcçdeəfgğhxıijkqlmnoöprsştuüvyzABCÇDEƏFGĞHXIİJKQLMNOÖPRSŞTUÜVYZ \n.,!?:—«»-")
     assert set(text) <= allowed
     for story in stories:
-        assert re.findall(r"  | \n|\n\n|\n | [.,!?:]|\.\.|,,|[^.!?:»]\n|[^.!?»]$", story) == [], story
+        assert re.findall(r"  | \n|\n\n|\n | [.,!?:]|\.\.|,,|[^.!?:»]\n|[^.!?»]$", story) == [], (
+            story
+        )
         assert re.findall(r"(?:^|[.!?] |\n— |\n)[a-zçəğışöü]\w*", story) == [], story
         assert re.findall(r"\b(\w+) \1\b", story) == [], story
 
 
-TENSES = {"dedi": "past", "dedim": "past", "idi": "past", "deyir": "pres", "deyirəm": "pres", "deyib": "evid"}
+TENSES = {
+    "dedi": "past",
+    "dedim": "past",
+    "idi": "past",
+    "deyir": "pres",
+    "deyirəm": "pres",
+    "deyib": "evid",
+}
 
 
 def test_the_tenses_do_not_mix(stories: list[str]) -> None:
     for story in stories:
         told = re.sub(r"(?m)^— .*$", "", story)
-        seen = re.findall(r" — (dedi|dedim|deyir|deyirəm|deyib)\b", story) + re.findall(r"\bidi\b", told)
+        seen = re.findall(r" — (dedi|dedim|deyir|deyirəm|deyib)\b", story) + re.findall(
+            r"\bidi\b", told
+        )
         assert len({TENSES[word] for word in seen}) <= 1, story
 
 
 def test_all_plots_and_tellers_occur(stories: list[str]) -> None:
     assert sum(row["symbol"].startswith("story.") for row in read_tsv("tales.tsv")) >= 20
-    assert 0.2 < sum(story.startswith(("Mənim adım", "Salam! Mən", "Mən ")) for story in stories) / len(stories) < 0.5
+    assert (
+        0.2
+        < sum(story.startswith(("Mənim adım", "Salam! Mən", "Mən ")) for story in stories)
+        / len(stories)
+        < 0.5
+    )
     openings = Counter(story[:25] for story in stories)
     assert openings.most_common(1)[0][1] < 0.02 * len(stories)
 
@@ -92,7 +112,11 @@ def test_every_stem_and_rule_is_used() -> None:
     heads = {slot.split(":")[0] for slot in re.findall(r"\{([^}]+)\}", text)}
     heads |= {item[2:] for row in rules for item in row["when"].split() if "=" in item}
     facts = {stem for entry in lexicon().values() for stem in entry.facts.values()}
-    idle = [e.stem for e in lexicon().values() if not heads.intersection((e.stem, *e.classes)) and e.stem not in facts]
+    idle = [
+        e.stem
+        for e in lexicon().values()
+        if not heads.intersection((e.stem, *e.classes)) and e.stem not in facts
+    ]
     assert idle == ["mən", "o"]  # the hero's pronouns
     assert {c for entry in lexicon().values() for c in entry.classes} <= heads
     symbols = {row["symbol"] for row in rules if not row["symbol"].startswith("story.")}
@@ -100,7 +124,14 @@ def test_every_stem_and_rule_is_used() -> None:
 
 
 def test_words_are_split_in_one_way() -> None:
-    assert words("— Gəl! — dedi İlqar.\nÜç-dörd gün, «salam»...") == ["Gəl", "dedi", "İlqar", "Üç-dörd", "gün", "salam"]
+    assert words("— Gəl! — dedi İlqar.\nÜç-dörd gün, «salam»...") == [
+        "Gəl",
+        "dedi",
+        "İlqar",
+        "Üç-dörd",
+        "gün",
+        "salam",
+    ]
 
 
 @pytest.mark.parametrize("num_bytes", [0, -1])

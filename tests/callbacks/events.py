@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from azllm_lightning.training.curve import EVENTS, _records
+from azllm_lightning.runs.curves import EVENTS, _records
 
 
 def summaries(folder: Path) -> Iterator[tuple[int, Any]]:
@@ -21,4 +21,8 @@ def summaries(folder: Path) -> Iterator[tuple[int, Any]]:
 def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
     """(step, text) of every text of a run with `tag`, in the order of writing."""
     name = f"{tag}/text_summary"
-    return [(step, value.tensor.string_val[0].decode()) for step, value in summaries(folder) if value.tag == name]
+    return [
+        (step, value.tensor.string_val[0].decode())
+        for step, value in summaries(folder)
+        if value.tag == name
+    ]

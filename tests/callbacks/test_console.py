@@ -20,7 +20,7 @@ from azllm_lightning.callbacks import console
 from azllm_lightning.callbacks.console import Console, TqdmHandler
 from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.callbacks.words import Words
-from azllm_lightning.cli import Resumable
+from azllm_lightning.cli.entrance import Resumable
 
 Train = Callable[..., Path]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
@@ -35,7 +35,12 @@ class Session:
         self.io: Any = SimpleNamespace(seconds=0.0)
         self.throughput = Throughput(self.io, 1.0)
         self.console = Console(Words(), self.throughput)
-        values = {"global_step": start, "max_steps": steps, "val_check_interval": 20, "accumulate_grad_batches": 2}
+        values = {
+            "global_step": start,
+            "max_steps": steps,
+            "val_check_interval": 20,
+            "accumulate_grad_batches": 2,
+        }
         self.trainer: Any = SimpleNamespace(**values, is_global_zero=False, callback_metrics={})
         self.module: Any = SimpleNamespace(step_report=None, logs_now=False, last_validation={})
         monkeypatch.setattr(console, "CausalLM", SimpleNamespace)
@@ -90,14 +95,20 @@ def test_the_time_left_is_that_of_steps_and_validations(monkeypatch: pytest.Monk
     assert session.left == pytest.approx(98 * 2 + 10 * 30)
     for _ in range(8):
         session.step()
-    assert session.left == pytest.approx(90 * 2 + 10 * 30)  # the one after this step is still to come
+    assert session.left == pytest.approx(
+        90 * 2 + 10 * 30
+    )  # the one after this step is still to come
     session.validate(40)
     session.step()
-    assert session.left == pytest.approx(89 * 2 + 9 * 40)  # a validation is no part of the step after it
+    assert session.left == pytest.approx(
+        89 * 2 + 9 * 40
+    )  # a validation is no part of the step after it
     assert session.throughput.step_seconds[1:] == pytest.approx([2.0] * 10)
 
 
-def test_the_time_left_counts_saving_by_what_it_took_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_counts_saving_by_what_it_took_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     session = Session(monkeypatch)
     session.validate(30)
     session.begin()
@@ -142,7 +153,9 @@ def test_the_end_is_told_once_when_enough_was_measured(
             session.step()
     told = [message for message in caplog.messages if message.startswith("time ")]
     assert len(told) == 1
-    assert re.fullmatch(r"time      about 8 min 8 s, ends about (\d{4}-\d\d-\d\d )?\d\d:\d\d", told[0])  # from step 6
+    assert re.fullmatch(
+        r"time      about 8 min 8 s, ends about (\d{4}-\d\d-\d\d )?\d\d:\d\d", told[0]
+    )  # from step 6
 
 
 def test_where_no_terminal_is_a_line_now_and_then_takes_the_place_of_the_bar(
@@ -150,13 +163,17 @@ def test_where_no_terminal_is_a_line_now_and_then_takes_the_place_of_the_bar(
 ) -> None:
     train_tiny()
     told = capsys.readouterr()
-    assert "train_loss " not in re.sub(r"\nstep  train_loss.*", "", told.out)  # in a second none is due
+    assert "train_loss " not in re.sub(
+        r"\nstep  train_loss.*", "", told.out
+    )  # in a second none is due
     assert "\r" not in told.out + told.err
     assert "%|" not in told.err
     monkeypatch.setattr(console, "LINE_EVERY_SECONDS", 0.0)
     train_tiny()
     told = capsys.readouterr()
-    lines = re.findall(r"^step \d/8  train_loss \d\.\d{4}  lr \d\.\d\de-\d\d.*$", told.out, re.MULTILINE)
+    lines = re.findall(
+        r"^step \d/8  train_loss \d\.\d{4}  lr \d\.\d\de-\d\d.*$", told.out, re.MULTILINE
+    )
     assert len(lines) == 8
     assert re.search(r"  [\d,]+ tokens/s  00:0\d left$", lines[-1])
     assert "%|" not in told.err
@@ -194,7 +211,9 @@ def terminal(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @posix
-@pytest.mark.parametrize(("rows", "columns", "lang"), [(40, 80, "az"), (0, 0, "en")])  # 0: it does not tell its size
+@pytest.mark.parametrize(
+    ("rows", "columns", "lang"), [(40, 80, "az"), (0, 0, "en")]
+)  # 0: it does not tell its size
 def test_the_bar_fits_the_terminal(
     train_tiny: Train, monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, lang: str
 ) -> None:
@@ -203,24 +222,35 @@ def test_the_bar_fits_the_terminal(
         train_tiny("trainer.max_steps=12", f"lang={lang}")
     states = [state for state in re.split(r"[\r\n]+", written[0]) if "%|" in state]
     assert re.fullmatch(r"100%\|.*\| 12/12 *", states[-1])
-    figures = {"en": r"loss \d.*val \d.*ppl \d.*tokens/s.* left", "az": r"itki \d.*val \d.*ppl \d.*token/s.* qalır"}
+    figures = {
+        "en": r"loss \d.*val \d.*ppl \d.*tokens/s.* left",
+        "az": r"itki \d.*val \d.*ppl \d.*token/s.* qalır",
+    }
     assert any(re.search(figures[lang], state) for state in states)
     assert max(map(len, states)) <= 80
     assert any(Words(lang)("validating") in state for state in states)
 
 
 @posix
-def test_a_batch_job_on_kaggle_has_no_bar(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_job_on_kaggle_has_no_bar(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     with terminal(40, 80, monkeypatch) as written:
         train_tiny()
     assert written == [""]
 
 
-def test_a_run_in_azerbaijani(train_tiny: Train, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_run_in_azerbaijani(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     stop = [f"+callbacks.stop.{pair}" for pair in ("step=6", "kill=false")]
     with pytest.raises(Resumable) as stopped:
-        train_tiny("lang=az", "+callbacks.stop._target_=azllm_lightning.callbacks.interrupt.Interrupt", *stop)
+        train_tiny(
+            "lang=az",
+            "+callbacks.stop._target_=azllm_lightning.callbacks.interrupt.Interrupt",
+            *stop,
+        )
     assert stopped.value.told == "Davam etmək üçün"
     told = capsys.readouterr()
     assert "Addım 4  Validasiya itkisi " in told.out
@@ -229,15 +259,25 @@ def test_a_run_in_azerbaijani(train_tiny: Train, capsys: pytest.CaptureFixture[s
     folder = train_tiny("ckpt_path=last")
     told = capsys.readouterr()
     assert "davam edilir: " in told.out
-    table = re.search(r"^Addım  Təlim itkisi  Validasiya itkisi .*\n((?: +\d+ .*\n)+)", told.out, re.MULTILINE)
+    table = re.search(
+        r"^Addım  Təlim itkisi  Validasiya itkisi .*\n((?: +\d+ .*\n)+)", told.out, re.MULTILINE
+    )
     assert table is not None
-    assert [int(line.split()[0]) for line in table[1].splitlines()] == [0, 4, 8]  # with those of the first session
-    assert not re.findall(r"\b(step|steps|train_loss|val_loss|best|done|tokens)\b(?!\.ckpt)", told.out)
+    assert [int(line.split()[0]) for line in table[1].splitlines()] == [
+        0,
+        4,
+        8,
+    ]  # with those of the first session
+    assert not re.findall(
+        r"\b(step|steps|train_loss|val_loss|best|done|tokens)\b(?!\.ckpt)", told.out
+    )
     assert "Validasiya itkisi" in (folder / "train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp857", "ascii"])
-def test_a_console_that_cannot_write_every_letter(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_console_that_cannot_write_every_letter(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, newline="\n"))
     text = "Addım 4  Validasiya itkisi 2.8119  ↓ 0.120  rekord; ə ↑"

@@ -20,20 +20,20 @@ import torch
 from events import texts
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from azllm_lightning import cli
-from azllm_lightning.build import check
 from azllm_lightning.callbacks import diagnosis
-from azllm_lightning.callbacks.ailments import against_overfitting, jitter, overfitting, underfitting
 from azllm_lightning.callbacks.console import Console
 from azllm_lightning.callbacks.diagnosis import Diagnosis
 from azllm_lightning.callbacks.panels import Validation
+from azllm_lightning.callbacks.rules import against_overfitting, jitter, overfitting, underfitting
 from azllm_lightning.callbacks.words import Words
+from azllm_lightning.cli import entrance as cli
+from azllm_lightning.config.optimizer import optimizer_config
 from azllm_lightning.data.datamodule import Windows
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.session.build import check
 from azllm_lightning.training import hardware
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
-from azllm_lightning.training.checkpoint import step_files
-from azllm_lightning.training.curve import read_scalars
-from azllm_lightning.training.optimizer import optimizer_config
 
 Train = Callable[..., Path]
 
@@ -128,7 +128,9 @@ def steps_between(points: str, every: int, scatter: float) -> list[float]:
 
 
 @pytest.mark.parametrize("curve", [TALES, CORPUS, SMALL])
-def test_a_healthy_curve_is_neither_over_nor_underfit(curve: list[tuple[int, float | None, float]]) -> None:
+def test_a_healthy_curve_is_neither_over_nor_underfit(
+    curve: list[tuple[int, float | None, float]],
+) -> None:
     guess = curve[0][2]
     for end in range(1, len(curve) + 1):
         assert overfitting(rows(curve[:end]), 0.01) < 0.5
@@ -148,13 +150,22 @@ def test_a_rise_of_both_losses_is_no_overfitting() -> None:
 
 
 def test_a_spike_that_is_recovering_is_no_overfitting() -> None:
-    early = [(0, None, 9.0), (100, 6.8, 5.8), (200, 5.3, 5.1), (300, 5.25, 5.9), (400, 4.9, 5.4), (500, 4.8, 5.2)]
+    early = [
+        (0, None, 9.0),
+        (100, 6.8, 5.8),
+        (200, 5.3, 5.1),
+        (300, 5.25, 5.9),
+        (400, 4.9, 5.4),
+        (500, 4.8, 5.2),
+    ]
     assert overfitting(rows(early), 0.01) < 1
 
 
 def test_a_jumpy_val_loss_needs_a_larger_rise() -> None:
     """Up and down by 0.1 around a slow fall, as at a high rate; the training loss falls."""
-    jumpy = [(100 * i, 5.0 - 0.05 * i, 4.9 - 0.01 * i + (0.1 if i % 3 else -0.1)) for i in range(1, 16)]
+    jumpy = [
+        (100 * i, 5.0 - 0.05 * i, 4.9 - 0.01 * i + (0.1 if i % 3 else -0.1)) for i in range(1, 16)
+    ]
     assert all(overfitting(rows([(0, None, 9.0), *jumpy[:end]]), 0.01) < 1 for end in range(1, 16))
 
 
@@ -178,7 +189,9 @@ def test_underfitting_is_told_at_the_end() -> None:
     assert underfitting(rows(STUCK), 13.0, 40) is None  # low enough among so many tokens
     for curve in (STEEP, STUCK):
         assert underfitting(rows(curve), 9.0, 150) is None  # hardly past its warm-up
-        assert underfitting(rows([curve[0], curve[-1]]), 9.0, 40) is None  # nothing known of the middle
+        assert (
+            underfitting(rows([curve[0], curve[-1]]), 9.0, 40) is None
+        )  # nothing known of the middle
     apart = [*STEEP[:-1], (400, 3.0, 4.3)]
     assert underfitting(rows(apart), 9.0, 40) is None  # the text is what is short
     tuned = [(0, None, 3.50), (200, 3.45, 3.42), (300, 3.40, 3.39), (400, 3.37, 3.36)]
@@ -191,7 +204,9 @@ def test_underfitting_is_told_at_the_end() -> None:
 class Replay:
     """Leads a recorded run past the monitor; `marks` are what it said, with the steps."""
 
-    def __init__(self, vocab_size: int = 2048, warmup: int = 40, patience: int | None = None) -> None:
+    def __init__(
+        self, vocab_size: int = 2048, warmup: int = 40, patience: int | None = None
+    ) -> None:
         self.marks: list[tuple[str, int]] = []
         self.trainer: Any = SimpleNamespace(
             accumulate_grad_batches=1,
@@ -238,10 +253,16 @@ class Replay:
     [
         (2048, steps_between(TALES_LOSS, 10, 0.05), steps_between(TALES_NORM, 10, 0.05)),
         (8192, steps_between(CORPUS_LOSS, 100, 0.3), steps_between(CORPUS_NORM, 60, 0.1)),
-        (8192, steps_between(CORPUS_LOSS, 100, 0.9), steps_between(CORPUS_NORM, 60, 0.3)),  # a batch of few windows
+        (
+            8192,
+            steps_between(CORPUS_LOSS, 100, 0.9),
+            steps_between(CORPUS_NORM, 60, 0.3),
+        ),  # a batch of few windows
     ],
 )
-def test_healthy_steps_leave_no_mark(vocab_size: int, losses: list[float], norms: list[float]) -> None:
+def test_healthy_steps_leave_no_mark(
+    vocab_size: int, losses: list[float], norms: list[float]
+) -> None:
     replay = Replay(vocab_size)
     for loss, norm in zip(losses, norms, strict=True):
         replay.step(loss, norm)
@@ -305,7 +326,12 @@ def test_the_end_is_told_to_be_undertrained() -> None:
 
 
 def test_patience_counts_validations_since_the_best_over_a_resume() -> None:
-    flat = [(0, None, 5.7), (10, 5.0, 4.0), (20, 4.0, 3.0), *[(step, 3.0, 3.001) for step in (30, 40, 50, 60)]]
+    flat = [
+        (0, None, 5.7),
+        (10, 5.0, 4.0),
+        (20, 4.0, 3.0),
+        *[(step, 3.0, 3.001) for step in (30, 40, 50, 60)],
+    ]
     for restart in (None, 4, 5):
         replay = Replay(patience=3)
         for index, row in enumerate(flat):
@@ -318,7 +344,9 @@ def test_patience_counts_validations_since_the_best_over_a_resume() -> None:
 
 
 def test_a_scale_that_falls_without_growing_is_told_once() -> None:
-    level = [2.0**k for k in (13, 12, 11, 10, 11, 10, 9, 8, 9, 8, 7, 6, 7)]  # finds its level, then up and down
+    level = [
+        2.0**k for k in (13, 12, 11, 10, 11, 10, 9, 8, 9, 8, 7, 6, 7)
+    ]  # finds its level, then up and down
     for scales, expected in (
         (level, []),
         ([2.0 ** (13 - k) for k in range(12)], [("scale_falls", 6)]),
@@ -370,8 +398,19 @@ def test_each_line_can_be_said(lang: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 OVERFIT = [
-    *("data.tales_bytes=3_000", "data.val_fraction=0.3", "data.val_windows=null", "data.batch_size=8"),
-    *("model.n_layer=2", "model.n_embd=64", "optimizer=adamw", "optimizer.lr=0.01", "schedule.name=constant"),
+    *(
+        "data.tales_bytes=3_000",
+        "data.val_fraction=0.3",
+        "data.val_windows=null",
+        "data.batch_size=8",
+    ),
+    *(
+        "model.n_layer=2",
+        "model.n_embd=64",
+        "optimizer=adamw",
+        "optimizer.lr=0.01",
+        "schedule.name=constant",
+    ),
     *("trainer.val_every_steps=8", "trainer.max_steps=136", "trainer.checkpoint_every_steps=50"),
     "callbacks.samples.max_new_tokens=0",
 ]
@@ -380,7 +419,11 @@ SHORT = ["optimizer=adamw", "trainer.val_every_steps=50", "trainer.checkpoint_ev
 
 def marks(run: Path) -> dict[str, list[int]]:
     """The ailments marked in TensorBoard, and at which steps."""
-    found = {tag: list(points) for tag, points in read_scalars(run).items() if tag.startswith("diagnosis/")}
+    found = {
+        tag: list(points)
+        for tag, points in read_scalars(run).items()
+        if tag.startswith("diagnosis/")
+    }
     return {tag.removeprefix("diagnosis/"): steps for tag, steps in found.items()}
 
 
@@ -393,7 +436,9 @@ def summary(run: Path) -> dict[str, Any]:
     return values
 
 
-def test_a_run_that_overfits_is_told_so_and_stops(train_tiny: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_overfits_is_told_so_and_stops(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     straight = train_tiny(*OVERFIT)
     found, told = marks(straight), capsys.readouterr().err
     assert list(found) == ["overfitting"]
@@ -416,7 +461,9 @@ def test_a_run_that_overfits_is_told_so_and_stops(train_tiny: Train, capsys: pyt
     assert summary(stopped)["status"] == "done"
     assert step_files(stopped / "checkpoints")[0][0] == step
     assert list(read_scalars(stopped)["val_loss"])[-1] == step
-    assert "stopping early (callbacks.early_stopping): val_loss" in one_line(capsys.readouterr().err)
+    assert "stopping early (callbacks.early_stopping): val_loss" in one_line(
+        capsys.readouterr().err
+    )
 
 
 def test_a_resumed_run_says_and_does_what_the_uninterrupted_one_does(train_tiny: Train) -> None:
@@ -436,7 +483,10 @@ def test_a_resumed_run_says_and_does_what_the_uninterrupted_one_does(train_tiny:
     for at in (step, step + 3):  # in the validation that tells, and after it
         resumed = stopped_and_resumed(at)
         assert marks(resumed) == marks(straight)
-        assert read_scalars(resumed)["generalization_gap"] == read_scalars(straight)["generalization_gap"]
+        assert (
+            read_scalars(resumed)["generalization_gap"]
+            == read_scalars(straight)["generalization_gap"]
+        )
         ours = torch.load(step_files(resumed / "checkpoints")[0][1], weights_only=True)
         assert ours["callbacks"]["Diagnosis"] == theirs["callbacks"]["Diagnosis"]
     early = stopped_and_resumed(step, "callbacks.early_stopping=true")
@@ -444,7 +494,9 @@ def test_a_resumed_run_says_and_does_what_the_uninterrupted_one_does(train_tiny:
     assert marks(early) == {"overfitting": [step], "early_stop": [step]}
 
 
-def test_a_learning_rate_that_is_too_high_is_told(train_tiny: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_learning_rate_that_is_too_high_is_told(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = train_tiny(*SHORT, "optimizer.lr=1.0", "trainer.max_steps=40")
     assert list(marks(run)) == ["lr_too_high"]
     assert "the learning rate looks too high" in one_line(capsys.readouterr().err)
@@ -475,12 +527,18 @@ def test_waiting_for_data_is_told(train_tiny: Train, monkeypatch: pytest.MonkeyP
         return read(self, indices)
 
     monkeypatch.setattr(diagnosis, "WATCHED_SECONDS", 0.5)
-    settings = ["trainer.max_steps=70", "trainer.log_every_steps=10", "callbacks.samples.max_new_tokens=0"]
+    settings = [
+        "trainer.max_steps=70",
+        "trainer.log_every_steps=10",
+        "callbacks.samples.max_new_tokens=0",
+    ]
     monkeypatch.setattr(Windows, "__getitems__", slow)
     assert list(marks(train_tiny(*SHORT, *settings))) == ["data_bound"]
 
 
-def test_an_fp16_scale_that_falls_is_told(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_fp16_scale_that_falls_is_told(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From a scale at which each step overflows."""
 
     def plugin(precision: str, device: str) -> MixedPrecision:
@@ -490,7 +548,9 @@ def test_an_fp16_scale_that_falls_is_told(train_tiny: Train, monkeypatch: pytest
     assert marks(train_tiny("trainer.max_steps=12")) == {"scale_falls": [6]}
 
 
-def test_a_healthy_run_is_told_nothing(train_tiny: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_run_is_told_nothing(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = train_tiny(*SHORT, "trainer.max_steps=150", "schedule.warmup_steps=10")
     assert marks(run) == {}
     assert capsys.readouterr().err.strip() == ""

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import azllm_lightning
-from azllm_lightning.build import check, model_config
 from azllm_lightning.callbacks.panels import (
     MOST_ROWS,
     Validation,
@@ -23,11 +22,14 @@ from azllm_lightning.callbacks.panels import (
     validation_line,
 )
 from azllm_lightning.callbacks.words import LANGUAGES, Words, read_texts
-from azllm_lightning.cli import compose
-from azllm_lightning.training.run import Run
+from azllm_lightning.cli.entrance import compose
+from azllm_lightning.runs.folder import Run
+from azllm_lightning.session.build import check, model_config
 
 COMMAND = "python -m azllm_lightning.train run_name=tales ckpt_path=last trainer.max_steps=1200"
-LABELS = "run model data steps hardware disk time sources done best watch talk longer export".split()
+LABELS = (
+    "run model data steps hardware disk time sources done best watch talk longer export".split()
+)
 
 
 def course(steps: int, losses: list[float]) -> list[Validation]:
@@ -49,15 +51,20 @@ def start(words: Words, folder: Path, *overrides: str) -> list[str]:
         train_windows=SimpleNamespace(num_windows=439_424 // model.block_size),
         chosen_val_windows=lambda: range(191),
     )
-    return start_panel(words, Run(folder), model, data, settings.trainer, settings.optimizer, "cpu").splitlines()
+    return start_panel(
+        words, Run(folder), model, data, settings.trainer, settings.optimizer, "cpu"
+    ).splitlines()
 
 
 @pytest.mark.parametrize("row", read_texts(), ids=lambda row: row["key"])
 def test_both_languages_have_the_same_fields(row: dict[str, str]) -> None:
     english, azerbaijani = (
-        {(name, style) for _, name, style, _ in Formatter().parse(row[lang]) if name is not None} for lang in LANGUAGES
+        {(name, style) for _, name, style, _ in Formatter().parse(row[lang]) if name is not None}
+        for lang in LANGUAGES
     )
-    left_out = {("bpb", "")} if row["key"] == "validation" else set()  # 80 columns have no room for it
+    left_out = (
+        {("bpb", "")} if row["key"] == "validation" else set()
+    )  # 80 columns have no room for it
     assert azerbaijani == english - left_out
 
 
@@ -66,7 +73,9 @@ def test_every_text_is_used_and_has_one_line() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
     keys = [row["key"] for row in read_texts()]
     assert len(keys) == len(set(keys))
-    plain = [key for key in keys if not key.startswith("column_")]  # those are of the table's columns, by their names
+    plain = [
+        key for key in keys if not key.startswith("column_")
+    ]  # those are of the table's columns, by their names
     assert [key for key in plain if not re.search(f"[\"']{key}[\"']", code)] == []
 
 
@@ -79,7 +88,9 @@ def test_labels_fit_their_column(lang: str) -> None:
 @pytest.mark.parametrize("experiment", ["cpu", "debug", "t4", "laptop_4gb"])
 def test_the_first_panel_fits_80_columns(experiment: str, lang: str, tmp_path: Path) -> None:
     told = start(Words(lang), tmp_path, f"+experiment={experiment}")
-    lines = [line for line in told if str(tmp_path) not in line and line != Words(lang)("run")]  # paths stay whole
+    lines = [
+        line for line in told if str(tmp_path) not in line and line != Words(lang)("run")
+    ]  # paths stay whole
     assert len(lines) >= 6
     assert max(map(len, lines)) <= 80
     assert all(re.match(r"\S+ +\S| {10}\S", line) and line[9] == " " for line in lines)
@@ -92,12 +103,16 @@ def test_what_the_first_panel_says(tmp_path: Path) -> None:
     assert "600 of 2,048 tokens: 1.2 M tokens, 2.8 passes over the data" in text
     assert "0.6 tokens a parameter (Chinchilla's rule: about 20)" in text
     assert "32-true, not compiled" in text
-    assert re.search(r"checkpoints take about 65 MB; [\d,.]+ [GM]B are free$", text)  # 3 states with Muon, and the best
+    assert re.search(
+        r"checkpoints take about 65 MB; [\d,.]+ [GM]B are free$", text
+    )  # 3 states with Muon, and the best
 
 
 def test_a_disk_that_is_too_small_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
-    assert "checkpoints take about 65 MB; 50 MB are free: too little" in "\n".join(start(Words(), tmp_path))
+    assert "checkpoints take about 65 MB; 50 MB are free: too little" in "\n".join(
+        start(Words(), tmp_path)
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -110,11 +125,24 @@ def test_checkpoints_take_what_is_said(train_tiny: Callable[..., Path], optimize
         "callbacks.samples.max_new_tokens=0",
     ]
     folder = train_tiny(*overrides)
-    config = compose(["data.block_size=32", "model.n_layer=1", "model.n_head=2", *overrides, "trainer.max_steps=8"])
+    config = compose(
+        [
+            "data.block_size=32",
+            "model.n_layer=1",
+            "model.n_head=2",
+            *overrides,
+            "trainer.max_steps=8",
+        ]
+    )
     settings = check(config)
-    expected = checkpoint_bytes(model_config(config, 512, 32, 0), settings.trainer, settings.optimizer)
+    expected = checkpoint_bytes(
+        model_config(config, 512, 32, 0), settings.trainer, settings.optimizer
+    )
     files = [path for path in (folder / "checkpoints").iterdir() if not path.is_symlink()]
-    texts = 4 * (folder / "tokenizer.json").stat().st_size + 4 * (folder / ".hydra" / "config.yaml").stat().st_size
+    texts = (
+        4 * (folder / "tokenizer.json").stat().st_size
+        + 4 * (folder / ".hydra" / "config.yaml").stat().st_size
+    )
     assert len(files) == 4
     assert sum(path.stat().st_size for path in files) - texts == pytest.approx(expected, rel=0.1)
 
@@ -137,16 +165,23 @@ def test_the_untrained_model_is_never_the_best() -> None:
 
 def test_a_line_of_a_diverged_run() -> None:
     rows = course(100, [7.6, 3.0])
-    rows += [Validation(200, None, float("nan"), float("nan"), float("nan")), Validation(300, 3.1, 3.2, 24.5, 1.0)]
+    rows += [
+        Validation(200, None, float("nan"), float("nan"), float("nan")),
+        Validation(300, 3.1, 3.2, 24.5, 1.0),
+    ]
     assert validation_line(Words(), rows[:3], 600) == "step 200  val_loss nan  ppl nan  bpb nan"
     assert validation_line(Words(), rows, 600).endswith("bpb 1.0000")  # nothing to compare with
-    assert [line for line in table(Words(), rows) if line.endswith("best")] == [table(Words(), rows)[2]]
+    assert [line for line in table(Words(), rows) if line.endswith("best")] == [
+        table(Words(), rows)[2]
+    ]
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_lines_and_tables_fit_80_columns(lang: str) -> None:
     rows = course(10_000, [11.5, 3.0, 5.9, 5.95])
-    texts = [validation_line(Words(lang), rows[: i + 1], 50_000) for i in range(len(rows))] + table(Words(lang), rows)
+    texts = [validation_line(Words(lang), rows[: i + 1], 50_000) for i in range(len(rows))] + table(
+        Words(lang), rows
+    )
     assert max(map(len, texts)) <= 80
 
 
@@ -170,9 +205,17 @@ def test_a_long_table_is_thinned(best: int) -> None:
 
 
 def end(words: Words, folder: Path, **last: float) -> list[str]:
-    summary = {"steps": 600, "wall_seconds": 146.2, "tokens_per_sec": 14_205.4, "best_val_loss": 0.64, "best_step": 500}
+    summary = {
+        "steps": 600,
+        "wall_seconds": 146.2,
+        "tokens_per_sec": 14_205.4,
+        "best_val_loss": 0.64,
+        "best_step": 500,
+    }
     commands = {"watch": "tensorboard --logdir lightning_logs", "longer": COMMAND}
-    return end_panel(words, Run(folder), course(300, [7.6, 0.7, 0.64]), last, summary, commands).splitlines()
+    return end_panel(
+        words, Run(folder), course(300, [7.6, 0.7, 0.64]), last, summary, commands
+    ).splitlines()
 
 
 def test_the_last_panel() -> None:
@@ -197,7 +240,12 @@ def test_paths_and_commands_are_never_broken() -> None:
 @pytest.mark.parametrize("length", range(1, 12))
 def test_sources_are_shown(length: int) -> None:
     names = ["x" * length + str(i) for i in range(9)]
-    lines = end(Words(), Path("x"), val_loss=2.5, **{f"val_loss_by_source/{n}": 2.0 + i for i, n in enumerate(names)})
+    lines = end(
+        Words(),
+        Path("x"),
+        val_loss=2.5,
+        **{f"val_loss_by_source/{n}": 2.0 + i for i, n in enumerate(names)},
+    )
     first = next(i for i, line in enumerate(lines) if line.startswith("sources"))
     shown = lines[first : next(i for i, line in enumerate(lines) if line.startswith("done"))]
     assert len(shown) > 1

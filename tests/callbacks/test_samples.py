@@ -17,15 +17,16 @@ import torch
 from events import texts
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from azllm_lightning.build import check
 from azllm_lightning.callbacks import samples
-from azllm_lightning.callbacks.samples import PROMPTS, Samples, SamplesConfig
-from azllm_lightning.cli import compose
+from azllm_lightning.callbacks.samples import PROMPTS, Samples
+from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.callbacks import SamplesConfig
+from azllm_lightning.formats.load import load
+from azllm_lightning.inference.sampling import sample
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.model.io import load
-from azllm_lightning.model.sampling import sample
-from azllm_lightning.training.checkpoint import step_files
-from azllm_lightning.training.curve import read_scalars
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.session.build import check
 
 Train = Callable[..., Path]
 SHORT = "callbacks.samples.max_new_tokens=12"
@@ -36,8 +37,14 @@ def cells(text: str) -> list[list[str]]:
     from tensorboard.plugin_util import markdown_to_safe_html
 
     html = str(markdown_to_safe_html(text))
-    rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.DOTALL) for row in re.findall(r"<tr>.*?</tr>", html, re.DOTALL)]
-    return [[unescape(re.sub(r"</?strong>", "", cell.replace("<br>", "\n"))) for cell in row] for row in rows]
+    rows = [
+        re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr>.*?</tr>", html, re.DOTALL)
+    ]
+    return [
+        [unescape(re.sub(r"</?strong>", "", cell.replace("<br>", "\n"))) for cell in row]
+        for row in rows
+    ]
 
 
 def test_the_same_prompts_go_on_at_each_validation(train_tiny: Train) -> None:
@@ -51,15 +58,22 @@ def test_the_same_prompts_go_on_at_each_validation(train_tiny: Train) -> None:
     head, *rows = cells(found[-1][1])
     assert head == ["greedy", "temperature 0.8"]
     shown = [
-        [re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text) for text in row] for row in zip(greedy, drawn, strict=True)
+        [re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text) for text in row]
+        for row in zip(greedy, drawn, strict=True)
     ]
-    assert [[text.strip() for text in row] for row in rows] == [[text.strip() for text in row] for row in shown]
-    assert all(row[0].startswith(prompt) for row, prompt in zip(rows, PROMPTS["tales"], strict=True))
+    assert [[text.strip() for text in row] for row in rows] == [
+        [text.strip() for text in row] for row in shown
+    ]
+    assert all(
+        row[0].startswith(prompt) for row, prompt in zip(rows, PROMPTS["tales"], strict=True)
+    )
 
 
 def test_ones_own_prompts_are_taken_and_other_data_have_others(train_tiny: Train) -> None:
     folder = train_tiny(
-        SHORT, 'callbacks.samples.prompts=["Nə üçün, bilmirəm", ""]', "callbacks.samples.temperature=1.5"
+        SHORT,
+        'callbacks.samples.prompts=["Nə üçün, bilmirəm", ""]',
+        "callbacks.samples.temperature=1.5",
     )
     head, *rows = cells(texts(folder, "samples")[0][1])
     assert head == ["greedy", "temperature 1.5"]
@@ -89,7 +103,9 @@ def test_settings_that_make_no_sense_are_told(setting: str, told: str) -> None:
 
 
 def boom(*args: Any, **kwargs: Any) -> None:
-    raise AssertionError("the compiled way was taken, and a compiler would now work on another shape")
+    raise AssertionError(
+        "the compiled way was taken, and a compiler would now work on another shape"
+    )
 
 
 def test_training_does_not_notice(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +116,11 @@ def test_training_does_not_notice(train_tiny: Train, monkeypatch: pytest.MonkeyP
         net._compiled_call_impl = boom
         for _ in range(2):
             modes = {name: module.training for name, module in net.named_modules()}
-            generators = (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))
+            generators = (
+                torch.get_rng_state().tolist(),
+                random.getstate(),
+                str(np.random.get_state()),
+            )
             states.append((modes, *generators, torch.is_inference_mode_enabled()))
             if len(states) == 1:
                 drawn = sample(net, *args, **settings)
@@ -119,10 +139,14 @@ def test_training_does_not_notice(train_tiny: Train, monkeypatch: pytest.MonkeyP
         assert torch.equal(weight, ends[1]["state_dict"][name]), name
 
 
-def test_the_time_of_writing_is_no_training_time(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_writing_is_no_training_time(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock, spent = time.perf_counter, 0.0
 
-    def slow(net: GPT, tokenizer: Any, prompts: list[str], *args: Any, **settings: Any) -> list[str]:
+    def slow(
+        net: GPT, tokenizer: Any, prompts: list[str], *args: Any, **settings: Any
+    ) -> list[str]:
         nonlocal spent
         spent += 1e6
         return prompts
@@ -142,10 +166,14 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     Samples(SamplesConfig(None, 1, 0.8), "text").on_validation_end(trainer, module)
 
 
-def test_what_looks_like_markup_is_shown_as_written(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_looks_like_markup_is_shown_as_written(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     odd = " *a* _b_ `c` [d](e) <b>f</b> &amp; | g \\* \x02\x00 **h**\n# i\n- j ~~k~~"
     monkeypatch.setattr(
-        samples, "sample", lambda net, tokenizer, prompts, *args, **settings: [p + odd for p in prompts]
+        samples,
+        "sample",
+        lambda net, tokenizer, prompts, *args, **settings: [p + odd for p in prompts],
     )
     _, *rows = cells(texts(train_tiny(), "samples")[0][1])
     shown = odd.replace("\x02\x00", "\ufffd\ufffd")

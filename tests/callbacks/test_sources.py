@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.datamodule import MAX_SOURCES, TokenDataModule
-from azllm_lightning.model.io import load
-from azllm_lightning.training.checkpoint import step_files
-from azllm_lightning.training.curve import read_run, read_scalars
+from azllm_lightning.formats.load import load
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.curves import read_run, read_scalars
 from azllm_lightning.training.metrics import TokenLoss
 
 Train = Callable[..., Path]
-WORDS = {"qanun": "maddə bənd qanun hüquq", "nəsr": "günəş yol qız ev", "söz": "salam necəsən yaxşı"}
+WORDS = {
+    "qanun": "maddə bənd qanun hüquq",
+    "nəsr": "günəş yol qız ev",
+    "söz": "salam necəsən yaxşı",
+}
 TAG = "val_loss_by_source/"
 
 
@@ -38,7 +42,13 @@ def corpus(path: Path, documents: int = 240, sources: list[str] | None = None) -
 
 
 def config(path: Path, **settings: Any) -> DataConfig:
-    values = {"val_fraction": 0.3, "vocab_size": 300, "block_size": 32, "batch_size": 4, "val_windows": None}
+    values = {
+        "val_fraction": 0.3,
+        "vocab_size": 300,
+        "block_size": 32,
+        "batch_size": 4,
+        "val_windows": None,
+    }
     return DataConfig(path=str(path), source_field="source", **{**values, **settings})
 
 
@@ -85,11 +95,17 @@ def test_each_source_has_its_mean_over_its_tokens(train_tiny: Train, tmp_path: P
     assert mixed, "windows of several sources are what a mean over windows would get wrong"
     for name in WORDS:
         assert list(scalars[f"{TAG}{name}"]) == [0, 4, 8]
-        assert scalars[f"{TAG}{name}"][8] == pytest.approx(sums[name] / tokens[name], rel=1e-5), name
-    assert scalars["val_loss"][8] == pytest.approx(sum(sums.values()) / sum(tokens.values()), rel=1e-5)
+        assert scalars[f"{TAG}{name}"][8] == pytest.approx(sums[name] / tokens[name], rel=1e-5), (
+            name
+        )
+    assert scalars["val_loss"][8] == pytest.approx(
+        sum(sums.values()) / sum(tokens.values()), rel=1e-5
+    )
     assert {f"{TAG}{name}" for name in WORDS} <= set(read_run(folder).columns)
 
-    other = train_on(tmp_path / "a.jsonl", train_tiny, "data.batch_size=1", "trainer.accumulate_grad_batches=4")
+    other = train_on(
+        tmp_path / "a.jsonl", train_tiny, "data.batch_size=1", "trainer.accumulate_grad_batches=4"
+    )
     for tag, values in read_scalars(other).items():
         if tag.startswith(TAG):
             assert values == pytest.approx(scalars[tag], rel=1e-5), tag
@@ -141,7 +157,9 @@ def test_sources_without_a_token_in_the_windows_are_left_out(tmp_path: Path) -> 
     numbers = set()
     for count in range(1, 9):
         few = opened(config(tmp_path / "a.jsonl", val_windows=count))
-        there = {name for w in few.chosen_val_windows() for name in source[32 * w + 1 : 32 * w + 33]}
+        there = {
+            name for w in few.chosen_val_windows() for name in source[32 * w + 1 : 32 * w + 33]
+        }
         assert set(few.val_sources()[0]) == (there if len(there) > 1 else set())
         numbers.add(len(there))
     assert {1, 3} <= numbers, "choose another number of documents"

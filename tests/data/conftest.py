@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 
 STEMS = (
@@ -14,16 +14,37 @@ STEMS = (
     "qırmızı böyük kiçik gözəl yaxşı bir iki üç dörd beş sabah axşam gecə gündüz yağış qar külək bulud ulduz ay",
 )
 WORDS = " ".join(STEMS).split()
-SUFFIXES = ("", "lar", "lər", "da", "də", "dan", "dən", "ın", "in", "un", "nın", "ımız", "iniz", "'dan", "-nın")
+SUFFIXES = (
+    "",
+    "lar",
+    "lər",
+    "da",
+    "də",
+    "dan",
+    "dən",
+    "ın",
+    "in",
+    "un",
+    "nın",
+    "ımız",
+    "iniz",
+    "'dan",
+    "-nın",
+)
 
 
 def sentence(rng: random.Random) -> str:
-    return " ".join(rng.choice(WORDS) + rng.choice(SUFFIXES) for _ in range(rng.randint(4, 12))) + "."
+    return (
+        " ".join(rng.choice(WORDS) + rng.choice(SUFFIXES) for _ in range(rng.randint(4, 12))) + "."
+    )
 
 
 def _texts(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
-    return [f"{number}. " + " ".join(sentence(rng) for _ in range(rng.randint(2, 6))) for number in range(count)]
+    return [
+        f"{number}. " + " ".join(sentence(rng) for _ in range(rng.randint(2, 6)))
+        for number in range(count)
+    ]
 
 
 @pytest.fixture(scope="session")

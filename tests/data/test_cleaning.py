@@ -58,7 +58,9 @@ def test_cut_takes_the_coarsest_border(text: str, limit: int, pieces: list[str])
 def test_cut_loses_nothing_and_keeps_the_limit() -> None:
     rng = random.Random(0)
     for _ in range(50):
-        text = "".join(rng.choice(["ə", "a", "😀", " ", "\n", "\n\n", ". ", "söz"]) for _ in range(400))
+        text = "".join(
+            rng.choice(["ə", "a", "😀", " ", "\n", "\n\n", ". ", "söz"]) for _ in range(400)
+        )
         pieces = cut(text, 64)
         assert all(0 < len(piece.encode("utf-8")) <= 64 for piece in pieces)
         assert "".join("".join(pieces).split()) == "".join(text.split())

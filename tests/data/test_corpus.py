@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import _Digests, documents
 from azllm_lightning.data.files import find_files
 from azllm_lightning.data.records import read_records
@@ -23,7 +23,9 @@ from azllm_lightning.data.records import read_records
 def read(path: Any, **settings: Any) -> list[str]:
     return [
         document.text
-        for document in documents(DataConfig(path=path if isinstance(path, list) else str(path), **settings))
+        for document in documents(
+            DataConfig(path=path if isinstance(path, list) else str(path), **settings)
+        )
     ]
 
 
@@ -58,7 +60,9 @@ TEXTS = [row["text"] for row in ROWS]
 
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
-ENDINGS = [form + suffix for form in (".txt", ".jsonl", ".ndjson", ".json", ".csv") for suffix in COMPRESS]
+ENDINGS = [
+    form + suffix for form in (".txt", ".jsonl", ".ndjson", ".json", ".csv") for suffix in COMPRESS
+]
 
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".parquet", ".TXT", ".Csv.GZ"])
@@ -88,7 +92,12 @@ def test_csv_from_a_spreadsheet(tmp_path: Path) -> None:
 
 
 def test_parquet_kinds_of_text(tmp_path: Path) -> None:
-    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary()):
+    for kind in (
+        pa.string(),
+        pa.large_string(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.binary(),
+    ):
         table = pa.table({"text": pa.array(["bir ə", None, "iki"], pa.string()).cast(kind)})
         parquet.write_table(table, tmp_path / "a.parquet")
         assert read(tmp_path / "a.parquet") == ["bir ə", "iki"]
@@ -100,7 +109,9 @@ def test_txt_documents(tmp_path: Path) -> None:
     assert read(tmp_path / "a.txt", txt_documents="file") == ["bir\niki\n\n \n\nüç"]
 
 
-def test_a_line_without_end_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("azllm_lightning.data.records._MAX_LINE_BYTES", 7)
     text = "".join(chr(0x259 + i) + "😀ab" for i in range(40))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
@@ -111,7 +122,11 @@ def test_a_line_without_end_is_read_in_parts(tmp_path: Path, monkeypatch: pytest
 
 
 def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
-    for name, data in (("a.csv", b"text\nbir\n"), ("b.jsonl", b'{"text": "iki"}'), ("c.txt", "üç".encode())):
+    for name, data in (
+        ("a.csv", b"text\nbir\n"),
+        ("b.jsonl", b'{"text": "iki"}'),
+        ("c.txt", "üç".encode()),
+    ):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
     assert read(tmp_path) == ["bir", "iki", "üç"]
 
@@ -119,7 +134,13 @@ def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
 def test_digests_of_one_bucket_are_kept_apart() -> None:
     digests = _Digests()
     first, second, across = (b"##" + bytes(range(start, start + 14)) for start in (0, 14, 7))
-    assert [digests.add(each) for each in (first, second, across, across, first)] == [True, True, True, False, False]
+    assert [digests.add(each) for each in (first, second, across, across, first)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_folder_glob_and_list(tmp_path: Path) -> None:
@@ -239,7 +260,9 @@ def test_max_bytes(tmp_path: Path, texts: Any) -> None:
 
 def test_urls_of_other_file_systems(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
-    memory.pipe("/hub/20231101.az/train-00000-of-00002.parquet", parquet_bytes(ROWS[:2], row_group_size=1))
+    memory.pipe(
+        "/hub/20231101.az/train-00000-of-00002.parquet", parquet_bytes(ROWS[:2], row_group_size=1)
+    )
     memory.pipe("/hub/20231101.az/train-00001-of-00002.parquet", parquet_bytes(ROWS[2:]))
     memory.pipe("/hub/README.md", b"# card")
     for url in ("memory://hub/20231101.az/*.parquet", "memory://hub", "memory://hub/20231101.az"):
@@ -255,10 +278,20 @@ def test_the_hub_layout_of_fineweb2(tmp_path: Path) -> None:
         folder = tmp_path / "data" / "azj_Latn" / split
         folder.mkdir(parents=True)
         extra = {"dump": "CC-MAIN-2024-10", "language_score": 0.99, "minhash_cluster_size": 3}
-        (folder / "000_00000.parquet").write_bytes(parquet_bytes([{**row, **extra} for row in rows]))
+        (folder / "000_00000.parquet").write_bytes(
+            parquet_bytes([{**row, **extra} for row in rows])
+        )
     base = tmp_path / "data" / "azj_Latn"
-    found = documents(DataConfig(path=str(base / "train" / "*.parquet"), val_path=str(base / "test" / "*.parquet")))
-    assert [(d.text, d.split) for d in found] == [(TEXTS[2], "val"), (TEXTS[0], "train"), (TEXTS[1], "train")]
+    found = documents(
+        DataConfig(
+            path=str(base / "train" / "*.parquet"), val_path=str(base / "test" / "*.parquet")
+        )
+    )
+    assert [(d.text, d.split) for d in found] == [
+        (TEXTS[2], "val"),
+        (TEXTS[0], "train"),
+        (TEXTS[1], "train"),
+    ]
 
 
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +307,13 @@ HUB = "hf://datasets/wikimedia/wikipedia@b04c8d1ceb2f5cd4588862100d08de323dccfba
 
 
 @pytest.mark.parametrize("path", [f"{HUB}/*.parquet", f"{HUB}/train-00000-of-00001.parquet", HUB])
-def test_an_unreachable_hub_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_an_unreachable_hub_is_told_in_one_message(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     _no_network(monkeypatch)
-    with pytest.raises(ValueError, match=r"data\.path=hf://.* could not be reached .*data=text data\.path=FILE"):
+    with pytest.raises(
+        ValueError, match=r"data\.path=hf://.* could not be reached .*data=text data\.path=FILE"
+    ):
         read(path)
 
 
@@ -286,11 +323,13 @@ def test_hub_in_offline_mode_is_told_in_one_message() -> None:
     import sys
 
     code = (
-        "from azllm_lightning.data.config import DataConfig; from azllm_lightning.data.corpus import documents\n"
+        "from azllm_lightning.config.data import DataConfig; from azllm_lightning.data.corpus import documents\n"
         f"try: list(documents(DataConfig(path={HUB!r})))\nexcept ValueError as error: print(error)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert "could not be reached" in done.stdout
     assert "data.path=FILE_OR_FOLDER" in done.stdout
 
@@ -302,21 +341,61 @@ ERRORS = {
     "empty file": ({"a.txt": b""}, "a.txt", r"a\.txt holds no text"),
     "blank file": ({"a.txt": b" \n\n"}, "a.txt", r"a\.txt holds no text"),
     "empty csv": ({"a.csv": b""}, "a.csv", r"a\.csv holds no text"),
-    "nothing readable": ({"a.docx": b"PK", "b.png": b""}, "", r"leads to 2 files, none of which ends in \.txt"),
+    "nothing readable": (
+        {"a.docx": b"PK", "b.png": b""},
+        "",
+        r"leads to 2 files, none of which ends in \.txt",
+    ),
     "other ending": ({"a.docx": b"PK"}, "a.docx", r"leads to 1 files, none of which ends in \.txt"),
     "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt is in UTF-16"),
-    "missing field": ({"a.jsonl": b'{"id": 1, "body": "x"}\n'}, "a.jsonl", r"a\.jsonl:1 has no field 'text'.*id, body"),
-    "missing column": ({"a.csv": b"id,body\n1,x\n"}, "a.csv", r"a\.csv:1 has no field 'text'.*id, body.*text_field"),
-    "missing parquet": ({"a.parquet": parquet_bytes([{"body": "x"}])}, "a.parquet", r"no field 'text'.*are body"),
-    "broken json": ({"a.jsonl": b'{"text": "x"}\n{"text": \n'}, "a.jsonl", r"a\.jsonl:2 is not a JSON object"),
-    "json list": ({"a.json": b'["x"]'}, "a.json", r"a\.json:1 is not a JSON object on one line, but a list"),
-    "text is a number": ({"a.jsonl": b'{"text": 5}'}, "a.jsonl", r"a\.jsonl:1: field 'text' is not text, but 5"),
-    "short csv row": ({"a.csv": b"id,text\n1,x\n2\n"}, "a.csv", r"a\.csv:3 has 1 columns, its header 2"),
+    "missing field": (
+        {"a.jsonl": b'{"id": 1, "body": "x"}\n'},
+        "a.jsonl",
+        r"a\.jsonl:1 has no field 'text'.*id, body",
+    ),
+    "missing column": (
+        {"a.csv": b"id,body\n1,x\n"},
+        "a.csv",
+        r"a\.csv:1 has no field 'text'.*id, body.*text_field",
+    ),
+    "missing parquet": (
+        {"a.parquet": parquet_bytes([{"body": "x"}])},
+        "a.parquet",
+        r"no field 'text'.*are body",
+    ),
+    "broken json": (
+        {"a.jsonl": b'{"text": "x"}\n{"text": \n'},
+        "a.jsonl",
+        r"a\.jsonl:2 is not a JSON object",
+    ),
+    "json list": (
+        {"a.json": b'["x"]'},
+        "a.json",
+        r"a\.json:1 is not a JSON object on one line, but a list",
+    ),
+    "text is a number": (
+        {"a.jsonl": b'{"text": 5}'},
+        "a.jsonl",
+        r"a\.jsonl:1: field 'text' is not text, but 5",
+    ),
+    "short csv row": (
+        {"a.csv": b"id,text\n1,x\n2\n"},
+        "a.csv",
+        r"a\.csv:3 has 1 columns, its header 2",
+    ),
     "not gzip": ({"a.txt.gz": b"plain text"}, "a.txt.gz", r"a\.txt\.gz is broken"),
-    "torn gzip": ({"a.txt.gz": gzip.compress(bytes(range(256)) * 99)[:-20]}, "a.txt.gz", r"a\.txt\.gz is broken"),
+    "torn gzip": (
+        {"a.txt.gz": gzip.compress(bytes(range(256)) * 99)[:-20]},
+        "a.txt.gz",
+        r"a\.txt\.gz is broken",
+    ),
     "not zstd": ({"a.txt.zst": b"plain text"}, "a.txt.zst", r"a\.txt\.zst is broken"),
     "not parquet": ({"a.parquet": b"plain text, no table"}, "a.parquet", r"a\.parquet is broken"),
-    "torn parquet": ({"a.parquet": parquet_bytes(ROWS)[:-30]}, "a.parquet", r"a\.parquet is broken"),
+    "torn parquet": (
+        {"a.parquet": parquet_bytes(ROWS)[:-30]},
+        "a.parquet",
+        r"a\.parquet is broken",
+    ),
     "unknown protocol": ({}, "gopher://x/y.txt", r"data\.path=gopher://x/y\.txt cannot be opened"),
 }
 
@@ -333,7 +412,10 @@ def test_errors_name_the_place_and_the_way_out(tmp_path: Path, case: str) -> Non
 
 def test_source_field_that_is_missing(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
-    with pytest.raises(ValueError, match=r"no field 'origin', its fields are id, text, site: set data\.source_field"):
+    with pytest.raises(
+        ValueError,
+        match=r"no field 'origin', its fields are id, text, site: set data\.source_field",
+    ):
         read(tmp_path, source_field="origin")
 
 
@@ -342,7 +424,9 @@ def test_path_is_needed() -> None:
         list(documents(DataConfig()))
 
 
-def test_one_empty_file_among_others_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_empty_file_among_others_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "a.txt").write_bytes(b"")
     (tmp_path / "b.txt").write_bytes(b"bir")
     with caplog.at_level(logging.WARNING):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.data.sampler import window_order
 
@@ -72,11 +72,15 @@ def test_workers_change_nothing(config: DataConfig) -> None:
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize(("micro_batch", "accumulate", "world_size"), [(3, 2, 1), (1, 6, 1), (3, 1, 2), (1, 3, 2)])
+@pytest.mark.parametrize(
+    ("micro_batch", "accumulate", "world_size"), [(3, 2, 1), (1, 6, 1), (3, 1, 2), (1, 3, 2)]
+)
 def test_micro_batch_and_processes_change_nothing(
     config: DataConfig, micro_batch: int, accumulate: int, world_size: int
 ) -> None:
-    def windows(micro_batch: int, accumulate: int, world_size: int, step: int) -> set[tuple[int, ...]]:
+    def windows(
+        micro_batch: int, accumulate: int, world_size: int, step: int
+    ) -> set[tuple[int, ...]]:
         ranks = [
             opened(
                 replace(config, batch_size=micro_batch),
@@ -115,14 +119,20 @@ def test_loading_draws_nothing_from_the_global_random_stream(config: DataConfig)
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("val_windows", [10, 7, None, 100_000])
-def test_every_validation_window_is_counted_once(config: DataConfig, val_windows: int | None, world_size: int) -> None:
+def test_every_validation_window_is_counted_once(
+    config: DataConfig, val_windows: int | None, world_size: int
+) -> None:
     settings = replace(config, val_windows=val_windows, batch_size=4)
-    ranks = [opened(settings, global_rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [
+        opened(settings, global_rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     chosen = ranks[0].chosen_val_windows()
     total = ranks[0].val_windows.num_windows
     assert len(chosen) == len(set(chosen)) == min(total, val_windows or total)
     loaded = [tuple(w) for rank in ranks for batch in rank.val_dataloader() for w in batch.tolist()]
-    assert sorted(loaded) == sorted(tuple(ranks[0].val_windows[number].tolist()) for number in chosen)
+    assert sorted(loaded) == sorted(
+        tuple(ranks[0].val_windows[number].tolist()) for number in chosen
+    )
 
 
 def test_a_state_comes_back_and_a_foreign_one_is_refused(config: DataConfig) -> None:
@@ -153,7 +163,9 @@ def test_skipped_steps_are_left_out(config: DataConfig) -> None:
     module.skip_steps(3, 4)
     assert module.skipped == [[12, 24]]
     assert torch.equal(first(module, 8), torch.cat([whole[:12], whole[24:]]))
-    module.load_state_dict({**module.state_dict(), "skipped": []})  # the checkpoint to go back to knows nothing of it
+    module.load_state_dict(
+        {**module.state_dict(), "skipped": []}
+    )  # the checkpoint to go back to knows nothing of it
     assert module.skipped == [[12, 24]]
     module.skip_steps(3, 3)  # what is step 3 now lay behind the gap
     assert module.skipped == [[12, 30]]

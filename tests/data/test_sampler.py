@@ -53,7 +53,9 @@ def test_large_data_stay_in_range() -> None:
     assert ((order >= 0) & (order < size)).all()
 
 
-def windows_of_steps(first: int, count: int, micro_batch: int, accumulate: int, world_size: int) -> list[list[int]]:
+def windows_of_steps(
+    first: int, count: int, micro_batch: int, accumulate: int, world_size: int
+) -> list[list[int]]:
     """The positions of each step, over all processes."""
     ranks = [
         islice(StepSampler(first, micro_batch, accumulate, rank, world_size), count * accumulate)
@@ -61,12 +63,19 @@ def windows_of_steps(first: int, count: int, micro_batch: int, accumulate: int, 
     ]
     batches = [list(rank) for rank in ranks]
     return [
-        sorted(k for batch in batches for micro in batch[step * accumulate : (step + 1) * accumulate] for k in micro)
+        sorted(
+            k
+            for batch in batches
+            for micro in batch[step * accumulate : (step + 1) * accumulate]
+            for k in micro
+        )
         for step in range(count)
     ]
 
 
-@pytest.mark.parametrize(("micro_batch", "accumulate", "world_size"), [(12, 1, 1), (3, 4, 1), (2, 3, 2), (1, 4, 3)])
+@pytest.mark.parametrize(
+    ("micro_batch", "accumulate", "world_size"), [(12, 1, 1), (3, 4, 1), (2, 3, 2), (1, 4, 3)]
+)
 def test_a_step_has_the_same_windows_however_it_is_shared_out(
     micro_batch: int, accumulate: int, world_size: int
 ) -> None:
@@ -76,13 +85,19 @@ def test_a_step_has_the_same_windows_however_it_is_shared_out(
 
 def test_starting_later_is_going_on() -> None:
     def batches(first: int, count: int) -> list[list[int]]:
-        return list(islice(StepSampler(first, 3, 2, rank=1, world_size=2, skipped=[[20, 30], [40, 41]]), count))
+        return list(
+            islice(
+                StepSampler(first, 3, 2, rank=1, world_size=2, skipped=[[20, 30], [40, 41]]), count
+            )
+        )
 
     assert batches(0, 20)[4:] == batches(2, 16)
 
 
 def test_left_out_windows_are_passed_over() -> None:
-    used = [k for batch in islice(StepSampler(0, 4, 1, skipped=[[2, 5], [9, 10]]), 4) for k in batch]
+    used = [
+        k for batch in islice(StepSampler(0, 4, 1, skipped=[[2, 5], [9, 10]]), 4) for k in batch
+    ]
     assert used == [0, 1, 5, 6, 7, 8, *range(10, 20)]
     assert [skip_over(k, [[2, 5], [9, 10]]) for k in range(16)] == used
     assert skip_over(7, []) == 7

@@ -14,16 +14,26 @@ from azllm_lightning.data.tokenizer import Tokenizer
 
 
 def write(
-    folder: Path, tokens: np.ndarray, shard_tokens: int = 100, vocab_size: int = 1000, fingerprint: str = "f"
+    folder: Path,
+    tokens: np.ndarray,
+    shard_tokens: int = 100,
+    vocab_size: int = 1000,
+    fingerprint: str = "f",
 ) -> Path:
     folder.mkdir(exist_ok=True)
     with ShardWriter(folder, "train", shard_tokens) as writer:
         for piece in np.array_split(tokens, max(1, len(tokens) // 30)):
             writer.write(piece, 1, 10)
         splits = {"train": writer.close()}
-    Manifest(1, fingerprint, vocab_size, splits, (Span("a", "train", 0, len(tokens)),), {"duplicates": 2}, {}).write(
-        folder
-    )
+    Manifest(
+        1,
+        fingerprint,
+        vocab_size,
+        splits,
+        (Span("a", "train", 0, len(tokens)),),
+        {"duplicates": 2},
+        {},
+    ).write(folder)
     return folder
 
 
@@ -51,7 +61,9 @@ def test_reads_across_files(folder: Path) -> None:
 def test_files_are_plain_little_endian(folder: Path) -> None:
     data = b"".join(path.read_bytes() for path in sorted(folder.glob("train_*.bin")))
     assert data == b"".join(int(t).to_bytes(2, "little") for t in TOKENS)
-    entry = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["splits"]["train"]["files"][0]
+    entry = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["splits"]["train"]["files"][
+        0
+    ]
     assert entry["sha256"] == hashlib.sha256((folder / "train_00000.bin").read_bytes()).hexdigest()
 
 

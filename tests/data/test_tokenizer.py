@@ -31,17 +31,23 @@ def test_any_nfc_string_round_trips(tokenizer: Tokenizer) -> None:
     rng = random.Random(1)
     for _ in range(300):
         points = [
-            rng.choice([rng.randint(0, 0x17F), rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)])
+            rng.choice(
+                [rng.randint(0, 0x17F), rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)]
+            )
             for _ in range(30)
         ]
-        text = unicodedata.normalize("NFC", "".join(chr(p) for p in points if unicodedata.category(chr(p)) != "Cn"))
+        text = unicodedata.normalize(
+            "NFC", "".join(chr(p) for p in points if unicodedata.category(chr(p)) != "Cn")
+        )
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.token_bytes[ids].sum() == len(text.encode("utf-8"))
 
 
 def test_normalises_to_nfc(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode(unicodedata.normalize("NFD", "gözəl şəhər")) == tokenizer.encode("gözəl şəhər")
+    assert tokenizer.encode(unicodedata.normalize("NFD", "gözəl şəhər")) == tokenizer.encode(
+        "gözəl şəhər"
+    )
 
 
 def test_spelt_end_of_text_is_text(tokenizer: Tokenizer) -> None:
@@ -68,7 +74,9 @@ def test_training_is_deterministic_in_any_process(tokenizer: Tokenizer, texts) -
         "from azllm_lightning.data.tokenizer import Tokenizer; print(Tokenizer.train(_texts(200), 600).fingerprint)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert done.stdout.strip() == tokenizer.fingerprint
     assert Tokenizer.train(texts(200, seed=1), 600).fingerprint != tokenizer.fingerprint
 
@@ -114,7 +122,9 @@ def _changed(tokenizer: Tokenizer, change: str) -> str:
         ("bytes", "256 bytes"),
     ],
 )
-def test_foreign_tokenizers_are_refused(tokenizer: Tokenizer, tmp_path: Path, change: str, message: str) -> None:
+def test_foreign_tokenizers_are_refused(
+    tokenizer: Tokenizer, tmp_path: Path, change: str, message: str
+) -> None:
     (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, change), encoding="utf-8")
     with pytest.raises(ValueError, match=message) as told:
         Tokenizer.from_file(tmp_path)
@@ -138,6 +148,10 @@ def test_no_word_about_parallelism_after_a_fork(tmp_path: Path) -> None:
         "t.encode_batch(['salam'] * 50)\n"
         "if pid: os.waitpid(pid, 0)"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    environment = {
+        key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert done.stderr == ""

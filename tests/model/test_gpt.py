@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model.gpt import GPT, attend_in_blocks
 
 
@@ -14,7 +14,9 @@ from azllm_lightning.model.gpt import GPT, attend_in_blocks
 def test_equals_qwen3_of_transformers(config, n_kv_head, tie):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = replace(config, n_kv_head=n_kv_head, tie_embeddings=tie, rope_theta=5000.0, norm_eps=1e-4)
+    config = replace(
+        config, n_kv_head=n_kv_head, tie_embeddings=tie, rope_theta=5000.0, norm_eps=1e-4
+    )
     torch.manual_seed(0)
     ours = GPT(config)
     with torch.no_grad():
@@ -58,7 +60,9 @@ def test_a_token_changes_nothing_before_it(model):
 @pytest.mark.parametrize("n_layer", [2, 8])
 def test_the_first_loss_is_that_of_an_even_guess(n_layer, tie):
     torch.manual_seed(0)
-    config = GPTConfig(2048, block_size=64, n_layer=n_layer, n_head=4, n_embd=256, tie_embeddings=tie)
+    config = GPTConfig(
+        2048, block_size=64, n_layer=n_layer, n_head=4, n_embd=256, tie_embeddings=tie
+    )
     ids = torch.randint(2048, (8, 65))
     with torch.no_grad():
         loss = GPT(config)(ids[:, :-1], ids[:, 1:])
@@ -79,11 +83,17 @@ def test_the_start(config):
 
 @pytest.mark.parametrize("T", [1, 100, 128, 129, 300])
 def test_attention_in_blocks_is_attention(T):
-    q, k, v = torch.randn(3, 2, 4, T, 16, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
+    q, k, v = (
+        torch.randn(3, 2, 4, T, 16, generator=torch.Generator().manual_seed(0))
+        .requires_grad_()
+        .unbind()
+    )
     ours = attend_in_blocks(q, k, v)
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(ours, theirs)
-    for mine, its in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (ours, theirs)), strict=True):
+    for mine, its in zip(
+        *(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (ours, theirs)), strict=True
+    ):
         torch.testing.assert_close(mine, its, atol=1e-4, rtol=1e-4)
 
 

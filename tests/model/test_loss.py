@@ -83,7 +83,10 @@ class Held(TorchDispatchMode):
 
 def test_peak_memory_against_the_plain_loss():
     """8,192 tokens over a vocabulary of 512: 17 MB of logits, of which the plain path holds three at once."""
-    hidden, weight = torch.randn(8192, 16, requires_grad=True), torch.randn(512, 16, requires_grad=True)
+    hidden, weight = (
+        torch.randn(8192, 16, requires_grad=True),
+        torch.randn(512, 16, requires_grad=True),
+    )
     labels, peaks = torch.randint(512, (8192,)), []
     for loss in (plain, next_token_loss):
         with Held() as held:

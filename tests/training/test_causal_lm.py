@@ -15,20 +15,23 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 
-from azllm_lightning.build import check
-from azllm_lightning.cli import compose
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.session.build import check
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.curve import read_scalars
 from azllm_lightning.training.hardware import MixedPrecision
-from azllm_lightning.training.optimizer import OptimizerConfig
-from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+from azllm_lightning.training.schedule import lr_factor
 
 ADAMW = OptimizerConfig(name="adamw", lr=1e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
-COSINE = ScheduleConfig(name="cosine", warmup_steps=2, total_steps=None, decay_ratio=1.0, min_lr_ratio=0.1)
+COSINE = ScheduleConfig(
+    name="cosine", warmup_steps=2, total_steps=None, decay_ratio=1.0, min_lr_ratio=0.1
+)
 
 
 class Log(Logger):
@@ -61,10 +64,14 @@ class Watch(pl.Callback):
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *args: Any
+    ) -> None:
         self.losses.append(float(outputs["loss"]))
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any
+    ) -> None:
         self.rates.append(optimizer.param_groups[0]["lr"])
 
 
@@ -86,18 +93,35 @@ class Fit:
         return torch.cat([p.detach().flatten() for p in self.module.net.parameters()])
 
 
-def fit(data: DataConfig, *callbacks: pl.Callback, accumulate: int = 1, dropout: float = 0.0, **settings: Any) -> Fit:
+def fit(
+    data: DataConfig,
+    *callbacks: pl.Callback,
+    accumulate: int = 1,
+    dropout: float = 0.0,
+    **settings: Any,
+) -> Fit:
     """Train a model of 20 k parameters under a plain Trainer; `settings` are the Trainer's."""
     datamodule = TokenDataModule(data, seed=3)
     datamodule.prepare_data()
     datamodule.setup()
     tokenizer = datamodule.tokenizer
     config = GPTConfig(
-        tokenizer.vocab_size, data.block_size, n_layer=1, n_head=2, n_embd=32, eos_id=tokenizer.eot_id, dropout=dropout
+        tokenizer.vocab_size,
+        data.block_size,
+        n_layer=1,
+        n_head=2,
+        n_embd=32,
+        eos_id=tokenizer.eot_id,
+        dropout=dropout,
     )
     module = CausalLM(config, ADAMW, COSINE, seed=3, log_every_steps=1)
     log, watch = Log(), Watch()
-    defaults = {"max_steps": 5, "num_sanity_val_steps": -1, "gradient_clip_val": 1.0, "val_check_interval": accumulate}
+    defaults = {
+        "max_steps": 5,
+        "num_sanity_val_steps": -1,
+        "gradient_clip_val": 1.0,
+        "val_check_interval": accumulate,
+    }
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=log,
@@ -118,34 +142,51 @@ def fit(data: DataConfig, *callbacks: pl.Callback, accumulate: int = 1, dropout:
 def test_the_validation_is_the_mean_over_tokens_of_all_windows(data: DataConfig) -> None:
     ragged = fit(replace(data, batch_size=3, val_windows=None))
     module, datamodule = ragged.module, ragged.datamodule
-    shards, block, count = datamodule.val_windows.shards, data.block_size, datamodule.val_windows.num_windows
+    shards, block, count = (
+        datamodule.val_windows.shards,
+        data.block_size,
+        datamodule.val_windows.num_windows,
+    )
     assert count % 3
     tokens = torch.from_numpy(shards.read(0, count * block + 1).astype("int64"))
     inputs, labels = tokens[:-1].view(count, block), tokens[1:].view(count, block)
     with torch.no_grad():
         logits = module.net.eval()(inputs).double()
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    nll = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none"
+    )
     last = {tag: ragged.log.values(tag)[-1] for tag in ("val_loss", "val_ppl", "val_bpb")}
     assert last["val_loss"] == pytest.approx(float(nll.mean()), rel=1e-6)
     assert last["val_ppl"] == pytest.approx(math.exp(last["val_loss"]), rel=1e-9)
 
     tokenizer = datamodule.tokenizer
-    unscored = shards.read(count * block + 1, len(shards) - count * block - 1).tolist() + tokens[:1].tolist()
-    num_bytes = shards.manifest.splits["val"].text_bytes - int(tokenizer.token_bytes[unscored].sum())
+    unscored = (
+        shards.read(count * block + 1, len(shards) - count * block - 1).tolist()
+        + tokens[:1].tolist()
+    )
+    num_bytes = shards.manifest.splits["val"].text_bytes - int(
+        tokenizer.token_bytes[unscored].sum()
+    )
     bits = float(nll[labels.flatten() != tokenizer.eot_id].sum()) / math.log(2)
     assert last["val_bpb"] == pytest.approx(bits / num_bytes, rel=1e-6)
 
     whole = fit(replace(data, batch_size=3, val_windows=None), max_steps=1)
     other_batch = fit(replace(data, batch_size=1, val_windows=None), accumulate=3, max_steps=1)
-    assert whole.log.values("val_loss") == pytest.approx(other_batch.log.values("val_loss"), abs=1e-5)
+    assert whole.log.values("val_loss") == pytest.approx(
+        other_batch.log.values("val_loss"), abs=1e-5
+    )
 
 
 def test_train_loss_is_the_mean_over_the_accumulated_micro_batches(data: DataConfig) -> None:
     done = fit(replace(data, batch_size=1), accumulate=4)
     assert len(done.watch.losses) == 20
-    means = [sum(done.watch.losses[4 * step : 4 * step + 4]) for step in range(5)]  # Lightning has divided them by 4
+    means = [
+        sum(done.watch.losses[4 * step : 4 * step + 4]) for step in range(5)
+    ]  # Lightning has divided them by 4
     assert done.log.values("train_loss") == pytest.approx(means, rel=1e-6)
-    assert done.log.values("train_ppl") == pytest.approx([math.exp(mean) for mean in means], rel=1e-5)
+    assert done.log.values("train_ppl") == pytest.approx(
+        [math.exp(mean) for mean in means], rel=1e-5
+    )
 
 
 def test_each_tag_is_logged_once_a_step_at_its_step(data: DataConfig) -> None:
@@ -214,11 +255,15 @@ class Poison(pl.Callback):
         self.before: dict[str, torch.Tensor] = {}
         self.after: dict[str, torch.Tensor] = {}
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any
+    ) -> None:
         if trainer.global_step == self.step and not self.before:
             self.before = state(trainer, module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any
+    ) -> None:
         if trainer.global_step == self.step + 1 and not self.after:
             self.after = state(trainer, module)
             assert isinstance(module, CausalLM)
@@ -264,15 +309,21 @@ def test_fused_adamw_with_clipping_and_a_scaler_agrees_with_the_plain_one(
 ) -> None:
     adamw = torch.optim.AdamW
     fused = fit(data, plugins=[fp16_on_a_cpu()], gradient_clip_val=0.1)
-    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **settings: adamw(*args, **{**settings, "fused": False}))
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda *args, **settings: adamw(*args, **{**settings, "fused": False})
+    )
     plain = fit(data, plugins=[fp16_on_a_cpu()], gradient_clip_val=0.1)
     assert plain.trainer.optimizers[0].defaults["fused"] is False
     assert fused.trainer.optimizers[0].defaults["fused"] is True
     assert fused.watch.losses == pytest.approx(plain.watch.losses, abs=2e-5)
     assert fused.log.values("grad_norm") == pytest.approx(plain.log.values("grad_norm"), rel=1e-3)
-    assert (fused.weights - plain.weights).abs().mean() < 1e-5  # of steps of 1e-2; fp16 enlarges what rounding begins
+    assert (
+        fused.weights - plain.weights
+    ).abs().mean() < 1e-5  # of steps of 1e-2; fp16 enlarges what rounding begins
     assert fused.log.values("loss_scale") == [1024.0] * 5
-    assert min(fused.log.values("grad_norm")) > 0.1  # so that clipping was at work, and the norm is the unscaled one
+    assert (
+        min(fused.log.values("grad_norm")) > 0.1
+    )  # so that clipping was at work, and the norm is the unscaled one
     assert max(fused.log.values("grad_norm")) < 100
 
 
@@ -284,12 +335,19 @@ class Lengths(pl.Callback):
         trainer.optimizers[0].register_step_post_hook(self._measure)
 
     def _measure(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         self.found.append(float(torch.nn.utils.get_total_norm(gradients)))
 
 
 @pytest.mark.parametrize("limit", [0.1, 0.0, 100.0, None])
-def test_a_gradient_is_cut_to_its_limit_and_a_shorter_one_left_alone(limit: float | None, data: DataConfig) -> None:
+def test_a_gradient_is_cut_to_its_limit_and_a_shorter_one_left_alone(
+    limit: float | None, data: DataConfig
+) -> None:
     lengths = Lengths()
     done = fit(data, lengths, gradient_clip_val=limit)
     norms = done.log.values("grad_norm")
@@ -299,13 +357,17 @@ def test_a_gradient_is_cut_to_its_limit_and_a_shorter_one_left_alone(limit: floa
 
 
 def test_data_with_another_vocabulary_are_refused(data: DataConfig) -> None:
-    module = CausalLM(GPTConfig(299, data.block_size, n_layer=1, n_head=2, n_embd=32), ADAMW, COSINE)
+    module = CausalLM(
+        GPTConfig(299, data.block_size, n_layer=1, n_head=2, n_embd=32), ADAMW, COSINE
+    )
     trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"299 token embeddings.*300 tokens"):
         trainer.fit(module, datamodule=TokenDataModule(data))
 
 
-def test_two_processes_agree_with_one(tiny: list[str], train_tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(
+    tiny: list[str], train_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
     """9 windows are 5 for one process and 4 for the other; each counts once."""
     settings = ["data.val_windows=9", "trainer.max_steps=3", "trainer.val_every_steps=2"]
     processes = ["run_name=two", "trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=2"]
@@ -316,7 +378,10 @@ def test_two_processes_agree_with_one(tiny: list[str], train_tiny: Callable[...,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    one, two = read_scalars(train_tiny(*settings)), read_scalars(tmp_path / "lightning_logs" / "two" / "version_0")
+    one, two = (
+        read_scalars(train_tiny(*settings)),
+        read_scalars(tmp_path / "lightning_logs" / "two" / "version_0"),
+    )
     for tag in ("val_loss", "val_bpb", "train_loss", "tokens_seen"):
         assert two[tag] == pytest.approx(one[tag], abs=1e-5), tag
     assert list(two["val_loss"]) == [0, 2, 3]

@@ -11,15 +11,29 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import MEASURED, Crash, Probe, assert_same_end, curve, final_state, raw_points, sha256
+from training_runs import (
+    MEASURED,
+    Crash,
+    Probe,
+    assert_same_end,
+    curve,
+    final_state,
+    raw_points,
+    sha256,
+)
 
-from azllm_lightning.cli import Resumable
+from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.training import hardware, stopping
-from azllm_lightning.training.checkpoint import step_files
 
 Train = Callable[..., Path]
 SAVES = ("periodic", "validation", "SIGTERM", "SIGINT", "deadline")
-CHOICES = {"dropout": (0.0, 0.1), "accumulate": (1, 4), "workers": (0, 2), "later_pass": (False, True)}
+CHOICES = {
+    "dropout": (0.0, 0.1),
+    "accumulate": (1, 4),
+    "workers": (0, 2),
+    "later_pass": (False, True),
+}
 CELLS = list(itertools.product(SAVES, *CHOICES.values()))
 # Each way of saving with a pattern of the other choices and with its opposite: all pairs of values occur.
 PATTERNS = dict(zip(SAVES, (0b0000, 0b0011, 0b0101, 0b0110, 0b0001), strict=True))
@@ -34,24 +48,40 @@ def is_quick(save: str, *values: object) -> bool:
 def test_the_quick_cells_cover_all_pairs() -> None:
     quick = [cell for cell in CELLS if is_quick(*cell)]
     for one, other in itertools.combinations(range(5), 2):
-        assert {(cell[one], cell[other]) for cell in quick} == {(cell[one], cell[other]) for cell in CELLS}
+        assert {(cell[one], cell[other]) for cell in quick} == {
+            (cell[one], cell[other]) for cell in CELLS
+        }
 
 
-def cell_overrides(save: str, dropout: float, accumulate: int, workers: int, later_pass: bool) -> list[str]:
-    overrides = [f"model.dropout={dropout}", f"trainer.accumulate_grad_batches={accumulate}", "trainer.max_steps=10"]
-    overrides += [f"data.num_workers={workers}", f"trainer.checkpoint_every_steps={3 if save == 'periodic' else 4}"]
+def cell_overrides(
+    save: str, dropout: float, accumulate: int, workers: int, later_pass: bool
+) -> list[str]:
+    overrides = [
+        f"model.dropout={dropout}",
+        f"trainer.accumulate_grad_batches={accumulate}",
+        "trainer.max_steps=10",
+    ]
+    overrides += [
+        f"data.num_workers={workers}",
+        f"trainer.checkpoint_every_steps={3 if save == 'periodic' else 4}",
+    ]
     return overrides + (["data.tales_bytes=12_000", "data.block_size=256"] if later_pass else [])
 
 
 @pytest.mark.parametrize(
     "cell",
     [
-        pytest.param(cell, marks=[] if is_quick(*cell) else pytest.mark.slow, id="-".join(map(str, cell)))
+        pytest.param(
+            cell, marks=[] if is_quick(*cell) else pytest.mark.slow, id="-".join(map(str, cell))
+        )
         for cell in CELLS
     ],
 )
 def test_a_run_resumed_twice_is_the_run_that_was_never_stopped(
-    cell: tuple[str, float, int, int, bool], train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    cell: tuple[str, float, int, int, bool],
+    train_tiny: Train,
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """FACTS 1 and 3: no RNG state is saved, a plain loader comes back on other batches, an accumulating run resumes
     with a short step and saves over the file it came from, signals and max_time save in mid-accumulation or not at all.
@@ -82,7 +112,9 @@ def test_a_run_resumed_twice_is_the_run_that_was_never_stopped(
     assert len(order) == 10
 
 
-def test_fp16_comes_back_with_its_loss_scale(train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_comes_back_with_its_loss_scale(
+    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FACTS 4 and 6: an injected CPU scaler runs the fp16 logic; a step that overflows is left out, and counted."""
 
     def plugin(precision: str, device: str) -> hardware.MixedPrecision:
@@ -94,9 +126,18 @@ def test_fp16_comes_back_with_its_loss_scale(train_tiny: Train, probe: Probe, mo
 
     monkeypatch.setattr(hardware, "resolve_precision", lambda precision, device: "16-mixed")
     monkeypatch.setattr(hardware, "precision_plugin", plugin)
-    monkeypatch.setattr(hardware, "peak_flops", lambda device, precision: 1e12)  # timing fp16 on a CPU takes long
-    overrides = ["trainer.max_steps=10", "trainer.accumulate_grad_batches=2", "data.batch_size=1", "data.val_windows=2"]
-    overrides += ["callbacks.health.patience=1"]  # an overflow above the floor of the scale is no reason to roll back
+    monkeypatch.setattr(
+        hardware, "peak_flops", lambda device, precision: 1e12
+    )  # timing fp16 on a CPU takes long
+    overrides = [
+        "trainer.max_steps=10",
+        "trainer.accumulate_grad_batches=2",
+        "data.batch_size=1",
+        "data.val_windows=2",
+    ]
+    overrides += [
+        "callbacks.health.patience=1"
+    ]  # an overflow above the floor of the scale is no reason to roll back
     straight = train_tiny(*overrides, "trainer.precision=16-mixed")
     scales = list(curve(straight)["loss_scale"].values())
     assert scales[1:] != scales[:-1]
@@ -147,8 +188,12 @@ def test_two_resumes_leave_one_curve_in_one_folder(train_tiny: Train, probe: Pro
     }
 
 
-@pytest.mark.parametrize("change", ["trainer.checkpoint_every_steps=2", "trainer.log_every_steps=3"])
-def test_the_best_score_survives_changed_intervals(change: str, train_tiny: Train, probe: Probe) -> None:
+@pytest.mark.parametrize(
+    "change", ["trainer.checkpoint_every_steps=2", "trainer.log_every_steps=3"]
+)
+def test_the_best_score_survives_changed_intervals(
+    change: str, train_tiny: Train, probe: Probe
+) -> None:
     """FACTS 1: a changed every_n_* makes ModelCheckpoint forget its best score; a worse one replaces it."""
     from azllm_lightning.training.causal_lm import CausalLM
 
@@ -171,4 +216,6 @@ def test_the_best_score_survives_changed_intervals(change: str, train_tiny: Trai
     assert sha256(best) == before
     saved = torch.load(step_files(folder / "checkpoints")[0][1], weights_only=True)
     assert saved["callbacks"]["BestCheckpoint"]["best_step"] == 4
-    assert saved["callbacks"]["BestCheckpoint"]["best_model_score"] == pytest.approx(curve(folder)["val_loss"][4])
+    assert saved["callbacks"]["BestCheckpoint"]["best_model_score"] == pytest.approx(
+        curve(folder)["val_loss"][4]
+    )

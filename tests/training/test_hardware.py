@@ -11,13 +11,20 @@ import torch
 from azllm_lightning.training import hardware
 
 
-def imitate(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str = "a card", count: int = 1) -> None:
+def imitate(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    name: str = "a card",
+    count: int = 1,
+) -> None:
     """A machine with a GPU of that compute capability."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: name)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **settings: True)  # a T4 says so too
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda *args, **settings: True
+    )  # a T4 says so too
 
 
 @pytest.fixture
@@ -40,7 +47,9 @@ def test_a_gpu_is_taken_where_there_is_one(asked: str, monkeypatch: pytest.Monke
 def test_a_missing_gpu_is_told_with_the_way_out(no_gpu: None) -> None:
     assert hardware.resolve_accelerator("auto") == hardware.resolve_accelerator("cpu") == "cpu"
     for asked in ("gpu", "cuda"):
-        with pytest.raises(ValueError, match=rf"trainer.accelerator={asked}.*none.*trainer.accelerator=cpu"):
+        with pytest.raises(
+            ValueError, match=rf"trainer.accelerator={asked}.*none.*trainer.accelerator=cpu"
+        ):
             hardware.resolve_accelerator(asked)
 
 
@@ -77,9 +86,18 @@ def test_precision_on_a_cpu(
 
 @pytest.mark.parametrize(
     ("devices", "device", "number"),
-    [(1, "cpu", 1), (2, "cpu", 2), ("2", "cuda", 2), ("0,1", "cuda", 2), ("auto", "cuda", 4), ("auto", "cpu", 1)],
+    [
+        (1, "cpu", 1),
+        (2, "cpu", 2),
+        ("2", "cuda", 2),
+        ("0,1", "cuda", 2),
+        ("auto", "cuda", 4),
+        ("auto", "cpu", 1),
+    ],
 )
-def test_number_of_devices(devices: int | str, device: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_devices(
+    devices: int | str, device: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     imitate(monkeypatch, (7, 5), count=4)
     assert hardware.num_devices(devices, device) == number
 
@@ -90,7 +108,10 @@ def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hardware.resolve_compile("auto", "cpu", 10)
     assert hardware.resolve_compile(True, "cpu", 0)
     assert not hardware.resolve_compile(False, "cpu", 10_000)
-    assert (hardware.resolve_compile("true", "cpu", 0), hardware.resolve_compile("false", "cpu", 10_000)) == (
+    assert (
+        hardware.resolve_compile("true", "cpu", 0),
+        hardware.resolve_compile("false", "cpu", 10_000),
+    ) == (
         True,
         False,
     )
@@ -127,4 +148,6 @@ def test_precision_plugins(precision: str) -> None:
     plugin = hardware.precision_plugin(precision, "cpu")
     assert plugin.precision == precision
     if precision == "16-mixed":
-        assert plugin.scaler.get_scale() == 2.0**13  # PyTorch's 2**16 overflows a small model's first steps
+        assert (
+            plugin.scaler.get_scale() == 2.0**13
+        )  # PyTorch's 2**16 overflows a small model's first steps

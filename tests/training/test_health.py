@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Crash, Probe, assert_same_end, curve, raw_points
 from torch import Tensor
+from training_runs import Crash, Probe, assert_same_end, curve, raw_points
 
-from azllm_lightning.callbacks.health import HealthConfig
-from azllm_lightning.cli import Resumable
-from azllm_lightning.training.checkpoint import step_files
+from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.config.callbacks import HealthConfig
+from azllm_lightning.runs.checkpoint_files import step_files
 
 Train = Callable[..., Path]
 
@@ -27,7 +27,9 @@ def test_a_step_that_is_not_finite_changes_no_weight(train_tiny: Train, probe: P
     """One NaN micro-batch of two leaves the whole step out; it is counted, and the run goes on."""
     seen: dict[int, dict[str, Tensor]] = {}
     batches = iter(range(100))
-    probe.factor = lambda step, batch: math.nan if next(batches) == 5 else 1.0  # the second micro-batch of step 2
+    probe.factor = lambda step, batch: (
+        math.nan if next(batches) == 5 else 1.0
+    )  # the second micro-batch of step 2
     for step in (2, 3, 4):
         probe.at(step, lambda step=step: seen.update({step: probe.weights()}))
     folder = train_tiny("trainer.accumulate_grad_batches=2")
@@ -41,7 +43,9 @@ def test_a_step_that_is_not_finite_changes_no_weight(train_tiny: Train, probe: P
     assert math.isfinite(curve(folder)["train_loss"][8])
 
 
-def test_a_spike_is_warned_of(train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_spike_is_warned_of(
+    train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
     probe.factor = lambda step, batch: 3.0 if step == 4 else 1.0
     train_tiny()
     assert capsys.readouterr().err.count("the loss jumped") == 1
@@ -51,7 +55,9 @@ def poison(probe: Probe, window: list[int]) -> None:
     probe.factor = lambda step, batch: math.nan if window in batch.tolist() else 1.0
 
 
-def test_a_poisoned_shard_is_left_out_and_a_resume_decides_the_same(train_tiny: Train, probe: Probe) -> None:
+def test_a_poisoned_shard_is_left_out_and_a_resume_decides_the_same(
+    train_tiny: Train, probe: Probe
+) -> None:
     """A window that breaks the loss each time it is met costs a roll back; its step's windows are not used again."""
     overrides = ["callbacks.health.patience=1", "trainer.max_steps=12"]
     train_tiny(*overrides)
@@ -96,7 +102,9 @@ def test_a_stop_within_a_streak_forgets_nothing_of_it(train_tiny: Train, probe: 
     assert_same_end(straight, train_tiny("ckpt_path=last"))
 
 
-def test_a_roll_back_before_the_first_checkpoint_starts_anew(train_tiny: Train, probe: Probe) -> None:
+def test_a_roll_back_before_the_first_checkpoint_starts_anew(
+    train_tiny: Train, probe: Probe
+) -> None:
     train_tiny()
     poison(probe, probe.windows[1][0])
     folder = train_tiny("callbacks.health.patience=1")
@@ -104,9 +112,15 @@ def test_a_roll_back_before_the_first_checkpoint_starts_anew(train_tiny: Train, 
     assert list(curve(folder)["train_loss"]) == list(range(1, 9))
 
 
-def test_a_roll_back_with_only_younger_checkpoints_goes_to_the_oldest(train_tiny: Train, probe: Probe) -> None:
+def test_a_roll_back_with_only_younger_checkpoints_goes_to_the_oldest(
+    train_tiny: Train, probe: Probe
+) -> None:
     """Three are kept: with frequent saves a long patience outlives them all, and the run must not start anew."""
-    overrides = ["callbacks.health.patience=4", "trainer.checkpoint_every_steps=1", "trainer.max_steps=12"]
+    overrides = [
+        "callbacks.health.patience=4",
+        "trainer.checkpoint_every_steps=1",
+        "trainer.max_steps=12",
+    ]
     train_tiny(*overrides)
     broken = [window for step in range(5, 9) for window in probe.windows[step]]
     probe.windows.clear()

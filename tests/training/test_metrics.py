@@ -19,7 +19,9 @@ def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
     for size in (4, 4, 1):
         logits = 3 * torch.randn(size, 6, 10, generator=generator)
         labels = torch.randint(10, (size, 6), generator=generator)
-        made.append((logits, labels, torch.arange(10)[labels]))  # label k stands for k bytes; 0 is end-of-text
+        made.append(
+            (logits, labels, torch.arange(10)[labels])
+        )  # label k stands for k bytes; 0 is end-of-text
     return made
 
 
@@ -49,7 +51,9 @@ def test_loss_and_perplexity_are_over_tokens_not_over_batches() -> None:
 def test_bits_per_byte_leave_out_what_is_no_text() -> None:
     bits = num_bytes = 0.0
     for logits, labels, _ in batches():
-        for value, label in zip(nll(logits, labels).flatten().tolist(), labels.flatten().tolist(), strict=True):
+        for value, label in zip(
+            nll(logits, labels).flatten().tolist(), labels.flatten().tolist(), strict=True
+        ):
             if label != 0:
                 bits += value / math.log(2)
                 num_bytes += label
@@ -74,7 +78,9 @@ def test_sums_do_not_round() -> None:
 
 def test_half_precision_losses_are_summed_in_full() -> None:
     metric = TokenLoss()
-    metric.update(torch.full((1, 4096), 11.0, dtype=torch.bfloat16), torch.ones(1, 4096, dtype=torch.int64))
+    metric.update(
+        torch.full((1, 4096), 11.0, dtype=torch.bfloat16), torch.ones(1, 4096, dtype=torch.int64)
+    )
     assert metric.compute()["loss"] == 11.0
 
 

@@ -11,18 +11,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training import muon
 from azllm_lightning.training.muon import MuonAdamW, orthogonalise
-from azllm_lightning.training.optimizer import MuonConfig, build_optimizer, parameter_groups
+from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 
-CONFIG = MuonConfig(name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, adam_lr=3e-3, betas=[0.9, 0.95], eps=1e-8)
+CONFIG = MuonConfig(
+    name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, adam_lr=3e-3, betas=[0.9, 0.95], eps=1e-8
+)
 SMALL = GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=16, tie_embeddings=True)
 
 
 def muon_group(*parameters: nn.Parameter, **changes: Any) -> dict[str, Any]:
-    return {"params": list(parameters), "kind": "muon", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, **changes}
+    return {
+        "params": list(parameters),
+        "kind": "muon",
+        "lr": 0.1,
+        "weight_decay": 0.0,
+        "momentum": 0.9,
+        **changes,
+    }
 
 
 def adam_group(*parameters: nn.Parameter) -> dict[str, Any]:
@@ -33,7 +43,9 @@ def adam_group(*parameters: nn.Parameter) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 24, 96)])
 def test_singular_values_become_about_one(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    u, _, v = torch.linalg.svd(
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
+    )
     x = u * torch.logspace(0, -2, shape[1]) @ v  # singular values over a hundredfold range
     values = torch.linalg.svdvals(orthogonalise(x.to(dtype)).float())
     assert 0.4 < values.min() <= values.max() < 1.25
@@ -42,14 +54,18 @@ def test_singular_values_become_about_one(dtype: torch.dtype, shape: tuple[int, 
 
 
 def test_orthogonalising_keeps_the_singular_vectors() -> None:
-    x = torch.randn(1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).float()
+    x = torch.randn(
+        1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).float()
     u, _, v = torch.linalg.svd(x)
     turned = u.mT @ orthogonalise(x) @ v.mT
     assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 32), (32, 8)])
-def test_a_step_moves_a_matrix_alike_in_all_directions_by_lr_and_its_shape(shape: tuple[int, int]) -> None:
+def test_a_step_moves_a_matrix_alike_in_all_directions_by_lr_and_its_shape(
+    shape: tuple[int, int],
+) -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(shape))
     before = weight.detach().clone()
@@ -84,11 +100,16 @@ def test_many_matrices_at_once_are_as_each_alone(monkeypatch: pytest.MonkeyPatch
 def test_momentum_decay_and_nesterov() -> None:
     weight = nn.Parameter(torch.eye(4))
     optimizer = MuonAdamW([muon_group(weight, weight_decay=0.5)], torch.float32)
-    first, second = torch.diag(torch.tensor([1.0, 1, 1, 1])), torch.diag(torch.tensor([-0.5, 1, 1, 1]))
+    first, second = (
+        torch.diag(torch.tensor([1.0, 1, 1, 1])),
+        torch.diag(torch.tensor([-0.5, 1, 1, 1])),
+    )
     weight.grad = first
     optimizer.step()
     after_one = weight.detach().clone()
-    torch.testing.assert_close(after_one.diagonal(), torch.full((4,), 0.95 - 0.1), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        after_one.diagonal(), torch.full((4,), 0.95 - 0.1), atol=0.02, rtol=0
+    )
     weight.grad = second
     optimizer.step()
     buffer = optimizer.state[weight]["momentum_buffer"]
@@ -146,7 +167,11 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit() -> None:
 @pytest.mark.parametrize("tie", [True, False])
 def test_hidden_matrices_go_to_muon_and_all_else_to_adamw(tie: bool) -> None:
     net = GPT(GPTConfig(**{**SMALL.to_dict(), "tie_embeddings": tie}))
-    kinds = {id(p): group["kind"] for group in build_optimizer(net, CONFIG).param_groups for p in group["params"]}
+    kinds = {
+        id(p): group["kind"]
+        for group in build_optimizer(net, CONFIG).param_groups
+        for p in group["params"]
+    }
     grouped = [p for group in parameter_groups(net, CONFIG) for p in group["params"]]
     assert len(grouped) == len(kinds) == len([*net.parameters()])
     groups = parameter_groups(net, replace(CONFIG, weight_decay=0.1, adam_weight_decay=0.2))

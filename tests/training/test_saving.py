@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import Probe, assert_same_end, curve
+from training_runs import Probe, assert_same_end, curve
 
-from azllm_lightning.training import run, saving
+from azllm_lightning.runs import folder as run
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.folder import find_checkpoint
+from azllm_lightning.training import saving
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.checkpoint import step_files
-from azllm_lightning.training.run import find_checkpoint
 
 Train = Callable[..., Path]
 
@@ -24,7 +25,9 @@ def steps(folder: Path) -> list[int]:
     return [step for step, _ in step_files(folder / "checkpoints")]
 
 
-def test_the_newest_three_stay_the_last_step_is_saved_and_last_points_to_it(train_tiny: Train) -> None:
+def test_the_newest_three_stay_the_last_step_is_saved_and_last_points_to_it(
+    train_tiny: Train,
+) -> None:
     """FACTS 1: save_last=True writes the file twice, and two callbacks in one folder make last-v1.ckpt."""
     folder = train_tiny("trainer.checkpoint_every_steps=2", "trainer.max_steps=9")
     assert steps(folder) == [9, 8, 6]
@@ -38,20 +41,29 @@ def test_the_newest_three_stay_the_last_step_is_saved_and_last_points_to_it(trai
     assert best["azllm"]["step"] == min(list(losses)[1:], key=losses.__getitem__)
 
 
-def test_saving_by_the_clock(train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_by_the_clock(
+    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FACTS 1: train_time_interval can save in mid-accumulation."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(
+        saving, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+    )
     probe.at(2, lambda: setattr(clock, "now", 61.0), micro=1)
     folder = train_tiny(
-        "trainer.checkpoint_every_steps=100", "trainer.checkpoint_every_minutes=1", "trainer.accumulate_grad_batches=4"
+        "trainer.checkpoint_every_steps=100",
+        "trainer.checkpoint_every_minutes=1",
+        "trainer.accumulate_grad_batches=4",
     )
     assert steps(folder) == [8, 3]
 
 
 @pytest.mark.parametrize(("spoiled_steps", "best_step"), [((4,), 8), ((4, 8), None)])
 def test_a_first_val_loss_that_is_not_finite_is_no_best(
-    spoiled_steps: tuple[int, ...], best_step: int | None, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+    spoiled_steps: tuple[int, ...],
+    best_step: int | None,
+    train_tiny: Train,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """FACTS 1: a NaN at the first validation is kept as the best."""
     compute = CausalLM.on_validation_epoch_end
@@ -63,14 +75,18 @@ def test_a_first_val_loss_that_is_not_finite_is_no_best(
 
     monkeypatch.setattr(CausalLM, "on_validation_epoch_end", spoiled)
     best = train_tiny() / "checkpoints/best.ckpt"
-    assert (torch.load(best, weights_only=True)["azllm"]["step"] if best.is_file() else None) == best_step
+    assert (
+        torch.load(best, weights_only=True)["azllm"]["step"] if best.is_file() else None
+    ) == best_step
 
 
 def test_a_run_in_a_folder_that_cannot_be_written_goes_on_in_a_new_version(
     train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kaggle's inputs are such folders. The curve and the best weights come along; the source stays as it is."""
-    straight = train_tiny("trainer.max_steps=10", "schedule.total_steps=8", "schedule.min_lr_ratio=0.1")
+    straight = train_tiny(
+        "trainer.max_steps=10", "schedule.total_steps=8", "schedule.min_lr_ratio=0.1"
+    )
     source = train_tiny("schedule.min_lr_ratio=0.1")
     before = {path: path.read_bytes() for path in source.rglob("*.*") if path.is_file()}
 
@@ -78,7 +94,9 @@ def test_a_run_in_a_folder_that_cannot_be_written_goes_on_in_a_new_version(
         raise PermissionError(f"{folder} is read-only")
 
     monkeypatch.setattr(run, "reopen", read_only)
-    resumed = train_tiny(f"ckpt_path={source}/checkpoints/step_00000008.ckpt", "trainer.max_steps=10")
+    resumed = train_tiny(
+        f"ckpt_path={source}/checkpoints/step_00000008.ckpt", "trainer.max_steps=10"
+    )
     assert resumed.name == "version_2"
     assert (resumed / "checkpoints/best.ckpt").is_file()
     assert {path: path.read_bytes() for path in before} == before
@@ -91,6 +109,8 @@ def test_last_takes_the_newest_version_that_has_a_whole_checkpoint(train_tiny: T
     assert find_checkpoint("last", "tiny").parent.parent == second
     for _, path in step_files(second / "checkpoints"):
         os.truncate(path, 100)
-    assert find_checkpoint("last", "tiny") == Path("lightning_logs/tiny/version_0/checkpoints/step_00000008.ckpt")
+    assert find_checkpoint("last", "tiny") == Path(
+        "lightning_logs/tiny/version_0/checkpoints/step_00000008.ckpt"
+    )
     with pytest.raises(ValueError, match=r"no whole checkpoint under .*other"):
         find_checkpoint("last", "other")

@@ -9,25 +9,35 @@ from typing import Any
 import pytest
 import torch
 
-from azllm_lightning.cli import compose
-from azllm_lightning.model.config import GPTConfig
+from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import OptimizerConfig, optimizer_config
+from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.training.optimizer import OptimizerConfig, build_optimizer, optimizer_config
-from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+from azllm_lightning.training.optimizer import build_optimizer
+from azllm_lightning.training.schedule import lr_factor
 
-COSINE = ScheduleConfig(name="cosine", warmup_steps=10, total_steps=110, decay_ratio=1.0, min_lr_ratio=0.1)
+COSINE = ScheduleConfig(
+    name="cosine", warmup_steps=10, total_steps=110, decay_ratio=1.0, min_lr_ratio=0.1
+)
 ADAMW = OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
 
 
 def test_the_rate_rises_to_its_peak_in_the_warm_up() -> None:
-    assert [lr_factor(step, COSINE) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert [lr_factor(step, COSINE) for step in range(10)] == pytest.approx(
+        [(step + 1) / 10 for step in range(10)]
+    )
     assert lr_factor(10, COSINE) == 1.0
     assert lr_factor(0, replace(COSINE, warmup_steps=0)) == 1.0
 
 
 @pytest.mark.parametrize(
     ("name", "halfway", "quarter"),
-    [("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))), ("linear", 0.5, 0.75), ("sqrt", 1 - math.sqrt(0.5), 0.5)],
+    [
+        ("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))),
+        ("linear", 0.5, 0.75),
+        ("sqrt", 1 - math.sqrt(0.5), 0.5),
+    ],
 )
 def test_the_rate_falls_to_its_floor_and_stays(name: str, halfway: float, quarter: float) -> None:
     config = replace(COSINE, name=name)
@@ -44,7 +54,9 @@ def test_the_rate_stays_at_its_peak_until_the_last_share_of_the_steps(name: str)
     assert lr_factor(110, config) == pytest.approx(0.1)
     shape = {"cosine": 0.5, "linear": 0.5, "sqrt": 1 - math.sqrt(0.5)}[name]
     assert lr_factor(99, config) == pytest.approx(0.1 + 0.9 * shape)
-    rates = [lr_factor(step, replace(config, warmup_steps=100)) for step in range(111)]  # no room: it falls at once
+    rates = [
+        lr_factor(step, replace(config, warmup_steps=100)) for step in range(111)
+    ]  # no room: it falls at once
     assert rates[99] == 1.0
     assert rates == sorted(rates[:101]) + sorted(rates[101:], reverse=True)
 
@@ -78,12 +90,16 @@ def test_wrong_schedules(change: dict[str, Any], told: str) -> None:
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_every_parameter_is_in_one_group_and_only_matrices_decay(tie: bool) -> None:
-    net = GPT(GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=16, tie_embeddings=tie))
+    net = GPT(
+        GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=16, tie_embeddings=tie)
+    )
     optimizer = build_optimizer(net, ADAMW)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in net.parameters()}
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     for name, parameter in net.named_parameters():
         assert decay[id(parameter)] == (0.0 if name.endswith("norm.weight") else 0.1), name
 
@@ -96,9 +112,15 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def test_the_settings_arrive() -> None:
-    optimizer = build_optimizer(torch.nn.Linear(2, 2), replace(ADAMW, lr=0.5, betas=[0.8, 0.7], eps=1e-3))
+    optimizer = build_optimizer(
+        torch.nn.Linear(2, 2), replace(ADAMW, lr=0.5, betas=[0.8, 0.7], eps=1e-3)
+    )
     assert optimizer.defaults["betas"] == (0.8, 0.7)
-    assert (optimizer.defaults["lr"], optimizer.defaults["eps"], optimizer.defaults["fused"]) == (0.5, 1e-3, True)
+    assert (optimizer.defaults["lr"], optimizer.defaults["eps"], optimizer.defaults["fused"]) == (
+        0.5,
+        1e-3,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,10 +141,14 @@ def test_wrong_optimizers(change: dict[str, Any], told: str) -> None:
 
 
 def test_muons_settings_are_refused_with_adamw_and_the_way_out_works() -> None:
-    with pytest.raises(ValueError, match=r"optimizer\.adam_weight_decay is no setting of the optimizer chosen here"):
+    with pytest.raises(
+        ValueError, match=r"optimizer\.adam_weight_decay is no setting of the optimizer chosen here"
+    ):
         compose(["optimizer=adamw", "optimizer.adam_weight_decay=3"])
     typed = ["+experiment=small_text", "data.path=x", "optimizer=adamw"]
-    with pytest.raises(ValueError, match=r"no adam_weight_decay: add ~optimizer\.adam_weight_decay") as told:
+    with pytest.raises(
+        ValueError, match=r"no adam_weight_decay: add ~optimizer\.adam_weight_decay"
+    ) as told:
         optimizer_config(compose(typed)["optimizer"])
     way_out = str(told.value).partition("add ")[2]
     assert optimizer_config(compose([*typed, way_out])["optimizer"]).name == "adamw"

@@ -13,13 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import Probe, add_callback, assert_same_end, start, wait_for
+from training_runs import Probe, add_callback, assert_same_end, start, wait_for
 
-from azllm_lightning.cli import EXIT_RESUMABLE, Resumable
+from azllm_lightning.cli.entrance import EXIT_RESUMABLE, Resumable
 from azllm_lightning.data import datamodule
+from azllm_lightning.runs.checkpoint_files import step_files, write_atomically
 from azllm_lightning.training import saving, stopping
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.checkpoint import step_files, write_atomically
 from azllm_lightning.training.stopping import parse_deadline
 
 Train = Callable[..., Path]
@@ -32,7 +32,9 @@ def terminate() -> None:
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_sigterm_during_validation(step: int, train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_during_validation(
+    step: int, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The validation is run from its start by the resume, and logged once; that of the last step is finished first."""
     straight, validate = train_tiny(), CausalLM.validation_step
     told: list[int] = []
@@ -47,7 +49,9 @@ def test_sigterm_during_validation(step: int, train_tiny: Train, monkeypatch: py
     if step == 4:
         with pytest.raises(Resumable, match=RESUME):
             train_tiny()
-        assert [number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))] == [4]
+        assert [
+            number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))
+        ] == [4]
         assert_same_end(straight, train_tiny("ckpt_path=last"))
     else:
         assert_same_end(straight, train_tiny())
@@ -69,11 +73,15 @@ def test_sigterm_during_a_save(train_tiny: Train, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Resumable, match=RESUME):
         train_tiny()
     assert told
-    assert [number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))] == [5, 4]
+    assert [
+        number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))
+    ] == [5, 4]
     assert_same_end(straight, train_tiny("ckpt_path=last"))
 
 
-def test_sigterm_before_the_first_step_is_over_stops_at_once(train_tiny: Train, probe: Probe) -> None:
+def test_sigterm_before_the_first_step_is_over_stops_at_once(
+    train_tiny: Train, probe: Probe
+) -> None:
     """Compiling happens there, and may take a minute: nothing is unsaved yet, so nothing is waited for."""
     probe.signal(0, signal.SIGTERM)
     probe.at(0, lambda: pytest.fail("the step went on"), micro=1)
@@ -97,14 +105,21 @@ def test_sigterm_while_preparing_data_stops_at_once(
 
 def descendants(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    return [int(child) for child in children] + [other for child in children for other in descendants(int(child))]
+    return [int(child) for child in children] + [
+        other for child in children for other in descendants(int(child))
+    ]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_stopped_command_says_how_to_go_on_and_leaves_no_process(tiny: list[str], tmp_path: Path) -> None:
+def test_a_stopped_command_says_how_to_go_on_and_leaves_no_process(
+    tiny: list[str], tmp_path: Path
+) -> None:
     """Exit code 75, the resume command last, workers gone; a signal to the whole group, as Ctrl+C sends it."""
     flag = tmp_path / "here"
-    process = start([*tiny, "data.num_workers=2", *add_callback("Pause", step=3, flag=flag, seconds=1)], tmp_path)
+    process = start(
+        [*tiny, "data.num_workers=2", *add_callback("Pause", step=3, flag=flag, seconds=1)],
+        tmp_path,
+    )
     wait_for(flag)
     workers = descendants(process.pid or 0)
     assert len(workers) >= 4
@@ -140,7 +155,9 @@ def test_three_short_sessions_are_one_long_session(
 
     # On this clock a micro-batch takes 2 seconds and a save 5; saves beside those of the deadline measure that.
     clock = SimpleNamespace(now=1e9)
-    watch = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+    watch = SimpleNamespace(
+        time=lambda: clock.now, monotonic=lambda: clock.now, perf_counter=lambda: clock.now
+    )
     monkeypatch.setattr(stopping, "time", watch)
     monkeypatch.setattr(saving, "time", watch)
 
@@ -158,7 +175,9 @@ def test_three_short_sessions_are_one_long_session(
     for session in range(2):
         began = clock.now
         with pytest.raises(Resumable):
-            train_tiny(*([*overrides, "trainer.deadline=1m30s"] if session == 0 else ["ckpt_path=last"]))
+            train_tiny(
+                *([*overrides, "trainer.deadline=1m30s"] if session == 0 else ["ckpt_path=last"])
+            )
         assert 90 - 2 * (5 + 4) * 1.5 < clock.now - began <= 90
         reached.append(step_files(Path("lightning_logs/tiny/version_1/checkpoints"))[0][0])
     assert 5 < reached[0] < reached[1] - 5

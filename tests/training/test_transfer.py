@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from azllm_lightning.cli import compose
-from azllm_lightning.data.config import DataConfig
+from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import optimizer_config
+from azllm_lightning.config.schedule import ScheduleConfig
+from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.model.config import GPTConfig
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.settings import from_mapping
-from azllm_lightning.training.optimizer import build_optimizer, optimizer_config
-from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
+from azllm_lightning.training.optimizer import build_optimizer
+from azllm_lightning.training.schedule import lr_factor
 
 STEPS, WIDTHS = 120, (64, 128, 256)
 FACTORS = (0.5, 1.0, 2.0, 4.0)
@@ -26,8 +28,16 @@ FACTORS = (0.5, 1.0, 2.0, 4.0)
 def data(tmp_path_factory: pytest.TempPathFactory) -> TokenDataModule:
     """Tales, 8 windows of 128 a step."""
     folder = tmp_path_factory.mktemp("tales") / "data"
-    changes = {"tales_bytes": 1_000_000, "dir": str(folder), "batch_size": 8, "block_size": 128, "val_windows": 64}
-    module = TokenDataModule(from_mapping(DataConfig, {**compose([])["data"], **changes}, "data"), seed=1)
+    changes = {
+        "tales_bytes": 1_000_000,
+        "dir": str(folder),
+        "batch_size": 8,
+        "block_size": 128,
+        "val_windows": 64,
+    }
+    module = TokenDataModule(
+        from_mapping(DataConfig, {**compose([])["data"], **changes}, "data"), seed=1
+    )
     module.setup()
     return module
 
@@ -38,7 +48,9 @@ def val_loss(data: TokenDataModule, width: int, **factors: float) -> float:
     changed = {**shipped, **{name: shipped[name] * factor for name, factor in factors.items()}}
     torch.manual_seed(1)
     vocab_size = data.tokenizer.vocab_size
-    net = GPT(GPTConfig(vocab_size, 128, n_layer=4, n_head=width // 64, n_embd=width, tie_embeddings=True))
+    net = GPT(
+        GPTConfig(vocab_size, 128, n_layer=4, n_head=width // 64, n_embd=width, tie_embeddings=True)
+    )
     optimizer = build_optimizer(net, optimizer_config(changed))
     schedule = ScheduleConfig("linear", 10, STEPS, 1.0, 0.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -50,7 +62,9 @@ def val_loss(data: TokenDataModule, width: int, **factors: float) -> float:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
-        losses = [net(batch[:, :-1], batch[:, 1:], reduction="none") for batch in data.val_dataloader()]
+        losses = [
+            net(batch[:, :-1], batch[:, 1:], reduction="none") for batch in data.val_dataloader()
+        ]
     return float(torch.cat(losses).mean())
 
 
@@ -60,7 +74,10 @@ def val_loss(data: TokenDataModule, width: int, **factors: float) -> float:
 def test_one_rate_is_right_at_three_widths(name: str, data: TokenDataModule) -> None:
     """Some factor ends within 0.05 nats of the best at every width; and not any would, for the rates do matter."""
     losses = {width: {f: val_loss(data, width, **{name: f}) for f in FACTORS} for width in WIDTHS}
-    excess = {f: max(by_factor[f] - min(by_factor.values()) for by_factor in losses.values()) for f in FACTORS}
+    excess = {
+        f: max(by_factor[f] - min(by_factor.values()) for by_factor in losses.values())
+        for f in FACTORS
+    }
     print(losses)
     assert min(excess.values()) < 0.05, losses
     assert max(excess.values()) > 0.2, losses

@@ -1,0 +1,159 @@
+"""What TensorBoard tells of a run besides its curves: how to lay them out, what the run is, and where it runs."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import azllm_lightning
+from azllm_lightning.runs.curves import SESSION
+from azllm_lightning.training.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LAYOUT = {
+    "loss": {
+        "train_loss, val_loss (nats a token)": ["Multiline", ["^train_loss$", "^val_loss$"]],
+        "generalization_gap (nats a token)": ["Multiline", ["^generalization_gap$"]],
+        "val_loss by source": ["Multiline", ["^val_loss_by_source/"]],
+    },
+    "perplexity": {
+        "train_ppl, val_ppl": ["Multiline", ["^train_ppl$", "^val_ppl$"]],
+        "val_bpb (bits a byte)": ["Multiline", ["^val_bpb$"]],
+    },
+    "training": {
+        "lr": ["Multiline", ["^lr$"]],
+        "grad_norm before clipping": ["Multiline", ["^grad_norm$"]],
+        "tokens_per_sec": ["Multiline", ["^tokens_per_sec$"]],
+        "peak_memory_gb": ["Multiline", ["^peak_memory_gb$"]],
+    },
+}
+"""Rows of charts, each of the scalars whose tags match a regular expression; the same for all runs, so that they share
+the charts."""
+
+HPARAMS = {
+    "model": "n_layer n_embd n_head dropout tie_embeddings",
+    "data": "name vocab_size block_size batch_size",
+    "optimizer": "name lr weight_decay",
+    "schedule": "name warmup_steps min_lr_ratio",
+    "trainer": "max_steps accumulate_grad_batches precision compile",
+}
+"""The settings in the table of runs; beside them stand the seed, the parameters and the tokens of all steps."""
+
+SHOWN = ("data.name", "optimizer.name", "optimizer.lr", "parameters", "tokens")
+"""Those that TensorBoard shows unasked; it has room for five."""
+
+METRICS = ("val_loss", "val_bpb", "best_val_loss", "best_step")
+"""The scalars in that table: the last value of each."""
+
+PACKAGES = ("torch", "lightning", "tensorboard", "tokenizers", "numpy")
+
+
+class Board(Callback):
+    """Writes to TensorBoard, once a session, the custom-scalars layout, the run's row of the HPARAMS tab, and as text
+    its config and its environment. A resume drops those of the session before (`carry_curve`)."""
+
+    def __init__(self, config: dict[str, Any], config_text: str) -> None:
+        self.config, self.config_text = config, config_text
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write all of it, at step 0."""
+        from torch.utils.tensorboard.summary import hparams
+
+        assert isinstance(pl_module, CausalLM)
+        for writer in writers(trainer):
+            writer.add_custom_scalars(LAYOUT)
+            table, row, _ = hparams(self._hparams(pl_module), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
+            for summary in (_with_choice(table), row):
+                writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+            writer.add_text(f"{SESSION}config", code_block(self.config_text), 0)
+            writer.add_text(f"{SESSION}environment", code_block(environment()), 0)
+            (Path(writer.log_dir) / TensorBoardLogger.NAME_HPARAMS_FILE).unlink(
+                missing_ok=True
+            )  # written when absent
+        for logger in trainer.loggers:
+            logger.save()
+
+    def _hparams(self, module: CausalLM) -> dict[str, float | str]:
+        found = {
+            f"{group}.{key}": self.config[group].get(key)
+            for group, keys in HPARAMS.items()
+            for key in keys.split()
+        }
+        windows = module.trainer.datamodule.effective_batch  # type: ignore[attr-defined]
+        found["seed"] = self.config["seed"]
+        found["parameters"] = module.model_config.num_params()
+        found["tokens"] = module.trainer.max_steps * windows * module.model_config.block_size
+        return {
+            key: str(value).lower() if isinstance(value, bool) else value
+            for key, value in found.items()
+        }
+
+
+def _with_choice(table: Any) -> Any:
+    """The summary that makes the table's columns, with those of SHOWN marked: they come before the others."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    plugin_data = table.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in SHOWN
+    plugin_data.content = content.SerializeToString()
+    return table
+
+
+def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
+    """What writes the event files, on the process that does."""
+    if trainer.is_global_zero:
+        yield from (
+            logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)
+        )
+
+
+def code_block(text: str) -> str:
+    """`text` as Markdown that shows it as it is."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def environment() -> str:
+    """Versions, machine and commit, one a line, as YAML."""
+    found = {
+        "python": platform.python_version(),
+        "azllm-lightning": azllm_lightning.__version__,
+        **{name: version(name) for name in PACKAGES},
+        "commit": commit() or "not a git checkout",
+        "system": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        memory = torch.cuda.get_device_properties(0).total_memory
+        found |= {
+            "cuda": torch.version.cuda,
+            "gpu": ", ".join(names),
+            "gpu_memory_gb": round(memory / 1e9, 1),
+        }
+    return "\n".join(f"{key}: {value}" for key, value in found.items())
+
+
+def commit() -> str | None:
+    """The commit of this code, with "-dirty" where files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # that of another project around site-packages would mislead
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

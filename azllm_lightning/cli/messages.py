@@ -1,0 +1,61 @@
+"""What people read, in English and in Azerbaijani.
+
+The English text stands where it is used and is the key of its translation, as in gettext:
+`tr("{path}: no such file", path=path)`. `messages.tsv` next to this file has the Azerbaijani; a test
+compares it with every text in the code. The language is one per process: `use_language`.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from functools import cache
+from pathlib import Path
+
+LANGUAGES = ("en", "az")
+TABLE = Path(__file__).with_name("messages.tsv")
+
+_language: str | None = None
+
+
+def language() -> str:
+    """The language in use: as set by `use_language`, else $AZLLM_LANG, else English."""
+    chosen = _language or os.environ.get("AZLLM_LANG", "en")
+    return chosen if chosen in LANGUAGES else "en"
+
+
+def use_language(lang: str | None) -> None:
+    """Write all further messages in `lang` ("en" or "az"); None means $AZLLM_LANG, else English.
+
+    Raises ValueError for any other language.
+    """
+    global _language
+    if lang is not None and lang not in LANGUAGES:
+        raise ValueError(
+            tr("lang={lang} is not one of {choices}", lang=lang, choices=", ".join(LANGUAGES))
+        )
+    _language = lang
+
+
+def tr(text: str, **fields: object) -> str:
+    """`text` in the language in use, with `fields` filled in as by `str.format`."""
+    if language() != "en":
+        text = translations().get(text, text)
+    return text.format(**fields) if fields else text
+
+
+def trn(singular: str, plural: str, count: int, **fields: object) -> str:
+    """`singular` if `count` is 1, else `plural`, as `tr` gives it; `count` is a field as well."""
+    return tr(singular if count == 1 else plural, count=count, **fields)
+
+
+@cache
+def translations() -> dict[str, str]:
+    """Azerbaijani by English text; a line break is written as \\n in the table, a tab as \\t."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return {_unescaped(row["en"]): _unescaped(row["az"]) for row in rows}
+
+
+def _unescaped(cell: str) -> str:
+    return cell.replace("\\n", "\n").replace("\\t", "\t")

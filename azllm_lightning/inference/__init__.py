@@ -1,0 +1,1 @@
+"""A model at work: sampling, decoding with a cache, scoring."""

@@ -1,0 +1,295 @@
+"""Text from a trained model: one token at a time, with a KV cache, for many texts at once."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from azllm_lightning.inference.decoding import CachedDecoder
+from azllm_lightning.model.gpt import GPT
+
+if TYPE_CHECKING:
+    from azllm_lightning.data.tokenizer import Tokenizer
+
+NUCLEUS = 1024
+"""Tokens that mostly reach top_p together; to sort a whole vocabulary takes a quarter of a small model's step."""
+
+UNFINISHED = "\ufffd"
+"""What the first bytes of a letter decode to, until its last byte is there."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen; applied in this order.
+
+    repetition_penalty divides the positive logits of tokens that the text already has, prompt included, and multiplies
+    the negative ones (arXiv:1909.05858); end of text is left alone. temperature divides the logits; at 0 the likeliest
+    token is taken. top_k leaves the k likeliest tokens; of those top_p leaves the likeliest whose probabilities first
+    reach p together (arXiv:1904.09751), and min_p those at least min_p times as likely as the likeliest
+    (arXiv:2407.01082). The same seed gives the same samples; None draws others each time.
+
+    Raises ValueError for settings out of range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        infinity = float("inf")
+        for name, right, bounds in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            (
+                "temperature",
+                0 <= self.temperature < infinity,
+                "at least 0 (0 takes the likeliest token)",
+            ),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or null for all tokens"),
+            (
+                "top_p",
+                self.top_p is None or 0 < self.top_p <= 1,
+                "in (0, 1], or null for all tokens",
+            ),
+            (
+                "min_p",
+                self.min_p is None or 0 <= self.min_p <= 1,
+                "in [0, 1], or null for all tokens",
+            ),
+            (
+                "repetition_penalty",
+                0 < self.repetition_penalty < infinity,
+                "above 0 (1 changes nothing)",
+            ),
+            (
+                "seed",
+                self.seed is None or 0 <= self.seed < 2**64,
+                f"a whole number from 0 to {2**64 - 1}, or null",
+            ),
+        ):
+            if not right:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is out of range: it must be {bounds}"
+                )
+
+
+def sample(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[str] = "",
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    num_samples: int = 1,
+    *,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+) -> list[str]:
+    """`num_samples` texts that begin with `prompt`; of several prompts those of the first, then of the second, ...
+
+    Several prompts are read and continued together, and each gets what it would get alone. A text ends at end of text,
+    before the first of the `stop` strings that the model writes, or after max_new_tokens. The other settings are those
+    of `SamplingConfig`, what happens to long prompts is told at `generate_ids`, and `stream` gives the same in pieces.
+
+    Raises ValueError for settings out of range.
+    """
+    settings = SamplingConfig(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
+    )
+    steps = stream(model, tokenizer, prompt, settings, num_samples, stop)
+    return ["".join(pieces) for pieces in zip(*steps, strict=True)]
+
+
+def stream(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[str],
+    settings: SamplingConfig,
+    num_samples: int = 1,
+    stop: str | Sequence[str] = (),
+) -> Iterator[list[str]]:
+    """Yield what is new of each text of `sample`, step by step, the prompts first.
+
+    Pieces are whole letters, and none is the beginning of a stop string that may yet be completed. A text starts as
+    documents do in training, after an end-of-text token, which is not part of what comes back.
+    Raises ValueError, at the call, as `sample` does.
+    """
+    prompts = [tokenizer.encode(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+    stops = [
+        unicodedata.normalize("NFC", text) for text in ([stop] if isinstance(stop, str) else stop)
+    ]
+    if "" in stops:
+        raise ValueError("stop has an empty text, at which every text would end: leave it out")
+    steps = generate_ids(
+        model, [[model.config.eos_id, *ids] for ids in prompts], settings, num_samples
+    )
+    return _pieces(
+        tokenizer,
+        steps,
+        [tokenizer.decode(ids) for ids in prompts for _ in range(num_samples)],
+        stops,
+    )
+
+
+def _pieces(
+    tokenizer: Tokenizer, steps: Iterator[list[int | None]], prompts: list[str], stops: list[str]
+) -> Iterator[list[str]]:
+    ids: list[list[int]] = [[] for _ in prompts]
+    shown = [0] * len(prompts)  # characters of each continuation
+    running = set(range(len(prompts)))
+    yield prompts
+    for drawn in steps:
+        pieces = [""] * len(prompts)
+        for i in running.copy():
+            token = drawn[i]
+            if token is None:
+                continue
+            ids[i].append(token)
+            text = tokenizer.decode(ids[i])
+            end = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+            if end is not None:
+                running.remove(i)
+            elif text.endswith(UNFINISHED):
+                continue
+            else:
+                end = len(text) - max(
+                    (n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])),
+                    default=0,
+                )
+            pieces[i], shown[i] = text[shown[i] : end], end
+        yield pieces
+        if not running:
+            return
+    yield [
+        tokenizer.decode(ids[i])[shown[i] :] if i in running else "" for i in range(len(prompts))
+    ]
+
+
+def generate_ids(
+    model: GPT, prompts: Sequence[Sequence[int]], settings: SamplingConfig, num_samples: int = 1
+) -> Iterator[list[int | None]]:
+    """Yield, step by step, the next token of each of `num_samples` samples of each prompt (lists of token ids).
+
+    None stands for a sample that has ended, with end of text or after max_new_tokens, or whose prompt is still being
+    read; the iteration ends with the last sample. Each sample has random numbers of its own, so that it does not
+    matter what is drawn beside it; the global random state is neither read nor changed.
+
+    A prompt longer than block_size loses its beginning; when the context is full, the newer half of it is read anew,
+    from position 0, and the older half is forgotten.
+
+    Raises ValueError, at the call, for no samples, no prompts, and token ids outside the vocabulary.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} is out of range: it must be at least 1")
+    if not prompts or not all(prompts):
+        raise ValueError(
+            f"there is no token to start from: begin with end of text, [{model.config.eos_id}]"
+        )
+    if not all(0 <= token < model.config.vocab_size for prompt in prompts for token in prompt):
+        raise ValueError(
+            f"the prompt has tokens outside the model's vocabulary of {model.config.vocab_size}: is this its tokenizer?"
+        )
+    return _generate(model, prompts, settings, num_samples)
+
+
+def _generate(
+    model: GPT, prompts: Sequence[Sequence[int]], settings: SamplingConfig, num_samples: int
+) -> Iterator[list[int | None]]:
+    block_size, eos_id = model.config.block_size, model.config.eos_id
+    device = model.lm_head.weight.device
+    rows = [list(prompt[-block_size:]) for prompt in prompts for _ in range(num_samples)]
+    generators = [own for _ in prompts for own in _generators(settings.seed, num_samples)]
+    left = [settings.max_new_tokens] * len(rows)
+    # The prompts are read together up to the end of the shortest; the longer ones then go on token by token while
+    # the others are continued, so that all rows stand at the same position and no mask is needed.
+    read, longest = min(map(len, rows)), max(map(len, rows))
+    context = torch.tensor([row[:read] for row in rows], device=device)
+    decoder = CachedDecoder(model, len(rows), min(block_size, longest + settings.max_new_tokens))
+    written = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
+    for i, row in enumerate(rows):
+        written[i, row] = True
+    unread = context
+    while True:
+        logits = decoder.read(unread)
+        written[:, eos_id] = False
+        if settings.repetition_penalty != 1:
+            penalty = settings.repetition_penalty
+            logits = torch.where(
+                written, torch.where(logits > 0, logits / penalty, logits * penalty), logits
+            )
+        draws = [read >= len(row) and left[i] > 0 for i, row in enumerate(rows)]
+        uniform = [
+            torch.rand((), generator=generator, dtype=torch.float64).item() if draw else 0.0
+            for draw, generator in zip(draws, generators, strict=True)
+        ]
+        chosen = _choose(logits, settings, torch.tensor(uniform, device=device)).tolist()
+        yield [token if draw else None for token, draw in zip(chosen, draws, strict=True)]
+        left = [
+            0 if draw and token == eos_id else n - draw
+            for n, token, draw in zip(left, chosen, draws, strict=True)
+        ]
+        if not any(left):
+            return
+        tokens = [
+            row[read] if read < len(row) else token for row, token in zip(rows, chosen, strict=True)
+        ]
+        read += 1
+        token = torch.tensor(tokens, device=device)[:, None]
+        written.scatter_(1, token, True)
+        context = torch.cat((context, token), dim=1)
+        if decoder.length == block_size:
+            decoder.length = 0
+            context = context[:, -((block_size + 1) // 2) :]
+            unread = context
+        else:
+            unread = token
+
+
+def _generators(seed: int | None, num_samples: int) -> list[torch.Generator]:
+    """A source of random numbers for each sample, on the CPU, so that all devices draw the same."""
+    root = torch.Generator()
+    if seed is None:
+        root.seed()
+    else:
+        root.manual_seed(seed)
+    seeds = torch.randint(2**63 - 1, (num_samples,), generator=root).tolist()
+    return [torch.Generator().manual_seed(own) for own in seeds]
+
+
+def _choose(logits: Tensor, settings: SamplingConfig, uniform: Tensor) -> Tensor:
+    """One token for each row of logits (B, V), as (B,); uniform (B,) in [0, 1) decides which."""
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits / settings.temperature).softmax(dim=-1)
+    vocab_size = logits.shape[-1]
+    tokens = torch.arange(vocab_size, device=logits.device).expand_as(logits)
+    if settings.top_k is not None:
+        probabilities, tokens = probabilities.topk(min(settings.top_k, vocab_size))
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    elif settings.top_p is not None:
+        everything = probabilities
+        probabilities, tokens = everything.topk(min(NUCLEUS, vocab_size))
+        if (probabilities.sum(dim=-1) < settings.top_p).any():
+            probabilities, tokens = everything.sort(descending=True)
+    if settings.top_p is not None:
+        before = (
+            probabilities.cumsum(dim=-1) - probabilities
+        )  # 0 for the likeliest, which therefore always stays
+        probabilities = probabilities.masked_fill(before >= settings.top_p, 0.0)
+    if settings.min_p is not None:
+        least = settings.min_p * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+    reached = probabilities.double().cumsum(dim=-1)
+    drawn = (reached <= uniform.double()[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
+    return tokens.gather(1, drawn.clamp(max=probabilities.shape[-1] - 1))[:, 0]

@@ -1,0 +1,1 @@
+"""What a run is on disk: its folder, its checkpoint files, its curves."""

@@ -1,0 +1,1 @@
+"""One session of a run: resolve, open, attempt, report."""

@@ -1,0 +1,286 @@
+import pytest
+import torch
+
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.inference import sampling
+from azllm_lightning.inference.sampling import SamplingConfig, generate_ids, sample, stream
+from azllm_lightning.model.gpt import GPT
+
+PROMPT = [0, 17, 200, 5]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(
+        ["Şəhərdə yağış yağır. Uşaqlar evə qaçır.", "Bakıda külək əsir."] * 3, vocab_size=300
+    )
+
+
+def ids_of(model, prompt, num_samples=1, **settings):
+    """The steps of `generate_ids` for one prompt."""
+    return generate_ids(model, [prompt], SamplingConfig(**settings), num_samples)
+
+
+def without_cache(model: GPT, ids: list[int], steps: int) -> list[int]:
+    """Greedy continuation by whole forward passes, with the same rule for a full context."""
+    context, drawn = ids[-model.config.block_size :], []
+    for _ in range(steps):
+        with torch.no_grad():
+            drawn.append(int(model(torch.tensor([context]))[0, -1].argmax()))
+        if len(context) == model.config.block_size:
+            context = (context + drawn[-1:])[-model.config.block_size // 2 :]
+        else:
+            context = [*context, drawn[-1]]
+    return drawn
+
+
+def never_ends(model: GPT) -> GPT:
+    """End of text gets the logit 0, which is never the largest of 300."""
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_id] = 0.0
+    return model
+
+
+@pytest.mark.parametrize("length", [1, 4, 31, 32, 50])
+def test_greedy_equals_greedy_without_cache_past_the_context(model, length):
+    model = never_ends(model)
+    prompt = torch.randint(
+        1, 300, (length,), generator=torch.Generator().manual_seed(length)
+    ).tolist()
+    found = [ids[0] for ids in ids_of(model, prompt, max_new_tokens=70, temperature=0)]
+    assert found == without_cache(model, prompt, 70)
+    assert len(set(found)) > 5
+
+
+def test_same_seed_same_samples_and_global_state_untouched(model):
+    before = torch.get_rng_state()
+
+    def run(seed):
+        return list(ids_of(model, PROMPT, 3, max_new_tokens=10, temperature=1.0, seed=seed))
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+    assert run(None) != run(None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def drawn(model, **settings):
+    """The first tokens of 4,000 samples, and the probabilities the model gives."""
+    tokens = next(ids_of(model, PROMPT, 4000, seed=0, **settings))
+    with torch.no_grad():
+        probabilities = (model(torch.tensor([PROMPT]))[0, -1] / settings["temperature"]).softmax(
+            dim=0
+        )
+    return torch.bincount(torch.tensor(tokens), minlength=300) / 4000, probabilities
+
+
+def test_samples_follow_the_probabilities(model):
+    for temperature in (0.5, 1.0):
+        frequencies, probabilities = drawn(model, temperature=temperature)
+        assert (frequencies - probabilities).abs().max() < 0.02
+        assert probabilities.max() > 0.05
+
+
+def test_top_k_keeps_the_k_likeliest(model):
+    frequencies, probabilities = drawn(model, temperature=1.0, top_k=4)
+    likeliest = probabilities.topk(4)
+    assert set(frequencies.nonzero()[:, 0].tolist()) == set(likeliest.indices.tolist())
+    assert (
+        frequencies[likeliest.indices] - likeliest.values / likeliest.values.sum()
+    ).abs().max() < 0.03
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p(model):
+    frequencies, probabilities = drawn(model, temperature=1.0, top_p=0.6)
+    order = probabilities.argsort(descending=True)
+    needed = int((probabilities[order].cumsum(0) < 0.6).sum()) + 1
+    assert 1 < needed < 100
+    assert set(frequencies.nonzero()[:, 0].tolist()) <= set(order[:needed].tolist())
+    assert frequencies[order[needed - 1]] > 0
+    only, _ = drawn(model, temperature=1.0, top_p=1e-9)
+    assert only[order[0]] == 1
+
+
+def test_top_p_counts_within_top_k(model):
+    frequencies, probabilities = drawn(model, temperature=1.0, top_k=4, top_p=0.6)
+    likeliest = probabilities.topk(4)
+    needed = int((likeliest.values.cumsum(0) < 0.6 * likeliest.values.sum()).sum()) + 1
+    assert needed < int((likeliest.values.cumsum(0) < 0.6).sum()) + 1
+    assert set(frequencies.nonzero()[:, 0].tolist()) == set(likeliest.indices[:needed].tolist())
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+def test_top_p_of_the_likeliest_is_that_of_the_whole_vocabulary(model, monkeypatch, top_p):
+    whole = next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0))
+    monkeypatch.setattr(sampling, "NUCLEUS", 10)  # of 300
+    assert next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0)) == whole
+
+
+def test_stops_at_end_of_text_and_each_sample_ends_alone(model):
+    steps = list(ids_of(model, PROMPT, 3, max_new_tokens=500, temperature=3.0, seed=0))
+    assert 1 < len(steps) < 500
+    ends = [next(t for t, ids in enumerate(steps) if ids[i] == 0) for i in range(3)]
+    assert len(set(ends)) > 1
+    assert max(ends) == len(steps) - 1
+    assert all(ids[i] is None for i in range(3) for ids in steps[ends[i] + 1 :])
+
+
+def test_dropout_is_off_while_sampling_and_training_goes_on(model):
+    model.train()
+    model.model.dropout.p = 0.9
+    steps = ids_of(model, PROMPT, temperature=0)
+    first = next(steps)
+    steps.close()
+    assert model.training
+    assert first == next(ids_of(model.eval(), PROMPT, temperature=0))
+
+
+def test_texts_begin_with_the_prompt_and_hold_no_end_of_text(model, tokenizer):
+    torch.manual_seed(0)
+    texts = sample(
+        model, tokenizer, "Şəhərdə", max_new_tokens=40, temperature=3.0, seed=0, num_samples=4
+    )
+    assert len(set(texts)) == 4
+    assert all(text.startswith("Şəhərdə") and "<|endoftext|>" not in text for text in texts)
+
+
+@pytest.mark.parametrize("prompt", ["", "Bakıda", "Bakıda " * 20])
+def test_texts_follow_an_end_of_text(model, tokenizer, prompt):
+    model = never_ends(model)
+    prompt_ids = tokenizer.encode(prompt)
+    ids = [step[0] for step in ids_of(model, [0, *prompt_ids], max_new_tokens=30, temperature=0)]
+    assert sample(model, tokenizer, prompt, 30, temperature=0) == [
+        tokenizer.decode(prompt_ids + ids)
+    ]
+
+
+def test_min_p_keeps_what_is_likely_enough(model):
+    frequencies, probabilities = drawn(model, temperature=1.0, min_p=0.3)
+    likely = probabilities >= 0.3 * probabilities.max()
+    assert 1 < likely.sum() < 30
+    assert torch.equal(frequencies > 0, likely)
+    only, _ = drawn(model, temperature=1.0, min_p=1.0)
+    assert only[probabilities.argmax()] == 1
+
+
+def test_a_penalty_on_repetition(model):
+    """Greedily: the likeliest token after the logits of what was written are made smaller; 1.0 changes nothing."""
+    model = never_ends(model)
+    written, expected = list(PROMPT), []
+    for _ in range(20):
+        with torch.no_grad():
+            logits = model(torch.tensor([written]))[0, -1]
+        for token in set(written) - {model.config.eos_id}:
+            logits[token] = logits[token] / 1.5 if logits[token] > 0 else logits[token] * 1.5
+        expected.append(int(logits.argmax()))
+        written.append(expected[-1])
+    plain, penalised = (
+        [
+            ids[0]
+            for ids in ids_of(
+                model, PROMPT, max_new_tokens=20, temperature=0, repetition_penalty=penalty
+            )
+        ]
+        for penalty in (1.0, 1.5)
+    )
+    assert penalised == expected
+    assert plain != penalised
+    assert plain == without_cache(model, PROMPT, 20)
+
+
+def test_no_penalty_on_the_end_of_a_text(model):
+    """PROMPT begins with end of text; a text would not end where the model is sure that it does."""
+    with torch.no_grad():
+        likeliest = int(model(torch.tensor([PROMPT]))[0, -1].argmax())
+        model.lm_head.weight[0] = 1.2 * model.lm_head.weight[likeliest]
+    assert next(ids_of(model, PROMPT, temperature=0, repetition_penalty=5.0)) == [0]
+
+
+PROMPTS = ["Şəhərdə yağış", "", "Bakıda", "Uşaqlar evə qaçır. Bakıda külək əsir. " * 3]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_prompts_together_give_what_each_gives_alone(model, tokenizer, temperature):
+    """Past the context (32) too, and with prompts longer than it."""
+    choices = {
+        "temperature": temperature,
+        "seed": 5,
+        "num_samples": 2,
+        "repetition_penalty": 1.2,
+        "top_p": 0.95,
+    }
+    together = sample(model, tokenizer, PROMPTS, 60, **choices)
+    assert together == [
+        text for prompt in PROMPTS for text in sample(model, tokenizer, prompt, 60, **choices)
+    ]
+    assert len(set(together)) == (8 if temperature else 4)
+
+
+def test_a_sample_is_the_same_whatever_is_drawn_beside_it(model, tokenizer):
+    several = sample(model, tokenizer, "Bakı", 30, seed=5, num_samples=4)
+    assert several[:2] == sample(model, tokenizer, "Bakı", 30, seed=5, num_samples=2)
+
+
+def test_stop_strings_end_the_text_before_them(model, tokenizer):
+    whole = sample(model, tokenizer, "Bakıda", 60, seed=1)[0]
+    written = whole.removeprefix("Bakıda")
+    stop = written[20:23]
+    assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=stop) == [
+        "Bakıda" + written[: written.index(stop)]
+    ]
+    assert (
+        sample(model, tokenizer, "Bakıda", 60, seed=1, stop=["yoxdur", stop, written[-2:]])[0]
+        in whole
+    )
+    assert sample(
+        model, tokenizer, "Bakıda", 60, seed=1, stop=["Bakıda", written[-3:] + "yoxdur"]
+    ) == [whole]
+    new = next(i for i in range(5, len(written)) if written.index(written[i]) == i)
+    both = [
+        written[new],
+        written[new - 1 : new + 1],
+    ]  # complete at the same time: the one that begins first counts
+    assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=both) == [
+        "Bakıda" + written[: new - 1]
+    ]
+    with pytest.raises(ValueError, match="stop has an empty text"):
+        sample(model, tokenizer, stop=["a", ""])
+
+
+def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
+    """Greedily repeated bytes and long stop strings: what is held back must come out once it is harmless."""
+    settings = SamplingConfig(max_new_tokens=60, seed=2, temperature=1.5)
+    whole = sample(model, tokenizer, "Bakı", 60, 1.5, seed=2)[0]
+    for start in range(4, len(whole) - 6):
+        stop = [whole[start : start + 6], whole[start + 1 : start + 3] + "yox"]
+        end = whole.index(stop[0], 4)
+        shown = ""
+        for (piece,) in stream(model, tokenizer, "Bakı", settings, stop=stop):
+            shown += piece
+            assert len(shown) <= end
+        assert shown == whole[:end]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0 .* at least 1"),
+        ({"num_samples": 0}, "num_samples=0 .* at least 1"),
+        ({"temperature": -0.1}, "temperature=-0.1 .* at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"top_k": 0}, "top_k=0 .* at least 1"),
+        ({"top_p": 0.0}, r"top_p=0.0 .* in \(0, 1\]"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"min_p": -0.1}, r"min_p=-0.1 .* in \[0, 1\]"),
+        ({"min_p": 1.1}, "min_p=1.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 .* above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty=inf"),
+        ({"seed": -1}, "seed=-1 .* from 0 to 18446744073709551615"),
+        ({"prompt": []}, r"begin with end of text, \[0\]"),
+        ({"prompt": [0, 300]}, "outside the model's vocabulary of 300"),
+    ],
+)
+def test_wrong_settings_are_told_at_the_call(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ids_of(model, **{"prompt": PROMPT, **settings})

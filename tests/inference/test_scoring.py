@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.export import write_hf
+from azllm_lightning.inference.scoring import (
+    MAX_BLOCK_SIZE,
+    Score,
+    Scorer,
+    hf_scorer,
+    score,
+    scorer_of,
+    wilson_interval,
+)
+from azllm_lightning.model.gpt import GPT
+
+TEXTS = [
+    "Şəhərdə yağış yağır.",
+    "Ə",
+    "Bakıda külək əsir, dəniz ləpələnir, gəmilər limanda gözləyir. " * 4,
+    "Uşaqlar evə qaçır.",
+    "İ. Nənə çay süzür. " * 11,
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, vocab_size=300)
+
+
+@pytest.fixture
+def scorer(model: GPT, tokenizer: Tokenizer) -> Scorer:
+    return scorer_of(model.eval(), tokenizer)
+
+
+def nll_one_by_one(model: GPT, ids: list[int], stride: int) -> float:
+    """Each token after its own context: those before it, as far back as its window reaches."""
+    block = model.config.block_size
+    total = 0.0
+    tokens = [model.config.eos_id, *ids]
+    for i in range(1, len(tokens)):
+        steps = max(
+            0, math.ceil((i - block) / stride)
+        )  # how often the window has moved when it reaches token i
+        end = min(len(tokens) - 1, block + steps * stride)
+        context = torch.tensor([tokens[max(0, end - block) : i]])
+        with torch.no_grad():
+            total -= float(model(context)[0, -1].log_softmax(-1)[tokens[i]])
+    return total
+
+
+@pytest.mark.parametrize("stride", [1, 7, 16, 32])
+def test_each_token_is_scored_once_after_what_its_window_shows(
+    model: GPT, tokenizer: Tokenizer, scorer: Scorer, stride: int
+) -> None:
+    found = list(score(scorer, TEXTS, stride))
+    for text, one in zip(TEXTS, found, strict=True):
+        ids = tokenizer.encode(text)
+        assert one.nll == pytest.approx(nll_one_by_one(model, ids, stride), rel=1e-5)
+        assert (one.tokens, one.scored_tokens) == (len(ids), len(ids))
+        assert (one.num_bytes, one.scored_bytes) == (len(text.encode()), len(text.encode()))
+        assert (one.documents, one.words) == (1, len(text.split()))
+    assert max(one.tokens for one in found) > 3 * model.config.block_size
+
+
+def test_the_default_stride_is_half_a_window(scorer: Scorer) -> None:
+    assert list(score(scorer, TEXTS)) == list(score(scorer, TEXTS, 16))
+
+
+def test_every_token_but_the_first_windows_has_the_tokens_before_it_in_sight(
+    scorer: Scorer,
+) -> None:
+    """The context that a scored token has, told by a model that answers with the number of tokens before it."""
+
+    def count(input_ids: Tensor, labels: Tensor) -> Tensor:
+        return torch.arange(1, input_ids.shape[1] + 1).expand(input_ids.shape).float()
+
+    counter = scorer._replace(token_nll=count)
+    text = TEXTS[2]
+    (one,) = score(counter, [text], stride=8)
+    first = sum(range(1, 33))
+    later = one.nll - first
+    num_later = one.tokens - 32
+    assert num_later > 50
+    assert 32 - 8 < later / num_later <= 32
+    whole, rest = divmod(num_later, 8)
+    assert later == whole * sum(range(25, 33)) + sum(range(33 - rest, 33))
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 100, 100_000])
+def test_results_do_not_depend_on_the_batch(scorer: Scorer, tokens_at_once: int) -> None:
+    texts = [text[:end] for text in TEXTS for end in range(1, len(text), 5)]
+    for one, other in zip(
+        score(scorer, texts), score(scorer, texts, tokens_at_once=tokens_at_once), strict=True
+    ):
+        assert one.nll == pytest.approx(other.nll, rel=1e-5)
+        assert replace(one, nll=0.0) == replace(other, nll=0.0)
+
+
+def test_batches_stay_within_the_tokens_they_are_allowed(scorer: Scorer) -> None:
+    shapes = []
+
+    def note(input_ids: Tensor, labels: Tensor) -> Tensor:
+        shapes.append(input_ids.shape)
+        return torch.zeros(input_ids.shape)
+
+    list(score(scorer._replace(token_nll=note), TEXTS, tokens_at_once=64))
+    assert max(shape.numel() for shape in shapes) == 64
+    assert len({shape[1] for shape in shapes}) > 1, "short texts are not padded to whole windows"
+
+
+def test_figures() -> None:
+    total = Score(2, 4, 30, 10, 1, 8, 24, 16 * math.log(2)) + Score(1, 1, 10, 10, 0, 8, 8, 0.0)
+    figures = total.figures()
+    assert figures["val_loss"] == pytest.approx(math.log(2))
+    assert figures["val_ppl"] == pytest.approx(2)
+    assert figures["val_bpb"] == pytest.approx(16 / 32)
+    assert figures["tokens_per_word"] == 4
+    assert figures["bytes_per_token"] == 2
+    assert [
+        figures[key] for key in ("documents", "bytes", "tokens", "scored_tokens", "scored_bytes")
+    ] == [*(3, 40, 20, 16, 32)]
+    assert figures["unknown_tokens"] == 1
+    assert Score(scored_tokens=1, nll=1e4).figures()["val_ppl"] == math.inf
+
+
+@pytest.mark.parametrize("stride", [0, 33])
+def test_a_stride_out_of_range_is_told(scorer: Scorer, stride: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"stride={stride} is out of range: it must be from 1 to block_size=32"
+    ):
+        score(scorer, TEXTS, stride)
+
+
+def test_a_shorter_window_can_be_asked_for_but_no_longer_one(
+    model: GPT, tokenizer: Tokenizer
+) -> None:
+    (short,) = score(scorer_of(model, tokenizer, 8), TEXTS[:1])
+    (whole,) = score(scorer_of(model, tokenizer), TEXTS[:1])
+    assert short.tokens == whole.tokens > 8
+    assert short.nll != whole.nll
+    with pytest.raises(ValueError, match="block_size=33 is out of range: it must be from 1 to 32"):
+        scorer_of(model, tokenizer, 33)
+
+
+def test_wilson_interval() -> None:
+    assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson_interval(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+
+
+@pytest.fixture
+def hf_folder(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """The same weights and ids as a folder of transformers."""
+    folder = tmp_path / "hf modeli"
+    folder.mkdir()
+    write_hf(model, tokenizer, folder)
+    return folder
+
+
+def without(folder: Path, name: str, key: str) -> Path:
+    values = json.loads((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(json.dumps({**values, key: None}), encoding="utf-8")
+    return folder
+
+
+def test_a_model_of_transformers_takes_the_same_path(hf_folder: Path, scorer: Scorer) -> None:
+    peer = hf_scorer(hf_folder)
+    assert (peer.block_size, peer.start, peer.unknown_id) == (32, [0], None)
+    for ours, theirs in zip(score(scorer, TEXTS), score(peer, TEXTS), strict=True):
+        assert theirs.nll == pytest.approx(ours.nll, rel=1e-5)
+        assert (theirs.tokens, theirs.scored_bytes) == (ours.tokens, ours.scored_bytes)
+
+
+def test_without_a_start_token_the_first_token_and_its_bytes_are_left_out(
+    hf_folder: Path, model: GPT, tokenizer: Tokenizer
+) -> None:
+    assert hf_scorer(without(hf_folder, "tokenizer_config.json", "bos_token")).start == [0], (
+        "config.json has it too"
+    )
+    peer = hf_scorer(without(hf_folder, "config.json", "bos_token_id"))
+    assert peer.start == []
+    for text, one in zip(TEXTS, score(peer, TEXTS), strict=True):
+        ids = tokenizer.encode(text)
+        assert (one.tokens, one.scored_tokens) == (len(ids), len(ids) - 1)
+        first = tokenizer.decode(ids[:1])
+        # A first token that is half a letter has no bytes of its own: the letter is scored by its other half.
+        expected = 0 if "\ufffd" in first else len(first.encode())
+        assert one.num_bytes - one.scored_bytes == (
+            expected if len(ids) > 1 else len(text.encode())
+        )
+    short = TEXTS[3]
+    ids = tokenizer.encode(short)[:32]
+    with torch.no_grad():
+        expected_nll = float(
+            model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]), reduction="none").sum()
+        )
+    (found,) = score(peer, [tokenizer.decode(ids)])
+    assert found.nll == pytest.approx(expected_nll, rel=1e-5)
+
+
+def test_a_long_context_is_not_taken_whole(hf_folder: Path) -> None:
+    path = hf_folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**values, "max_position_embeddings": 40_960}), encoding="utf-8")
+    assert hf_scorer(hf_folder).block_size == MAX_BLOCK_SIZE
+    assert hf_scorer(hf_folder, block_size=4000).block_size == 4000
+
+
+def test_a_folder_that_cannot_be_loaded_is_told(
+    tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"is not a folder with a transformers model: there is no config\.json in it",
+    ):
+        hf_scorer(tmp_path / "yoxdur")
+    (hf_folder / "model.safetensors").write_bytes(b"yarim")
+    with pytest.raises(ValueError, match="transformers cannot load it"):
+        hf_scorer(hf_folder)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="this needs the package transformers"):
+        hf_scorer(hf_folder)

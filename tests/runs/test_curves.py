@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+from training_runs import Crash, Probe, raw_points
+
+from azllm_lightning.runs.curves import EVENTS, carry_curve, read_run, read_scalars
+
+
+def write(folder: Path, steps: range, offset: float = 0.0) -> None:
+    with SummaryWriter(str(folder)) as writer:
+        for step in steps:
+            writer.add_scalar("loss", step + offset, step)
+
+
+def test_what_a_kill_left_behind_the_checkpoint_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, range(7))
+    carry_curve(tmp_path, tmp_path, 4)
+    assert read_scalars(tmp_path) == {"loss": {step: float(step) for step in range(5)}}
+
+
+def test_carried_twice_and_logged_on_the_steps_stay_in_order(tmp_path: Path) -> None:
+    """Also within one second, when the names of the files do not tell their age."""
+    for start in (0, 3, 6):
+        write(tmp_path, range(start, start + 5))
+        carry_curve(tmp_path, tmp_path, start + 2)
+    write(tmp_path, range(9, 12))
+    assert raw_points(tmp_path) == [("loss", step) for step in range(12)]
+    assert len(list(tmp_path.glob(EVENTS))) == 2
+
+
+def test_a_kill_between_the_new_file_and_the_removal_of_the_old_doubles_nothing(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, range(3))
+    write(tmp_path, range(3, 6))
+    newest = sorted(tmp_path.glob(EVENTS))[-1]
+    content = newest.read_bytes()
+    carry_curve(tmp_path, tmp_path, 5)
+    newest.write_bytes(content)  # as if the removal had not happened
+    carry_curve(tmp_path, tmp_path, 5)
+    assert raw_points(tmp_path) == [("loss", step) for step in range(6)]
+
+
+def test_a_record_that_a_kill_cut_off_ends_its_file(tmp_path: Path) -> None:
+    write(tmp_path, range(5))
+    (path,) = tmp_path.glob(EVENTS)
+    path.write_bytes(path.read_bytes()[:-7])
+    carry_curve(tmp_path, tmp_path, 10)
+    write(tmp_path, range(4, 6))
+    assert raw_points(tmp_path) == [("loss", step) for step in range(6)]
+
+
+def test_a_fork_takes_the_curve_along_and_leaves_the_source(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    target.mkdir()
+    write(source, range(5))
+    carry_curve(source, target, 2)
+    assert list(read_scalars(target)["loss"]) == [0, 1, 2]
+    assert list(read_scalars(source)["loss"]) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_is_a_table_of_steps_and_tags(train_tiny: Callable[..., Path]) -> None:
+    folder = train_tiny()
+    table = read_run(folder)
+    assert table.index.name == "step"
+    assert {"train_loss", "val_loss", "val_ppl", "val_bpb", "lr", "generalization_gap"} <= set(
+        table.columns
+    )
+    assert table["val_loss"].dropna().to_dict() == read_scalars(folder)["val_loss"]
+    assert list(table["val_loss"].dropna().index) == [0, 4, 8]
+    assert list(table["train_loss"].dropna().index) == list(range(1, 9))
+    assert table.attrs["summary"]["steps"] == 8
+    for path in (str(folder), folder.parent, "tiny", "tiny/version_0"):
+        assert read_run(path).equals(table), path
+    train_tiny("optimizer.lr=1e-4")
+    for path in (folder.parent, "tiny"):
+        assert Path(read_run(path).attrs["folder"]).name == "version_1", (
+            "a name is its newest version"
+        )
+
+
+def test_a_crashed_a_resumed_and_a_forked_run_read_as_the_straight_one(
+    train_tiny: Callable[..., Path], probe: Probe
+) -> None:
+    straight = read_run(train_tiny())["train_loss"]
+    probe.crash(6)
+    with pytest.raises(Crash):
+        train_tiny()
+    crashed = read_run("tiny/version_1")
+    assert crashed["train_loss"].dropna().equals(straight.loc[1:6])
+    assert crashed.attrs["summary"] == {}
+    resumed = train_tiny("ckpt_path=last")
+    assert read_run(resumed)["train_loss"].equals(straight)
+    forked = train_tiny(f"ckpt_path={resumed}/checkpoints/step_00000004.ckpt")
+    assert forked != resumed
+    assert read_run(forked)["train_loss"].equals(straight)
+
+
+@pytest.mark.parametrize("lost", [1, 7, 20, 60])
+def test_a_run_in_progress_and_one_cut_off_by_a_crash_read_as_far_as_they_got(
+    lost: int, tmp_path: Path
+) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    for step in range(9):
+        writer.add_scalar("loss", step, step)
+    writer.flush()
+    table = read_run(tmp_path)
+    assert list(table["loss"]) == list(range(9))
+    assert table.attrs["summary"] == {}
+    writer.close()
+    (path,) = tmp_path.glob(EVENTS)
+    path.write_bytes(path.read_bytes()[:-lost])
+    kept = list(read_run(tmp_path)["loss"])
+    assert kept == list(range(len(kept)))
+    assert 5 < len(kept) < 9
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    folders = [tmp_path / name / "version_0" for name in ("b", "a")]
+    for folder, steps in zip(folders, (range(3), range(2, 5)), strict=True):
+        write(folder, steps)
+    (folders[0] / "summary.json").write_text(json.dumps({"steps": 2}), encoding="utf-8")
+    table = read_run(folders)
+    assert list(table["loss"].columns) == ["b/version_0", "a/version_0"]
+    assert list(table.index) == [0, 1, 2, 3, 4]
+    assert table["loss"]["a/version_0"].dropna().to_dict() == {2: 2.0, 3: 3.0, 4: 4.0}
+    assert table.attrs["summary"] == {"b/version_0": {"steps": 2}, "a/version_0": {}}
+    elsewhere = tmp_path / "elsewhere" / "a" / "version_0"
+    write(elsewhere, range(1))
+    assert list(read_run([folders[1], elsewhere])["loss"].columns) == [
+        "a/version_0",
+        str(elsewhere),
+    ]
+
+
+def test_a_wrong_path_is_told_with_the_runs_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"nowhere: no run with curves here.*lightning_logs \(newest there: none\)"
+    ):
+        read_run("nowhere")
+    write(tmp_path / "lightning_logs" / "mine" / "version_3", range(2))
+    (tmp_path / "lightning_logs" / "mine" / "version_4").mkdir()
+    for path in ("mine/version_4", "lightning_logs", "mine"):
+        with pytest.raises(
+            ValueError, match=r"no run with curves here.*newest there: mine/version_3"
+        ):
+            read_run(path)
+    with pytest.raises(ValueError, match="at least one run"):
+        read_run([])
+
+
+def test_without_pandas_it_is_told_which_extra_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = builtins.__import__
+
+    def without_pandas(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'")
+        return whole(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_pandas)
+    with pytest.raises(ValueError, match=r"needs pandas.*\[notebooks\]"):
+        read_run(tmp_path)

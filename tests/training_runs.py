@@ -1,0 +1,206 @@
+"""What the tests of runs look at: the final state, the curve, and the processes of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from azllm_lightning.cli import entrance as cli
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.train import train
+from azllm_lightning.training.causal_lm import CausalLM
+
+TRAIN = [sys.executable, "-m", "azllm_lightning.train"]
+HERE = Path(__file__).parent
+MEASURED = ("tokens_per_sec", "mfu", "peak_memory_gb")
+"""Scalars that no two runs share."""
+
+
+class Recorder(Callback):
+    """Writes down, for other processes to read, which windows each step is trained on."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
+    ) -> None:
+        """One line a micro-batch: the step (0 is the first) and its windows."""
+        with (Path(self.folder) / f"rank{trainer.global_rank}.jsonl").open(
+            "a", encoding="utf-8"
+        ) as file:
+            file.write(json.dumps([trainer.global_step, batch.tolist()]) + "\n")
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """How far the run has come."""
+        file = os.open(Path(self.folder) / "reached", os.O_CREAT | os.O_WRONLY)
+        os.write(
+            file, b"%08d" % trainer.global_step
+        )  # one write of one length: a kill leaves the old or the new
+        os.close(file)
+
+
+class Pause(Callback):
+    """Tells that a step has come, and stays in it."""
+
+    def __init__(self, step: int, flag: str, seconds: float = 60) -> None:
+        self.step, self.flag, self.seconds = step, flag, seconds
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Wait at the end of a step."""
+        if trainer.global_step == self.step:
+            Path(self.flag).touch()
+            time.sleep(self.seconds)
+
+
+def add_callback(name: str, **settings: object) -> list[str]:
+    """The overrides that add one of the callbacks above to a run."""
+    pairs = {"_target_": f"training_runs.{name}", **settings}
+    return [f"+callbacks.{name.lower()}.{key}={value}" for key, value in pairs.items()]
+
+
+def command_line(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """`python -m azllm_lightning.train ARGUMENTS` in `folder`, with what it says in the file "output" there."""
+    multiprocessing.set_start_method(None, force=True)  # workers start as they do by default
+    os.environ.update(environment)
+    os.chdir(folder)
+    output = os.open("output", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ["train", *arguments]
+    cli.main("train", train)
+
+
+def start(
+    arguments: list[str], folder: Path, **environment: str
+) -> multiprocessing.process.BaseProcess:
+    """`command_line` in a process of its own, forked from one that has all imports done: that saves seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_runs", "azllm_lightning.session.session"])
+    environment = {"AZLLM_DATA_DIR": os.environ["AZLLM_DATA_DIR"], **environment}
+    process = context.Process(target=command_line, args=(arguments, str(folder), environment))
+    process.start()
+    return process
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Return when `path` is there."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.005)
+
+
+class Crash(Exception):
+    """What a probe raises where a test wants the session to fall over."""
+
+
+class Probe:
+    """Watches every training in this process, and interferes where a test asked it to."""
+
+    def __init__(self) -> None:
+        self.windows: dict[int, list[list[int]]] = defaultdict(list)
+        """The token windows that each optimizer step (0 is the first) was last trained on."""
+        self.actions: dict[tuple[int, int], Callable[[], object]] = {}
+        """What to do, once, in the forward pass of (step, micro-batch)."""
+        self.factor: Callable[[int, Tensor], float] = lambda step, batch: 1.0
+        """What the loss of this step's batch (B, T + 1) is multiplied by."""
+        self.module: CausalLM
+        """The module in training."""
+
+    def at(self, step: int, action: Callable[[], object], micro: int = 0) -> None:
+        """Do `action` once in the forward pass of micro-batch `micro` of the step after `step` completed ones."""
+        self.actions[step, micro] = action
+
+    def signal(self, step: int, number: int, micro: int = 0) -> None:
+        """Send this process the signal `number` then."""
+        self.at(step, lambda: signal.raise_signal(number), micro)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the present weights."""
+        return {name: tensor.clone() for name, tensor in self.module.net.state_dict().items()}
+
+    def crash(self, step: int, micro: int = 0) -> None:
+        """Raise Crash then."""
+
+        def fall_over() -> None:
+            raise Crash
+
+        self.at(step, fall_over, micro)
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """Weights, optimizer, schedule and scaler of a run's newest full state, flat: path -> tensor or plain value."""
+    checkpoint = torch.load(step_files(folder / "checkpoints")[0][1], weights_only=True)
+    parts = (
+        "state_dict",
+        "optimizer_states",
+        "lr_schedulers",
+        "MixedPrecision",
+        "global_step",
+        "TokenDataModule",
+    )
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{path}/{key}")
+        elif isinstance(value, list):
+            for number, item in enumerate(value):
+                walk(item, f"{path}/{number}")
+        else:
+            flat[path] = value
+
+    walk({part: checkpoint[part] for part in parts if part in checkpoint}, "")
+    return flat
+
+
+def curve(folder: Path) -> dict[str, dict[int, float]]:
+    """The logged scalars but for those that measure time and memory."""
+    return {tag: values for tag, values in read_scalars(folder).items() if tag not in MEASURED}
+
+
+def assert_same_end(left: Path, right: Path) -> None:
+    """Bit-identical weights, optimizer state and logged values."""
+    ours, theirs = final_state(left), final_state(right)
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+        same = (
+            torch.equal(value, theirs[path])
+            if isinstance(value, torch.Tensor)
+            else value == theirs[path]
+        )
+        assert same, f"{path} differs"
+    ours, theirs = curve(left), curve(right)
+    assert ours.keys() == theirs.keys()
+    for tag, values in ours.items():
+        assert str(values) == str(theirs[tag]), tag  # as text, since nan is not nan
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def raw_points(folder: Path) -> list[tuple[str, int]]:
+    """Every (tag, step) in the raw event files, in the order of writing."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    from azllm_lightning.runs.curves import EVENTS, _records
+
+    events = map(Event.FromString, _records(sorted(folder.glob(EVENTS))))
+    return [(value.tag, event.step) for event in events for value in event.summary.value]

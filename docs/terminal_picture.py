@@ -1,4 +1,4 @@
-"""Draw a terminal of 80 columns: python docs/terminal_picture.py OUT.png < TEXT (needs Chromium)."""
+"""Draw a terminal of 80 columns: python docs/terminal_picture.py OUT < TEXT (with Chromium)."""
 
 from __future__ import annotations
 

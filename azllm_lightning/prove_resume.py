@@ -6,10 +6,11 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from azllm_lightning.cli import entrance
-from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.run import RunConfig
 
 STEPS = 8
 INTERVALS = "val_every_steps=4 checkpoint_every_steps=3 log_every_steps=1 deadline=null"
@@ -27,34 +28,32 @@ RUNS = {"again": None, "stopped": Interruption(4, False), "killed": Interruption
 
 
 def main() -> None:
-    """The console entrance."""
-    entrance.main("prove_resume", prove_resume)
+    """The entrance of the command line."""
+    entrance.main("prove_resume", prove_resume, RunConfig.from_mapping)
 
 
-def prove_resume(config: dict[str, Any], overrides: list[str] | None = None) -> None:
+def prove_resume(config: RunConfig) -> None:
     """Train a few steps: straight twice, stopped and resumed, killed and resumed; then compare.
 
     Prints PASS if all runs are equal bit for bit; else prints what differs first and exits with
     code 1. Raises ValueError if a run fails.
     """
-    use_language(config["lang"])
     from azllm_lightning.data.pipeline import prepare
     from azllm_lightning.runs.compare import first_difference
-    from azllm_lightning.session.build import check
 
-    if config["ckpt_path"] is not None:
+    if config.ckpt_path is not None:
         raise ValueError(
             tr(
                 "ckpt_path={ckpt_path}: prove_resume trains its own runs; leave out ckpt_path",
-                ckpt_path=config["ckpt_path"],
+                ckpt_path=config.ckpt_path,
             )
         )
-    data = check(config).data
-    settings = [*(overrides or []), f"trainer.max_steps={STEPS}"]
+    settings = [*config.overrides, f"trainer.max_steps={STEPS}"]
     settings += [f"trainer.{pair}" for pair in INTERVALS.split()]
-    settings += [f"data.dir={prepare(data).absolute()}", f"data.val_windows={2 * data.batch_size}"]
-    if config["init_from"] is not None:
-        settings += [f"init_from={Path(config['init_from']).absolute()}"]
+    settings += [f"data.dir={prepare(config.data).absolute()}"]
+    settings += [f"data.val_windows={2 * config.trainer.global_batch_size}"]
+    if config.init_from is not None:
+        settings += [f"init_from={Path(config.init_from).absolute()}"]
     with tempfile.TemporaryDirectory(prefix="prove_resume_") as name:
         folder = Path(name)
         straight = train_run(folder, "straight", settings)

@@ -12,21 +12,20 @@ import pytest
 # Before torch is imported: tests run side by side, and so do their subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import filelock  # noqa: E402
-import torch  # noqa: E402
-from training_runs import Probe  # noqa: E402
+import filelock
+import torch
+from training_runs import Probe
 
-from azllm_lightning.cli.messages import use_language  # noqa: E402
-from azllm_lightning.config.model import GPTConfig  # noqa: E402
-from azllm_lightning.model.gpt import GPT  # noqa: E402
-from azllm_lightning.training.causal_lm import CausalLM  # noqa: E402
+from azllm_lightning.cli.messages import use_language
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.causal_lm import CausalLM
 
 TINY = [
     "run_name=tiny",
     "data.tales_bytes=60_000",
     "data.vocab_size=300",
     "data.block_size=32",
-    "data.batch_size=4",
     "data.val_windows=8",
     "data.val_fraction=0.1",
     "model.n_layer=1",
@@ -36,6 +35,7 @@ TINY = [
     "trainer.val_every_steps=4",
     "trainer.checkpoint_every_steps=4",
     "trainer.log_every_steps=1",
+    "trainer.global_batch_size=4",
     "trainer.compile=false",
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
@@ -55,12 +55,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides for the smallest useful run; the test's folder is the current one, the data are made once for all."""
+    """Overrides for the smallest useful run; the test's folder is current, the data are shared."""
     from tensorboard.summary.writer import event_file_writer
 
     monkeypatch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
     monkeypatch.chdir(tmp_path)
-    # Event files of one second differ by a number that starts at 0 in each process; here, in each test.
+    # Event files of one second differ by a number that starts at 0 in each process; here, per test.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     return list(TINY)
 
@@ -68,34 +68,37 @@ def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def train_tiny(tiny: list[str]) -> Callable[..., Path]:
     """train_tiny(*overrides): train or resume the tiny run in this process; returns its folder."""
-    from azllm_lightning.cli.entrance import compose
+    from azllm_lightning.config.compose import compose
     from azllm_lightning.train import train
 
     def run(*overrides: str) -> Path:
-        # A resume takes its settings from the stored config; only what is typed now may be laid over it.
-        typed = [text for text in overrides if text.startswith("ckpt_path=")]
-        given = ["run_name=tiny", *overrides] if typed else [*tiny, *overrides]
-        return train(compose(given), given)
+        # A resume takes its settings from the stored config, with only what is typed now on top.
+        resumes = any(text.startswith("ckpt_path=") for text in overrides)
+        return train(compose(["run_name=tiny", *overrides] if resumes else [*tiny, *overrides]))
 
     return run
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit code."""
-    from azllm_lightning.cli import entrance as cli
+    """command(*args): `azllm train ARGS` in this process; returns its exit code.
+
+    `run` replaces the training by another function of the RunConfig.
+    """
+    from azllm_lightning.cli import entrance
+    from azllm_lightning.config.run import RunConfig
     from azllm_lightning.train import train
 
-    def run(*args: str, run: Callable[[dict[str, Any], list[str]], object] = train) -> int:
-        monkeypatch.setattr(sys, "argv", ["azllm-train", *args])
+    def call(*args: str, run: Callable[[RunConfig], object] = train) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", *args])
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as `main` sets it, but for this test only
         try:
-            cli.main("train", run)
+            entrance.main("train", run, RunConfig.from_mapping)
         except SystemExit as leaving:
             return int(leaving.code or 0)
         return 0
 
-    return run
+    return call
 
 
 @pytest.fixture
@@ -151,7 +154,7 @@ def model(config: GPTConfig) -> GPT:
 @pytest.fixture(scope="session")
 def trained(shared_folder: Path) -> Path:
     """The folder lightning_logs of one tiny run, trained once for all tests."""
-    from azllm_lightning.cli.entrance import compose
+    from azllm_lightning.config.compose import compose
     from azllm_lightning.train import train
 
     folder = shared_folder / "trained"
@@ -161,7 +164,7 @@ def trained(shared_folder: Path) -> Path:
             unfinished.mkdir()
             patch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
             patch.chdir(unfinished)
-            train(compose(TINY), TINY)
+            train(compose(TINY))
             unfinished.rename(folder)
     return folder / "lightning_logs"
 

@@ -4,12 +4,13 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.compose import compose
 from azllm_lightning.evaluate import evaluate
 
 pytestmark = pytest.mark.xdist_group("transformers")
@@ -38,14 +39,12 @@ def test_a_run_is_scored_on_its_own_validation_documents(
     tiny_run: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from azllm_lightning import load
-    from azllm_lightning.config.data import DataConfig
-    from azllm_lightning.config.strict import from_mapping
     from azllm_lightning.data.corpus import documents
     from azllm_lightning.inference.scoring import Score, gpt_scorer, score
 
     found = run()
-    config = from_mapping(DataConfig, compose(tiny)["data"], "data")
-    texts = [document.text for document in documents(config) if document.split == "val"]
+    data = compose(tiny).data
+    texts = [document.text for document in documents(data) if document.split == "val"]
     expected = sum(score(gpt_scorer(*load(tiny_run)), texts, 16), Score()).figures()
     assert found["all"] == pytest.approx(expected)
     assert found["sources"] == {"tales": pytest.approx(expected)}
@@ -222,15 +221,12 @@ def test_wrong_settings_are_refused(tiny_run: Path, own_text: str) -> None:
         ({"stride": 40}, "stride=40 is out of range: it must be from 1 to block_size=32"),
         ({"block_size": 33}, "block_size=33 is out of range"),
         ({"ckpt_path": "yoxdur.ckpt"}, "ckpt_path=yoxdur.ckpt: no such file"),
-        ({"run_name": "yoxdur"}, "no run with a checkpoint under .*yoxdur"),
+        ({"run_name": "yoxdur"}, "no run with a checkpoint in .*yoxdur"),
         ({"hf": "yoxdur"}, r"hf=yoxdur: no config\.json there"),
         ({"out": "yoxdur/a.json"}, "out=.*a.json cannot be written: name a file in an existing"),
-        ({"pairs": "belke"}, "pairs='belke' is not true or false"),
-        ({"data": {"path": "yoxdur.txt"}}, "yoxdur.txt"),
-        ({"data": {"path": own_text}}, "has no field 'text'"),
-        ({"data": {"max_bytes": 0}}, "data.max_bytes=0 is below 1"),
-        ({"pairs": True, "data": {"path": own_text}}, "pairs=true scores its own sentences"),
+        ({"data": replace(config.data, path="yoxdur.txt")}, "yoxdur.txt"),
+        ({"data": replace(config.data, path=own_text)}, "field 'text'"),
     ]
     for changes, complaint in complaints:
         with pytest.raises(ValueError, match=complaint):
-            evaluate({**config, **changes})
+            evaluate(replace(config, **changes))

@@ -12,7 +12,8 @@ import yaml
 
 from azllm_lightning import load
 from azllm_lightning.cli import entrance
-from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.compose import compose
+from azllm_lightning.config.verbs import ExportConfig
 from azllm_lightning.export import export
 from azllm_lightning.generate import generate
 
@@ -125,7 +126,7 @@ def test_wrong_inputs_end_in_one_message_and_nothing_stays(
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            entrance.main("export", export)
+            entrance.main("export", export, ExportConfig.from_mapping)
         error = capsys.readouterr().err
         assert left.value.code == entrance.EXIT_USAGE
         assert error.count("error: ") == 1
@@ -133,16 +134,16 @@ def test_wrong_inputs_end_in_one_message_and_nothing_stays(
         return error
 
     complaints = {
-        (): "out is missing: name the folder to write, out=FOLDER",
-        ("out=o", "format=onnx"): "format='onnx' is not one of hf, gguf, pt",
-        ("out=o", "format=gguf", "quant=q4"): "quant='q4' is not one of f16, q8_0",
+        (): "out is not set: name the folder to write, out=FOLDER",
+        ("out=o", "format=onnx"): "format=onnx must be one of hf, gguf, pt",
+        ("out=o", "format=gguf", "quant=q4"): "quant=q4 must be one of f16, q8_0",
         ("out=o", "formt=hf"): "unknown setting formt; did you mean format?",
         ("out=var",): "out=var already exists",
         ("out=fayl/o",): f"out={Path('fayl/o')} cannot be written",
         ("out=o", "ckpt_path=tokenizersiz.ckpt"): "is not a checkpoint of azllm-lightning",
         ("out=o", "ckpt_path=yoxdur.ckpt"): "ckpt_path=yoxdur.ckpt: no such file",
         ("out=o", "ckpt_path=pozuq"): "pozuq holds a different kind of model (model_type='llama'",
-        ("out=o", "run_name=yoxdur"): "no run with a checkpoint under",
+        ("out=o", "run_name=yoxdur"): "no run with a checkpoint in",
     }
     for typed, complaint in complaints.items():
         assert complaint in error_of(*typed)

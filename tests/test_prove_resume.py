@@ -8,7 +8,7 @@ from training_runs import Probe
 
 from azllm_lightning import prove_resume
 from azllm_lightning.cli import entrance
-from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.compose import compose
 from azllm_lightning.session import child
 from azllm_lightning.train import train
 
@@ -19,7 +19,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Sessions in this process, without the seconds that a new one takes; returns their settings."""
+    """Sessions run in this process, which saves seconds; gives the settings of each so far."""
     sessions: list[list[str]] = []
 
     def kill(*args: object) -> None:
@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             try:
-                train(compose(typed), typed)
+                train(compose(typed))
             except (entrance.Resumable, Killed):
                 assert ends_early
 
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_an_exact_resume_passes(
     quick: list[list[str]], tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prove_resume.prove_resume(compose(tiny, "prove_resume"), tiny)
+    prove_resume.prove_resume(compose(tiny, "prove_resume"))
     assert capsys.readouterr().out.splitlines()[-1].startswith("PASS  8 steps straight")
     assert [("ckpt_path=last" in settings) for settings in quick] == [
         *(False, False),  # straight, again
@@ -68,9 +68,9 @@ def test_what_differs_first_is_named(
 
     probe.factor = factor
     with pytest.raises(SystemExit, match="1"):
-        prove_resume.prove_resume(compose(tiny, "prove_resume"), tiny)
+        prove_resume.prove_resume(compose(tiny, "prove_resume"))
     printed = capsys.readouterr().out
-    step = {"again": 1, "stopped": 5}[label]
+    step = {"again": 1, "stopped": 4}[label]
     pattern = rf"FAIL  {label}: step {step}: \w+ is .* in straight, .* in {label}"
     assert re.search(pattern, printed)
     assert ("trainer.deterministic=true" in printed) == (label == "again")
@@ -78,7 +78,7 @@ def test_what_differs_first_is_named(
 
 def test_a_run_that_fails_is_reported(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ckpt_path=last: prove_resume trains its own runs"):
-        prove_resume.prove_resume(compose([*tiny, "ckpt_path=last"]), tiny)
+        prove_resume.prove_resume(compose([*tiny, "ckpt_path=last"]))
     settings = [*tiny, "trainer.devices=0"]
     message = r"the run straight ended with exit code 2:\n(.*\n)*.*trainer.devices=0"
     with pytest.raises(ValueError, match=message):
@@ -93,5 +93,5 @@ def test_the_command(
     settings: list[str], tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = [*tiny, *settings]
-    prove_resume.prove_resume(compose(overrides, "prove_resume"), overrides)
+    prove_resume.prove_resume(compose(overrides, "prove_resume"))
     assert "PASS" in capsys.readouterr().out

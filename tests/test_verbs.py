@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import os
-import random
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,29 +11,24 @@ from typing import Any
 
 import pytest
 
-from azllm_lightning.callbacks.words import Words
-from azllm_lightning.cli import entrance
-from azllm_lightning.cli.entrance import compose
+from azllm_lightning.cli.messages import use_language
+from azllm_lightning.config.compose import compose
+from azllm_lightning.config.verbs import GenerateConfig
 from azllm_lightning.evaluate import evaluate
 from azllm_lightning.export import export
-from azllm_lightning.generate import BETWEEN_SAMPLES, GenerateConfig, generate
-from azllm_lightning.prepare import _report, prepare
+from azllm_lightning.generate import BETWEEN_SAMPLES, generate
 
 TrainTiny = Callable[..., Path]
 
 
-def settings(*overrides: str) -> dict[str, Any]:
+def settings(*overrides: str) -> GenerateConfig:
     return compose(["max_new_tokens=20", "seed=3", *overrides], "generate")
-
-
-def data_overrides(tiny: list[str]) -> list[str]:
-    return [text for text in tiny if text.startswith("data.")]
 
 
 def test_one_sample_is_streamed_and_is_what_sample_gives(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An untrained byte-level model draws halves of letters: none of them may reach the terminal on its own."""
+    """An untrained byte-level model draws halves of letters: none may be printed on its own."""
     from azllm_lightning import load, sample
 
     model, tokenizer = load(tiny_run)
@@ -75,8 +67,7 @@ def test_a_text_ends_before_a_stop_string(
     # Not half a letter or a space, which would not come back as it is.
     stop = next(letter for letter in new[5:] if letter.isalpha())
     assert written(f"stop=[yoxdur,{stop}]") == "Bakı" + new[: new.index(stop)]
-    typed = GenerateConfig("", "best", None, "lightning_logs", 1, ["a", r"\n\n"])
-    assert typed.stops == ["a", "\n\n"]
+    assert settings(r"stop=[a,\n\n]").stops == ["a", "\n\n"]
 
 
 def test_at_a_terminal_one_prompt_follows_the_other(
@@ -88,6 +79,7 @@ def test_at_a_terminal_one_prompt_follows_the_other(
     monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
     generate(settings("prompt=Bakı"))
     assert asked == []
+    capsys.readouterr()
     generate(settings())
     printed = capsys.readouterr()
     assert len(asked) == 3
@@ -128,20 +120,11 @@ def test_the_checkpoint_that_is_named(tiny_run: Path, capsys: pytest.CaptureFixt
     assert taken() == f"from {second / 'checkpoints' / last}"
 
 
-def test_wrong_settings_are_refused(tiny_run: Path) -> None:
-    config = settings()
-    complaints = [
-        ({"temperature": -1.0}, "temperature=-1.0 is"),
-        ({"temperature": "isti"}, "temperature='isti' is not a number"),
-        ({"top": 1}, "unknown setting top; did you mean top_k?|did you mean top_p?"),
-        ({"num_samples": 0}, "num_samples=0 is"),
-        ({"stop": ""}, "stop has an empty text"),
-        ({"ckpt_path": "yoxdur.ckpt"}, "ckpt_path=yoxdur.ckpt: no such file"),
-        ({"run_name": "yoxdur"}, "no run with a checkpoint under .*yoxdur"),
-    ]
-    for changes, complaint in complaints:
-        with pytest.raises(ValueError, match=complaint):
-            generate({**config, "prompt": "Bakı", **changes})
+def test_missing_checkpoints_are_reported(tiny_run: Path) -> None:
+    with pytest.raises(ValueError, match=r"ckpt_path=yoxdur\.ckpt: no such file"):
+        generate(settings("ckpt_path=yoxdur.ckpt"))
+    with pytest.raises(ValueError, match=r"no run with a checkpoint in .*yoxdur"):
+        generate(settings("run_name=yoxdur"))
 
 
 def test_ctrl_c_ends_a_text_without_a_traceback(
@@ -189,121 +172,16 @@ def test_generate_and_evaluate_need_no_lightning(tiny_run: Path) -> None:
     assert text.splitlines()[-1] == "False"
 
 
-def test_prepare_says_what_there_is(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    from azllm_lightning.data.shards import Manifest
-
-    folder = prepare(compose(data_overrides(tiny), "prepare"), data_overrides(tiny))
-    train = Manifest.read(folder).splits["train"]
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines["folder"] == str(folder)
-    assert lines["vocabulary"] == "300 tokens"
-    assert lines["train"].startswith(
-        f"{train.documents:,} documents, 0.1 MB, {train.tokens:,} tokens, "
-    )
-    assert lines["train"].endswith(f" {train.text_bytes / train.tokens:.2f} bytes a token")
-    assert lines["sources"] == "tales 100.0 %"
-    assert lines["next"] == entrance.command("train", data_overrides(tiny))
-
-
-def test_a_command_to_paste_is_as_a_person_types_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    typed = ["data=text", r"data.path=C:\Mənim mətnim", "run_name=şah", "data.block_size=32"]
-    shown = entrance.command("prepare", entrance.quote_overrides(typed))
-    assert (
-        shown
-        == r"python -m azllm_lightning.prepare data=text 'data.path=C:\Mənim mətnim' 'run_name=şah' data.block_size=32"
-    )
-    # As after `make train`, where no environment is active and plain python would be another.
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
-    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
-    assert entrance.command("train", []) == f"{Path('.venv/bin/python')} -m azllm_lightning.train"
-    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
-    assert entrance.command("train", []) == "python -m azllm_lightning.train"
-
-
-def test_a_command_to_paste_means_the_same() -> None:
-    draw = random.Random(0)
-    for _ in range(500):
-        text = "".join(draw.choices("ab ə'\"\\,=${}[]", k=draw.randint(0, 8)))
-        quoted = entrance.quote_overrides(
-            [f"{draw.choice(['prompt', 'data.path', 'run_name'])}={text}"]
-        )
-        assert (
-            entrance.quote_overrides(shlex.split(entrance.command("generate", quoted))[3:])
-            == quoted
-        )
-
-
-def test_training_takes_what_prepare_made(tiny: list[str]) -> None:
-    from azllm_lightning.config.data import DataConfig
-    from azllm_lightning.config.strict import from_mapping
-    from azllm_lightning.data.datamodule import TokenDataModule
-
-    folder = prepare(compose(data_overrides(tiny), "prepare"))
-    datamodule = TokenDataModule(from_mapping(DataConfig, compose(tiny)["data"], "data"), 0)
-    datamodule.prepare_data()
-    datamodule.setup()
-    assert datamodule.folder == folder
-
-
-def test_every_verb_speaks_azerbaijani(
-    tiny_run: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    generate(settings("prompt=" + "Bir gün " * 40, "lang=az"))
+def test_every_verb_speaks_azerbaijani(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    use_language("az")
+    generate(settings("prompt=" + "Bir gün " * 40))
     printed = capsys.readouterr().err
     pattern = r"model: .*best.ckpt\nilkin mətndə \d+ token var, .* yalnız sonu oxunur\n"
     assert re.fullmatch(pattern, printed)
-    export(compose(["out=model", "format=pt", "lang=az"], "export"))
+    export(compose(["out=model", "format=pt"], "export"))
     assert capsys.readouterr().out.startswith("model: ")
-    evaluate(compose(["lang=az"], "evaluate"))
+    evaluate(compose([], "evaluate"))
     table = capsys.readouterr()
     head = "mənbə +itki +ppl +bpb +token/söz +bayt/token +sənəd +bayt"
     assert re.match(head + r"\n(.*\n)+pəncərə 32 token, sürüşmə 16, ", table.out)
     assert re.search(r"^mətn +.*\n(.*\n)*yazıldı +.*evaluation.json\n", table.err, re.MULTILINE)
-    prepare(
-        compose([*data_overrides(tiny), "lang=az"], "prepare"), [*data_overrides(tiny), "lang=az"]
-    )
-    labels = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert labels == ["qovluq", "lüğət", "train", "val", "mənbələr", "növbəti"]
-
-
-def test_the_largest_sources_are_named() -> None:
-    from azllm_lightning.data.shards import Manifest, Span, Split
-
-    split = Split(documents=1, text_bytes=400, tokens=200, files=())
-    spans = tuple(Span(f"mənbə {i}", "train", 0, 100 - i) for i in range(15))
-    report = _report(
-        Words(), Manifest(1, "", 300, {"train": split, "val": split}, spans, {"duplicates": 0}, {})
-    )
-    sources = report.splitlines()[-1]
-    assert sources.startswith("sources     mənbə 0 7.2 %, mənbə 1 ")
-    assert sources.endswith("mənbə 11 6.4 %, and 3 more")
-    assert "duplicates" not in report
-
-
-def test_a_signal_stops_prepare_and_the_same_command_begins_anew(
-    tiny: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-
-    monkeypatch.setenv("AZLLM_DATA_DIR", str(tmp_path / "hazır"))
-    overrides = data_overrides(tiny)
-    with monkeypatch.context() as patch:
-        build = "azllm_lightning.data.pipeline._train_tokenizer"
-        patch.setattr(build, lambda *_: signal.raise_signal(signal.SIGTERM))
-        patch.setattr(sys, "argv", ["prepare", *overrides])
-        with pytest.raises(SystemExit) as left:
-            entrance.main("prepare", prepare)
-    assert left.value.code == entrance.EXIT_RESUMABLE
-    assert (
-        shlex.join(["python", "-m", "azllm_lightning.prepare", *overrides])
-        in capsys.readouterr().err
-    )
-    assert not list((tmp_path / "hazır").glob("tales-*"))
-    assert prepare(compose(overrides, "prepare")).is_dir()

@@ -96,7 +96,7 @@ def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]
         files = [path if "://" in path else Path(path).name for path in paths]
         rows[tr("training text")] = ", ".join([data["name"], *files])
     saved = checkpoint["azllm"]
-    windows = saved["step"] * checkpoint["TokenDataModule"]["effective_batch"]
+    windows = saved["step"] * checkpoint["TokenDataModule"]["global_batch_size"]
     rows[tr("tokens seen")] = tr(
         "{tokens:,} in {steps:,} steps", tokens=windows * block_size, steps=saved["step"]
     )

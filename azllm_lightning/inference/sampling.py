@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.inference.decoding import CachedDecoder
 from azllm_lightning.model.gpt import GPT
 
@@ -22,66 +22,6 @@ NUCLEUS = 1024
 
 UNFINISHED = "\ufffd"
 """What the first bytes of a letter decode to until its last byte is there."""
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen; the settings apply in this order.
-
-    repetition_penalty divides the positive logits of tokens that the text already has, prompt
-    included, and multiplies the negative ones (arXiv:1909.05858); end-of-text is exempt.
-    temperature divides the logits; 0 takes the most likely token. top_k keeps the k most likely
-    tokens. Of those, top_p keeps the fewest most likely tokens whose probabilities add up to p
-    (arXiv:1904.09751), and min_p those at least min_p times as likely as the most likely one
-    (arXiv:2407.01082). The same seed gives the same samples; None draws new ones each time.
-
-    Raises ValueError for a setting out of range.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        infinity = float("inf")
-        top_k = 1 if self.top_k is None else self.top_k
-        top_p = 1.0 if self.top_p is None else self.top_p
-        min_p = 0.0 if self.min_p is None else self.min_p
-        seed = 0 if self.seed is None else self.seed
-        rules = {
-            "max_new_tokens": (self.max_new_tokens >= 1, tr("at least 1")),
-            "temperature": (
-                0 <= self.temperature < infinity,
-                tr("at least 0 (0 takes the most likely token)"),
-            ),
-            "top_k": (top_k >= 1, tr("at least 1, or null for all tokens")),
-            "top_p": (0 < top_p <= 1, tr("in (0, 1], or null for all tokens")),
-            "min_p": (0 <= min_p <= 1, tr("in [0, 1], or null for all tokens")),
-            "repetition_penalty": (
-                0 < self.repetition_penalty < infinity,
-                tr("above 0 (1 changes nothing)"),
-            ),
-            "seed": (
-                0 <= seed < 2**64,
-                tr("a whole number from 0 to {largest}, or null", largest=2**64 - 1),
-            ),
-        }
-        problems = [
-            tr(
-                "{name}={value} is out of range: it must be {bounds}",
-                name=name,
-                value=getattr(self, name),
-                bounds=bounds,
-            )
-            for name, (in_range, bounds) in rules.items()
-            if not in_range
-        ]
-        if problems:
-            raise ValueError("\n".join(problems))
 
 
 def sample(
@@ -109,7 +49,13 @@ def sample(
     Raises ValueError for a setting out of range.
     """
     settings = SamplingConfig(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
     )
     steps = stream(model, tokenizer, prompt, settings, num_samples, stop)
     return ["".join(pieces) for pieces in zip(*steps, strict=True)]
@@ -200,10 +146,10 @@ def generate_ids(
     if num_samples < 1:
         raise ValueError(
             tr(
-                "{name}={value} is out of range: it must be {bounds}",
-                name="num_samples",
+                "{key}={value} must be {wanted}",
+                key="num_samples",
                 value=num_samples,
-                bounds=tr("at least 1"),
+                wanted=tr("at least 1"),
             )
         )
     if not prompts or not all(prompts):

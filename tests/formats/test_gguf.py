@@ -96,7 +96,12 @@ def test_rows_that_do_not_divide_into_blocks_stay_in_16_bits(tokenizer, tmp_path
     import gguf
 
     config = GPTConfig(
-        tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=40, intermediate_size=64
+        vocab_size=tokenizer.vocab_size,
+        block_size=8,
+        n_layer=1,
+        n_head=2,
+        n_embd=40,
+        intermediate_size=64,
     )
     net = GPT(config)
     write_gguf(net, tokenizer, tmp_path, "q8_0", "dar")

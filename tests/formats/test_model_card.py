@@ -29,7 +29,7 @@ def checkpoint() -> dict[str, object]:
         "validated_step": 1500,
         "metrics": {"val_loss": 3.25, "val_bpb": 1.125},
     }
-    return {"azllm": saved, "TokenDataModule": {"effective_batch": 8}}
+    return {"azllm": saved, "TokenDataModule": {"global_batch_size": 8}}
 
 
 def card(checkpoint: dict[str, object], usage: str) -> str:
@@ -62,7 +62,8 @@ def test_a_card_in_azerbaijani(checkpoint: dict[str, object]) -> None:
 
 
 def test_a_card_names_local_text_by_its_last_part(checkpoint: dict[str, object]) -> None:
-    text = card(checkpoint, state_dict_usage("model", GPTConfig(300, 32, 1, 2, 32)))
+    shape = GPTConfig(vocab_size=300, block_size=32, n_layer=1, n_head=2, n_embd=32)
+    text = card(checkpoint, state_dict_usage("model", shape))
     assert rows(text)["training text"] == "text, kitab.txt, https://az.example/mətn.txt"
     assert "gizli yer" not in text
 

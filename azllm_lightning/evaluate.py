@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from azllm_lightning.cli import entrance
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.verbs import EvaluateConfig
 
 
@@ -22,6 +22,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises ValueError if the model or the text is not found, or a window is too long for the model,
     and OSError if the JSON cannot be written.
     """
+    use_language(config.lang)
     import torch
 
     from azllm_lightning.formats.load import load

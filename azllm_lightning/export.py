@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from azllm_lightning.cli import entrance
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.verbs import ExportConfig
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def export(config: ExportConfig) -> Path:
     Raises ValueError for an existing folder and a missing checkpoint or package, and OSError if the
     folder cannot be written; in each case nothing is left behind.
     """
+    use_language(config.lang)
     from azllm_lightning.formats.load import load, read_checkpoint, stored_config
     from azllm_lightning.formats.model_card import model_card, training_rows
     from azllm_lightning.formats.new_folder import new_folder

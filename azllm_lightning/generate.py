@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from azllm_lightning.cli import entrance
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.verbs import GenerateConfig
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def generate(config: GenerateConfig) -> None:
     Without a prompt it asks for one after the other at a terminal; elsewhere the model begins by
     itself. Raises ValueError if there is no such checkpoint.
     """
+    use_language(config.lang)
     import torch
 
     from azllm_lightning.formats.load import load

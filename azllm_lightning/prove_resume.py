@@ -6,14 +6,16 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from azllm_lightning.cli import entrance
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.run import RunConfig
 
 STEPS = 8
-INTERVALS = "val_every_steps=4 checkpoint_every_steps=3 log_every_steps=1 deadline=null"
+TRAINER = (
+    f"max_steps={STEPS} val_every_steps=4 checkpoint_every_steps=3 log_every_steps=1 deadline=null"
+)
 
 
 class Interruption(NamedTuple):
@@ -24,7 +26,7 @@ class Interruption(NamedTuple):
 
 
 RUNS = {"again": None, "stopped": Interruption(4, False), "killed": Interruption(5, True)}
-"""The runs that are compared with the straight one, and how they are interrupted."""
+"""The runs that are compared with a straight one, and how they are interrupted."""
 
 
 def main() -> None:
@@ -38,6 +40,7 @@ def prove_resume(config: RunConfig) -> None:
     Prints PASS if all runs are equal bit for bit; else prints what differs first and exits with
     code 1. Raises ValueError if a run fails.
     """
+    use_language(config.lang)
     from azllm_lightning.data.pipeline import prepare
     from azllm_lightning.runs.compare import first_difference
 
@@ -48,8 +51,7 @@ def prove_resume(config: RunConfig) -> None:
                 ckpt_path=config.ckpt_path,
             )
         )
-    settings = [*config.overrides, f"trainer.max_steps={STEPS}"]
-    settings += [f"trainer.{pair}" for pair in INTERVALS.split()]
+    settings = [*config.overrides, *(f"trainer.{pair}" for pair in TRAINER.split())]
     settings += [f"data.dir={prepare(config.data).absolute()}"]
     settings += [f"data.val_windows={2 * config.trainer.global_batch_size}"]
     if config.init_from is not None:
@@ -60,23 +62,16 @@ def prove_resume(config: RunConfig) -> None:
         for label, interruption in RUNS.items():
             run = train_run(folder, label, settings, interruption)
             if (difference := first_difference(straight, run)) is not None:
-                fail(label, difference)
+                print(f"FAIL  {label}: {difference}")
+                if label == "again":
+                    print(tr("Two straight runs differ: try trainer.deterministic=true"))
+                sys.exit(1)
             shutil.rmtree(run)  # the checkpoints of a large model need much room
     message = tr(
         "{steps} steps straight, stopped and resumed, killed and resumed: equal bit for bit",
         steps=STEPS,
     )
     print(f"PASS  {message}")
-
-
-def fail(label: str, difference: str) -> NoReturn:
-    """Print what differs in the run `label`, and exit with code 1."""
-    print(f"FAIL  {label}: {difference}")
-    if label == "again":
-        print(
-            tr("Two uninterrupted runs already differ: try again with trainer.deterministic=true")
-        )
-    sys.exit(1)
 
 
 def train_run(
@@ -86,10 +81,8 @@ def train_run(
     from azllm_lightning.session.child import train_in_child
 
     if interruption is not None:
-        callback = {
-            "_target_": "azllm_lightning.callbacks.interrupt.Interrupt",
-            **interruption._asdict(),
-        }
+        target = "azllm_lightning.callbacks.interrupt.Interrupt"
+        callback = {"_target_": target, **interruption._asdict()}
         added = [f"+callbacks.interrupt.{key}={value}" for key, value in callback.items()]
         print(f"{name:<9}" + tr("to step {step}", step=interruption.step), flush=True)
         train_in_child(folder, name, [*settings, *added], ends_early=True)

@@ -51,7 +51,7 @@ def test_a_run_is_scored_on_its_own_validation_documents(
     assert (found["block_size"], found["stride"], found["start_token"]) == (32, 16, True)
     assert found["model"] == str(tiny_run / "checkpoints" / "best.ckpt")
     assert json.loads((tiny_run / "evaluation.json").read_text(encoding="utf-8")) == found
-    head, tales, everything, note = capsys.readouterr().out.splitlines()
+    head, tales, everything, *notes = capsys.readouterr().out.splitlines()
     assert head.split() == "source loss ppl bpb tokens/word bytes/token docs bytes".split()
     assert tales.split()[1:] == everything.split()[1:]
     assert everything.split()[:4] == [
@@ -62,7 +62,7 @@ def test_a_run_is_scored_on_its_own_validation_documents(
     ]
     num_bytes = sum(len(text.encode()) for text in texts)
     assert everything.split()[-2:] == [f"{len(texts):,}", f"{num_bytes:,}"]
-    assert "windows of 32 tokens, stride 16" in note
+    assert notes[0] == "windows of 32 tokens, stride 16, fp32"
 
 
 def test_other_text_by_source(tiny_run: Path, own_text: str) -> None:

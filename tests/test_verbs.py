@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.verbs import GenerateConfig
 from azllm_lightning.evaluate import evaluate
@@ -173,14 +172,13 @@ def test_generate_and_evaluate_need_no_lightning(tiny_run: Path) -> None:
 
 
 def test_every_verb_speaks_azerbaijani(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    use_language("az")
-    generate(settings("prompt=" + "Bir gün " * 40))
+    generate(settings("prompt=" + "Bir gün " * 40, "lang=az"))
     printed = capsys.readouterr().err
     pattern = r"model: .*best.ckpt\nilkin mətndə \d+ token var, .* yalnız sonu oxunur\n"
     assert re.fullmatch(pattern, printed)
-    export(compose(["out=model", "format=pt"], "export"))
+    export(compose(["out=model", "format=pt", "lang=az"], "export"))
     assert capsys.readouterr().out.startswith("model: ")
-    evaluate(compose([], "evaluate"))
+    evaluate(compose(["lang=az"], "evaluate"))
     table = capsys.readouterr()
     head = "mənbə +itki +ppl +bpb +token/söz +bayt/token +sənəd +bayt"
     assert re.match(head + r"\n(.*\n)+pəncərə 32 token, sürüşmə 16, ", table.out)

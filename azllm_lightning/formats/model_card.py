@@ -32,7 +32,7 @@ def model_card(
     rows = {
         tr("parameters"): f"{model.num_params():,}",
         tr("shape"): tr(
-            "{layers} layers, {heads} heads, width {width} (Qwen3)",
+            "layers: {layers}, heads: {heads}, width: {width} (Qwen3)",
             layers=model.n_layer,
             heads=model.n_head,
             width=model.n_embd,

@@ -150,12 +150,12 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     lines = [
         table(heads, rows),
         tr(
-            "windows of {window:,} tokens, stride {stride:,}, fp32; loss: nats per token; bpb: "
-            "bits per byte of the normalised text; the end-of-text token is context only and is "
-            "not scored",
+            "windows of {window:,} tokens, stride {stride:,}, fp32",
             window=results["block_size"],
             stride=results["stride"],
         ),
+        tr("loss: nats per token; bpb: bits per byte of the normalised text"),
+        tr("the end-of-text token is context only and is not scored"),
     ]
     if not scorer.start:
         lines.append(

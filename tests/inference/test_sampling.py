@@ -23,7 +23,7 @@ def ids_of(model, prompt, num_samples=1, **settings):
 
 
 def without_cache(model: GPT, ids: list[int], steps: int) -> list[int]:
-    """Greedy continuation by whole forward passes, with the same rule for a full context."""
+    """Greedy continuation by complete forward passes, with the same rule for a full context."""
     context, drawn = ids[-model.config.block_size :], []
     for _ in range(steps):
         with torch.no_grad():
@@ -112,9 +112,9 @@ def test_top_p_counts_within_top_k(model):
 
 @pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
 def test_top_p_of_the_likeliest_is_that_of_the_whole_vocabulary(model, monkeypatch, top_p):
-    whole = next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0))
+    full = next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0))
     monkeypatch.setattr(sampling, "NUCLEUS", 10)  # of 300
-    assert next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0)) == whole
+    assert next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0)) == full
 
 
 def test_stops_at_end_of_text_and_each_sample_ends_alone(model):
@@ -223,19 +223,19 @@ def test_a_sample_is_the_same_whatever_is_drawn_beside_it(model, tokenizer):
 
 
 def test_stop_strings_end_the_text_before_them(model, tokenizer):
-    whole = sample(model, tokenizer, "Bakıda", 60, seed=1)[0]
-    written = whole.removeprefix("Bakıda")
+    full = sample(model, tokenizer, "Bakıda", 60, seed=1)[0]
+    written = full.removeprefix("Bakıda")
     stop = written[20:23]
     assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=stop) == [
         "Bakıda" + written[: written.index(stop)]
     ]
     assert (
         sample(model, tokenizer, "Bakıda", 60, seed=1, stop=["yoxdur", stop, written[-2:]])[0]
-        in whole
+        in full
     )
     assert sample(
         model, tokenizer, "Bakıda", 60, seed=1, stop=["Bakıda", written[-3:] + "yoxdur"]
-    ) == [whole]
+    ) == [full]
     new = next(i for i in range(5, len(written)) if written.index(written[i]) == i)
     both = [
         written[new],
@@ -251,15 +251,15 @@ def test_stop_strings_end_the_text_before_them(model, tokenizer):
 def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
     """What is held back as the possible beginning of a stop string comes out once it is none."""
     settings = SamplingConfig(max_new_tokens=60, seed=2, temperature=1.5)
-    whole = sample(model, tokenizer, "Bakı", 60, 1.5, seed=2)[0]
-    for start in range(4, len(whole) - 6):
-        stop = [whole[start : start + 6], whole[start + 1 : start + 3] + "yox"]
-        end = whole.index(stop[0], 4)
+    full = sample(model, tokenizer, "Bakı", 60, 1.5, seed=2)[0]
+    for start in range(4, len(full) - 6):
+        stop = [full[start : start + 6], full[start + 1 : start + 3] + "yox"]
+        end = full.index(stop[0], 4)
         shown = ""
         for (piece,) in stream(model, tokenizer, "Bakı", settings, stop=stop):
             shown += piece
             assert len(shown) <= end
-        assert shown == whole[:end]
+        assert shown == full[:end]
 
 
 @pytest.mark.parametrize(

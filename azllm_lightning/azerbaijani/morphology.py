@@ -167,6 +167,11 @@ def question(word: str) -> str:
     return attach(word, "mI")
 
 
+def instrumental(word: str) -> str:
+    """"With" `word`: joined after a consonant (Rəşadla, gəmilərlə), apart after a vowel (ata ilə)."""
+    return f"{word} ilə" if _lower(word[-1]) in VOWELS else attach(word, "lA")
+
+
 def also(word: str) -> str:
     """`word` and the particle "too", which stands apart and follows the harmony: Rəşad da, Leyla da, Əli də."""
     return attach(f"{word} ", "dA")

@@ -48,10 +48,12 @@ _TENSES = {
     "pres": {"T": "pres", "I": "pres", "D": "evid"},
     "evid": {"T": "evid", "I": "impf_evid", "D": "evid"},
 }
-_MARKS = frozenset({"sub", "ref", "friend"})
+_REDUCIBLE = frozenset({"sub", "ref"})
+_MARKS = _REDUCIBLE | {"friend"}
 _HERO = "A"
+_LONGEST_SILENCE = 4  # topics left out or turned into pronouns in a row, before a name is due
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_SENTENCE = re.compile(r"((?:^|[.!?]»? |\n(?:— )?|\. — )«?)([^\W\d_])")
+_SENTENCE = re.compile(r"((?:^|[.!?]»? |\n(?:— )?|\. — )«?|: «)([^\W\d_])")
 _PART = re.compile(r"\{([^{}]+)\}|<([^<>]+)>|([\[|\]])|([^\[\]|{}<>]+)")
 _PRONOUNS = {
     "1sg": {"a": "mən", "we": "biz"},
@@ -184,10 +186,7 @@ def _fitting(symbol: str, mode: _Mode) -> list[_Rule]:
 @cache
 def _stories() -> list[_Rule]:
     return [
-        rule
-        for symbol, rules in _rules().items()
-        if symbol.startswith("story.")
-        for rule in rules
+        rule for symbol, rules in _rules().items() if symbol.startswith("story.") for rule in rules
     ]
 
 
@@ -247,6 +246,7 @@ class _Telling:
         self._drawn: dict[str, Entry] = {}  # by class, so that no member comes twice in a row
         self._mentioned: set[str] = set()
         self._topic = Topic()
+        self._reduced = 0  # topics in a row that were left out or turned into pronouns
 
     def expand(self, parts: tuple[_Part, ...]) -> str:
         return "".join(map(self._one, parts))
@@ -262,15 +262,12 @@ class _Telling:
         return text
 
     def _word(self, slot: _Slot) -> str:
-        text = self._draw_variant(
-            _variants(
-                self._entry(slot.head),
-                slot,
-                self._mode,
-                again=slot.head == self._topic.last,
-                mentioned=slot.head in self._mentioned,
-            )
-        )
+        entry = self._entry(slot.head)
+        again = slot.head == self._topic.last and self._reduced < _LONGEST_SILENCE
+        mentioned = slot.head in self._mentioned
+        text = self._draw_variant(_variants(entry, slot, self._mode, again, mentioned))
+        if slot.marks & _REDUCIBLE:
+            self._reduced = self._reduced + 1 if text != _render(entry, slot, self._mode) else 0
         self._mentioned.add(slot.head)
         if slot.topic:
             self._topic.mark(slot.topic)
@@ -302,7 +299,7 @@ def _heads(head: str, mode: _Mode) -> list[Entry]:
 
 
 def _variants(
-    entry: Entry, slot: _Slot, mode: _Mode, *, again: bool, mentioned: bool
+    entry: Entry, slot: _Slot, mode: _Mode, again: bool, mentioned: bool
 ) -> dict[str, int]:
     """What `slot` can become, with weights.
 
@@ -311,19 +308,22 @@ def _variants(
     full = _render(entry, slot, mode)
     if "friend" in slot.marks and not mentioned:
         return {f"{_form('dost', (f'p{mode.person}',))} {full}": 1}
-    if not slot.marks & {"sub", "ref"}:
+    if not slot.marks & _REDUCIBLE:
         return {full: 1}
     can_drop = not {"dat", "acc", "loc", "abl", "ins"}.intersection(slot.features)
-    first_person = mode.person == "1sg" and slot.head in (_HERO, "we")
-    if first_person:
-        return ({full: 1, "": 5} if again else {full: 1, "": 1}) if can_drop else {full: 1}
+    if mode.person == "1sg" and slot.head in (_HERO, "we"):
+        return {full: 1, "": 5 if again else 1} if can_drop else {full: 1}
     if not again:
         return {full: 1}
     if slot.head == "we":
-        return {full: 1, "": 3}
-    if "gen" in slot.features:
-        return {full: 1, _form("o", slot.features): 1, "": 2}
-    return {full: 1, "": 2} if can_drop else {full: 1, _form("o", slot.features): 2}
+        return {full: 1, "": 4}
+    if not can_drop:
+        return {full: 1, _form("o", slot.features): 3}
+    return (
+        {full: 1, _form("o", slot.features): 2, "": 4}
+        if "gen" in slot.features
+        else {full: 1, "": 4}
+    )
 
 
 @cache
@@ -420,7 +420,7 @@ class _Listing:
             for entry in entries
             for again in (False, True)
             for mentioned in (False, True)
-            for text in _variants(entry, slot, self._mode, again=again, mentioned=mentioned)
+            for text in _variants(entry, slot, self._mode, again, mentioned)
         }
 
     def _add(self, texts: set[str], tails: frozenset[str]) -> frozenset[str]:

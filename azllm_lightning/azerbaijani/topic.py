@@ -1,4 +1,4 @@
-"""What each sentence of a story is about, so that a subject which stays the same can be left out."""
+"""What each sentence of a story is about, so that a subject that stays the same can be dropped."""
 
 from __future__ import annotations
 

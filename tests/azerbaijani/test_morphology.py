@@ -98,7 +98,7 @@ gözləmək pres +: gözləyirəm gözləyirsən gözləyir gözləyirik gözlə
 getmək-soften pres +: gedirəm gedirsən gedir gedirik gedirsiniz gedirlər
 unutmaq pres +: unuduram unudursan unudur unuduruq unudursunuz unudurlar
 tutmaq pres +: tuturam tutursan tutur tuturuq tutursunuz tuturlar
-kömək-etmək-soften pres +: kömək-edirəm kömək-edirsən kömək-edir kömək-edirik kömək-edirsiniz kömək-edirlər
+hiss-etmək-soften pres +: hiss-edirəm hiss-edirsən hiss-edir hiss-edirik hiss-edirsiniz hiss-edirlər
 almaq pres -: almıram almırsan almır almırıq almırsınız almırlar
 gülmək pres -: gülmürəm gülmürsən gülmür gülmürük gülmürsünüz gülmürlər
 getmək-soften pres -: getmirəm getmirsən getmir getmirik getmirsiniz getmirlər
@@ -134,7 +134,7 @@ sevmək impf +: sevirdim sevirdin sevirdi sevirdik sevirdiniz sevirdilər
 eşitmək impf +: eşidirdim eşidirdin eşidirdi eşidirdik eşidirdiniz eşidirdilər
 bilmək impf -: bilmirdim bilmirdin bilmirdi bilmirdik bilmirdiniz bilmirdilər
 itirmək pluperf +: itirmişdim itirmişdin itirmişdi itirmişdik itirmişdiniz itirmişdilər
-yaşamaq impf_evid +: yaşayırmışam yaşayırmışsan yaşayırmış yaşayırmışıq yaşayırmışsınız yaşayırmışlar
+gəzmək impf_evid +: gəzirmişəm gəzirmişsən gəzirmiş gəzirmişik gəzirmişsiniz gəzirmişlər
 almaq fut_past +: alacaqdım alacaqdın alacaqdı alacaqdıq alacaqdınız alacaqdılar
 """
 NONFINITE_FORMS = ("inf", "and", "when", "while", "by", "part", "done")

@@ -26,8 +26,8 @@ from azllm_lightning.data.prepare import prepared_folder
 
 TABLE = "pairs_lexicon.tsv"
 FUNCTION_WORDS = set(
-    "bu o mən sən biz siz onlar mənim sənin bizim sizin kim bir heç hamı başqa niyə indi sabah yenə "
-    "vaxt sonra əvvəl qədər yeni".split()
+    "bu o mən sən biz siz onlar mənim sənin bizim sizin kim bir heç hamı başqa niyə indi sabah "
+    "yenə vaxt sonra əvvəl qədər yeni".split()
 )
 
 # One pair per phenomenon, as a speaker writes it.
@@ -55,7 +55,10 @@ KNOWN = {
         "Klinikanın işçisi layihəsi gecikdi.",
     ),
     "case_government": ("Nazir hüquqşünasa güvənir.", "Nazir hüquqşünasdan güvənir."),
-    "postposition_case": ("Seçkidən sonra vəziyyət dəyişdi.", "Seçkiyə sonra vəziyyət dəyişdi."),
+    "postposition_case": (
+        "Konfransdan sonra vəziyyət dəyişdi.",
+        "Konfransa sonra vəziyyət dəyişdi.",
+    ),
     "negation": ("Heç bir çoban bezmədi.", "Heç bir çoban bezdi."),
     "numeral_singular": ("Ölkədə altmış saray tikildi.", "Ölkədə altmış saraylar tikildi."),
     "tense_adverb": ("Dünən hakim dincəldi.", "Dünən hakim dincələcək."),

@@ -36,6 +36,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from hashlib import blake2b
+from itertools import product
 from typing import NamedTuple
 
 from azllm_lightning.azerbaijani import morphology as m
@@ -390,13 +391,16 @@ class _Listing:
         self._mode = mode
         self._found = found
         self._walked: dict[tuple[str, frozenset[str]], frozenset[str]] = {}
+        self._given: dict[_Slot, set[str]] = {}
 
     def walk(self, parts: tuple[_Part, ...], tails: frozenset[str]) -> frozenset[str]:
         for part in parts:
             if isinstance(part, str):
                 tails = self._add({part}, tails)
             elif isinstance(part, _Slot):
-                tails = self._add(self._texts(part), tails)
+                if part not in self._given:
+                    self._given[part] = self._texts(part)
+                tails = self._add(self._given[part], tails)
             elif isinstance(part, _Choice):
                 tails = frozenset().union(*(self.walk(option, tails) for option in part.options))
             else:
@@ -415,11 +419,11 @@ class _Listing:
             entries = _classes()[self._cast[slot.head]]
         else:
             entries = _heads(slot.head, self._mode)
+        situations = product((False, True), repeat=2) if slot.marks else [(False, False)]
         return {
             text
+            for again, mentioned in situations
             for entry in entries
-            for again in (False, True)
-            for mentioned in (False, True)
             for text in _variants(entry, slot, self._mode, again, mentioned)
         }
 

@@ -320,11 +320,9 @@ def _variants(
         return {full: 1, "": 4}
     if not can_drop:
         return {full: 1, _form("o", slot.features): 3}
-    return (
-        {full: 1, _form("o", slot.features): 2, "": 4}
-        if "gen" in slot.features
-        else {full: 1, "": 4}
-    )
+    if "gen" in slot.features:
+        return {full: 1, _form("o", slot.features): 3, "": 6}
+    return {full: 1, "": 8}
 
 
 @cache

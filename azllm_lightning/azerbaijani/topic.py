@@ -6,8 +6,8 @@ from __future__ import annotations
 class Topic:
     """Follows a story as it is written and knows what the last complete sentence was about.
 
-    Only the narrator counts: what stands in quotes, between the first and the second dash of a line
-    (and after the third) or in « », neither ends a sentence nor changes its topic.
+    Only the narrator counts: a quote neither ends a sentence nor changes its topic. Quotes are what
+    is between the first and second dash of a line, after the third, and in « ».
     """
 
     def __init__(self) -> None:

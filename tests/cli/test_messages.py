@@ -61,7 +61,11 @@ def test_every_text_has_its_translation_and_every_translation_its_text() -> None
     assert sorted(translations().keys() - texts()) == []
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+# The grammar's own errors are for those who edit its tables; no setting of a user leads to them.
+SPOKEN = [source for source in SOURCES if source.parent.name != "azerbaijani"]
+
+
+@pytest.mark.parametrize("source", SPOKEN, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_text_reaches_people_untranslated(source: Path) -> None:
     for call in calls(source):
         if name_of(call) not in SPEAKING or not call.args:

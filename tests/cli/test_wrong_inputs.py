@@ -136,7 +136,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "unknown precision": (["trainer.precision=16"], ["trainer.precision=16", "text"]),
     "unknown strategy": (["trainer.strategy=fsdp"], ["trainer.strategy='fsdp'", "ddp"]),
     "unknown accelerator": (["trainer.accelerator=tpu"], ["trainer.accelerator='tpu'", "cpu, gpu"]),
-    "unknown devices": (["trainer.devices=all"], ["trainer.devices='all'", "auto"]),
+    "unknown devices": (["trainer.devices=all"], ["trainer.devices=all", "auto"]),
     "unknown schedule": (["schedule.name=cos"], ["schedule.name=cos", "cosine"]),
     "unknown language": (["lang=fr"], ["lang=fr", "en, az"]),
     "unknown logger": (["+logger.wandb=true"], ["logger.wandb"]),

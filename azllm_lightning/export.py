@@ -46,7 +46,7 @@ def export(config: ExportConfig) -> Path:
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(tr("from {path}", path=path))
     for file in sorted(out.iterdir()):
-        print(f"{file.stat().st_size / 1e6:10,.1f} MB  {file}")
+        print(tr("{size:10,.1f} MB  {path}", size=file.stat().st_size / 1e6, path=file))
     return out
 
 

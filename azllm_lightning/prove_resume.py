@@ -62,16 +62,18 @@ def prove_resume(config: RunConfig) -> None:
         for label, interruption in RUNS.items():
             run = train_run(folder, label, settings, interruption)
             if (difference := first_difference(straight, run)) is not None:
-                print(f"FAIL  {label}: {difference}")
+                print(tr("FAIL  {label}: {difference}", label=label, difference=difference))
                 if label == "again":
                     print(tr("Two straight runs differ: try trainer.deterministic=true"))
                 sys.exit(1)
             shutil.rmtree(run)  # the checkpoints of a large model need much room
-    message = tr(
-        "{steps} steps straight, stopped and resumed, killed and resumed: equal bit for bit",
-        steps=STEPS,
+    print(
+        tr(
+            "PASS  {steps} steps straight, stopped and resumed, killed and resumed: equal bit for "
+            "bit",
+            steps=STEPS,
+        )
     )
-    print(f"PASS  {message}")
 
 
 def train_run(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from azllm_lightning.azerbaijani.pairs import minimal_pairs
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.azerbaijani.pairs import minimal_pairs, phenomenon_name
+from azllm_lightning.cli.messages import language, tr
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.inference.scoring import score
 from azllm_lightning.inference.tables import table
@@ -40,7 +40,8 @@ def pair_results(scorer: Scorer, stride: int | None) -> dict[str, Any]:
 def pair_report(scorer: Scorer, results: dict[str, Any]) -> str:
     """What is printed of `pair_results`: a table, and how it was measured."""
     heads = [tr("phenomenon"), tr("accuracy"), tr("95 % interval"), tr("pairs")]
-    named = [(phenomenon_name(key), row) for key, row in results["phenomena"].items()]
+    lang: Literal["en", "az"] = "az" if language() == "az" else "en"
+    named = [(phenomenon_name(key, lang), row) for key, row in results["phenomena"].items()]
     rows = [
         [
             name,
@@ -60,12 +61,6 @@ def pair_report(scorer: Scorer, results: dict[str, Any]) -> str:
     if not scorer.start:
         lines.append(tr("no start token: the first token of each sentence is not scored"))
     return "\n".join(lines)
-
-
-def phenomenon_name(key: str) -> str:
-    """What a phenomenon is called in a table."""
-    # Lead: becomes azerbaijani.pairs.phenomenon_name(key, language()) once branch az is merged.
-    return key
 
 
 def _accuracy(correct: list[bool]) -> dict[str, float]:

@@ -38,7 +38,6 @@ class DataConfig:
     tales_seed: int = 0
     prepare_workers: int | None = None
     block_size: int = 256
-    batch_size: int = 8
     val_windows: int | None = 512
     num_workers: int = 0
 
@@ -55,7 +54,6 @@ class DataConfig:
             "tales_seed": 0,
             "prepare_workers": 1,
             "block_size": 1,
-            "batch_size": 1,
             "val_windows": 1,
             "num_workers": 0,
         }

@@ -61,7 +61,6 @@ def test_hub_urls_are_pinned_to_a_commit(name: str) -> None:
         ({"max_bytes": 0}, "data.max_bytes=0 is below 1"),
         ({"max_document_bytes": 3}, "data.max_document_bytes=3 is below 64"),
         ({"block_size": 0}, "data.block_size=0 is below 1"),
-        ({"batch_size": -1}, "data.batch_size=-1 is below 1"),
         ({"val_windows": 0}, "data.val_windows=0 is below 1"),
         ({"num_workers": -1}, "data.num_workers=-1 is below 0"),
         ({"prepare_workers": 0}, "data.prepare_workers=0 is below 1"),

@@ -129,9 +129,7 @@ def test_done_once(small: DataConfig, monkeypatch: pytest.MonkeyPatch, cache: Pa
     folder = prepare(small)
     assert folder.parent == cache
     monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("prepared again"))
-    other_use = replace(
-        small, block_size=16, batch_size=3, val_windows=1, num_workers=2, prepare_workers=1
-    )
+    other_use = replace(small, block_size=16, val_windows=1, num_workers=2, prepare_workers=1)
     assert prepare(small) == prepare(other_use) == folder
 
 

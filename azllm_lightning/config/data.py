@@ -1,23 +1,39 @@
-"""What `conf/data/*.yaml` says: which text, how it is cut, and how batches are made of it."""
+"""The settings in conf/data/*.yaml: the text, its tokenizer, and how it is cut into windows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.strict import one_of
 
 MAX_VOCAB_SIZE = 65_536
-"""Shards keep a token in 16 bits."""
+"""Shards store a token in 16 bits."""
 
 MIN_VOCAB_SIZE = 257
 """256 bytes and the end-of-text token."""
 
+MINIMA = {
+    "max_bytes": 1,
+    "max_document_bytes": 64,
+    "vocab_size": MIN_VOCAB_SIZE,
+    "tokenizer_sample_bytes": 1,
+    "tales_bytes": 1,
+    "tales_seed": 0,
+    "prepare_workers": 1,
+    "block_size": 1,
+    "val_windows": 1,
+    "num_workers": 0,
+}
+"""The smallest value of each number; null is allowed wherever the type allows it."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Settings of the text and its batches, as commented in conf/data/text.yaml; ValueError on one out of range.
+    """Settings of the text and its windows; conf/data/text.yaml explains each.
 
-    All but the last four decide what the prepared shards hold.
+    All but the last three decide the content of the prepared shards (`dir` and `prepare_workers`
+    aside). Raises ValueError, with all problems in one message, for values out of range.
     """
 
     name: str = "text"
@@ -44,34 +60,42 @@ class DataConfig:
     def __post_init__(self) -> None:
         one_of("data.txt_documents", self.txt_documents, ("blank_lines", "file"))
         one_of("data.on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
-        problems = []
-        at_least = {
-            "max_bytes": 1,
-            "max_document_bytes": 64,
-            "vocab_size": MIN_VOCAB_SIZE,
-            "tokenizer_sample_bytes": 1,
-            "tales_bytes": 1,
-            "tales_seed": 0,
-            "prepare_workers": 1,
-            "block_size": 1,
-            "val_windows": 1,
-            "num_workers": 0,
-        }
-        for key, least in at_least.items():
-            value = getattr(self, key)
-            if value is not None and value < least:
-                problems.append(f"data.{key}={value} is below {least}")
+        problems = [
+            tr(
+                "data.{key}={value}: must be at least {minimum}",
+                key=key,
+                value=getattr(self, key),
+                minimum=minimum,
+            )
+            for key, minimum in MINIMA.items()
+            if getattr(self, key) is not None and getattr(self, key) < minimum
+        ]
         if self.vocab_size > MAX_VOCAB_SIZE:
             problems.append(
-                f"data.vocab_size={self.vocab_size} is above {MAX_VOCAB_SIZE}: a token takes 16 bits"
+                tr(
+                    "data.vocab_size={value}: must be at most {maximum} (a token takes 16 bits)",
+                    value=self.vocab_size,
+                    maximum=MAX_VOCAB_SIZE,
+                )
             )
         if not 0 < self.val_fraction < 1:
-            problems.append(f"data.val_fraction={self.val_fraction} is not between 0 and 1")
-        if self.name == "tales" and (self.path is not None or self.val_path is not None):
             problems.append(
-                f"data.path={self.path or self.val_path} is not read by data=tales, which writes its text itself; "
-                "use data=text"
+                tr(
+                    "data.val_fraction={value}: must be above 0 and below 1",
+                    value=self.val_fraction,
+                )
             )
+        if self.name == "tales":
+            problems += [
+                tr(
+                    "data.{key}={value}: data=tales generates its own text and reads no files; "
+                    "add data=text",
+                    key=key,
+                    value=", ".join(paths),
+                )
+                for key, paths in (("path", self.paths), ("val_path", self.val_paths))
+                if paths
+            ]
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -87,4 +111,6 @@ class DataConfig:
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)

@@ -1,4 +1,4 @@
-"""Batches of token windows: a training order decided by (seed, step) alone, a fixed validation set."""
+"""Batches of token windows: the training order follows from (seed, step), validation is fixed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_SOURCES = 12
 
 
 class Windows(Dataset[Tensor]):
-    """Consecutive windows of `block_size` + 1 tokens; the last token of one is the first of the next.
+    """Windows of `block_size` + 1 tokens; the last token of one is the first of the next.
 
     With a `seed`, index k is the k-th window of a training run (endless); without, the index is the
     window's own number.
@@ -74,8 +74,8 @@ class TokenDataModule(LightningDataModule):
 
     `micro_batch_size` is the B of each process; it may be changed between two fits. Validation uses
     `data.val_windows` windows chosen by a fixed seed (None: all), divided among the processes
-    without padding, so that each window is counted once. `state_dict` holds what a resume has to
-    find again: the fingerprint of the data, the seed, the global batch size and the skipped windows.
+    without padding, so that each window is counted once. `state_dict` holds what a resume needs:
+    the fingerprint of the data, the seed, the global batch size and the skipped windows.
     """
 
     def __init__(self, config: DataConfig, micro_batch_size: int, seed: int = 0) -> None:
@@ -106,7 +106,7 @@ class TokenDataModule(LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the training shards and the tokenizer: with the seed, it fixes the training order."""
+        """A digest of the training shards and the tokenizer."""
         manifest = self.train_windows.shards.manifest
         parts = [manifest.tokenizer, *(file.sha256 for file in manifest.splits["train"].files)]
         return blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
@@ -190,12 +190,12 @@ class TokenDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a checkpoint's state; raises ValueError if this data could not continue it exactly."""
+        """Restore a checkpoint's state; ValueError if this data could not continue it exactly."""
         self.check_same_data(state_dict["fingerprint"])
         if state_dict["seed"] != self.seed:
             raise ValueError(
                 tr(
-                    "the checkpoint was trained with seed={theirs}, this run has seed={ours}; "
+                    "the checkpoint has seed={theirs}, this run has seed={ours}; "
                     "omit seed=, or start a new run",
                     theirs=state_dict["seed"],
                     ours=self.seed,
@@ -204,8 +204,8 @@ class TokenDataModule(LightningDataModule):
         if state_dict["global_batch_size"] != self.global_batch_size:
             raise ValueError(
                 tr(
-                    "the checkpoint was trained with trainer.global_batch_size={theirs}, this run "
-                    "has {ours}; leave trainer.global_batch_size alone, or start a new run",
+                    "the checkpoint has trainer.global_batch_size={theirs}, this run has {ours}; "
+                    "leave trainer.global_batch_size alone, or start a new run",
                     theirs=state_dict["global_batch_size"],
                     ours=self.global_batch_size,
                 )
@@ -253,7 +253,7 @@ class TokenDataModule(LightningDataModule):
 
 
 def datamodule_of(trainer: Trainer) -> TokenDataModule:
-    """The datamodule that `trainer` fits or validates with, typed (Lightning's `Trainer` is not)."""
+    """The datamodule of `trainer`, which Lightning leaves untyped."""
     return cast(TokenDataModule, trainer.datamodule)  # type: ignore[attr-defined]
 
 

@@ -56,8 +56,8 @@ def merge_ranges(ranges: Sequence[Sequence[int]]) -> list[list[int]]:
 class StepSampler(Sampler[list[int]]):
     """Endless micro-batches of positions for one process, starting at optimizer step `first_step`.
 
-    With B the global batch size, step s uses positions [s * B, (s + 1) * B), whatever the micro-batch
-    size and the number of processes; each micro-batch of each rank is a slice of them.
+    With B the global batch size, step s uses positions [s * B, (s + 1) * B), whatever the size of a
+    micro-batch and the number of processes; each micro-batch of each rank is a slice of them.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ def _permute(values: Indices, size: int, keys: list[int]) -> Indices:
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): each input bit reaches each output bit."""
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_shipped_configs_are_valid(name: str) -> None:
     assert config.name == name
 
 
-def test_the_classes_defaults_are_those_of_text() -> None:
+def test_the_defaults_of_the_class_are_those_of_text() -> None:
     assert from_mapping(DataConfig, composed("text"), "data") == DataConfig()
     assert set(composed("text")) == set(DataConfig.__dataclass_fields__)
 
@@ -54,28 +55,27 @@ def test_hub_urls_are_pinned_to_a_commit(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"vocab_size": 256}, "data.vocab_size=256 is below 257"),
-        ({"vocab_size": 65_537}, "data.vocab_size=65537 is above 65536"),
-        ({"val_fraction": 0.0}, "data.val_fraction=0.0 is not between 0 and 1"),
-        ({"val_fraction": 1.0}, "data.val_fraction=1.0 is not between 0 and 1"),
-        ({"max_bytes": 0}, "data.max_bytes=0 is below 1"),
-        ({"max_document_bytes": 3}, "data.max_document_bytes=3 is below 64"),
-        ({"block_size": 0}, "data.block_size=0 is below 1"),
-        ({"val_windows": 0}, "data.val_windows=0 is below 1"),
-        ({"num_workers": -1}, "data.num_workers=-1 is below 0"),
-        ({"prepare_workers": 0}, "data.prepare_workers=0 is below 1"),
+        ({"vocab_size": 256}, "data.vocab_size=256: must be at least 257"),
+        ({"vocab_size": 65_537}, "data.vocab_size=65537: must be at most 65536"),
+        ({"val_fraction": 0.0}, "data.val_fraction=0.0: must be above 0 and below 1"),
+        ({"val_fraction": 1.0}, "data.val_fraction=1.0: must be above 0 and below 1"),
+        ({"max_bytes": 0}, "data.max_bytes=0: must be at least 1"),
+        ({"max_document_bytes": 3}, "data.max_document_bytes=3: must be at least 64"),
+        ({"block_size": 0}, "data.block_size=0: must be at least 1"),
+        ({"val_windows": 0}, "data.val_windows=0: must be at least 1"),
+        ({"num_workers": -1}, "data.num_workers=-1: must be at least 0"),
+        ({"prepare_workers": 0}, "data.prepare_workers=0: must be at least 1"),
         ({"txt_documents": "lines"}, "data.txt_documents='lines' is not one of blank_lines, file"),
         ({"on_bad_utf8": "ignore"}, "data.on_bad_utf8='ignore' is not one of replace, refuse"),
-        ({"name": "tales", "path": "a.txt"}, "data.path=a.txt is not read by data=tales"),
+        ({"name": "tales", "path": "a.txt"}, "data.path=a.txt: data=tales generates its own text"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError, match=re.escape(message)):
         DataConfig(**values)
-    assert message in str(told.value)
 
 
-def test_all_mistakes_at_once() -> None:
-    with pytest.raises(ValueError) as told:
+def test_all_mistakes_are_reported_at_once() -> None:
+    with pytest.raises(ValueError) as refusal:
         DataConfig(vocab_size=1, block_size=0)
-    assert len(str(told.value).splitlines()) == 2
+    assert len(str(refusal.value).splitlines()) == 2

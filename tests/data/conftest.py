@@ -29,7 +29,7 @@ def small(tmp_path: Path) -> DataConfig:
 
 @pytest.fixture(scope="session")
 def prepare_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """prepare_small(**settings): the folder with 300 prepared documents, for tests that only read."""
+    """prepare_small(**settings): a folder with 300 prepared documents, for tests that only read."""
     base = tmp_path_factory.mktemp("prepared")
     path = base / "text.txt"
     path.write_text("\n\n".join(make_texts(300)), encoding="utf-8")

@@ -13,9 +13,10 @@ import fsspec
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from sample_texts import make_texts
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import _Digests, documents
+from azllm_lightning.data.corpus import DigestSet, describe_cleaning, documents
 from azllm_lightning.data.files import find_files
 from azllm_lightning.data.records import read_records
 
@@ -109,10 +110,8 @@ def test_txt_documents(tmp_path: Path) -> None:
     assert read(tmp_path / "a.txt", txt_documents="file") == ["bir\niki\n\n \n\nüç"]
 
 
-def test_a_line_without_end_is_read_in_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("azllm_lightning.data.records._MAX_LINE_BYTES", 7)
+def test_a_very_long_line_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("azllm_lightning.data.records.MAX_BLOCK_BYTES", 7)
     text = "".join(chr(0x259 + i) + "😀ab" for i in range(40))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (file,) = find_files([str(tmp_path)], "data.path")
@@ -121,7 +120,7 @@ def test_a_line_without_end_is_read_in_parts(
     assert len(parts) > 10
 
 
-def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+def test_byte_order_marks_are_removed(tmp_path: Path) -> None:
     for name, data in (
         ("a.csv", b"text\nbir\n"),
         ("b.jsonl", b'{"text": "iki"}'),
@@ -131,8 +130,8 @@ def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
     assert read(tmp_path) == ["bir", "iki", "üç"]
 
 
-def test_digests_of_one_bucket_are_kept_apart() -> None:
-    digests = _Digests()
+def test_digests_that_start_alike_are_distinguished() -> None:
+    digests = DigestSet()
     first, second, across = (b"##" + bytes(range(start, start + 14)) for start in (0, 14, 7))
     assert [digests.add(each) for each in (first, second, across, across, first)] == [
         True,
@@ -164,11 +163,13 @@ def test_sources(tmp_path: Path) -> None:
     by_field = [d.source for d in documents(DataConfig(path=str(tmp_path), source_field="site"))]
     assert by_field == ["a", "b", "a", "a.jsonl", "b.txt"]
     (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": f"{n}", "site": n} for n in range(300)]))
-    with pytest.raises(ValueError, match=r"data.source_field=site has more than 256"):
+    with pytest.raises(ValueError, match=r"data.source_field=site: more than 256"):
         read(tmp_path, source_field="site")
 
 
-def test_broken_utf8_is_told_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_utf8_is_reported_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"bir\n\niki \xff \xfe\n" + b"\n\xff\n" * 8)
     counts: Counter[str] = Counter()
@@ -176,7 +177,7 @@ def test_broken_utf8_is_told_and_replaced(tmp_path: Path, caplog: pytest.LogCapt
     assert found == ["bir", "iki \ufffd \ufffd", "\ufffd"]
     assert counts["bad_utf8_lines"] == 9
     assert "a.txt, line 3, byte 4" in caplog.text
-    assert "9 places in all" in caplog.text
+    assert "9 places in total" in caplog.text
     with pytest.raises(ValueError, match=r"a\.txt, line 3, byte 4.*on_bad_utf8=replace"):
         read(path, on_bad_utf8="refuse")
 
@@ -192,8 +193,8 @@ def test_broken_utf8_in_other_formats(tmp_path: Path) -> None:
             read(tmp_path / name, on_bad_utf8="refuse")
 
 
-def test_exact_duplicates_are_left_out(tmp_path: Path, texts: Any) -> None:
-    unique = texts(2000)
+def test_exact_duplicates_are_left_out(tmp_path: Path) -> None:
+    unique = make_texts(2000)
     (tmp_path / "a.jsonl").write_bytes(
         jsonl([{"text": t} for t in unique] + [{"text": f" {t}\n"} for t in unique[:500]])
     )
@@ -202,19 +203,19 @@ def test_exact_duplicates_are_left_out(tmp_path: Path, texts: Any) -> None:
     assert counts["duplicates"] == 500
 
 
-def _splits(path: Path, **settings: Any) -> dict[str, str]:
+def splits_of(path: Path, **settings: Any) -> dict[str, str]:
     return {d.text: d.split for d in documents(DataConfig(path=str(path), **settings))}
 
 
-def test_split_never_changes_when_files_are_added(tmp_path: Path, texts: Any) -> None:
-    (tmp_path / "m.jsonl").write_bytes(jsonl([{"text": t} for t in texts(1000)]))
-    before = _splits(tmp_path)
-    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": t} for t in texts(1000, seed=1)]))
-    after = _splits(tmp_path)
+def test_split_never_changes_when_files_are_added(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_bytes(jsonl([{"text": t} for t in make_texts(1000)]))
+    before = splits_of(tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": t} for t in make_texts(1000, seed=1)]))
+    after = splits_of(tmp_path)
     assert len(after) > 1900
     assert {text: after[text] for text in before} == before
     assert 20 < sum(split == "val" for split in before.values()) < 90
-    wider = _splits(tmp_path, val_fraction=0.2)
+    wider = splits_of(tmp_path, val_fraction=0.2)
     assert all(wider[text] == "val" for text, split in after.items() if split == "val")
 
 
@@ -222,13 +223,13 @@ def test_split_is_by_blake2b_of_the_text(tmp_path: Path) -> None:
     from hashlib import blake2b
 
     (tmp_path / "a.txt").write_text("\n\n".join(f"mətn {n}" for n in range(200)), encoding="utf-8")
-    for text, split in _splits(tmp_path, val_fraction=0.3).items():
+    for text, split in splits_of(tmp_path, val_fraction=0.3).items():
         number = int.from_bytes(blake2b(text.encode("utf-8"), digest_size=16).digest()[8:], "big")
         assert split == ("val" if number / 2**64 < 0.3 else "train")
 
 
-def test_one_long_novel_is_cut_and_split(tmp_path: Path, texts: Any) -> None:
-    novel = "\n".join(texts(6000))
+def test_one_long_novel_is_cut_and_split(tmp_path: Path) -> None:
+    novel = "\n".join(make_texts(6000))
     (tmp_path / "roman.txt").write_text(novel, encoding="utf-8")
     counts: Counter[str] = Counter()
     found = list(documents(DataConfig(path=str(tmp_path)), counts))
@@ -238,8 +239,8 @@ def test_one_long_novel_is_cut_and_split(tmp_path: Path, texts: Any) -> None:
     assert counts["cut_documents"] == 1
 
 
-def test_validation_text_of_its_own(tmp_path: Path, texts: Any) -> None:
-    many = texts(200)
+def test_validation_text_of_its_own(tmp_path: Path) -> None:
+    many = make_texts(200)
     (tmp_path / "train.jsonl").write_bytes(jsonl([{"text": t} for t in many]))
     (tmp_path / "test.jsonl").write_bytes(jsonl([{"text": t} for t in [*many[:3], "yeni"]]))
     config = DataConfig(path=str(tmp_path / "train.jsonl"), val_path=str(tmp_path / "test.jsonl"))
@@ -248,9 +249,11 @@ def test_validation_text_of_its_own(tmp_path: Path, texts: Any) -> None:
     assert [d.text for d in found if d.split == "train"] == many[3:]
 
 
-def test_max_bytes(tmp_path: Path, texts: Any) -> None:
+def test_max_bytes(tmp_path: Path) -> None:
     for name, seed in (("train", 0), ("test", 1)):
-        (tmp_path / f"{name}.jsonl").write_bytes(jsonl([{"text": t} for t in texts(500, seed)]))
+        (tmp_path / f"{name}.jsonl").write_bytes(
+            jsonl([{"text": t} for t in make_texts(500, seed)])
+        )
     paths = {"path": str(tmp_path / "train.jsonl"), "val_path": str(tmp_path / "test.jsonl")}
     found = list(documents(DataConfig(**paths, max_bytes=20_000, val_fraction=0.1)))
     sizes = {s: sum(len(d.text.encode()) for d in found if d.split == s) for s in ("train", "val")}
@@ -294,7 +297,7 @@ def test_the_hub_layout_of_fineweb2(tmp_path: Path) -> None:
     ]
 
 
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def cut_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -307,23 +310,22 @@ HUB = "hf://datasets/wikimedia/wikipedia@b04c8d1ceb2f5cd4588862100d08de323dccfba
 
 
 @pytest.mark.parametrize("path", [f"{HUB}/*.parquet", f"{HUB}/train-00000-of-00001.parquet", HUB])
-def test_an_unreachable_hub_is_told_in_one_message(
-    monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    _no_network(monkeypatch)
+def test_an_unreachable_hub_gives_one_message(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    cut_the_network(monkeypatch)
     with pytest.raises(
-        ValueError, match=r"data\.path=hf://.* could not be reached .*data=text data\.path=FILE"
+        ValueError, match=r"data\.path=hf://.*: could not be reached .*data=text data\.path=FILE"
     ):
         read(path)
 
 
-def test_hub_in_offline_mode_is_told_in_one_message() -> None:
+def test_the_hub_in_offline_mode_gives_one_message() -> None:
     import os
     import subprocess
     import sys
 
     code = (
-        "from azllm_lightning.config.data import DataConfig; from azllm_lightning.data.corpus import documents\n"
+        "from azllm_lightning.config.data import DataConfig\n"
+        "from azllm_lightning.data.corpus import documents\n"
         f"try: list(documents(DataConfig(path={HUB!r})))\nexcept ValueError as error: print(error)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -335,28 +337,33 @@ def test_hub_in_offline_mode_is_told_in_one_message() -> None:
 
 
 ERRORS = {
-    "missing file": ({}, "nowhere.txt", r"data\.path=.*nowhere\.txt leads to no file"),
-    "missing glob": ({}, "*.txt", r"data\.path=.* leads to no file"),
-    "empty path": ({}, None, r"data\.path= is empty"),
-    "empty file": ({"a.txt": b""}, "a.txt", r"a\.txt holds no text"),
-    "blank file": ({"a.txt": b" \n\n"}, "a.txt", r"a\.txt holds no text"),
-    "empty csv": ({"a.csv": b""}, "a.csv", r"a\.csv holds no text"),
+    "missing file": ({}, "nowhere.txt", r"data\.path=.*nowhere\.txt: no such file"),
+    "missing glob": ({}, "*.txt", r"data\.path=.*\*\.txt: no file matches"),
+    "empty path": ({}, None, r"data\.path=: empty path"),
+    "empty file": ({"a.txt": b""}, "a.txt", r"a\.txt: no text in 1 file$"),
+    "blank file": ({"a.txt": b" \n\n"}, "a.txt", r"a\.txt: no text in 1 file$"),
+    "empty csv": ({"a.csv": b""}, "a.csv", r"a\.csv: no text in 1 file$"),
     "nothing readable": (
         {"a.docx": b"PK", "b.png": b""},
         "",
-        r"leads to 2 files, none of which ends in \.txt",
+        r": none of 2 files has a supported type; supported are \.txt .*pdftotext",
     ),
-    "other ending": ({"a.docx": b"PK"}, "a.docx", r"leads to 1 files, none of which ends in \.txt"),
-    "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt is in UTF-16"),
+    "empty folder": ({}, "", r"data\.path=.*: the folder is empty"),
+    "unsupported type": (
+        {"a.docx": b"PK"},
+        "a.docx",
+        r"a\.docx: unsupported type; supported are \.txt .*pdftotext",
+    ),
+    "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt: encoded as UTF-16"),
     "missing field": (
         {"a.jsonl": b'{"id": 1, "body": "x"}\n'},
         "a.jsonl",
-        r"a\.jsonl:1 has no field 'text'.*id, body",
+        r"a\.jsonl:1: no field 'text'.*id, body",
     ),
     "missing column": (
         {"a.csv": b"id,body\n1,x\n"},
         "a.csv",
-        r"a\.csv:1 has no field 'text'.*id, body.*text_field",
+        r"a\.csv:1: no field 'text'.*id, body.*text_field",
     ),
     "missing parquet": (
         {"a.parquet": parquet_bytes([{"body": "x"}])},
@@ -366,42 +373,42 @@ ERRORS = {
     "broken json": (
         {"a.jsonl": b'{"text": "x"}\n{"text": \n'},
         "a.jsonl",
-        r"a\.jsonl:2 is not a JSON object",
+        r"a\.jsonl:2: expected one JSON object per line \(",
     ),
     "json list": (
         {"a.json": b'["x"]'},
         "a.json",
-        r"a\.json:1 is not a JSON object on one line, but a list",
+        r"a\.json:1: expected one JSON object per line, not a list",
     ),
     "text is a number": (
         {"a.jsonl": b'{"text": 5}'},
         "a.jsonl",
-        r"a\.jsonl:1: field 'text' is not text, but 5",
+        r"a\.jsonl:1: field 'text' is 5, not text",
     ),
     "short csv row": (
         {"a.csv": b"id,text\n1,x\n2\n"},
         "a.csv",
-        r"a\.csv:3 has 1 columns, its header 2",
+        r"a\.csv:3: 1 column, but the header has 2",
     ),
-    "not gzip": ({"a.txt.gz": b"plain text"}, "a.txt.gz", r"a\.txt\.gz is broken"),
-    "torn gzip": (
+    "not gzip": ({"a.txt.gz": b"plain text"}, "a.txt.gz", r"a\.txt\.gz: damaged"),
+    "truncated gzip": (
         {"a.txt.gz": gzip.compress(bytes(range(256)) * 99)[:-20]},
         "a.txt.gz",
-        r"a\.txt\.gz is broken",
+        r"a\.txt\.gz: damaged",
     ),
-    "not zstd": ({"a.txt.zst": b"plain text"}, "a.txt.zst", r"a\.txt\.zst is broken"),
-    "not parquet": ({"a.parquet": b"plain text, no table"}, "a.parquet", r"a\.parquet is broken"),
-    "torn parquet": (
+    "not zstd": ({"a.txt.zst": b"plain text"}, "a.txt.zst", r"a\.txt\.zst: damaged"),
+    "not parquet": ({"a.parquet": b"plain text, no table"}, "a.parquet", r"a\.parquet: damaged"),
+    "truncated parquet": (
         {"a.parquet": parquet_bytes(ROWS)[:-30]},
         "a.parquet",
-        r"a\.parquet is broken",
+        r"a\.parquet: damaged",
     ),
-    "unknown protocol": ({}, "gopher://x/y.txt", r"data\.path=gopher://x/y\.txt cannot be opened"),
+    "unknown protocol": ({}, "gopher://x/y.txt", r"data\.path=gopher://x/y\.txt: cannot be opened"),
 }
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors_name_the_place_and_the_way_out(tmp_path: Path, case: str) -> None:
+def test_errors_name_the_place_and_the_remedy(tmp_path: Path, case: str) -> None:
     files, name, message = ERRORS[case]
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
@@ -410,25 +417,39 @@ def test_errors_name_the_place_and_the_way_out(tmp_path: Path, case: str) -> Non
         read(path)
 
 
-def test_source_field_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_source_field_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     with pytest.raises(
         ValueError,
-        match=r"no field 'origin', its fields are id, text, site: set data\.source_field",
+        match=r"no field 'origin'; the fields are id, text, site\. Set data\.source_field=",
     ):
         read(tmp_path, source_field="origin")
 
 
 def test_path_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"data\.path is not set, and data=text reads"):
+    with pytest.raises(ValueError, match=r"data\.path is not set; data=text needs a file"):
         list(documents(DataConfig()))
 
 
-def test_one_empty_file_among_others_is_told(
+def test_one_empty_file_among_others_gives_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a.txt").write_bytes(b"")
     (tmp_path / "b.txt").write_bytes(b"bir")
     with caplog.at_level(logging.WARNING):
         assert read(tmp_path) == ["bir"]
-    assert "a.txt holds no text" in caplog.text
+    assert "a.txt contains no text" in caplog.text
+
+
+def test_cleaning_is_described_without_what_did_not_occur() -> None:
+    assert describe_cleaning({"duplicates": 1, "cut_documents": 0, "bad_utf8_lines": 1200}) == [
+        "1 duplicate removed",
+        "broken UTF-8 replaced in 1,200 lines",
+    ]
+    assert describe_cleaning({}) == []
+
+
+def test_errors_are_in_the_chosen_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZLLM_LANG", "az")
+    with pytest.raises(ValueError, match=r"^data\.path=yoxdur\.txt: belə fayl yoxdur$"):
+        read("yoxdur.txt")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from azllm_lightning.cli import entrance as cli
-from azllm_lightning.cli.messages import tr, trn, use_language
-from azllm_lightning.config.strict import from_mapping
+from azllm_lightning.cli import entrance
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.verbs import PrepareConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from azllm_lightning.data.shards import Manifest
 
 MAX_SOURCES = 12
@@ -19,31 +19,30 @@ MAX_SOURCES = 12
 
 
 def main() -> None:
-    """The console entrance."""
-    cli.main("prepare", prepare)
+    """The entrance of the command line."""
+    entrance.main("prepare", prepare, PrepareConfig.from_mapping)
 
 
-def prepare(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
-    """Prepare the data of a composed config if necessary, print a summary, return the folder.
+def prepare(config: PrepareConfig) -> Path:
+    """Prepare the text of `config` if necessary, print a summary, and return the folder.
 
     Raises ValueError and OSError as `azllm_lightning.data.pipeline.prepare` does, and
-    `cli.Resumable` on a signal: unfinished files are removed, and the same command starts again.
+    `cli.entrance.Resumable` on a signal: unfinished files are removed, and the same command starts
+    again.
     """
-    from azllm_lightning.config.data import DataConfig
-    from azllm_lightning.data.pipeline import prepare as prepare_data
+    # numpy, tokenizers and torch are imported here, and not for --help.
+    from azllm_lightning.data import pipeline
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.training.stopping import Stopped, StopRequest
 
-    use_language(config.get("lang"))
-    data = from_mapping(DataConfig, config["data"], "data")
     try:
         with StopRequest():
-            folder = prepare_data(data)
+            folder = pipeline.prepare(config.data)
     except Stopped:
-        raise cli.Resumable(cli.command("prepare", overrides or []), tr("start again")) from None
+        raise entrance.Resumable(command("prepare", config.overrides)) from None
     print(_line(tr("folder"), str(folder)))
     print(summary(Manifest.read(folder)))
-    print(_line(tr("next"), cli.command("train", overrides or [])))
+    print(_line(tr("next"), command("train", config.overrides)))
     return folder
 
 

@@ -13,6 +13,7 @@ import torch
 from azllm_lightning.callbacks.words import Words
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import BEST
@@ -46,21 +47,14 @@ def best_of(validations: Sequence[Validation]) -> Validation | None:
     return min(trained, key=lambda row: row.val_loss, default=None)
 
 
-def start_panel(
-    words: Words,
-    run: Run,
-    model: GPTConfig,
-    data: TokenDataModule,
-    trainer: TrainerConfig,
-    optimizer: OptimizerConfig,
-    device: str,
-) -> str:
+def start_panel(config: RunConfig, run: Run, data: TokenDataModule, device: str) -> str:
     """What is about to be trained, on what, for how long.
 
     About 20 tokens a parameter make the best model of a given compute (Hoffmann et al. 2022, arXiv:2203.15556).
     """
+    words, model, trainer = Words(config.lang), config.shape, config.trainer
     devices = hardware.num_devices(trainer.devices, device)
-    tokens = data.config.batch_size * trainer.accumulate_grad_batches * devices * model.block_size
+    tokens = trainer.global_batch_size * model.block_size
     total, available = trainer.max_steps * tokens, data.train_windows.num_windows * model.block_size
     size = {
         "layers": model.n_layer,
@@ -74,7 +68,10 @@ def start_panel(
         else words("cpu", threads=torch.get_num_threads())
     )
     compiled = words("compiled" if trainer.compile else "not_compiled")
-    needed, free = checkpoint_bytes(model, trainer, optimizer), shutil.disk_usage(run.folder).free
+    needed, free = (
+        checkpoint_bytes(model, trainer, config.optimizer),
+        shutil.disk_usage(run.folder).free,
+    )
     length = {
         "steps": trainer.max_steps,
         "tokens": tokens,

@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.throughput import Throughput, peak_memory_bytes
-from azllm_lightning.runs.folder import Run, write_json
+from azllm_lightning.runs.atomic import write_json
+from azllm_lightning.runs.folder import Run
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.saving import BestCheckpoint
 

@@ -42,10 +42,10 @@ the charts."""
 
 HPARAMS = {
     "model": "n_layer n_embd n_head dropout tie_embeddings",
-    "data": "name vocab_size block_size batch_size",
+    "data": "name vocab_size block_size",
     "optimizer": "name lr weight_decay",
     "schedule": "name warmup_steps min_lr_ratio",
-    "trainer": "max_steps accumulate_grad_batches precision compile",
+    "trainer": "max_steps global_batch_size micro_batch_size precision compile",
 }
 """The settings in the table of runs; beside them stand the seed, the parameters and the tokens of all steps."""
 
@@ -89,7 +89,7 @@ class Board(Callback):
             for group, keys in HPARAMS.items()
             for key in keys.split()
         }
-        windows = module.trainer.datamodule.effective_batch  # type: ignore[attr-defined]
+        windows = module.trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         found["seed"] = self.config["seed"]
         found["parameters"] = module.model_config.num_params()
         found["tokens"] = module.trainer.max_steps * windows * module.model_config.block_size

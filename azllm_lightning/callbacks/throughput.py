@@ -81,7 +81,7 @@ class Throughput(Callback):
         )
 
     def _tokens_per_step(self, trainer: Trainer, pl_module: CausalLM) -> int:
-        windows = trainer.datamodule.effective_batch  # type: ignore[attr-defined]
+        windows = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         return int(windows * pl_module.model_config.block_size)
 
     def _restart(self) -> None:

@@ -1,11 +1,11 @@
-"""The settings in conf/data/*.yaml: the text, its tokenizer, and how it is cut into windows."""
+"""The settings of conf/data: which text, and how it is cut into windows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.strict import one_of
+from azllm_lightning.config.strict import Problems
 
 MAX_VOCAB_SIZE = 65_536
 """Shards store a token in 16 bits."""
@@ -13,7 +13,7 @@ MAX_VOCAB_SIZE = 65_536
 MIN_VOCAB_SIZE = 257
 """256 bytes and the end-of-text token."""
 
-MINIMA = {
+AT_LEAST = {
     "max_bytes": 1,
     "max_document_bytes": 64,
     "vocab_size": MIN_VOCAB_SIZE,
@@ -25,15 +25,16 @@ MINIMA = {
     "val_windows": 1,
     "num_workers": 0,
 }
-"""The smallest value of each number; null is allowed wherever the type allows it."""
+"""The smallest value of each number that may be set."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Settings of the text and its windows; conf/data/text.yaml explains each.
+    """Settings of the text and its windows, as conf/data/text.yaml explains them.
 
-    All but the last three decide the content of the prepared shards (`dir` and `prepare_workers`
-    aside). Raises ValueError, with all problems in one message, for values out of range.
+    All but the last four decide what the prepared shards contain.
+
+    Raises ValueError for a value out of range.
     """
 
     name: str = "text"
@@ -58,46 +59,26 @@ class DataConfig:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        one_of("data.txt_documents", self.txt_documents, ("blank_lines", "file"))
-        one_of("data.on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
-        problems = [
-            tr(
-                "data.{key}={value}: must be at least {minimum}",
-                key=key,
-                value=getattr(self, key),
-                minimum=minimum,
-            )
-            for key, minimum in MINIMA.items()
-            if getattr(self, key) is not None and getattr(self, key) < minimum
-        ]
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            problems.append(
+        problems = Problems("data")
+        problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
+        problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
+        for key, least in AT_LEAST.items():
+            value = getattr(self, key)
+            wanted = tr("at least {least}", least=least)
+            problems.require(value is None or value >= least, key, value, wanted)
+        wanted = tr("at most {most}: shards store a token in 16 bits", most=MAX_VOCAB_SIZE)
+        vocab = self.vocab_size
+        problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
+        share = self.val_fraction
+        problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
+        if self.name == "tales" and (self.path is not None or self.val_path is not None):
+            problems.add(
                 tr(
-                    "data.vocab_size={value}: must be at most {maximum} (a token takes 16 bits)",
-                    value=self.vocab_size,
-                    maximum=MAX_VOCAB_SIZE,
+                    "data=tales generates its own text and ignores data.path={path}; add data=text",
+                    path=self.path or self.val_path,
                 )
             )
-        if not 0 < self.val_fraction < 1:
-            problems.append(
-                tr(
-                    "data.val_fraction={value}: must be above 0 and below 1",
-                    value=self.val_fraction,
-                )
-            )
-        if self.name == "tales":
-            problems += [
-                tr(
-                    "data.{key}={value}: data=tales generates its own text and reads no files; "
-                    "add data=text",
-                    key=key,
-                    value=", ".join(paths),
-                )
-                for key, paths in (("path", self.paths), ("val_path", self.val_paths))
-                if paths
-            ]
-        if problems:
-            raise ValueError("\n".join(problems))
+        problems.raise_if_any()
 
     @property
     def paths(self) -> list[str]:

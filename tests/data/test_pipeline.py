@@ -304,10 +304,10 @@ def test_too_little_text_is_refused_with_the_amount_needed(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"data\.block_size=90000 needs 90001 tokens, but the val split has \d+\. "
+        match=r"data\.block_size=9000 needs 9001 tokens, but the val split has \d+\. "
         r"Need at least about [\d,]+ kB of text, got [\d.]+ kB\. Add text, lower data\.block_size",
     ):
-        prepare(replace(small, block_size=90_000, val_fraction=0.4))
+        prepare(replace(small, block_size=9000))
     (tmp_path / "one.txt").write_text("Bakı gözəl şəhərdir. " * 30, encoding="utf-8")
     with pytest.raises(ValueError, match=r"too little text: .* got 0\.8 kB"):
         prepare(replace(small, path=str(tmp_path / "one.txt")))

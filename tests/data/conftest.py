@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sample_texts import make_texts
 
+from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -17,6 +18,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder for each test."""
     monkeypatch.setenv("AZLLM_DATA_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def english(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Messages in English, unless the test chooses a language."""
+    monkeypatch.delenv("AZLLM_LANG", raising=False)
+    yield
+    use_language(None)
 
 
 @pytest.fixture

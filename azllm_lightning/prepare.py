@@ -54,8 +54,8 @@ def summary(manifest: Manifest) -> str:
     for name, split in manifest.splits.items():
         documents = trn("{count:,} document", "{count:,} documents", split.documents)
         size = tr(
-            "{megabytes:,.1f} MB, {tokens:,} tokens, {length:.2f} bytes per token",
-            megabytes=split.text_bytes / 1e6,
+            "{size}, {tokens:,} tokens, {length:.2f} bytes per token",
+            size=_size(split.text_bytes),
             tokens=split.tokens,
             length=split.text_bytes / split.tokens,
         )
@@ -73,6 +73,10 @@ def summary(manifest: Manifest) -> str:
         sources.append(tr("and {count} more", count=len(tokens) - MAX_SOURCES))
     lines.append(_line(tr("sources"), ", ".join(sources)))
     return "\n".join(lines)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _line(label: str, content: str) -> str:

@@ -26,7 +26,7 @@ def test_prints_a_summary_and_the_next_command(capsys: pytest.CaptureFixture[str
     assert lines["folder"] == str(folder)
     assert lines["vocabulary"] == "300 tokens"
     assert lines["train"] == (
-        f"{train.documents:,} documents, 0.1 MB, {train.tokens:,} tokens, "
+        f"{train.documents:,} documents, {train.text_bytes / 1e3:.1f} kB, {train.tokens:,} tokens, "
         f"{train.text_bytes / train.tokens:.2f} bytes per token"
     )
     assert lines["sources"] == "tales 100.0 %"
@@ -61,7 +61,7 @@ def test_the_summary_names_the_largest_sources_and_what_was_cleaned() -> None:
         made_from={},
     )
     *_, val, cleaning, sources = summary(manifest).splitlines()
-    assert val == "val         1 document, 0.0 MB, 200 tokens, 2.00 bytes per token"
+    assert val == "val         1 document, 0.4 kB, 200 tokens, 2.00 bytes per token"
     assert cleaning == "cleaning    1 duplicate removed"
     assert sources.startswith("sources     mənbə 0 7.2 %, mənbə 1 ")
     assert sources.endswith("mənbə 11 6.4 %, and 3 more")

@@ -166,12 +166,13 @@ def _build(config: DataConfig, folder: Path) -> None:
         tokenizer.save(folder / "tokenizer.json")
         labels = {"train": tr("tokenizing training text"), "val": tr("tokenizing validation text")}
         for split in SPLITS:
-            batches = encode_documents(tokenizer, spool.texts(split), pool, 2 * num_threads)
+            texts = spool.texts(split)
             with (
                 ShardWriter(folder, split) as writer,
                 Progress(labels[split], spool.text_bytes[split]) as progress,
             ):
-                for batch in batches:
+                # not a variable: an error then closes the generator, which cancels what is pending
+                for batch in encode_documents(tokenizer, texts, pool, 2 * num_threads):
                     start = writer.tokens
                     writer.write(batch.tokens, batch.documents, batch.text_bytes)
                     if spans and (spans[-1].source, spans[-1].split) == (batch.source, split):

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.strict import from_mapping
@@ -30,18 +28,9 @@ def test_shipped_configs_are_valid(name: str) -> None:
     assert config.name == name
 
 
-def test_the_defaults_of_the_class_are_those_of_text() -> None:
+def test_the_classes_defaults_are_those_of_text() -> None:
     assert from_mapping(DataConfig, composed("text"), "data") == DataConfig()
     assert set(composed("text")) == set(DataConfig.__dataclass_fields__)
-
-
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_key_is_commented(path: Path) -> None:
-    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for key in set(keys) - {"defaults", "path", "val_path"}:
-        (line,) = (line for line in lines if line.startswith(f"{key}:"))
-        assert "#" in line
 
 
 @pytest.mark.parametrize("name", ["fineweb2", "wikipedia"])
@@ -67,18 +56,16 @@ def test_hub_urls_are_pinned_to_a_commit(name: str) -> None:
         ({"prepare_workers": 0}, "data.prepare_workers=0 must be at least 1"),
         ({"txt_documents": "lines"}, "data.txt_documents=lines must be one of blank_lines, file"),
         ({"on_bad_utf8": "ignore"}, "data.on_bad_utf8=ignore must be one of replace, refuse"),
-        (
-            {"name": "tales", "path": "a.txt"},
-            "data=tales generates its own text and ignores data.path=a.txt; add data=text",
-        ),
+        ({"name": "tales", "path": "a.txt"}, "ignores data.path=a.txt; add data=text"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError) as error:
         DataConfig(**values)
+    assert message in str(error.value)
 
 
-def test_all_mistakes_are_reported_at_once() -> None:
-    with pytest.raises(ValueError) as refusal:
+def test_all_mistakes_at_once() -> None:
+    with pytest.raises(ValueError) as error:
         DataConfig(vocab_size=1, block_size=0)
-    assert len(str(refusal.value).splitlines()) == 2
+    assert len(str(error.value).splitlines()) == 2

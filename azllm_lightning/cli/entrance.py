@@ -24,7 +24,9 @@ from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
 from azllm_lightning.cli.overrides import hydra_overrides, reject_flags
 from azllm_lightning.cli.reference import help_text
 
-EXIT_DONE, EXIT_USAGE, EXIT_RESUMABLE = 0, 2, 75
+EXIT_DONE = 0
+EXIT_USAGE = 2
+EXIT_RESUMABLE = 75
 
 Config = TypeVar("Config")
 

@@ -128,7 +128,7 @@ def test_without_its_data_a_run_says_what_to_do(
         run()
     assert not Path("başqa").exists()
     assert run(f"data.dir={where}")["all"] == found["all"]
-    with pytest.raises(ValueError, match="has no manifest"):
+    with pytest.raises(ValueError, match="yoxdur: no manifest"):
         run("data.dir=yoxdur")
     assert prepared_folder(from_mapping(DataConfig, {"dir": "yoxdur"}, "data")) == Path("yoxdur")
 

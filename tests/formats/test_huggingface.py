@@ -111,7 +111,7 @@ def test_load_reads_it_back_and_what_transformers_saves(hf, net, tokenizer, tmp_
             {"num_hidden_layers": "iki"},
             r"config\.json\.n_layer='iki' is not a whole number",
         ),
-        ("tokenizer.json", None, "no tokenizer at"),
+        ("tokenizer.json", None, "no such tokenizer"),
         ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "tokenizer.json"),
         ("model.safetensors", None, r"has no model\.safetensors"),
         ("model.safetensors", "zibil" * 100, r"model\.safetensors is truncated or damaged"),

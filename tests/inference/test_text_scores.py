@@ -12,7 +12,7 @@ from azllm_lightning.inference.text_scores import (
     text_results,
 )
 
-TEXTS = [("nağıl", "Bir gün"), ("xəbər", "Nazir getdi"), ("nağıl", "Tülkü meşəyə getdi")]
+TEXTS = [("xəbər", "Nazir getdi"), ("nağıl", "Bir gün"), ("nağıl", "Tülkü meşəyə getdi")]
 
 
 def scorer(start: list[int]) -> Scorer:

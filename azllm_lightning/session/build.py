@@ -13,11 +13,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from azllm_lightning.callbacks.console import Console
 from azllm_lightning.callbacks.diagnosis import Diagnosis
 from azllm_lightning.callbacks.health import Health
+from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.summary import Summary
-from azllm_lightning.callbacks.tensorboard import Board
+from azllm_lightning.callbacks.tensorboard import TensorBoard
 from azllm_lightning.callbacks.throughput import Throughput
-from azllm_lightning.callbacks.words import LANGUAGES, Words
+from azllm_lightning.cli.messages import LANGUAGES
 from azllm_lightning.config.callbacks import CallbacksConfig, HealthConfig, SamplesConfig
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.model import GPTConfig
@@ -26,7 +27,6 @@ from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.config.strict import from_mapping, one_of, unknown_key
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run, check_logs, check_name
 from azllm_lightning.training import hardware
 from azllm_lightning.training.causal_lm import CausalLM
@@ -155,8 +155,9 @@ class Parts:
     trainer: pl.Trainer
     module: CausalLM
     datamodule: TokenDataModule
+    history: History
     health: Health
-    console: Console
+    diagnosis: Diagnosis
     summary: Summary
     io: AtomicCheckpointIO
     periodic: PeriodicCheckpoint
@@ -185,36 +186,31 @@ def build(
         module.net.compile()
     io = AtomicCheckpointIO()
     best = BestCheckpoint(run.checkpoints, io)
-    throughput = Throughput(io, hardware.peak_flops(device, settings.trainer.precision))
-    told = {"precision": settings.trainer.precision, "compile": bool(settings.trainer.compile)}
-    summary = Summary(run, best, throughput, told)
-    words = Words(config["lang"])
-    health, console = Health(settings.health, words), Console(words, throughput)
+    history = History(io)
+    summary = Summary(run, history, best, settings.trainer)
+    health = Health(settings.health)
     patience = (
         settings.callbacks.early_stopping_patience if settings.callbacks.early_stopping else None
     )
-    diagnosis = Diagnosis(
-        console, throughput, settings.health.overfit_rise, run.checkpoints / BEST, patience
-    )
-    # Samples come before throughput, which takes the time from a validation's start to its own turn out of the steps.
-    samples = (
-        [Samples(settings.samples, settings.data.name)] if settings.samples.max_new_tokens else []
-    )
+    diagnosis = Diagnosis(history, settings.health, patience)
     callbacks: list[pl.Callback] = [
-        *samples,
-        Board(config, config_text),
-        throughput,
+        history,  # first: the others read it
         health,
-        console,
+        TensorBoard(config, config_text),
+        Throughput(history, hardware.peak_flops(device, settings.trainer.precision)),
+        Console(history),
+        diagnosis,
     ]
-    callbacks += [diagnosis, summary, *_instantiate(config["callbacks"], "callbacks", pl.Callback)]
+    if settings.samples.max_new_tokens:
+        callbacks.append(Samples(settings.samples, settings.data.name))
+    callbacks += _instantiate(config["callbacks"], "callbacks", pl.Callback)
     every = settings.trainer.checkpoint_every_steps
     periodic = PeriodicCheckpoint(
         run.checkpoints, every, settings.trainer.checkpoint_every_minutes, stop, io
     )
     callbacks += [best, periodic]
     trainer = _trainer(settings.trainer, device, callbacks, _loggers(config["logger"], run), io)
-    return Parts(trainer, module, datamodule, health, console, summary, io, periodic)
+    return Parts(trainer, module, datamodule, history, health, diagnosis, summary, io, periodic)
 
 
 def _trainer(

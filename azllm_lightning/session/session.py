@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +14,11 @@ import torch
 import yaml
 
 from azllm_lightning.callbacks.console import TqdmHandler
-from azllm_lightning.callbacks.health import RollBack
-from azllm_lightning.callbacks.panels import end_panel, start_panel
-from azllm_lightning.callbacks.words import Words
+from azllm_lightning.callbacks.health import RollBack, rolling_back
+from azllm_lightning.callbacks.panels import end_panel, start_panel, stopped_line
+from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli import entrance as cli
+from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.resume import adapted_accumulation, check_same_run, resumed_config
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
@@ -46,7 +46,7 @@ RUN_FOLDER = "AZLLM_RUN_FOLDER"
 def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
     """Train or resume the run of `config`; see `azllm_lightning.train.train`."""
     _listen_to_logs()
-    again, words = cli.command("train", overrides), Words()
+    again = cli.command("train", overrides)
     try:
         with StopRequest() as stop:
             config, overrides, automatic = micro_batch.number_under_auto(
@@ -57,8 +57,9 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
                 config, source = _lay_over_stored(config, overrides)
                 told = list(dict.fromkeys([*source.overrides, *overrides]))
             settings = check(config)
-            words = Words(config["lang"])
-            stop.finishing, stop.at_once = words("finishing"), words("at_once")
+            use_language(config["lang"])
+            stop.finishing = tr("finishing this step, then saving (Ctrl+C again: stop at once)")
+            stop.at_once = tr("stopped at once, without saving")
             device = hardware.resolve_accelerator(
                 settings.trainer.accelerator
             )  # told before the data take their time
@@ -85,7 +86,6 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
                 try:
                     log.info(
                         start_panel(
-                            words,
                             run,
                             model,
                             datamodule,
@@ -96,7 +96,16 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
                     )
                     steps, last = settings.schedule.total_steps, settings.trainer.max_steps
                     if lr_factor(last - 1, settings.schedule) == 0:
-                        log.warning(words("rate_is_zero", step=steps, max_steps=last))
+                        log.warning(
+                            paragraph(
+                                tr(
+                                    "the learning rate is 0 from step {step} on, so nothing more "
+                                    "is learned: add schedule.total_steps={max_steps}",
+                                    step=steps,
+                                    max_steps=last,
+                                )
+                            )
+                        )
 
                     def make(config: dict[str, Any]) -> Parts:
                         text, settings = _as_text(config, told), check(config)
@@ -109,7 +118,7 @@ def run_session(config: dict[str, Any], overrides: list[str]) -> Path:
                         again = cli.command("train", [*run.address, "ckpt_path=last"])
                     run.release()
     except Stopped:
-        raise cli.Resumable(again, words("to_go_on")) from None
+        raise cli.Resumable(again, tr("resume")) from None
 
 
 class Source(NamedTuple):
@@ -145,7 +154,8 @@ def _lay_over_stored(config: dict[str, Any], overrides: list[str]) -> tuple[dict
         hardware.num_devices(settings.trainer.devices, device),
         settings.trainer.accumulate_grad_batches if typed else None,
     )
-    log.info(Words(merged["lang"])("resuming", path=path, step=checkpoint["azllm"]["step"]))
+    use_language(merged["lang"])
+    log.info(tr("resuming from {path}, step {step:,}", path=path, step=checkpoint["azllm"]["step"]))
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
     return merged, Source(
         path, checkpoint["azllm"]["step"], fingerprint, stored.get("overrides", [])
@@ -195,7 +205,7 @@ def _fit(
     while True:
         parts = make(config)
         parts.health.rollbacks = rollbacks
-        parts.summary.starts_from = None if resumed_from is None else str(resumed_from)
+        parts.history.starts_from = None if resumed_from is None else str(resumed_from)
         if checkpoint is None and config["init_from"] is not None:
             parts.module.start_from(config["init_from"])
         try:
@@ -207,8 +217,9 @@ def _fit(
                     weights_only=True,
                 )
         except Stopped as stopped:
-            log.info(parts.console.words("stopped", reason=stopped, step=parts.trainer.global_step))
-            if step_files(run.checkpoints):
+            saved = bool(step_files(run.checkpoints))
+            log.info(stopped_line(str(stopped), parts.trainer.global_step, saved))
+            if saved:
                 parts.summary.write(parts.trainer, parts.module, "stopped")
             raise
         except RollBack as broken:
@@ -230,11 +241,7 @@ def _fit(
             resumed_from = checkpoint
             carry_curve(run.folder, run.folder, step)
             parts.datamodule.skip_steps(broken.first_step, broken.last_step)
-            words = parts.console.words
-            there = checkpoint or words("the_start")
-            log.warning(
-                words("rollback", first=broken.first_step, last=broken.last_step, place=there)
-            )
+            log.warning(rolling_back(broken, checkpoint))
         except torch.OutOfMemoryError:
             start, reached = _step_of(checkpoint), parts.trainer.global_step
             config = micro_batch.halved(config, parts.trainer.world_size)
@@ -255,33 +262,28 @@ def _fit(
                 config["trainer"]["accumulate_grad_batches"],
             )
             log.warning(
-                parts.console.words("out_of_memory", step=reached, size=size, accumulate=accumulate)
+                paragraph(
+                    tr(
+                        "out of memory after step {step:,}: "
+                        "continuing with micro-batches of {size}, {accumulate} per step",
+                        step=reached,
+                        size=size,
+                        accumulate=accumulate,
+                    )
+                )
             )
         else:
             break
         parts.datamodule.trainer = None
         del parts
         micro_batch.free_memory()  # only here is the exception gone, and with it what its frames held
-    values = parts.summary.write(parts.trainer, parts.module, "done")
+    summary = parts.summary.write(parts.trainer, parts.module, "done")
     if parts.io.failed:
         raise OSError(f"training is done, but its last checkpoint was not saved: {parts.io.failed}")
-    twice = (
-        2 * values["steps"]
-    )  # the rate has come to its end: it is laid out anew over all the steps
-    longer = [
-        *run.address,
-        "ckpt_path=last",
-        f"trainer.max_steps={twice}",
-        f"schedule.total_steps={twice}",
-    ]
-    commands = {
-        "watch": f"tensorboard --logdir {shlex.quote(str(run.logs))}",
-        "talk": cli.command("generate", run.address),
-        "export": cli.command("export", [*run.address, f"out={run.name}_hf"]),
-        "longer": cli.command("train", longer),
-    }
-    console, last = parts.console, parts.module.last_validation
-    log.info(end_panel(console.words, run, console.validations, last, values, commands))
+    # More steps do not help a run that overfits or has stopped improving.
+    extendable = not parts.diagnosis.overfitting and summary.steps == parts.trainer.max_steps
+    last = parts.module.last_validation
+    log.info(end_panel(run, parts.history.validations, last, summary, extendable))
 
 
 def _listen_to_logs() -> None:

@@ -36,6 +36,7 @@ from machine import describe
 from nanogpt_loop import nanogpt_loop
 from synthetic import synthetic_data
 
+from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.cli.entrance import compose
 from azllm_lightning.train import train
@@ -154,11 +155,10 @@ class Probe(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Write the figures."""
-        throughput = next(
-            callback for callback in trainer.callbacks if isinstance(callback, Throughput)
-        )
+        history = next(cb for cb in trainer.callbacks if isinstance(cb, History))
+        throughput = next(cb for cb in trainer.callbacks if isinstance(cb, Throughput))
         figures = {
-            "step_seconds": throughput.step_seconds,
+            "step_seconds": history.clock.step_seconds,
             "tokens_per_step": trainer.datamodule.effective_batch
             * pl_module.model_config.block_size,
             "flops_per_token": pl_module.model_config.flops_per_token(),
@@ -167,7 +167,7 @@ class Probe(pl.Callback):
             "train_loss": self.losses[-1],
             "non_finite_losses": sum(not np.isfinite(loss) for loss in self.losses),
             "skipped_steps": self.skipped,
-            "save_seconds": throughput.io.longest,
+            "save_seconds": trainer.strategy.checkpoint_io.longest,
         }
         self.path.write_text(json.dumps(figures), encoding="utf-8")
 

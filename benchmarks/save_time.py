@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from azllm_lightning.callbacks.throughput import Throughput
+from azllm_lightning.callbacks.history import History
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 
@@ -63,7 +63,8 @@ class SavingShare(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read it, when the last save is over."""
         passed = time.perf_counter() - self._started
-        saving = next(cb for cb in trainer.callbacks if isinstance(cb, Throughput)).io.seconds
+        history = next(cb for cb in trainer.callbacks if isinstance(cb, History))
+        saving = history.clock.saving_seconds
         print(
             f"saving took {saving:.2f} s of {passed:.1f} s: {100 * saving / passed:.2f} % (bar 1 %)"
         )

@@ -16,7 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
-    "compose": "cli.entrance",
+    "compose": "config.compose",
     "CausalLM": "training.causal_lm",
     "GPT": "model.gpt",
     "GPTConfig": "config.model",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from azllm_lightning.callbacks.words import LANGUAGES, Words
 from azllm_lightning.cli import entrance as cli
-from azllm_lightning.config.strict import from_mapping, one_of
+from azllm_lightning.config.strict import from_mapping
 
 if TYPE_CHECKING:
     from azllm_lightning.config.model import GPTConfig

@@ -1,33 +1,30 @@
-"""python -m azllm_lightning.train: compose, validate, build, fit; or resume with ckpt_path=last."""
+"""python -m azllm_lightning.train: train a model, or resume a run with ckpt_path=last."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
-from azllm_lightning.cli import entrance as cli
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from azllm_lightning.cli import entrance
+from azllm_lightning.config.run import RunConfig
 
 
 def main() -> None:
-    """The console entrance."""
-    cli.main("train", train)
+    """The entrance of the command line."""
+    entrance.main("train", train, RunConfig.from_mapping)
 
 
-def train(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
-    """Train (or resume, with config["ckpt_path"]) a run; returns its folder.
+def train(config: RunConfig) -> Path:
+    """Train the run of `config` (see `azllm_lightning.compose`), or resume one; returns its folder.
 
-    `config` is a composed train config (`azllm_lightning.compose`), `overrides` what was typed on top of the defaults:
-    on a resume they are laid over the run's stored config.
+    With `ckpt_path`, the run's stored settings hold, and what was typed is laid over them.
 
-    Raises ValueError for what the user can mend, and `cli.Resumable` when a signal or the deadline stopped the run.
+    Raises ValueError for what the user can mend, and `cli.entrance.Resumable` when a signal or the
+    deadline stopped the run.
     """
-    from azllm_lightning.session.session import (
-        run_session,  # torch and Lightning are imported here, not for --cfg or --help
-    )
+    # torch and Lightning are imported here, and not for --help.
+    from azllm_lightning.session.session import run_session
 
-    return run_session(config, overrides or [])
+    return run_session(config)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     # Event files of one second differ by a number that starts at 0 in each process; here, in each test.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    data = "tales_bytes=60_000 vocab_size=300 block_size=32 batch_size=4 val_windows=8 val_fraction=0.1"
+    data = "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1"
     model = "n_layer=1 n_head=2 n_embd=32"
-    trainer = "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 compile=false accelerator=cpu"
+    trainer = "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 global_batch_size=4 compile=false accelerator=cpu"
     groups = {
         "data": data,
         "model": model,
@@ -55,34 +55,37 @@ def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def train_tiny(tiny: list[str]) -> Callable[..., Path]:
     """train_tiny(*overrides): train or resume the tiny run in this process; returns its folder."""
-    from azllm_lightning.cli.entrance import compose
+    from azllm_lightning.config.compose import compose
     from azllm_lightning.train import train
 
     def run(*overrides: str) -> Path:
-        # A resume takes its settings from the stored config; only what is typed now may be laid over it.
-        typed = [text for text in overrides if text.startswith("ckpt_path=")]
-        given = ["run_name=tiny", *overrides] if typed else [*tiny, *overrides]
-        return train(compose(given), given)
+        # A resume takes its settings from the stored config, with only what is typed now on top.
+        resumes = any(text.startswith("ckpt_path=") for text in overrides)
+        return train(compose(["run_name=tiny", *overrides] if resumes else [*tiny, *overrides]))
 
     return run
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit code."""
-    from azllm_lightning.cli import entrance as cli
+    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit code.
+
+    `run` replaces the training by another function of the RunConfig.
+    """
+    from azllm_lightning.cli import entrance
+    from azllm_lightning.config.run import RunConfig
     from azllm_lightning.train import train
 
-    def run(*args: str, run: Callable[[dict[str, Any], list[str]], object] = train) -> int:
-        monkeypatch.setattr(sys, "argv", ["azllm-train", *args])
+    def call(*args: str, run: Callable[[RunConfig], object] = train) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", *args])
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as `main` sets it, but for this test only
         try:
-            cli.main("train", run)
+            entrance.main("train", run, RunConfig.from_mapping)
         except SystemExit as leaving:
             return int(leaving.code or 0)
         return 0
 
-    return run
+    return call
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from azllm_lightning.cli import entrance as cli
+from azllm_lightning.cli import entrance
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import read_scalars
 from azllm_lightning.train import train
@@ -82,7 +83,7 @@ def command_line(arguments: list[str], folder: str, environment: dict[str, str])
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = ["train", *arguments]
-    cli.main("train", train)
+    entrance.main("train", train, RunConfig.from_mapping)
 
 
 def start(

@@ -14,7 +14,7 @@ from azllm_lightning.callbacks.history import CHECK_EVERY, LONG, History, Valida
 from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.text import labelled
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.callbacks import HealthConfig
+from azllm_lightning.config.callbacks import CallbacksConfig
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.training.causal_lm import CausalLM
 
@@ -35,14 +35,13 @@ class Diagnosis(Callback):
     checkpoint, so that a resumed run reports what an uninterrupted one would; waits for data are
     measured within a session.
 
-    With `patience`, the run stops when it overfits, and when val_loss has not fallen for that many
-    validations.
+    With `early_stopping`, the run stops when it overfits, and when val_loss has not fallen for
+    `early_stopping_patience` validations.
     """
 
-    def __init__(self, history: History, health: HealthConfig, patience: int | None) -> None:
+    def __init__(self, history: History, config: CallbacksConfig) -> None:
         self.history = history
-        self.health = health
-        self.patience = patience
+        self.config = config
         self._reported: dict[str, float] = {}  # name -> severity when it was reported
         self._waits_judged = 0  # steps of this session
 
@@ -83,12 +82,16 @@ class Diagnosis(Callback):
         best = best_of(validations)
         if best is None or trainer.sanity_checking:
             return
-        severity = rules.overfitting(validations, self.health.overfit_rise)
-        if self._is_news("overfitting", severity):
+        severity = rules.overfitting(validations, self.config.health.overfit_rise)
+        if best is validations[-1]:
+            self._reported.pop("overfitting", None)  # only a new best ends the episode
+        if severity >= 1 and not self.overfitting:
+            self._reported["overfitting"] = severity
             text = overfitting_text(validations[-1], best, pl_module)
             self._report(trainer, "overfitting", severity, text)
         since_best = sum(row.step > best.step for row in validations)
-        if self.patience is not None and (severity >= 1 or since_best >= self.patience):
+        worse = severity >= 1 or since_best >= self.config.early_stopping_patience
+        if self.config.early_stopping and worse:
             trainer.should_stop = True
             text = tr(
                 "step {step:,}: stopping early (callbacks.early_stopping): "

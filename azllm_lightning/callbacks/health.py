@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -40,22 +39,6 @@ class RollBack(Exception):
                 last=last_step,
             )
         super().__init__(text)
-
-
-def rolling_back(problem: RollBack, checkpoint: Path | None) -> str:
-    """The message that the run continues from `checkpoint`, or from its start if that is None."""
-    if checkpoint is None:
-        text = tr(
-            "{problem}: rolling back to the start of the run and skipping those batches",
-            problem=problem,
-        )
-    else:
-        text = tr(
-            "{problem}: rolling back to {path} and skipping those batches",
-            problem=problem,
-            path=checkpoint,
-        )
-    return paragraph(text)
 
 
 class Health(Callback):

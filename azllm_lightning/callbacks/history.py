@@ -113,7 +113,7 @@ class History(Callback):
         assert isinstance(pl_module, CausalLM)
         if self.starts_from is not None:
             self.resumed_from.append(self.starts_from)
-        sequences = trainer.datamodule.effective_batch  # type: ignore[attr-defined]
+        sequences = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         self._tokens_per_step = int(sequences * pl_module.model_config.block_size)
         self.clock.start()
 

@@ -21,10 +21,10 @@ from azllm_lightning.callbacks.text import (
     size_text,
     verbatim,
 )
-from azllm_lightning.cli.entrance import command
 from azllm_lightning.cli.messages import tr, trn
-from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.optimizer import MuonConfig
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import BEST
@@ -35,21 +35,10 @@ from azllm_lightning.training.saving import KEEP
 MOST_ROWS = 12
 """Validations shown at the end; the curves have them all."""
 
-SIGNALS = {"SIGINT": "Ctrl+C"}
-"""What people type to send a signal."""
 
-
-def start_panel(
-    run: Run,
-    model: GPTConfig,
-    data: TokenDataModule,
-    trainer: TrainerConfig,
-    optimizer: OptimizerConfig,
-    device: str,
-) -> str:
-    """What is about to be trained, on what, and for how long."""
-    devices = hardware.num_devices(trainer.devices, device)
-    batch = data.config.batch_size * trainer.accumulate_grad_batches * devices
+def start_panel(config: RunConfig, run: Run, data: TokenDataModule, device: str) -> str:
+    """What is about to be trained, on what, and for how long, by a settled `config`."""
+    model = config.shape
     training_tokens = data.train_windows.num_windows * model.block_size
     shape = tr(
         "{params} parameters: {layers} x {width}, {heads} heads, "
@@ -71,40 +60,44 @@ def start_panel(
         labelled(tr("model"), shape),
         labelled(tr("data"), ", ".join(sizes)),
         verbatim("", str(data.folder)),
-        labelled(tr("steps"), _length(model, trainer.max_steps, batch, training_tokens)),
-        labelled(tr("hardware"), _hardware(trainer, device, devices)),
-        labelled(tr("disk"), _disk(run, checkpoint_bytes(model, trainer, optimizer))),
+        labelled(tr("steps"), _length(config, training_tokens)),
+        labelled(tr("hardware"), _hardware(config.trainer, device)),
+        labelled(tr("disk"), _disk(run, checkpoint_bytes(config))),
     ]
     return "\n".join(rows)
 
 
-def _length(model: GPTConfig, steps: int, batch: int, training_tokens: int) -> str:
+def _length(config: RunConfig, training_tokens: int) -> str:
     """Steps, tokens and epochs.
 
     About 20 tokens per parameter make the best model for a given compute (Hoffmann et al. 2022,
     arXiv:2203.15556).
     """
-    total = steps * batch * model.block_size
+    tokens_per_step = config.trainer.global_batch_size * config.shape.block_size
+    total = config.trainer.max_steps * tokens_per_step
     return tr(
         "{steps:,} x {tokens:,} tokens = {total} tokens "
         "({epochs} epochs; {ratio} tokens per parameter, Chinchilla ~20)",
-        steps=steps,
-        tokens=batch * model.block_size,
+        steps=config.trainer.max_steps,
+        tokens=tokens_per_step,
         total=count_text(total),
         epochs=ratio_text(total, training_tokens),
-        ratio=ratio_text(total, model.num_params()),
+        ratio=ratio_text(total, config.shape.num_params()),
     )
 
 
-def _hardware(trainer: TrainerConfig, device: str, devices: int) -> str:
+def _hardware(trainer: TrainerConfig, device: str) -> str:
+    devices = hardware.num_devices(trainer.devices, device)
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
         name = trn("cpu, {count} thread", "cpu, {count} threads", torch.get_num_threads())
+    if devices > 1:
+        name = f"{devices} x {name}"
     compiled = (
         tr("compiled (the first step takes a while)") if trainer.compile else tr("not compiled")
     )
-    return ", ".join([f"{devices} x {name}" if devices > 1 else name, trainer.precision, compiled])
+    return ", ".join([name, trainer.precision, compiled])
 
 
 def _disk(run: Run, needed: int) -> str:
@@ -122,16 +115,18 @@ def _disk(run: Run, needed: int) -> str:
     )
 
 
-def checkpoint_bytes(model: GPTConfig, trainer: TrainerConfig, optimizer: OptimizerConfig) -> int:
+def checkpoint_bytes(config: RunConfig) -> int:
     """About the size of a run's checkpoints: the full states kept, and the best weights, in fp32.
 
     AdamW keeps two moments of each parameter, Muon one of each hidden matrix.
     """
+    model = config.shape
     params = model.num_params()
     tables = model.vocab_size * model.n_embd * (1 if model.tie_embeddings else 2)
     state = 12 * params
-    if isinstance(optimizer, MuonConfig):
+    if isinstance(config.optimizer, MuonConfig):
         state -= 4 * (params - tables)
+    trainer = config.trainer
     states = min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
     return states * state + 4 * params
 
@@ -155,14 +150,6 @@ def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
     if best is None or row.val_loss < best.val_loss:
         return f"{line}  {tr('best')}"
     return f"{line}  {tr('+{gap:.3f} above best', gap=row.val_loss - best.val_loss)}"
-
-
-def stopped_line(reason: str, step: int, saved: bool) -> str:
-    """That the run was stopped early by `reason`, such as the name of a signal."""
-    reason = SIGNALS.get(reason, reason)
-    if not saved:
-        return tr("stopped by {reason}; there was nothing to save yet", reason=reason)
-    return tr("stopped by {reason} at step {step:,}, saved", reason=reason, step=step)
 
 
 def end_panel(

@@ -9,15 +9,25 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from azllm_lightning.callbacks.history import KEPT, LONG, Mean, Validation, best_of
 from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
 
+RECENT = 9
+"""Validations up to the best that show how noisy val_loss is."""
+
 IN_A_ROW = 2
 """Validations above the best before a rise counts: one may be an unlucky set of weights."""
 
-NOISE = 2.0
-"""Standard deviations of val_loss's own jitter that a rise must exceed."""
+NOISE = 3.0
+"""How many times the noise of val_loss a rise must be."""
+
+EVIDENCE = 4.0
+"""Tolerances that the last three rises must add up to: two steep ones, or three moderate ones."""
+
+FALL = 0.02
+"""Fall of train_loss since the best, as a share of val_loss, that is more than chance."""
 
 DECAY = 3.0
 """Weight decay that keeps a model larger than its text from memorising it."""
@@ -72,25 +82,33 @@ WATCHED_SECONDS = 20.0
 
 
 def overfitting(history: Sequence[Validation], share: float) -> float:
-    """How far val_loss has risen from its best while the training loss kept falling.
+    """How clearly val_loss has risen from its best while train_loss kept falling.
 
-    In units of what exceeds noise: the larger of `share` of the best and NOISE times the jitter
-    between validations. The validation windows are always the same, so that only the weights make
-    it jitter.
+    Rises above the best are counted in tolerances. A tolerance is `share` of the best, or NOISE
+    times the noise where that is more. Only validations up to the best measure the noise (`jitter`
+    and `setback`), so that the rise itself is not mistaken for it. The last IN_A_ROW rises must
+    each reach one tolerance, and the last three together EVIDENCE.
+
+    The result stays below 1 where val_loss is recovering, where train_loss has fallen by less than
+    FALL of val_loss since the best, and where the two are closer than CLOSE of val_loss.
     """
     best = best_of(history)
-    since = [] if best is None else [row for row in history if row.step > best.step]
-    if best is None or len(since) < IN_A_ROW:
+    if best is None:
         return 0.0
-    last, before = _train_loss(since[-1]), _train_loss(best)
-    tolerance = max(
-        share * max(1.0, best.val_loss), NOISE * jitter([row.val_loss for row in history])
-    )
-    rise = min(row.val_loss - best.val_loss for row in since[-IN_A_ROW:]) / tolerance
-    recovers = since[-1].val_loss < max(row.val_loss for row in since) - tolerance
-    # The mean at the best lags behind by half an interval, so that the gap must be there too.
-    train_falls = last < before and since[-1].val_loss - last > tolerance
-    return rise if train_falls and not recovers else min(rise, 0.9)
+    rows = [row for row in history if row.step and math.isfinite(row.val_loss)]
+    since = [row for row in rows if row.step > best.step]
+    if len(since) < IN_A_ROW:
+        return 0.0
+    before = [row.val_loss for row in rows if row.step <= best.step]
+    noise = max(jitter(before), setback(before))
+    tolerance = max(share * max(1.0, best.val_loss), NOISE * noise)
+    rises = [(row.val_loss - best.val_loss) / tolerance for row in since]
+    severity = min(*rises[-IN_A_ROW:], sum(rises[-3:]) / EVIDENCE)
+    recovers = rises[-1] < max(rises) - 1
+    train_loss = _train_loss(since[-1])
+    train_falls = _train_loss(best) - train_loss > FALL * best.val_loss
+    apart = since[-1].val_loss - train_loss > CLOSE * best.val_loss
+    return severity if train_falls and apart and not recovers else min(severity, 0.9)
 
 
 def against_overfitting(optimizer: OptimizerConfig, dropout: float) -> str:
@@ -104,20 +122,30 @@ def against_overfitting(optimizer: OptimizerConfig, dropout: float) -> str:
 
 
 def jitter(values: Sequence[float]) -> float:
-    """Standard deviation of the noise on a smooth curve, from third differences.
+    """Standard deviation of the noise on a smooth curve, from its third differences.
 
-    Taken over the last 9 points; 0 for fewer than 5. A quadratic has none, and the median is not
-    moved by a single turn; 1.4826 makes it a standard deviation for normal noise, whose third
-    difference has a variance of 1 + 9 + 9 + 1 = 20.
+    A quadratic has none, and the median is not moved by a single turn. The factor 1.4826 makes it a
+    standard deviation for normal noise, whose third difference has a variance of 1 + 9 + 9 + 1 = 20.
+    0 below 6 points, since one difference would move the median of two.
     """
-    recent = [value for value in values if math.isfinite(value)][-9:]
-    if len(recent) < 5:
+    recent = [value for value in values if math.isfinite(value)][-RECENT:]
+    if len(recent) < 6:
         return 0.0
     third = [
         abs(d - 3 * c + 3 * b - a)
         for a, b, c, d in zip(recent, recent[1:], recent[2:], recent[3:], strict=False)
     ]
     return 1.4826 * statistics.median(third) / math.sqrt(20)
+
+
+def setback(values: Sequence[float]) -> float:
+    """Highest rise of two values in a row above the lowest before, among the RECENT last values.
+
+    Up to a new best, these are the rises that a run has recovered from: slower than `jitter`.
+    """
+    lowest = list(accumulate(values, min))
+    rises = [min(pair) - low for pair, low in zip(pairwise(values), lowest[1:], strict=True)]
+    return max(rises[-RECENT:], default=0.0)
 
 
 def underfitting(

@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.throughput import peak_memory_bytes
 from azllm_lightning.config.trainer import TrainerConfig
-from azllm_lightning.runs.folder import Run, write_json
+from azllm_lightning.runs.atomic import write_json
+from azllm_lightning.runs.folder import Run
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.saving import BestCheckpoint
 

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import azllm_lightning
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.curves import SESSION
-from azllm_lightning.training.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,10 +42,10 @@ runs, which share them."""
 
 HPARAMS = {
     "model": "n_layer n_embd n_head dropout tie_embeddings",
-    "data": "name vocab_size block_size batch_size",
+    "data": "name vocab_size block_size",
     "optimizer": "name lr weight_decay",
     "schedule": "name warmup_steps min_lr_ratio",
-    "trainer": "max_steps accumulate_grad_batches precision compile",
+    "trainer": "max_steps global_batch_size micro_batch_size precision compile",
 }
 """Settings in the table of runs, in addition to seed, parameters and tokens of all steps."""
 
@@ -64,21 +64,19 @@ class TensorBoard(Callback):
     A resume drops those of the session before (`carry_curve`).
     """
 
-    def __init__(self, config: dict[str, Any], config_text: str) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.config_text = config_text
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write all of it, at step 0."""
         from torch.utils.tensorboard.summary import hparams
 
-        assert isinstance(pl_module, CausalLM)
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
-            table, row, _ = hparams(self._hparams(pl_module), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
+            table, row, _ = hparams(self._hparams(), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
             for summary in (_with_choice(table), row):
                 writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-            writer.add_text(f"{SESSION}config", code_block(self.config_text), 0)
+            writer.add_text(f"{SESSION}config", code_block(self.config.to_yaml()), 0)
             writer.add_text(f"{SESSION}environment", code_block(environment()), 0)
             # Lightning writes this file only where it is absent.
             hparams_file = Path(writer.log_dir) / TensorBoardLogger.NAME_HPARAMS_FILE
@@ -86,16 +84,18 @@ class TensorBoard(Callback):
         for logger in trainer.loggers:
             logger.save()
 
-    def _hparams(self, module: CausalLM) -> dict[str, float | str]:
+    def _hparams(self) -> dict[str, float | str]:
+        values = self.config.to_mapping()
         found = {
-            f"{group}.{key}": self.config[group].get(key)
+            f"{group}.{key}": values[group].get(key)
             for group, keys in HPARAMS.items()
             for key in keys.split()
         }
-        sequences = module.trainer.datamodule.effective_batch  # type: ignore[attr-defined]
-        found["seed"] = self.config["seed"]
-        found["parameters"] = module.model_config.num_params()
-        found["tokens"] = module.trainer.max_steps * sequences * module.model_config.block_size
+        model = self.config.shape
+        found["seed"] = self.config.seed
+        found["parameters"] = model.num_params()
+        sequences = self.config.trainer.max_steps * self.config.trainer.global_batch_size
+        found["tokens"] = sequences * model.block_size
         return {
             key: str(value).lower() if isinstance(value, bool) else value
             for key, value in found.items()

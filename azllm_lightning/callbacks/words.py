@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from azllm_lightning.config.strict import one_of
-
 LANGUAGES = ("en", "az")
 
 
@@ -17,7 +15,6 @@ class Words:
     """
 
     def __init__(self, lang: str = "en") -> None:
-        one_of("lang", lang, LANGUAGES)
         self.texts = {row["key"]: row[lang] for row in read_texts()}
 
     def __call__(self, key: str, **fields: object) -> str:

@@ -1,8 +1,8 @@
 """What people read, in English and in Azerbaijani.
 
 The English text stands where it is used and is the key of its translation, as in gettext:
-`tr("{path}: no such file", path=path)`. `messages.tsv` next to this file has the Azerbaijani; a test
-compares it with every text in the code. The language is one per process: `use_language`.
+`tr("{path}: no such file", path=path)`. `messages.tsv` next to this file has the Azerbaijani; a
+test compares it with every text in the code. The language is one per process: `use_language`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def use_language(lang: str | None) -> None:
     _language = lang
 
 
-def tr(text: str, **fields: object) -> str:
+def tr(text: str, /, **fields: object) -> str:
     """`text` in the language in use, with `fields` filled in as by `str.format`."""
     if language() != "en":
         text = translations().get(text, text)
     return text.format(**fields) if fields else text
 
 
-def trn(singular: str, plural: str, count: int, **fields: object) -> str:
+def trn(singular: str, plural: str, count: int, /, **fields: object) -> str:
     """`singular` if `count` is 1, else `plural`, as `tr` gives it; `count` is a field as well."""
     return tr(singular if count == 1 else plural, count=count, **fields)
 

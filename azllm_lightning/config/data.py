@@ -1,23 +1,40 @@
-"""What `conf/data/*.yaml` says: which text, how it is cut, and how batches are made of it."""
+"""The settings of conf/data: which text, and how it is cut into windows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from azllm_lightning.config.strict import one_of
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.strict import Problems
 
 MAX_VOCAB_SIZE = 65_536
-"""Shards keep a token in 16 bits."""
+"""Shards store a token in 16 bits."""
 
 MIN_VOCAB_SIZE = 257
 """256 bytes and the end-of-text token."""
 
+AT_LEAST = {
+    "max_bytes": 1,
+    "max_document_bytes": 64,
+    "vocab_size": MIN_VOCAB_SIZE,
+    "tokenizer_sample_bytes": 1,
+    "tales_bytes": 1,
+    "tales_seed": 0,
+    "prepare_workers": 1,
+    "block_size": 1,
+    "val_windows": 1,
+    "num_workers": 0,
+}
+"""The smallest value of each number that may be set."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Settings of the text and its batches, as commented in conf/data/text.yaml; ValueError on one out of range.
+    """Settings of the text and its windows, as conf/data/text.yaml explains them.
 
-    All but the last four decide what the prepared shards hold.
+    All but the last four decide what the prepared shards contain.
+
+    Raises ValueError for a value out of range.
     """
 
     name: str = "text"
@@ -38,44 +55,30 @@ class DataConfig:
     tales_seed: int = 0
     prepare_workers: int | None = None
     block_size: int = 256
-    batch_size: int = 8
     val_windows: int | None = 512
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        one_of("data.txt_documents", self.txt_documents, ("blank_lines", "file"))
-        one_of("data.on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
-        problems = []
-        at_least = {
-            "max_bytes": 1,
-            "max_document_bytes": 64,
-            "vocab_size": MIN_VOCAB_SIZE,
-            "tokenizer_sample_bytes": 1,
-            "tales_bytes": 1,
-            "tales_seed": 0,
-            "prepare_workers": 1,
-            "block_size": 1,
-            "batch_size": 1,
-            "val_windows": 1,
-            "num_workers": 0,
-        }
-        for key, least in at_least.items():
+        problems = Problems("data")
+        problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
+        problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
+        for key, least in AT_LEAST.items():
             value = getattr(self, key)
-            if value is not None and value < least:
-                problems.append(f"data.{key}={value} is below {least}")
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            problems.append(
-                f"data.vocab_size={self.vocab_size} is above {MAX_VOCAB_SIZE}: a token takes 16 bits"
-            )
-        if not 0 < self.val_fraction < 1:
-            problems.append(f"data.val_fraction={self.val_fraction} is not between 0 and 1")
+            wanted = tr("at least {least}", least=least)
+            problems.require(value is None or value >= least, key, value, wanted)
+        wanted = tr("at most {most}: shards store a token in 16 bits", most=MAX_VOCAB_SIZE)
+        vocab = self.vocab_size
+        problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
+        share = self.val_fraction
+        problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
         if self.name == "tales" and (self.path is not None or self.val_path is not None):
-            problems.append(
-                f"data.path={self.path or self.val_path} is not read by data=tales, which writes its text itself; "
-                "use data=text"
+            problems.add(
+                tr(
+                    "data=tales generates its own text and ignores data.path={path}; add data=text",
+                    path=self.path or self.val_path,
+                )
             )
-        if problems:
-            raise ValueError("\n".join(problems))
+        problems.raise_if_any()
 
     @property
     def paths(self) -> list[str]:
@@ -89,4 +92,6 @@ class DataConfig:
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)

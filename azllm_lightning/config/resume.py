@@ -1,152 +1,131 @@
-"""What a resumed run is: the stored settings, with what was typed on top, as far as that leaves it the same run."""
+"""What a resumed run is: its stored settings with what was typed on top, as far as it stays the
+same run.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from azllm_lightning.cli.composition import composed_mapping
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.overrides import ParsedOverride, parse_override
+from azllm_lightning.config.callbacks import is_custom
+from azllm_lightning.config.run import RunConfig
 
-Config = dict[str, Any]
+Values = dict[str, Any]
 
 FRESH = ("ckpt_path", "init_from", "logs_dir")
 """Keys that say how this session starts, and are never taken from a stored config."""
 
 CODE = ("callbacks", "logger")
-"""Groups whose `_target_` entries name code to run: those come from the user's own config, never from a file."""
+"""Groups whose `_target_` entries name code to run: it comes from the user's config, never from a
+file.
+"""
 
 FIXED = {
-    "seed": ("seed",),
-    "model shape": ("model",),
-    "context": ("data", "block_size"),
-    "optimizer": ("optimizer", "name"),
+    "seed": "seed",
+    "data.block_size": "block_size",
+    "optimizer.name": "optimizer",
+    "trainer.global_batch_size": "global_batch_size",
 }
-"""What makes a run this run; a change of these is another run."""
+"""Settings besides the model's shape that make a run this run; another value is another run."""
 
 
-def resumed_config(
-    stored: Config,
-    composed: Config,
-    overrides: Sequence[str],
-    compose: Callable[[Sequence[str]], Config],
-) -> Config:
-    """The stored config with `overrides` on top; `composed` is the config that they make over the defaults.
+def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str) -> RunConfig:
+    """The config of a resumed run: that of the file `checkpoint`, with what `typed` has on top.
 
-    A group choice (model=tiny, +experiment=t4) that the run was started with is no news; another one brings the values
-    in which it differs from the defaults (`compose` tells them).
+    `stored` is the mapping in the checkpoint; `typed` is composed over the defaults, of which only
+    the keys that were typed count. A group choice (model=tiny, experiment=t4) that the run was
+    started with changes nothing; another one brings the values in which it differs from the
+    defaults.
+
+    Raises ValueError, with both values, where the result would be another run.
     """
-    config = {key: value for key, value in copy.deepcopy(stored).items() if key != "overrides"}
-    started_with = set(stored.get("overrides", []))
-    defaults: Config | None = None
-    for text in overrides:
-        override = OverridesParser.create().parse_override(text)
-        key, path = override.key_or_group, override.key_or_group.split(".")
-        if override.is_delete():
-            _delete(config, path)
-        elif _is_group(key, composed):
-            if text in started_with:
-                continue
-            defaults = compose([]) if defaults is None else defaults
-            _overlay(config, defaults, compose([text]))
-        else:
-            _set(config, path, _get(composed, path))
-    for group in (
-        "data",
-        "schedule",
-        "trainer",
-        "callbacks",
-    ):  # keys younger than the run, at their defaults
-        _fill(config[group], composed[group])
+    started_with = list(stored.get("overrides", []))
+    values = {
+        key: value for key, value in copy.deepcopy(dict(stored)).items() if key != "overrides"
+    }
+    composed = typed.to_mapping()
+    for text in typed.overrides:
+        override = parse_override(text)
+        if not override.is_group(composed):
+            _lay_over(values, override, composed)
+        elif text not in started_with:
+            _lay_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
+    for group in ("data", "schedule", "trainer", "callbacks"):
+        _fill(values[group], composed[group])  # keys younger than the run, at their defaults
     for key in FRESH:
-        config[key] = composed[key]
+        values[key] = composed[key]
     for group in CODE:
-        kept = {k: v for k, v in config[group].items() if not _has_target(v)}
-        config[group] = kept | {k: v for k, v in composed[group].items() if _has_target(v)}
+        own = {key: value for key, value in values[group].items() if not is_custom(value)}
+        theirs = {key: value for key, value in composed[group].items() if is_custom(value)}
+        values[group] = own | theirs
+    overrides = list(dict.fromkeys([*started_with, *typed.overrides]))
+    config = RunConfig.from_mapping(values, overrides)
+    _check_same_run(RunConfig.from_mapping({**values, **_identity(stored)}), config, checkpoint)
     return config
 
 
-def check_same_run(stored: Config, config: Config, path: str) -> None:
-    """Raise ValueError where `config` would make the checkpoint `path` another run, with both values."""
-    problems = []
-    for name, keys in FIXED.items():
-        before, now = _get(stored, list(keys)), _get(config, list(keys))
-        if name == "model shape":
-            before, now = (
-                {k: v for k, v in part.items() if k != "dropout"} for part in (before, now)
+def _identity(stored: Mapping[str, Any]) -> Values:
+    """The parts of a stored config in which FIXED and the model's shape are."""
+    return {key: stored[key] for key in ("seed", "data", "model", "optimizer", "trainer")}
+
+
+def _check_same_run(stored: RunConfig, config: RunConfig, checkpoint: str) -> None:
+    before, now = stored.to_mapping(), config.to_mapping()
+    shape, wanted = asdict(stored.model), asdict(config.model)
+    pairs = {f"model.{key}": (shape[key], wanted.get(key)) for key in shape if key != "dropout"}
+    for key in FIXED:
+        path = key.split(".")
+        pairs[key] = (_get(before, path), _get(now, path))
+    differing = [
+        tr("{key}: {before} in the checkpoint, {now} asked for", key=key, before=old, now=new)
+        for key, (old, new) in pairs.items()
+        if old != new
+    ]
+    if differing:
+        raise ValueError(
+            tr(
+                "{path} cannot be resumed with other values of settings that define the run:\n"
+                "  {differing}\nOmit these, or start a new run (init_from= starts it from these "
+                "weights)",
+                path=checkpoint,
+                differing="\n  ".join(differing),
             )
-            changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-            problems += [
-                f"model.{k}: {before.get(k)} in the checkpoint, {now.get(k)} asked for"
-                for k in changed
-            ]
-        elif before != now:
-            problems.append(f"{'.'.join(keys)}: {before} in the checkpoint, {now} asked for")
-    if problems:
-        raise ValueError(
-            f"{path} cannot be resumed with other settings of the run itself:\n  "
-            + "\n  ".join(problems)
-            + "\nLeave these out, or start a new run (its weights can be the start: init_from=...)"
         )
 
 
-def adapted_accumulation(
-    effective_batch: int, batch_size: int, devices: int, asked: int | None
-) -> int:
-    """Micro-batches per step that keep `effective_batch` windows; ValueError where `batch_size` cannot divide it.
-
-    `asked` is trainer.accumulate_grad_batches if it was typed, and must then agree.
-    """
-    share = batch_size * devices
-    if effective_batch % share or (asked is not None and asked * share != effective_batch):
-        fits = ", ".join(
-            str(b) for b in range(1, effective_batch + 1) if effective_batch % (b * devices) == 0
-        )
-        raise ValueError(
-            f"the run takes {effective_batch} windows a step; data.batch_size={batch_size} x {devices} device(s)"
-            + (f" x trainer.accumulate_grad_batches={asked}" if asked is not None else "")
-            + f" does not make that. data.batch_size can be one of {fits}, without trainer.accumulate_grad_batches"
-        )
-    return effective_batch // share
+def _lay_over(values: Values, override: ParsedOverride, composed: Values) -> None:
+    *parents, name = override.path
+    for key in parents:
+        values = values.setdefault(key, {})
+    if override.is_deletion:
+        values.pop(name, None)
+    else:
+        values[name] = _get(composed, override.path)
 
 
-def _is_group(key: str, composed: Config) -> bool:
-    return key == "experiment" or ("." not in key and isinstance(composed.get(key), dict))
-
-
-def _overlay(config: Config, base: Config, changed: Config) -> None:
+def _lay_difference(values: Values, base: Values, changed: Values) -> None:
     for key, value in changed.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _overlay(config.setdefault(key, {}), base[key], value)
+            _lay_difference(values.setdefault(key, {}), base[key], value)
         elif key not in base or base[key] != value:
-            config[key] = value
+            values[key] = value
 
 
-def _fill(config: Config, defaults: Config) -> None:
+def _fill(values: Values, defaults: Values) -> None:
     for key, value in defaults.items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
-            _fill(config[key], value)
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _fill(values[key], value)
         else:
-            config.setdefault(key, copy.deepcopy(value))
+            values.setdefault(key, copy.deepcopy(value))
 
 
-def _get(config: Config, path: list[str]) -> Any:
+def _get(values: Values, path: list[str]) -> Any:
+    found: Any = values
     for key in path:
-        config = config[key]
-    return config
-
-
-def _set(config: Config, path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        config = config.setdefault(key, {})
-    config[path[-1]] = value
-
-
-def _delete(config: Config, path: list[str]) -> None:
-    for key in path[:-1]:
-        config = config.get(key, {})
-    config.pop(path[-1], None)
-
-
-def _has_target(value: Any) -> bool:
-    return isinstance(value, dict) and "_target_" in value
+        found = found[key]
+    return found

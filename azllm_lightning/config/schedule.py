@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from azllm_lightning.config.strict import one_of
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.strict import Problems
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The settings of conf/schedule. `total_steps` None means the run's max_steps, settled at the first start."""
+    """The learning-rate schedule, as conf/schedule/linear.yaml explains it.
+
+    `total_steps` None means the run's max_steps; the first start of a run settles it.
+    """
 
     name: str
     warmup_steps: int
@@ -18,16 +22,15 @@ class ScheduleConfig:
     min_lr_ratio: float
 
     def __post_init__(self) -> None:
-        one_of("schedule.name", self.name, ("cosine", "linear", "sqrt", "constant"))
-        if self.warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
-        if self.total_steps is not None and self.total_steps < 1:
-            raise ValueError(
-                f"schedule.total_steps={self.total_steps} must be at least 1, or null for trainer.max_steps"
-            )
-        if not 0 < self.decay_ratio <= 1:
-            raise ValueError(
-                f"schedule.decay_ratio={self.decay_ratio} must be above 0 and at most 1"
-            )
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise ValueError(f"schedule.min_lr_ratio={self.min_lr_ratio} is outside 0..1")
+        problems = Problems("schedule")
+        problems.require_choice("name", self.name, ("cosine", "linear", "sqrt", "constant"))
+        warmup = self.warmup_steps
+        problems.require(warmup >= 0, "warmup_steps", warmup, tr("at least 0"))
+        total = self.total_steps
+        wanted = tr("at least 1, or null for trainer.max_steps")
+        problems.require(total is None or total >= 1, "total_steps", total, wanted)
+        ratio = self.decay_ratio
+        problems.require(0 < ratio <= 1, "decay_ratio", ratio, tr("above 0 and at most 1"))
+        ratio = self.min_lr_ratio
+        problems.require(0 <= ratio <= 1, "min_lr_ratio", ratio, tr("from 0 to 1"))
+        problems.raise_if_any()

@@ -1,68 +1,106 @@
-"""One strict door for settings: a mapping becomes a frozen dataclass, or one message that lists every mistake."""
+"""One strict door for settings: a mapping becomes a frozen dataclass, or one message with every
+mistake.
+"""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
+
+from azllm_lightning.cli.keys import unknown_key
+from azllm_lightning.cli.messages import tr
 
 T = TypeVar("T")
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+class Problems:
+    """Collects what is wrong with the settings of one `group`, to report all of it at once."""
+
+    def __init__(self, group: str = "") -> None:
+        self.prefix = f"{group}." if group else ""
+        self.messages: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Add one complete message."""
+        self.messages.append(message)
+
+    def require(self, ok: bool, name: str, value: object, wanted: str) -> None:
+        """Unless `ok`, report that the setting `name` must be `wanted` ("at least 1") and is
+        `value`.
+        """
+        if not ok:
+            key = self.prefix + name
+            self.add(tr("{key}={value} must be {wanted}", key=key, value=value, wanted=wanted))
+
+    def require_choice(self, name: str, value: object, choices: Iterable[object]) -> None:
+        """Report a `value` of the setting `name` that is not one of `choices`."""
+        wanted = tr("one of {choices}", choices=", ".join(map(str, choices)))
+        self.require(value in choices, name, value, wanted)
+
+    def attempt(self, read: Callable[[], T]) -> T | None:
+        """What `read` returns; None, and its message added, if it raises ValueError."""
+        try:
+            return read()
+        except ValueError as error:
+            self.add(str(error))
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raise ValueError with every message, one per line."""
+        if self.messages:
+            raise ValueError("\n".join(self.messages))
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], group: str = "") -> T:
     """Build the dataclass `cls` from plain `values`, refusing unknown keys and wrong types.
 
-    `where` is the config group that the user would edit ("data", "trainer"; "" for keys outside groups); it starts
-    every complaint.
-    An int is taken where a float is asked for; nothing else is converted, so that `batch_size=4.5` or
-    `seed=abc` is told and not bent. Rules between values belong in the dataclass's `__post_init__`.
+    `group` is the config group that the user would edit ("data", "trainer"; "" for keys outside
+    groups); it starts every message. A field whose type is a dataclass takes a mapping; if that
+    class has a method `read(values, group)`, that builds it. An int is accepted where a float is
+    wanted; nothing else is converted, so that `max_steps=4.5` or `seed=abc` is reported and not
+    bent. Rules between values belong in the dataclass's `__post_init__`.
 
-    Raises ValueError with all mistakes at once.
+    Raises ValueError with every mistake.
     """
+    problems = Problems(group)
     hints = typing.get_type_hints(cls)
-    group = f"{where}." if where else ""
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    problems = [
-        unknown_key(group + key, [group + k for k in known]) for key in values if key not in known
-    ]
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            full = [problems.prefix + name for name in known]
+            problems.add(unknown_key(problems.prefix + key, full))
     accepted: dict[str, Any] = {}
-    for f in fields(cls):  # type: ignore[arg-type]
-        if f.name not in values:
-            if f.default is MISSING and f.default_factory is MISSING:
-                problems.append(f"{group}{f.name} is missing")
-            continue
-        value = values[f.name]
-        if not _fits(value, hints[f.name]):
-            problems.append(f"{group}{f.name}={value!r} is not {_spell(hints[f.name])}")
-        elif (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and float in _options(hints[f.name])
-        ):
-            accepted[f.name] = value if int in _options(hints[f.name]) else float(value)
-        else:
-            accepted[f.name] = value
-    if problems:
-        raise ValueError("\n".join(problems))
+    for field in fields(cls):  # type: ignore[arg-type]
+        name = field.name
+        if name in values:
+            accepted[name] = _accept(values[name], hints[name], problems.prefix + name, problems)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            problems.add(tr("{key} is missing", key=problems.prefix + name))
+    problems.raise_if_any()
     return cls(**accepted)
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The complaint about an unknown `key`, with the nearest known one if there is any."""
-    if key in (known := list(known)):  # by the defaults; the group's choice here is another
-        return f"{key} is no setting of the {key.partition('.')[0]} chosen here: leave it out"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"unknown setting {key}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def one_of(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    choices = list(choices)
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
+def _accept(value: Any, hint: Any, key: str, problems: Problems) -> Any:
+    """`value` as the field's type `hint` wants it; a mistake is added to `problems`."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            problems.add(tr("{key}={value} is not a group of settings", key=key, value=repr(value)))
+            return None
+        read = getattr(hint, "read", None)
+        if read is not None:
+            return problems.attempt(lambda: read(value, key))
+        return problems.attempt(lambda: from_mapping(typing.cast("type[Any]", hint), value, key))
+    options = _options(hint)
+    if not any(_fits(value, option) for option in options):
+        wanted = tr(" or ").join(dict.fromkeys(map(_spelled, options)))
+        problems.add(tr("{key}={value} is not {wanted}", key=key, value=repr(value), wanted=wanted))
+        return None
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_int and float in options and int not in options else value
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -71,45 +109,34 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    for option in _options(hint):
-        origin = typing.get_origin(option) or option
-        if option is Any:
-            return True
-        if origin is typing.Literal:
-            if value in typing.get_args(option):
-                return True
-        elif option is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif option is int:
-            if isinstance(value, int) and not isinstance(value, bool):
-                return True
-        elif origin in (list, tuple):
-            inner = (typing.get_args(option) or (Any,))[0]
-            if isinstance(value, (list, tuple)) and all(_fits(v, inner) for v in value):
-                return True
-        elif origin is dict:
-            if isinstance(value, Mapping):
-                return True
-        elif isinstance(value, origin):
-            return True
-    return False
+def _fits(value: Any, option: Any) -> bool:
+    """Whether `value` is of the type `option`, which is no union."""
+    origin = typing.get_origin(option) or option
+    if origin is typing.Literal:
+        return value in typing.get_args(option)
+    if option is Any:
+        return True
+    if option in (int, float):
+        numbers = (int, float) if option is float else (int,)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    if origin in (list, tuple):
+        inner = (typing.get_args(option) or (Any,))[0]
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner) for item in value)
+    return isinstance(value, Mapping if origin is dict else origin)
 
 
-def _spell(hint: Any) -> str:
+def _spelled(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        choices = ", ".join(map(str, typing.get_args(option)))
+        return tr("one of {choices}", choices=choices)
     words = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
+        int: tr("a whole number"),
+        float: tr("a number"),
+        str: tr("text"),
+        bool: tr("true or false"),
         type(None): "null",
+        list: tr("a list"),
+        tuple: tr("a list"),
+        dict: tr("a mapping"),
     }
-    words |= {list: "a list", tuple: "a list", dict: "a mapping"}
-    spelt = [
-        f"one of {', '.join(map(str, typing.get_args(option)))}"
-        if typing.get_origin(option) is typing.Literal
-        else words[typing.get_origin(option) or option]
-        for option in _options(hint)
-    ]
-    return " or ".join(dict.fromkeys(spelt))
+    return words[typing.get_origin(option) or option]

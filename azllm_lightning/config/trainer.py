@@ -4,59 +4,97 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
-from azllm_lightning.config.strict import one_of
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.strict import Problems
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How long a run lasts, on what, and how often it looks and saves. Steps are always optimizer steps."""
+    """How long a run lasts, on what, and how often it validates and saves.
+
+    Steps are always optimizer steps. The meaning of each key is in conf/trainer/default.yaml.
+    """
 
     max_steps: int
-    accumulate_grad_batches: int
+    global_batch_size: int
+    micro_batch_size: int | Literal["auto"]
     gradient_clip_val: float
     val_every_steps: int
     checkpoint_every_steps: int
     checkpoint_every_minutes: float | None
     log_every_steps: int
-    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
-    compile: bool | str
-    accelerator: str
+    precision: str
+    compile: bool | Literal["auto"]
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: int | str
-    strategy: str
+    strategy: Literal["auto", "ddp", "ddp_notebook"]
     deterministic: bool
     deadline: str | None
 
     def __post_init__(self) -> None:
+        problems = Problems("trainer")
         for name in (
             "max_steps",
-            "accumulate_grad_batches",
+            "global_batch_size",
+            "micro_batch_size",
             "val_every_steps",
             "checkpoint_every_steps",
             "log_every_steps",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name}={getattr(self, name)} must be at least 1")
-        if self.gradient_clip_val < 0:
-            raise ValueError(
-                f"trainer.gradient_clip_val={self.gradient_clip_val} must not be negative (0 = no clipping)"
+            value = getattr(self, name)
+            problems.require(value == "auto" or value >= 1, name, value, tr("at least 1"))
+        clip = self.gradient_clip_val
+        problems.require(clip >= 0, "gradient_clip_val", clip, tr("at least 0 (0: no clipping)"))
+        precisions = ("auto", "32-true", "16-mixed", "bf16-mixed")
+        problems.require_choice("precision", self.precision, precisions)
+        minutes = self.checkpoint_every_minutes
+        wanted = tr("above 0, or null")
+        problems.require(
+            minutes is None or minutes > 0, "checkpoint_every_minutes", minutes, wanted
+        )
+        problems.require(
+            self._devices_are_valid(),
+            "devices",
+            self.devices,
+            tr("a number from 1, a list like '0,1', or auto"),
+        )
+        if self.deadline is not None:
+            deadline = self.deadline
+            problems.attempt(lambda: parse_deadline(deadline, now=0.0))
+        problems.raise_if_any()
+
+    def _devices_are_valid(self) -> bool:
+        if isinstance(self.devices, int):
+            return self.devices >= 1
+        return self.devices == "auto" or re.fullmatch(r"\d+(,\d+)*", self.devices) is not None
+
+
+def parse_deadline(text: str, now: float) -> float:
+    """Seconds since the epoch of a deadline.
+
+    It is a span from `now` ("11h30m", "45m", "90s") or a clock time ("06:30"). A clock time that
+    has passed today means tomorrow's; "2026-11-23T06:30" names the day too.
+
+    Raises ValueError for any other text.
+    """
+    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if span and any(span.groups()):
+        hours, minutes, seconds = (int(part or 0) for part in span.groups())
+        return now + timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+    here = datetime.fromtimestamp(now)
+    if clock := re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text):
+        at = here.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
+        return (at if at > here else at + timedelta(days=1)).timestamp()
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise ValueError(
+            tr(
+                "trainer.deadline={deadline} is neither a span (11h30m, 45m, 90s) nor a time "
+                "(06:30, 2026-11-23T06:30)",
+                deadline=repr(text),
             )
-        if self.checkpoint_every_minutes is not None and self.checkpoint_every_minutes <= 0:
-            raise ValueError(
-                f"trainer.checkpoint_every_minutes={self.checkpoint_every_minutes} must be positive, or null"
-            )
-        if isinstance(self.compile, str):
-            one_of("trainer.compile", self.compile, ("auto", "true", "false"))
-        one_of("trainer.strategy", self.strategy, ("auto", "ddp", "ddp_notebook"))
-        one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda"))
-        if (
-            isinstance(self.devices, str)
-            and self.devices != "auto"
-            and not re.fullmatch(r"\d+(,\d+)*", self.devices)
-        ):
-            raise ValueError(
-                f"trainer.devices={self.devices!r} is not a number, a list like '0,1', or auto"
-            )
-        if isinstance(self.devices, int) and self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices} must be at least 1")
+        ) from None

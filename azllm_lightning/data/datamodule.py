@@ -71,9 +71,9 @@ class TokenDataModule(LightningDataModule):
     that a resume must find again, the seed, the effective batch, and the ranges of windows that were left out.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0) -> None:
+    def __init__(self, config: DataConfig, micro_batch_size: int, seed: int = 0) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.micro_batch_size, self.seed = config, micro_batch_size, seed
         self.skipped: list[list[int]] = []
         self._to_skip: list[list[int]] = []
 
@@ -108,17 +108,17 @@ class TokenDataModule(LightningDataModule):
         return int(self.trainer.accumulate_grad_batches) if self.trainer else 1
 
     @property
-    def effective_batch(self) -> int:
+    def global_batch_size(self) -> int:
         """Windows in an optimizer step, over all micro-batches and processes."""
         world_size = self.trainer.world_size if self.trainer else 1
-        return self.config.batch_size * self.accumulate * world_size
+        return self.micro_batch_size * self.accumulate * world_size
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Micro-batches from the trainer's step on, endless."""
         trainer = self.trainer
         sampler = StepSampler(
             first_step=trainer.global_step if trainer else 0,
-            micro_batch=self.config.batch_size,
+            micro_batch=self.micro_batch_size,
             accumulate=self.accumulate,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
@@ -131,7 +131,7 @@ class TokenDataModule(LightningDataModule):
         rank = self.trainer.global_rank if self.trainer else 0
         world_size = self.trainer.world_size if self.trainer else 1
         chosen = self.chosen_val_windows()[rank::world_size]
-        size = self.config.batch_size
+        size = self.micro_batch_size
         return self._loader(
             self.val_windows, Batches([chosen[i : i + size] for i in range(0, len(chosen), size)])
         )
@@ -177,7 +177,7 @@ class TokenDataModule(LightningDataModule):
         return {
             "fingerprint": self.fingerprint,
             "seed": self.seed,
-            "effective_batch": self.effective_batch,
+            "global_batch_size": self.global_batch_size,
             "skipped": self.skipped,
         }
 
@@ -187,7 +187,7 @@ class TokenDataModule(LightningDataModule):
         here = self.state_dict()
         remedies = {
             "seed": "leave out seed=, or start a new run",
-            "effective_batch": "choose data.batch_size x trainer.accumulate_grad_batches x devices accordingly",
+            "global_batch_size": "choose data.batch_size x trainer.accumulate_grad_batches x devices accordingly",
         }
         for key, remedy in remedies.items():
             if state_dict[key] != here[key]:
@@ -211,7 +211,7 @@ class TokenDataModule(LightningDataModule):
 
         It takes effect with the next restored state, or at once where the run starts anew.
         """
-        batch = self.effective_batch
+        batch = self.global_batch_size
         start = skip_over((first - 1) * batch, self.skipped)
         stop = skip_over(last * batch - 1, self.skipped) + 1
         self._to_skip.append([start, stop])

@@ -42,7 +42,7 @@ CLEANING_VERSION = 1
 _UNFINISHED = (".azllm-", ".unfinished")  # before and after the final name
 _BATCH_BYTES = 1 << 19
 # These decide nothing of the content: what follows windows and batches, and what only says where and how fast.
-_NOT_CONTENT = ("dir", "block_size", "batch_size", "val_windows", "num_workers", "prepare_workers")
+_NOT_CONTENT = ("dir", "block_size", "val_windows", "num_workers", "prepare_workers")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.inference.decoding import CachedDecoder
 from azllm_lightning.model.gpt import GPT
 
@@ -21,64 +21,6 @@ NUCLEUS = 1024
 
 UNFINISHED = "\ufffd"
 """What the first bytes of a letter decode to, until its last byte is there."""
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen; applied in this order.
-
-    repetition_penalty divides the positive logits of tokens that the text already has, prompt included, and multiplies
-    the negative ones (arXiv:1909.05858); end of text is left alone. temperature divides the logits; at 0 the likeliest
-    token is taken. top_k leaves the k likeliest tokens; of those top_p leaves the likeliest whose probabilities first
-    reach p together (arXiv:1904.09751), and min_p those at least min_p times as likely as the likeliest
-    (arXiv:2407.01082). The same seed gives the same samples; None draws others each time.
-
-    Raises ValueError for settings out of range.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        infinity = float("inf")
-        for name, right, bounds in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            (
-                "temperature",
-                0 <= self.temperature < infinity,
-                "at least 0 (0 takes the likeliest token)",
-            ),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or null for all tokens"),
-            (
-                "top_p",
-                self.top_p is None or 0 < self.top_p <= 1,
-                "in (0, 1], or null for all tokens",
-            ),
-            (
-                "min_p",
-                self.min_p is None or 0 <= self.min_p <= 1,
-                "in [0, 1], or null for all tokens",
-            ),
-            (
-                "repetition_penalty",
-                0 < self.repetition_penalty < infinity,
-                "above 0 (1 changes nothing)",
-            ),
-            (
-                "seed",
-                self.seed is None or 0 <= self.seed < 2**64,
-                f"a whole number from 0 to {2**64 - 1}, or null",
-            ),
-        ):
-            if not right:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is out of range: it must be {bounds}"
-                )
 
 
 def sample(
@@ -105,7 +47,13 @@ def sample(
     Raises ValueError for settings out of range.
     """
     settings = SamplingConfig(
-        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
     )
     steps = stream(model, tokenizer, prompt, settings, num_samples, stop)
     return ["".join(pieces) for pieces in zip(*steps, strict=True)]

@@ -1,26 +1,24 @@
-"""Checkpoint files that survive: written whole or not at all, verified before use, loaded without pickle."""
+"""The checkpoint files of a run: their names, and which of them are complete."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.formats.load import read_checkpoint
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+from azllm_lightning.runs.atomic import replacing
 
 log = logging.getLogger(__name__)
 
-BEST, LAST = "best.ckpt", "last.ckpt"
+BEST = "best.ckpt"
+LAST = "last.ckpt"
 STEP_NAME = re.compile(r"step_(\d{8,})\.ckpt")
 
 
@@ -30,98 +28,87 @@ def step_path(folder: Path, step: int) -> Path:
 
 
 def step_files(folder: Path) -> list[tuple[int, Path]]:
-    """The full states in `folder` with their steps, newest first; by name, not by date, which copying changes."""
+    """The full states in `folder` with their steps, newest first.
+
+    The order is that of the names: copying changes the dates.
+    """
     found = ((STEP_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.ckpt"))
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def write_atomically(checkpoint: dict[str, Any], target: Path) -> None:
-    """torch.save to a temporary sibling, fsync of file and folder, os.replace."""
+def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
+    """`torch.save` to `target`, completely or not at all.
+
+    Raises OSError where the system refuses, with what it said: torch's writer hides it in a
+    RuntimeError.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(target) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(
-            error.__context__, OSError
-        ):  # torch's writer hides what the system said behind a RuntimeError
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    if (
-        os.name == "posix"
-    ):  # the new name itself must reach the disk; Windows has no handle for a folder
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed saves left behind; only the holder of the run's lock may call this."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """`read_checkpoint` after the CRC-32 of every part of the file was checked, which torch.load leaves out."""
+    """`read_checkpoint` after checking the CRC-32 of every part of the file, which torch.load
+    omits.
+
+    Raises ValueError where the file is not complete.
+    """
     if path.is_file():
         try:
             with zipfile.ZipFile(path) as file:
                 broken = file.testzip()
         except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise ValueError(f"{path}: not a whole checkpoint ({error})") from None
+            message = tr("{path}: not a complete checkpoint ({reason})", path=path, reason=error)
+            raise ValueError(message) from None
         if broken:
             raise ValueError(
-                f"{path}: not a whole checkpoint (its part {broken} does not match its checksum)"
+                tr(
+                    "{path}: not a complete checkpoint (the checksum of its part {part} is wrong)",
+                    path=path,
+                    part=broken,
+                )
             )
     return read_checkpoint(path)
 
 
+def is_complete(path: Path) -> bool:
+    """Whether `verify` accepts the file."""
+    try:
+        verify(path)
+    except ValueError:
+        return False
+    return True
+
+
 def valid_steps(folder: Path) -> Iterator[tuple[int, Path]]:
-    """The full states in `folder` that load whole, newest first; each that does not is told in one line."""
+    """The complete full states in `folder`, newest first; a warning names each one that is not."""
     for step, path in step_files(folder):
         try:
             verify(path)
         except ValueError as error:
-            log.warning(f"{error}; taking the one before it")
+            log.warning(tr("{reason}; trying the previous one", reason=error))
             continue
         yield step, path
 
 
-def canonical_loops(trainer: Trainer, step: int, validation_done: bool) -> dict[str, Any]:
-    """The state of Lightning's fit loop between optimizer step `step` and the next.
+def load_resumable(path: Path) -> dict[str, Any]:
+    """The verified checkpoint at `path`.
 
-    What Lightning stores depends on the hook that saved (mid-batch, mid-validation, in mid-accumulation, with the old
-    micro-batch). Weights and optimizer only ever change between steps, so every checkpoint is one of a boundary, and
-    this says so in Lightning's terms: `step` x accumulation batches are completed. If a validation is due at `step`
-    and not `validation_done`, the loop is told that it was cut off in it, and runs it before the next step.
+    Raises ValueError if it has weights only.
     """
-    state: dict[str, Any] = trainer.fit_loop.state_dict()
-    batches = step * trainer.accumulate_grad_batches
-    completed = {"ready": batches, "started": batches, "processed": batches, "completed": batches}
-    state["epoch_loop.batch_progress"] = {
-        "total": completed,
-        "current": dict(completed),
-        "is_last_batch": False,
-    }
-    state["epoch_loop.state_dict"] = {"_batches_that_stepped": step}
-    steps = {"ready": step, "completed": step}
-    state["epoch_loop.scheduler_progress"] = {"total": steps, "current": dict(steps)}
-    optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-    optimizer["step"] = {"total": dict(steps), "current": dict(steps)}
-    cut_off = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    if not validation_done:
-        state["epoch_loop.val_loop.batch_progress"] = {
-            "total": cut_off,
-            "current": dict(cut_off),
-            "is_last_batch": False,
-        }
-    state["epoch_progress"] = {"total": dict(cut_off), "current": dict(cut_off)}
-    return state
+    checkpoint = verify(path)
+    if "optimizer_states" not in checkpoint:
+        raise ValueError(
+            tr(
+                "{path} has weights only, so training cannot resume from it exactly: use "
+                "ckpt_path=last, "
+                "or start a new run from these weights with init_from={path}",
+                path=path,
+            )
+        )
+    return checkpoint

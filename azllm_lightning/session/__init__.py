@@ -1,1 +1,1 @@
-"""One session of a run: resolve, open, attempt, report."""
+"""One session of a run, in four stages: resolve, open, attempts, report."""

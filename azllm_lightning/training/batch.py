@@ -1,193 +1,197 @@
-"""The micro-batch: the largest that fits (data.batch_size=auto), and a smaller one when memory runs out.
+"""The micro-batch: what fits in memory. It never changes what is learned.
 
-Neither changes what a step is: accumulate_grad_batches makes up for it, and the windows of a step follow from the
-effective batch alone.
+A step takes `trainer.global_batch_size` sequences, whatever the micro-batch and the number of
+devices; gradients are accumulated over as many micro-batches as that takes.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.hardware import muon_dtype, precision_plugin
 from azllm_lightning.training.optimizer import build_optimizer
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from azllm_lightning.training.causal_lm import CausalLM
-
-Config = dict[str, Any]
-
-AUTO = "data.batch_size=auto"
-
 HEADROOM = 0.1
-"""Share of the card that the chosen micro-batch leaves free: memory fragments, and a desktop draws its windows."""
+"""Share of the card that the chosen micro-batch leaves free, for fragmentation and for the desktop.
+"""
 
 CPU_BYTES = 2**30
-"""Activations of a micro-batch on a CPU, at most: larger ones are no faster there, they only take memory."""
-
-SMALLER = (
-    "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it keeps less than adamw), or "
-    "trainer.precision=auto if it is 32-true, or free memory that other programs hold"
-)
-"""What is left to change where one window at a time is too much."""
+"""Most bytes of activations per micro-batch on a CPU: larger ones are no faster there."""
 
 
-def number_under_auto(
-    config: Config, overrides: Sequence[str], compose: Callable[[Sequence[str]], Config]
-) -> tuple[Config, list[str], bool]:
-    """`config` and `overrides` without data.batch_size=auto, and whether it was asked for.
+def accumulation(config: TrainerConfig, devices: int) -> int:
+    """Micro-batches per optimizer step on each of `devices`.
 
-    auto is typed on top of a config that has a number, and the effective batch is that of the number: what `overrides`
-    without auto give. ValueError where auto stands in a file, or nothing says what stood beneath it.
+    This is the only place where the three batch sizes meet:
+    global_batch_size = micro_batch_size x accumulation x devices.
+
+    Raises ValueError, with the micro-batches that are possible, where the division leaves a
+    remainder.
     """
-    rest = [text for text in overrides if text.lstrip("+") != AUTO]
-    data = config.get("data")
-    if not isinstance(data, dict) or data.get("batch_size") != "auto":
-        return config, list(overrides), False
-    size = compose(rest)["data"]["batch_size"] if len(rest) < len(overrides) else "auto"
-    if size == "auto":
+    micro = config.micro_batch_size
+    assert isinstance(micro, int), "auto is settled before"
+    share = _share(config, devices)
+    if share % micro:
         raise ValueError(
-            f"{AUTO} keeps the windows of a step, so it needs a number to count them by: leave data.batch_size a "
-            f"number in your files, and type {AUTO} on top (from Python: train(compose(overrides), overrides))"
+            tr(
+                "trainer.micro_batch_size={micro} does not divide the {share} sequences that each "
+                "device "
+                "takes per step (trainer.global_batch_size={batch}, devices: {devices}); possible: "
+                "{choices}, or auto",
+                micro=micro,
+                share=share,
+                batch=config.global_batch_size,
+                devices=devices,
+                choices=", ".join(map(str, _divisors(share, at_most=share))),
+            )
         )
-    return {**config, "data": {**data, "batch_size": size}}, rest, True
+    return share // micro
 
 
-def check_devices(devices: int) -> None:
-    """ValueError where a run on `devices` devices asks for auto: each would have to be tried, before any is ready."""
+def fitted(config: RunConfig, device: str, devices: int) -> int:
+    """The largest micro-batch that divides a step of `config` and fits on `device` ("cpu" or
+    "cuda").
+
+    `config` has its shape and precision settled. On a GPU the size is tried out, on a copy of the
+    network; on a CPU it follows from the model's sizes, because a timing would differ from run to
+    run.
+
+    Raises ValueError where not even one sequence fits.
+    """
+    share = _share(config.trainer, devices)
+    if device == "cpu":
+        most = CPU_BYTES // activation_bytes(config.shape)
+        return max(_divisors(share, at_most=max(1, most)))
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
+        size = largest_that_fits(share, trial(config, device))
+    free_memory()
+    return size
+
+
+def halved(config: RunConfig, devices: int) -> RunConfig:
+    """`config` with half the micro-batch, or the next smaller one that divides a step.
+
+    Raises ValueError where there is none, or where several devices would have to agree on it.
+    """
+    micro = config.trainer.micro_batch_size
+    assert isinstance(micro, int), "auto is settled before"
+    if micro == 1:
+        raise ValueError(
+            tr(
+                "out of memory with trainer.micro_batch_size=1, the smallest there is: {remedies}",
+                remedies=_remedies(),
+            )
+        )
+    smaller = max(_divisors(_share(config.trainer, devices), at_most=micro // 2))
     if devices > 1:
         raise ValueError(
-            f"{AUTO} is chosen for one device; on trainer.devices={devices} set data.batch_size to a number. A run "
-            "with trainer.devices=1 finds one"
+            tr(
+                "out of memory with trainer.micro_batch_size={micro}, and a run on {devices} "
+                "devices "
+                "cannot change it by itself: resume with trainer.micro_batch_size={smaller}",
+                micro=micro,
+                devices=devices,
+                smaller=smaller,
+            )
         )
+    return replace(config, trainer=replace(config.trainer, micro_batch_size=smaller))
 
 
-def with_micro_batch(config: Config, size: int) -> Config:
-    """`config` with micro-batches of `size` windows, and as many of them as make the same effective batch."""
-    share = config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
-    return {
-        **config,
-        "data": {**config["data"], "batch_size": size},
-        "trainer": {**config["trainer"], "accumulate_grad_batches": share // size},
-    }
+def is_between_steps(trainer: Trainer, module: CausalLM) -> bool:
+    """Whether an exception left the complete state after the last optimizer step.
 
-
-def halved(config: Config, devices: int) -> Config:
-    """`config` with micro-batches of half the size, or the next smaller that divides a step; ValueError if none can."""
-    size, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
-    told = f"memory ran out with data.batch_size={size}"
-    if size == 1:
-        raise ValueError(f"{told}, the smallest there is: {SMALLER}")
-    smaller = max(_divisors(size * accumulate, at_most=size // 2))
-    if devices > 1:
-        raise ValueError(
-            f"{told}, and a run on {devices} devices cannot change it by itself: resume with data.batch_size={smaller} "
-            "(the accumulation follows)"
-        )
-    return with_micro_batch(config, smaller)
-
-
-def between_steps(trainer: Trainer, module: CausalLM) -> bool:
-    """Whether what an exception left is the state after the last optimizer step, whole.
-
-    It is where the exception came out of a forward or backward pass. It may not be where the optimizer or a callback
-    was at work, nor in the validation after the last step, which no resume would run again.
+    It did if it came out of a forward or backward pass. It may not have if the optimizer or a
+    callback was at work, or in the validation after the last step, which no resume would run again.
     """
     validation: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
-    validating = (
-        validation.started > validation.processed and trainer.global_step < trainer.max_steps
-    )
-    return module.step_report is None or validating
+    is_validating = validation.started > validation.processed
+    return module.step_report is None or (is_validating and trainer.global_step < trainer.max_steps)
 
 
 def free_memory() -> None:
-    """Give back what a fit that is over held; its exception must be gone, for that holds the fit's tensors."""
+    """Release what a finished fit held; its exception must be gone, because it holds the fit's
+    tensors.
+    """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # compiled code holds its network
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # what was too much is not what the run needs
-
-
-def fitted(
-    config: Config, device: str, model: GPTConfig, optimizer: OptimizerConfig, precision: str
-) -> Config:
-    """`config` with the largest micro-batch that divides its step and that `device` ("cpu" or "cuda") bears.
-
-    On a GPU it is tried out, on a copy of the network; on a CPU it follows from the model's sizes, for a timing would
-    differ from run to run. ValueError where not even one window fits.
-    """
-    share = config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
-    if device == "cpu":
-        most = CPU_BYTES // activation_bytes(model)
-        return with_micro_batch(config, max(_divisors(share, at_most=max(1, most))))
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
-        size = largest_that_fits(share, trial(model, optimizer, precision, device))
-    free_memory()
-    return with_micro_batch(config, size)
+        torch.cuda.reset_peak_memory_stats()  # the run needs less than what was too much
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of `share` before the first that does not fit; ValueError where that is 1."""
+    """The largest divisor of `share` before the first that does not fit.
+
+    Raises ValueError where that first one is 1.
+    """
     best = 0
     for size in _divisors(share, at_most=share):
         if not fits(size):
             break
         best = size
     if not best:
-        raise ValueError(f"{AUTO}: not even one window fits into the memory: {SMALLER}")
+        raise ValueError(
+            tr(
+                "trainer.micro_batch_size=auto: not even one sequence fits in memory: {remedies}",
+                remedies=_remedies(),
+            )
+        )
     return best
 
 
-def trial(
-    model: GPTConfig, optimizer: OptimizerConfig, precision: str, device: str
-) -> Callable[[int], bool]:
-    """A function that takes two training steps with micro-batches of a size and says whether HEADROOM stayed free.
+def trial(config: RunConfig, device: str) -> Callable[[int], bool]:
+    """A function that trains two steps with micro-batches of a size and returns whether HEADROOM
+    stayed free.
 
-    The second step meets the gradients and the optimizer's moments of the first, as accumulation does. The network is
-    a copy and not compiled: compiled, it takes less.
+    The second step meets the gradients and the optimizer's moments of the first, as accumulation
+    does. The network is a copy and not compiled: compiled, it needs less.
     """
+    precision = config.trainer.precision
     try:
-        net = GPT(model).to(device)
+        net = GPT(config.shape).to(device)
     except torch.OutOfMemoryError:
         return lambda size: False
-    steps = build_optimizer(net, optimizer, muon_dtype(precision, torch.device(device)))
+    dtype = muon_dtype(precision, torch.device(device))
+    optimizer = build_optimizer(net, config.optimizer, dtype)
     plugin = precision_plugin(precision, device)
 
     def fits(size: int) -> bool:
         try:
-            window = torch.zeros((size, model.block_size), dtype=torch.long, device=device)
+            shape = (size, config.shape.block_size)
+            window = torch.zeros(shape, dtype=torch.long, device=device)
             for _ in range(2):
                 with plugin.forward_context():
                     loss = net(window, window)
                 loss.backward()
-                steps.step()
-            free, total = (
-                torch.cuda.mem_get_info()
-            )  # what the allocator took for the steps it still holds
+                optimizer.step()
+            free, total = torch.cuda.mem_get_info()  # the allocator still holds the steps' memory
             return free >= HEADROOM * total
         except torch.OutOfMemoryError:
             return False
         finally:
-            steps.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
     return fits
 
 
 def activation_bytes(model: GPTConfig) -> int:
-    """What the backward pass of one window needs to be kept, in bytes, in fp32; nothing is computed."""
+    """Bytes of fp32 activations kept for the backward pass of one sequence; nothing is computed."""
     with torch.device("meta"):
         net = GPT(model)
         window = torch.zeros((1, model.block_size), dtype=torch.long)
@@ -204,5 +208,28 @@ def activation_bytes(model: GPTConfig) -> int:
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
+def _share(config: TrainerConfig, devices: int) -> int:
+    """Sequences that each of `devices` takes per step."""
+    if config.global_batch_size % devices:
+        raise ValueError(
+            tr(
+                "trainer.global_batch_size={batch} is not divisible by the number of devices, "
+                "{devices}",
+                batch=config.global_batch_size,
+                devices=devices,
+            )
+        )
+    return config.global_batch_size // devices
+
+
 def _divisors(number: int, at_most: int) -> list[int]:
     return [size for size in range(1, min(number, at_most) + 1) if number % size == 0]
+
+
+def _remedies() -> str:
+    return tr(
+        "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores "
+        "less than "
+        "adamw), or trainer.precision=auto if it is 32-true, or close other programs that use the "
+        "GPU"
+    )

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import OptimizerConfig, optimizer_config
+from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.formats.load import FORMAT, load
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.runs.checkpoint_files import canonical_loops
 from azllm_lightning.training.hardware import muon_dtype
+from azllm_lightning.training.loops import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 from azllm_lightning.training.schedule import lr_factor
@@ -69,7 +69,9 @@ class CausalLM(LightningModule):
         super().__init__()
         self.model_config = GPTConfig(**model) if isinstance(model, dict) else model
         self.optimizer_config = (
-            optimizer_config(optimizer) if isinstance(optimizer, dict) else optimizer
+            OptimizerConfig.read(optimizer, "optimizer")
+            if isinstance(optimizer, dict)
+            else optimizer
         )
         self.schedule_config = (
             ScheduleConfig(**schedule) if isinstance(schedule, dict) else schedule
@@ -143,7 +145,7 @@ class CausalLM(LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Add the NLL of a batch (B, T + 1) to the sums."""
-        size = self.trainer.datamodule.config.batch_size  # type: ignore[attr-defined]
+        size = self.trainer.datamodule.micro_batch_size  # type: ignore[attr-defined]
         # A smaller last batch would make a compiled network compile again: it takes the uncompiled way.
         net = self.net if len(batch) == size else self.net.forward
         labels, first = batch[:, 1:], batch_idx * size
@@ -249,7 +251,7 @@ class CausalLM(LightningModule):
     @property
     def tokens_seen(self) -> int:
         """Tokens that the completed optimizer steps were trained on."""
-        windows = self.trainer.datamodule.effective_batch  # type: ignore[attr-defined]
+        windows = self.trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         return int(self.trainer.global_step * windows * self.model_config.block_size)
 
     def on_validation_epoch_start(self) -> None:

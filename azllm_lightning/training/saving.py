@@ -23,7 +23,7 @@ from azllm_lightning.runs.checkpoint_files import (
     LAST,
     step_files,
     step_path,
-    write_atomically,
+    write_checkpoint,
 )
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(CheckpointIO):
         target, started = Path(path), time.perf_counter()
         while True:
             try:
-                write_atomically(checkpoint, target)
+                write_checkpoint(checkpoint, target)
                 self.failed = None
                 break
             except OSError as error:

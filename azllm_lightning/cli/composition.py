@@ -1,0 +1,110 @@
+"""Hydra: conf/ and overrides become one plain mapping, or one clear message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from azllm_lightning.cli.keys import keys_of, unknown_key
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.overrides import hydra_overrides
+
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def conf_dir() -> Path:
+    """The folder of Hydra configs: the packaged one if there is one, else the repository's."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def composed_mapping(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The composed config of `verb` as plain containers, not checked.
+
+    Raises ValueError for what Hydra cannot compose.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    typed = hydra_overrides(overrides)
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return plain(hydra.compose(config_name=verb, overrides=typed))
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return plain(hydra.compose(config_name=verb, overrides=typed))
+    except HYDRA_ERRORS as error:
+        raise ValueError(explanation(error, verb)) from None
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A resolved config as plain containers."""
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def explanation(error: BaseException, verb: str) -> str:
+    """What a complaint of Hydra means for the user, with the way out."""
+    message = str(error).strip() or type(error).__name__
+    if isinstance(error, OverrideParseException):
+        return _unreadable_override(str(error.override), verb)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return _unknown_choice(group, choice, error.options)
+    if message.startswith("Config group override must be"):
+        return tr(
+            "a group (model, data, trainer, ...) takes the name of one of its files, such as "
+            "model=nano; "
+            "--help lists them"
+        )
+    if match := re.match("Ambiguous value for argument '(.+)'\n", message):
+        return tr(
+            "{setting} is ambiguous: write a decimal number with a point (0.5), a text with a "
+            "comma in "
+            "double quotes (\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
+            setting=match[1],
+        )
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {message.splitlines()[0]}"
+    if unknown := re.match(r"Could not override '([^']+)'\.\nTo append to your config", message):
+        return unknown_key(unknown[1], keys_of(composed_mapping(verb)))
+    return message
+
+
+def _unreadable_override(text: str, verb: str) -> str:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip() or key != key.strip():
+        return tr(
+            "{text} is not a setting: type key=value without spaces around the sign, and put "
+            "quotes around "
+            'a text with spaces: prompt="Bir gün"',
+            text=text,
+        )
+    group = conf_dir() / key.lstrip("+")
+    if group.is_dir():
+        return _unknown_choice(
+            group.name, value, sorted(file.stem for file in group.glob("*.yaml"))
+        )
+    return tr(
+        "{text} cannot be read: a number is written in digits, and a text here needs quotes inside "
+        "the "
+        "quotes of the shell, \"{key}='{value}'\"",
+        text=text,
+        key=key,
+        value=value,
+    )
+
+
+def _unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
+    return tr(
+        'unknown {group} "{choice}"; available: {choices}',
+        group=group,
+        choice=choice,
+        choices=", ".join(choices),
+    )

@@ -1,0 +1,44 @@
+"""The names of settings: all of them, old ones, misspelt ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from azllm_lightning.cli.messages import tr
+
+RENAMED = {
+    "data.batch_size": "trainer.micro_batch_size",
+    "trainer.accumulate_grad_batches": "trainer.global_batch_size",
+}
+"""Keys of earlier versions: refused, with the name that they have now."""
+
+
+def keys_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of a config with its path: trainer, trainer.max_steps, ..."""
+    for key, value in values.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The message about an unknown `key`: its new name if it was renamed, else the nearest known
+    one.
+    """
+    known = list(known)
+    if key in RENAMED:
+        return tr(
+            "{key} is now {new}: trainer.global_batch_size is the number of sequences per "
+            "optimizer "
+            "step, trainer.micro_batch_size how many of them go through the model at once",
+            key=key,
+            new=RENAMED[key],
+        )
+    if key in known:  # a key of the defaults, which the choice made here does not have
+        group = key.partition(".")[0]
+        return tr("{key} is not a setting of the chosen {group}: omit it", key=key, group=group)
+    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        return tr("unknown setting {key}; did you mean {near}?", key=key, near=near[0])
+    return tr("unknown setting {key}", key=key)

@@ -1,0 +1,170 @@
+"""Settings as people type them: key=value in any letters, without the quotes that Hydra's grammar
+wants.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from azllm_lightning.cli.messages import tr
+
+TEXT_KEYS = frozenset(
+    "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.path "
+    "data.val_path data.dir data.tokenizer data.text_field data.source_field "
+    "callbacks.samples.prompts".split()
+)
+"""Keys with text as their value; Hydra's grammar would refuse ə, spaces, commas or apostrophes."""
+
+LIST_KEYS = frozenset("stop data.path data.val_path callbacks.samples.prompts".split())
+"""Those of them that can be a list: [one, two]."""
+
+LITERAL_KEYS = frozenset("prompt stop callbacks.samples.prompts".split())
+"""Those of them in which ${...} is text too, and not a reference to another setting."""
+
+HYDRA_FLAGS = frozenset(
+    "-h --help --hydra-help --version -c --cfg --resolve -p --package -r --run -m --multirun "
+    "-sc --shell-completion -i --info --config-path -cp --config-name -cn --config-dir -cd "
+    "--experimental-rerun".split()
+)
+
+
+@dataclass(frozen=True)
+class ParsedOverride:
+    """One override: the keys of its path, and what it does."""
+
+    path: list[str]
+    is_deletion: bool
+
+    def is_group(self, values: Mapping[str, Any]) -> bool:
+        """Whether it chooses a file of a group (model=tiny, +experiment=t4) in a config like
+        `values`.
+        """
+        name = self.path[0]
+        return name == "experiment" or (
+            len(self.path) == 1 and isinstance(values.get(name), dict) and not self.is_deletion
+        )
+
+
+def parse_override(text: str) -> ParsedOverride:
+    """What one override that Hydra accepts means."""
+    override = OverridesParser.create().parse_override(hydra_overrides([text])[0])
+    return ParsedOverride(override.key_or_group.split("."), override.is_delete())
+
+
+def hydra_overrides(args: Sequence[str]) -> list[str]:
+    """`args` as Hydra's grammar wants them.
+
+    The values of TEXT_KEYS are quoted, and experiment=NAME, which adds a group, becomes
+    +experiment=NAME; everything else passes unchanged. `null` and a value that is already quoted
+    stay as they are. A list in brackets (of LIST_KEYS) and, in a multirun (-m), a comma keep their
+    meaning.
+    """
+    sweep = any(arg in ("-m", "--multirun") for arg in args)
+    return [_hydra_override(arg, sweep) for arg in args]
+
+
+def _hydra_override(arg: str, sweep: bool) -> str:
+    key, equals, value = arg.partition("=")
+    if key == "experiment" and equals:
+        return f"+{arg}"
+    name = key.lstrip("+")
+    if not equals or name not in TEXT_KEYS or value in ("", "null") or _is_quoted(value):
+        return arg
+    if name in LITERAL_KEYS:
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
+        quoted = f"[{_quoted_items(value[1:-1])}]"
+        return f"{key}={value if _is_list_of_quoted(value) else quoted}"
+    if sweep and "," in value and _parsed(value) is None:
+        return f"{key}={_quoted_items(value)}"
+    if sweep and "," in value:
+        return arg
+    return f"{key}={_quoted(value)}"
+
+
+def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
+    """Raise ValueError, with what to type instead, for a setting typed as a flag (--max_steps)."""
+    known = list(known_keys)
+    for position, arg in enumerate(args):
+        if not arg.startswith("-") or arg.partition("=")[0] in HYDRA_FLAGS:
+            continue
+        name, equals, value = arg.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if not equals and position + 1 < len(args) and not args[position + 1].startswith("-"):
+            value = args[position + 1]
+        keys = [key for key in known if key == name or key.endswith(f".{name}")] or [name]
+        typed = shlex.quote(f"{keys[0]}={value or 'VALUE'}")
+        raise ValueError(
+            tr(
+                "{flag}: settings are typed without dashes; write {setting}",
+                flag=arg,
+                setting=typed,
+            )
+        )
+
+
+def command(verb: str, overrides: Sequence[str]) -> str:
+    """The command of `verb` as one types it in a shell."""
+    typed = [_as_typed(override) for override in overrides]
+    return shlex.join([_python(), "-m", f"azllm_lightning.{verb}", *typed])
+
+
+def _as_typed(override: str) -> str:
+    """`override` without the quotes that only Hydra needs."""
+    key, _, value = override.partition("=")
+    unquoted = f"{key}={_parsed(value)}"
+    return unquoted if hydra_overrides([unquoted]) == hydra_overrides([override]) else override
+
+
+def _python() -> str:
+    """python, or the path of this one where its environment is not active and python is another."""
+    here = Path(sys.prefix)
+    folder = Path.cwd()
+    is_plain = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ
+    if is_plain or folder not in here.parents:
+        return "python"
+    return str(Path(sys.executable).relative_to(folder))
+
+
+def _parsed(value: str) -> Any:
+    """What Hydra's grammar makes of a value; None where it cannot read it."""
+    try:
+        return OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        return None
+
+
+def _is_quoted(value: str) -> bool:
+    is_wrapped = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return is_wrapped and isinstance(_parsed(value), str)
+
+
+def _is_list_of_quoted(value: str) -> bool:
+    return isinstance(_parsed(value), list) and any(quote in value for quote in "'\"")
+
+
+def _quoted_items(text: str) -> str:
+    items = [item.strip() for item in text.split(",")] if text.strip() else []
+    return ",".join(item if _is_quoted(item) else _quoted(item) for item in items)
+
+
+def _quoted(value: str) -> str:
+    # Inside quotes a backslash is literal unless a run of them ends at a quote; those are doubled.
+    out = ""
+    backslashes = 0
+    for char in value:
+        if char == "'":
+            out += "\\" * backslashes + "\\"
+        out += char
+        backslashes = backslashes + 1 if char == "\\" else 0
+    return "'" + out + "\\" * backslashes + "'"

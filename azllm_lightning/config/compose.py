@@ -1,0 +1,47 @@
+"""From overrides, as one types them, to the checked settings of a verb."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+from azllm_lightning.cli.composition import composed_mapping
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.config.verbs import (
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    PrepareConfig,
+    RunsConfig,
+)
+
+CONFIGS: dict[str, Any] = {
+    "train": RunConfig,
+    "prove_resume": RunConfig,
+    "prepare": PrepareConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "runs": RunsConfig,
+}
+"""What conf/<verb>.yaml becomes."""
+
+
+@overload
+def compose(
+    overrides: Sequence[str] = (), verb: Literal["train", "prove_resume"] = "train"
+) -> RunConfig: ...
+
+
+@overload
+def compose(overrides: Sequence[str], verb: str) -> Any: ...
+
+
+def compose(overrides: Sequence[str] = (), verb: str = "train") -> Any:
+    """The settings of `verb`, with `overrides` on top of the defaults as on the command line.
+
+    Example: ``compose(["+experiment=t4", "trainer.max_steps=10"])`` is a `RunConfig`.
+
+    Raises ValueError with every mistake at once.
+    """
+    return CONFIGS[verb].from_mapping(composed_mapping(verb, overrides), overrides)

@@ -1,0 +1,94 @@
+"""RunConfig: everything that makes a run what it is, checked once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import yaml
+
+from azllm_lightning.cli.messages import LANGUAGES, tr
+from azllm_lightning.config.callbacks import CallbacksConfig, LoggerConfig
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.model import GPTConfig, ModelConfig
+from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.config.schedule import ScheduleConfig
+from azllm_lightning.config.strict import Problems, from_mapping
+from azllm_lightning.config.trainer import TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The settings of one run, as conf/train.yaml and its groups explain them.
+
+    A composed config may say `auto`; `session.resolve` replaces that by what it means on this
+    machine and for this data, and the settled config is what is stored. `overrides` is what was
+    typed on top of the defaults.
+
+    Raises ValueError with every mistake at once.
+    """
+
+    run_name: str
+    logs_dir: str
+    seed: int
+    ckpt_path: str | None
+    init_from: str | None
+    lang: str
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    callbacks: CallbacksConfig
+    logger: LoggerConfig
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.require_choice("lang", self.lang, LANGUAGES)
+        wanted = tr("from 0 to {highest}", highest=2**32 - 1)
+        problems.require(0 <= self.seed < 2**32, "seed", self.seed, wanted)
+        problems.attempt(lambda: check_run_name(self.run_name))
+        problems.raise_if_any()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+        """The config of a composed or stored mapping; `overrides` is what was typed to get it."""
+        values = {key: value for key, value in values.items() if key != "overrides"}
+        return replace(from_mapping(cls, values), overrides=tuple(overrides))
+
+    @property
+    def shape(self) -> GPTConfig:
+        """The model's complete shape; only a settled config has one."""
+        assert isinstance(self.model, GPTConfig), "the data has not been seen yet"
+        return self.model
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types in the form of conf/, so that `from_mapping` gives an equal config."""
+        values = asdict(self)
+        values["optimizer"]["betas"] = list(self.optimizer.betas)
+        values["overrides"] = list(self.overrides)
+        for group in ("callbacks", "logger"):
+            values[group] |= values[group].pop("custom")
+        return values
+
+    def to_yaml(self) -> str:
+        """What a run folder and its checkpoints store; `yaml.safe_load` gives `to_mapping`."""
+        return yaml.safe_dump(self.to_mapping(), allow_unicode=True, sort_keys=False)
+
+
+def check_run_name(name: str) -> None:
+    """Raise ValueError unless `name` can name a folder on every system."""
+    is_special = not name or name in (".", "..") or name != name.strip(" .")
+    if is_special or re.search(r'[<>:"/\\|?*\x00-\x1f]', name):
+        raise ValueError(
+            tr(
+                "run_name={name} cannot be a folder name: it must not contain {forbidden} or begin "
+                "or "
+                "end with a dot or a space",
+                name=repr(name),
+                forbidden='< > : " / \\ | ? *',
+            )
+        )

@@ -1,0 +1,52 @@
+"""What `azllm runs` shows: every run with its status, step, best val_loss and size on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.paths import versions
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run: `status` is done, stopped, or unfinished (killed, or still training)."""
+
+    name: str
+    status: str
+    step: int | None
+    best_val_loss: float | None
+    num_bytes: int
+
+
+def list_runs(logs: Path) -> list[RunRow]:
+    """The runs in `logs`, by name, newest version first."""
+    folders = [folder for parent in sorted(logs.glob("*")) for folder in versions(parent)]
+    return [_row(folder) for folder in folders]
+
+
+def _row(folder: Path) -> RunRow:
+    summary = _summary(folder)
+    newest = [step for step, _ in step_files(folder / "checkpoints")[:1]]
+    step = max([*newest, *([summary["steps"]] if summary else [])], default=None)
+    # A summary older than the newest checkpoint is of a session before this one.
+    is_current = bool(summary) and step == summary["steps"]
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    return RunRow(
+        name=f"{folder.parent.name}/{folder.name}",
+        status=str(summary["status"]) if is_current else "unfinished",
+        step=step,
+        best_val_loss=summary.get("best_val_loss"),
+        num_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) and "steps" in values else {}

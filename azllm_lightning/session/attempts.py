@@ -1,0 +1,210 @@
+"""Stage 3: fits, until one is done. A broken one goes back to a checkpoint; one that is too large
+shrinks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from azllm_lightning.callbacks.health import RollBack
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.runs.checkpoint_files import load_resumable, step_files, valid_steps
+from azllm_lightning.runs.curves import carry_curve
+from azllm_lightning.runs.folder import Run
+from azllm_lightning.session.build import Parts, build
+from azllm_lightning.session.open import describe
+from azllm_lightning.session.resolve import Resolved
+from azllm_lightning.training import batch
+from azllm_lightning.training.stopping import Stopped, StopRequest
+
+log = logging.getLogger("azllm_lightning")
+
+
+@dataclass(frozen=True)
+class Done:
+    """The fit came to its end."""
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The fit met numbers that are not finite."""
+
+    broken: RollBack
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """The fit ran out of memory."""
+
+
+Outcome = Done | RolledBack | OutOfMemory
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fit starts: its settled config, and the checkpoint, of optimizer step `step`."""
+
+    config: RunConfig
+    checkpoint: Path | None
+    step: int
+    """-1 without a checkpoint: then not even step 0 is certain."""
+    resumed_from: Path | None
+    """The checkpoint that the summary names; None if this session wrote it."""
+    rollbacks: int = 0
+
+
+def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest) -> Parts:
+    """Fit until the run is done, and return the objects of the last fit.
+
+    Raises `Stopped` when a signal or the deadline ends it, ValueError where going on makes no
+    sense.
+    """
+    source = resolved.source
+    path = source.path if source else None
+    start = Start(config, path, source.step if source else -1, path)
+    while True:
+        parts = build(start.config, resolved, run, stop)
+        parts.health.rollbacks = start.rollbacks
+        parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
+        outcome = attempt(parts, start, run)
+        if isinstance(outcome, Done):
+            return parts
+        if isinstance(outcome, RolledBack):
+            start = after_rollback(parts, start, run, outcome.broken)
+        else:
+            start = after_out_of_memory(parts, start, run)
+        parts.data.trainer = None
+        del parts, outcome
+        batch.free_memory()  # the exception is gone, and with it what its frames held
+
+
+def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
+    """One fit from `start`.
+
+    Raises `Stopped` after writing the summary.
+    """
+    if start.checkpoint is None and start.config.init_from is not None:
+        parts.module.start_from(start.config.init_from)
+    try:
+        with _quiet():
+            parts.trainer.fit(
+                parts.module,
+                datamodule=parts.data,
+                ckpt_path=start.checkpoint,
+                weights_only=True,
+            )
+    except Stopped as stopped:
+        message = tr(
+            "stopped by {reason} at step {step:,}, saved",
+            reason=stopped,
+            step=parts.trainer.global_step,
+        )
+        log.info(message)
+        if step_files(run.checkpoints):
+            parts.summary.write(parts.trainer, parts.module, "stopped")
+        raise
+    except RollBack as broken:
+        return RolledBack(broken.with_traceback(None))
+    except torch.OutOfMemoryError:
+        return OutOfMemory()
+    return Done()
+
+
+def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> Start:
+    """Where to start again after steps that were not finite: before them, and without their
+    windows.
+
+    Raises ValueError after too many rollbacks, and with several devices.
+    """
+    rollbacks = parts.health.rollbacks + 1
+    _check_rollbacks(parts, rollbacks, run, broken)
+    complete: list[tuple[int, Path | None]] = list(valid_steps(run.checkpoints))
+    earlier = [found for found in complete if found[0] < broken.first_step]
+    # If all are younger, the oldest will do: the skipped steps have changed no weight.
+    step, checkpoint = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
+    carry_curve(run.folder, run.folder, step)
+    parts.data.skip_steps(broken.first_step, broken.last_step)
+    log.warning(
+        tr(
+            "{problem}: rolling back to {place} and skipping those batches",
+            problem=broken,
+            place=checkpoint or tr("the start"),
+        )
+    )
+    return Start(start.config, checkpoint, step, checkpoint, rollbacks)
+
+
+def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
+    """Where to start again with a smaller micro-batch.
+
+    Raises ValueError where there is none.
+    """
+    reached = parts.trainer.global_step
+    config = batch.halved(start.config, parts.trainer.world_size)
+    parts.module.run_config = config.to_yaml()
+    if reached > max(start.step, 0) and batch.is_between_steps(parts.trainer, parts.module):
+        parts.periodic.save(parts.trainer)
+    newest = (found for found in valid_steps(run.checkpoints) if found[0] <= reached)
+    step, checkpoint = next(newest, (start.step, start.checkpoint))
+    # A state of this session already knows what the session resumed from.
+    resumed_from = None if step > start.step else start.resumed_from
+    carry_curve(run.folder, run.folder, step)
+    describe(run, config, parts.data)
+    assert isinstance(config.trainer.micro_batch_size, int)
+    parts.data.micro_batch_size = config.trainer.micro_batch_size
+    log.warning(
+        tr(
+            "out of memory after step {step:,}: continuing with trainer.micro_batch_size={size} "
+            "({count} micro-batches per step; trainer.global_batch_size is unchanged)",
+            step=reached,
+            size=config.trainer.micro_batch_size,
+            count=batch.accumulation(config.trainer, parts.trainer.world_size),
+        )
+    )
+    return replace(
+        start, config=config, checkpoint=checkpoint, step=step, resumed_from=resumed_from
+    )
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimizer step of a full state; -1 for none."""
+    return -1 if checkpoint is None else int(load_resumable(checkpoint)["azllm"]["step"])
+
+
+def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -> None:
+    if parts.trainer.world_size > 1:
+        reason = tr("a run on several devices cannot roll back")
+    elif rollbacks > parts.health.config.max_rollbacks:
+        reason = tr("the same happened after {count} rollbacks", count=rollbacks - 1)
+    else:
+        return
+    message = tr(
+        "{problem}, and {reason}: the data or the settings are at fault. Look at the last "
+        "validations, "
+        "lower optimizer.lr, or try trainer.precision=32-true; the last good state is in {folder}",
+        problem=broken,
+        reason=reason,
+        folder=run.checkpoints,
+    )
+    raise ValueError(message) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Lightning's advice that does not apply here."""
+    with warnings.catch_warnings():
+        for text in (
+            ".*does not have many workers.*",
+            ".*isinstance\\(treespec.*",
+            ".*exists and is not empty.*",
+        ):
+            warnings.filterwarnings("ignore", text)
+        yield

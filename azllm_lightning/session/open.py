@@ -1,0 +1,64 @@
+"""Stage 2: the run folder, claimed or reopened, with its config, its tokenizer and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.runs.atomic import write_text
+from azllm_lightning.runs.folder import Run, claim, open_for_resume
+from azllm_lightning.session.resolve import RUN_FOLDER, Resolved, joined_run
+
+log = logging.getLogger("azllm_lightning")
+
+
+@contextlib.contextmanager
+def opened(resolved: Resolved) -> Iterator[tuple[Run, RunConfig]]:
+    """The run's folder, locked, and the config with the name that the run has there.
+
+    Other processes of a run join the first one's.
+    """
+    run = joined_run() or _claim_or_reopen(resolved)
+    config = replace(resolved.config, run_name=run.name)
+    os.environ[RUN_FOLDER] = str(run.folder.absolute())
+    describe(run, config, resolved.data)
+    try:
+        with _log_file(run):
+            yield run, config
+    finally:
+        run.release()
+
+
+def describe(run: Run, config: RunConfig, data: TokenDataModule) -> None:
+    """Write what the run is next to its checkpoints: its settled config and its tokenizer."""
+    run.config_file.parent.mkdir(exist_ok=True)
+    write_text(run.config_file, config.to_yaml())
+    data.tokenizer.save(run.folder / "tokenizer.json")
+
+
+def _claim_or_reopen(resolved: Resolved) -> Run:
+    config = resolved.config
+    source = resolved.source
+    logs = Path(config.logs_dir)
+    if source is None:
+        return claim(config.run_name, logs)
+    return open_for_resume(source.path, source.step, config.run_name, logs)
+
+
+@contextlib.contextmanager
+def _log_file(run: Run) -> Iterator[None]:
+    """train.log gets everything that the terminal gets, with the time."""
+    handler = logging.FileHandler(run.folder / "train.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

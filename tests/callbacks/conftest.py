@@ -1,24 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from events import Finished
 
 from azllm_lightning.cli.messages import use_language
 
 Train = Callable[..., Path]
 NO_SAMPLES = "callbacks.samples.max_new_tokens=0"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run of 8 steps with validations at 0, 4 and 8, and what it wrote to the terminal."""
-
-    folder: Path
-    out: str
-    err: str
 
 
 _finished: list[Finished] = []
@@ -46,7 +37,7 @@ def finished(train_tiny: Train, capsys: pytest.CaptureFixture[str]) -> Finished:
 
 
 @pytest.fixture(autouse=True)
-def english(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def starts_in_english(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test starts in English, whatever the one before chose."""
     monkeypatch.delenv("AZLLM_LANG", raising=False)
     use_language(None)

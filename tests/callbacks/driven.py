@@ -1,4 +1,4 @@
-"""Callbacks driven by given numbers: a run without a model, whose steps and validations a test makes."""
+"""Callbacks driven by given numbers: a run without a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from unittest.mock import Mock
 from lightning.pytorch import Callback
 
 from azllm_lightning.callbacks.history import History, Validation
+from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
 
 Row = tuple[int, float | None, float]
@@ -29,12 +30,16 @@ class DrivenRun:
         self.io: Any = SimpleNamespace(seconds=0.0)
         self.history = History(self.io)
         self.callbacks: list[Callback] = [self.history]
+        self.now = 0.0
+        """The time, where a test replaces time.perf_counter by it."""
         self.marks: list[tuple[str, int]] = []
-        config = SimpleNamespace(num_workers=0)
+        data = Mock(spec=TokenDataModule)
+        data.config = SimpleNamespace(num_workers=0)
+        data.global_batch_size = 8
         self.trainer: Any = SimpleNamespace(
             accumulate_grad_batches=accumulate,
             callback_metrics={},
-            datamodule=SimpleNamespace(effective_batch=8, config=config),
+            datamodule=data,
             global_step=0,
             is_global_zero=True,
             loggers=[SimpleNamespace(log_metrics=self._log, save=lambda: None)],
@@ -70,10 +75,19 @@ class DrivenRun:
         self.history = callbacks[0]
         self.callbacks = callbacks
 
-    def step(self, loss: float = 3.0, norm: float = 1.0, scale: float = 1.0) -> None:
-        """An optimizer step of one micro-batch."""
+    def step(
+        self,
+        loss: float = 3.0,
+        norm: float = 1.0,
+        scale: float = 1.0,
+        wait: float = 0.0,
+        seconds: float = 0.0,
+    ) -> None:
+        """An optimizer step of one micro-batch, which takes `seconds` after a `wait` for it."""
         self.module.step_report = None
+        self.now += wait
         self.call("on_train_batch_start", None, 0)
+        self.now += seconds
         self.trainer.global_step += 1
         self.module.step_report = StepReport(loss, norm, 3e-3, scale)
         self.call("on_train_batch_end", None, None, 0)

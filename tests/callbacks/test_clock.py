@@ -10,7 +10,7 @@ from azllm_lightning.callbacks.clock import Clock
 
 
 class Session:
-    """A Clock whose time a test makes: micro-batches of 1 s, 2 per step; validations of 9 batches."""
+    """A Clock with a made-up time: steps of 2 micro-batches of 1 s, validations of 9 batches."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, start: int = 0, steps: int = 100) -> None:
         self.now = 1000.0
@@ -40,7 +40,8 @@ class Session:
         self.io.seconds += seconds
 
     def validate(self, seconds: float, saving: float = 0.0, compiling: float = 0.0) -> None:
-        """Nine batches, then callbacks that take as long as a batch, and a save of the best weights."""
+        """Nine batches, then callbacks that take as long as a batch, and a save of the best
+        weights."""
         self.clock.validation_starts()
         self.now += compiling
         for _ in range(9):

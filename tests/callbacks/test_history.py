@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Finished
 from driven import DrivenRun, rows
+from events import Finished
 
 from azllm_lightning.callbacks.history import KEPT, LONG, History, best_of
 from azllm_lightning.runs.checkpoint_files import step_files

@@ -149,8 +149,10 @@ def _comment(lines: list[str], row: int, column: int) -> str:
                 break
             parts.append(more[1].strip())
     else:
+        indent = re.match(r" *", lines[row])
+        assert indent is not None
         for line in reversed(lines[:row]):
-            if (above := re.fullmatch(r"\s*# ?(.*)", line)) is None:
+            if (above := re.fullmatch(rf"{indent[0]}# ?(.*)", line)) is None:
                 break
             parts.insert(0, above[1].strip())
     return " ".join(parts)

@@ -1,17 +1,20 @@
-"""How soon the overfitting rule warns, and whether it ever warns of a healthy run: many tiny runs, replayed.
+"""How soon the overfitting rule warns, and whether it warns of healthy runs: many tiny runs,
+replayed.
 
-    python benchmarks/overfitting.py train --text TEXT      # 60 seeds of three kinds on two CPU kinds: half an hour
-    python benchmarks/overfitting.py judge                  # the table, from the stored runs: seconds
+python benchmarks/overfitting.py train --text TEXT # 56 seeds, three kinds, two CPUs: half an hour
+python benchmarks/overfitting.py judge # the table, from the recorded runs: seconds
 
-`train` appends each run's validations (step, mean train_loss since the one before, val_loss) to a file of JSON lines,
-and leaves out the runs that are in it. The settings of a run are drawn from its kind and seed: 10,000 to 90,000
-parameters, AdamW or Muon, rates up to far too high, dropout, decay, batches of 1 to 16 windows, 2 to 128 validation
-windows, 12 to 60 validations. The kinds are a short text read many times (`short`), more text than is read (`plenty`),
-and a text in between, read 3 to 20 times (`between`). Half of the seeds read TEXT (JSON lines with a field `text`),
-half the built-in tales; without --text all read tales. The CPU kinds are emulated: they add in another order.
+`train` appends each run's validations (step, mean train_loss since the one before, val_loss) to a
+file of JSON lines, and skips the runs that are in it. The settings of a run are drawn from its kind
+and seed: 10,000 to 100,000 parameters, AdamW or Muon, learning rates up to far too high, dropout,
+weight decay, four schedules, batches of 1 to 8 windows, 4 to 64 validation windows of 32 tokens, 12
+to 50 validations. The kinds are a short text read 15 to 60 times (`short`), more text than is read
+(`plenty`), and one read 3 to 20 times (`between`). Odd seeds read TEXT (JSON lines with a field
+`text`), even ones the built-in tales; without --text all read tales. The CPU kinds are emulated:
+they sum in another order.
 
-`judge` feeds each run to the rule, one validation after the other. What a run is comes from its outcome, known only at
-its end, and not from the rule: see `outcome`.
+`judge` replays each run, one validation after the other. What a run was is decided by its outcome,
+which is known only at its end, and not by the rule: see `outcome`.
 """
 
 from __future__ import annotations
@@ -30,10 +33,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from machine import describe
+from torch import Tensor
 
-from azllm_lightning.callbacks.ailments import overfitting
-from azllm_lightning.callbacks.panels import Validation
+from azllm_lightning.azerbaijani.tales import write_tales
+from azllm_lightning.callbacks.history import Validation
+from azllm_lightning.callbacks.rules import overfitting
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.config.schedule import ScheduleConfig
+from azllm_lightning.data.sampler import window_order
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.optimizer import build_optimizer
+from azllm_lightning.training.schedule import lr_factor
 
 CPU_KINDS = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -46,7 +60,8 @@ VOCAB, BLOCK = 300, 32
 PLENTY_BYTES, VAL_BYTES = 1_500_000, 60_000
 
 MARGIN = 0.02
-"""Rise of val_loss to the end of a run, as a share of its lowest level, that nobody would call noise."""
+"""Rise of val_loss to the end of a run, as a share of its lowest level, that nobody would call
+noise."""
 
 ERRORS = 3.0
 """Standard errors that such a rise must have too."""
@@ -79,7 +94,11 @@ class Settings:
 def draw(kind: str, seed: int, natural: bool) -> Settings:
     """The settings of a run, a pure function of the arguments."""
     dice = random.Random(f"{kind}/{seed}")
-    low, high = {"short": (1_500, 10_000), "plenty": (PLENTY_BYTES, PLENTY_BYTES), "between": (15_000, 60_000)}[kind]
+    low, high = {
+        "short": (1_500, 10_000),
+        "plenty": (PLENTY_BYTES, PLENTY_BYTES),
+        "between": (15_000, 60_000),
+    }[kind]
     text_bytes = round(math.exp(dice.uniform(math.log(low), math.log(high))))
     optimizer = dice.choice(("adamw", "muon"))
     batch = dice.choice((1, 2, 4, 8) if kind == "plenty" else (4, 8))
@@ -108,15 +127,25 @@ def draw(kind: str, seed: int, natural: bool) -> Settings:
     )
 
 
-# --- train ----------------------------------------------------------------------------------------------------------
+# --- train --------------------------------------------------------------------------------------
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train what is missing, one process per CPU kind."""
-    command = [sys.executable, __file__, "worker", "--runs", str(args.runs), "--seeds", str(args.seeds)]
+    """Train what is missing, in one process per CPU kind."""
+    command = [
+        sys.executable,
+        __file__,
+        "worker",
+        "--runs",
+        str(args.runs),
+        "--seeds",
+        str(args.seeds),
+    ]
     command += [] if args.text is None else ["--text", str(args.text)]
     workers = [
-        subprocess.Popen([*command, "--cpu", cpu], env={**os.environ, "OMP_NUM_THREADS": "1", **kind})
+        subprocess.Popen(
+            [*command, "--cpu", cpu], env={**os.environ, "OMP_NUM_THREADS": "1", **kind}
+        )
         for cpu, kind in CPU_KINDS.items()
     ]
     codes = [worker.wait() for worker in workers]
@@ -128,7 +157,11 @@ def work(args: argparse.Namespace) -> None:
     """The runs of one CPU kind, appended to the file as they end."""
     if hasattr(os, "nice"):
         os.nice(10)
-    done = {(run["settings"]["kind"], run["settings"]["seed"]) for run in stored(args.runs) if run["cpu"] == args.cpu}
+    done = {
+        (run["settings"]["kind"], run["settings"]["seed"])
+        for run in stored(args.runs)
+        if run["cpu"] == args.cpu
+    }
     texts = Texts(args.text)
     for seed in range(args.seeds):
         for kind in KINDS:
@@ -139,16 +172,15 @@ def work(args: argparse.Namespace) -> None:
                 run = {"cpu": args.cpu, "settings": asdict(settings), "history": history}
                 with args.runs.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(run) + "\n")
-                print(f"{args.cpu} {kind} {seed}: {time.perf_counter() - started:.1f} s", flush=True)
+                print(
+                    f"{args.cpu} {kind} {seed}: {time.perf_counter() - started:.1f} s", flush=True
+                )
 
 
 class Texts:
     """Tokens to train on and to validate on, of tales and of the natural text."""
 
     def __init__(self, natural: Path | None) -> None:
-        from azllm_lightning.azerbaijani.tales import write_tales
-        from azllm_lightning.data.tokenizer import Tokenizer
-
         documents = {False: list(write_tales(PLENTY_BYTES + VAL_BYTES, 0))}
         if natural is not None:
             with natural.open(encoding="utf-8") as file:
@@ -159,9 +191,13 @@ class Texts:
         for key, texts in documents.items():
             tokenizer = Tokenizer.train(first_bytes(texts, 200_000), VOCAB)
             held_out = list(first_bytes(texts, VAL_BYTES))
-            self.val[key] = [token for text in held_out for token in (tokenizer.eot_id, *tokenizer.encode(text))]
+            self.val[key] = [
+                token for text in held_out for token in (tokenizer.eot_id, *tokenizer.encode(text))
+            ]
             read = first_bytes(texts[len(held_out) :], PLENTY_BYTES)
-            self.train[key] = [(len(text.encode()), [tokenizer.eot_id, *tokenizer.encode(text)]) for text in read]
+            self.train[key] = [
+                (len(text.encode()), [tokenizer.eot_id, *tokenizer.encode(text)]) for text in read
+            ]
 
     def train_tokens(self, natural: bool, seed: int, num_bytes: int) -> list[int]:
         """Whole documents, which ones depending on the seed, cut at about `num_bytes` bytes."""
@@ -170,7 +206,11 @@ class Texts:
         tokens: list[int] = []
         size = 0
         for length, ids in documents:
-            tokens += ids[: max(2, round(len(ids) * (num_bytes - size) / length))] if size < num_bytes else []
+            tokens += (
+                ids[: max(2, round(len(ids) * (num_bytes - size) / length))]
+                if size < num_bytes
+                else []
+            )
             size += length
         return tokens
 
@@ -186,33 +226,28 @@ def first_bytes(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
 
 
 def train_one(settings: Settings, texts: Texts) -> list[tuple[int, float | None, float]]:
-    """The validations of a run, that of step 0 included, as the package's loop would record them."""
-    import torch
-
-    from azllm_lightning.data.sampler import window_order
-    from azllm_lightning.model.config import GPTConfig
-    from azllm_lightning.model.gpt import GPT
-    from azllm_lightning.training.optimizer import MuonConfig, OptimizerConfig, build_optimizer
-    from azllm_lightning.training.schedule import ScheduleConfig, lr_factor
-
+    """The validations of a run, including step 0, as the package's loop would record them."""
     torch.manual_seed(settings.seed)
-    size = {"n_layer": settings.n_layer, "n_embd": settings.n_embd, "n_head": 2, "intermediate_size": settings.n_embd}
-    net = GPT(GPTConfig(vocab_size=VOCAB, block_size=BLOCK, dropout=settings.dropout, **size))  # type: ignore[arg-type]
-    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "eps": 1e-8}
-    if settings.optimizer == "muon":
-        decay = settings.weight_decay if settings.weight_decay > 1 else 0.0
-        muon: dict[str, Any] = {
-            "momentum": 0.9,
-            "adam_lr": 3 * settings.lr,
-            "adam_weight_decay": decay,
-            "betas": (0.65, 0.95),
-        }
-        optimizer = build_optimizer(net, MuonConfig("muon", **common, **muon))
-    else:
-        optimizer = build_optimizer(net, OptimizerConfig("adamw", betas=(0.9, 0.95), **common))
+    model = GPTConfig(
+        vocab_size=VOCAB,
+        block_size=BLOCK,
+        n_layer=settings.n_layer,
+        n_head=2,
+        n_embd=settings.n_embd,
+        intermediate_size=settings.n_embd,
+        dropout=settings.dropout,
+    )
+    net = GPT(model)
+    optimizer = build_optimizer(net, optimizer_config(settings))
     warmup = min(20, settings.max_steps // 10)
     decay_ratio = 0.4 if settings.schedule == "sqrt" else 1.0
-    schedule = ScheduleConfig(settings.schedule, warmup, settings.max_steps, decay_ratio, 0.0)
+    schedule = ScheduleConfig(
+        name=settings.schedule,
+        warmup_steps=warmup,
+        total_steps=settings.max_steps,
+        decay_ratio=decay_ratio,
+        min_lr_ratio=0.0,
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, schedule))
     windows = cut(texts.train_tokens(settings.natural, settings.seed, settings.text_bytes))
     val_windows = cut(texts.val[settings.natural])[: settings.val_windows]
@@ -242,10 +277,27 @@ def train_one(settings: Settings, texts: Texts) -> list[tuple[int, float | None,
     return history
 
 
-def cut(tokens: list[int]) -> Any:
-    """Windows of BLOCK + 1 tokens (W, T + 1), the last label of one being the first token of the next."""
-    import torch
+def optimizer_config(settings: Settings) -> OptimizerConfig:
+    """AdamW, or Muon with the package's ratio of rates; decay of token tables only where there is
+    much of it."""
+    lr, decay = settings.lr, settings.weight_decay
+    if settings.optimizer == "adamw":
+        return OptimizerConfig(name="adamw", lr=lr, weight_decay=decay, betas=(0.9, 0.95), eps=1e-8)
+    return MuonConfig(
+        name="muon",
+        lr=lr,
+        weight_decay=decay,
+        betas=(0.65, 0.95),
+        eps=1e-8,
+        momentum=0.9,
+        adam_lr=3 * lr,
+        adam_weight_decay=decay if decay > 1 else 0.0,
+    )
 
+
+def cut(tokens: list[int]) -> Tensor:
+    """Windows of BLOCK + 1 tokens (W, T + 1), the last label of one being the first token of the
+    next."""
     count = (len(tokens) - 1) // BLOCK
     flat = torch.tensor(tokens)
     return torch.stack([flat[i * BLOCK : (i + 1) * BLOCK + 1] for i in range(count)])
@@ -258,12 +310,13 @@ def stored(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-# --- judge ----------------------------------------------------------------------------------------------------------
+# --- judge --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A run's outcome, and where the rule warned of it; `best` and `warned` count validations, 0 being the first."""
+    """A run's outcome, and where the rule warned of it; `best` and `warned` count validations, 0
+    being the first."""
 
     outcome: str
     best: int
@@ -271,17 +324,17 @@ class Verdict:
 
     @property
     def delay(self) -> int | None:
-        """Validations after the best until the warning, 0 where the warning came before; None: none came."""
-        return max(0, min(self.warned) - self.best) if self.warned else None
+        """Validations from the best to the warning; None: none came after it."""
+        return next((place - self.best for place in self.warned if place > self.best), None)
 
 
 def outcome(kind: str, history: Sequence[tuple[int, float | None, float]]) -> str:
     """What a run was, seen from its end: overfit, healthy (plenty of text), flat, or unclear.
 
-    Healthy is any run on more text than it read, whatever its curve. For the others, the mean of the last
-    three validations is compared with the lowest such mean. Overfit: higher by more than MARGIN and by
-    ERRORS standard errors, while train_loss fell. Flat: higher by less than a quarter of MARGIN, or by less
-    than one standard error. Unclear: in between.
+    Healthy is any run on more text than it read, whatever its curve. For the others, the mean of
+    the last three validations is compared with the lowest such mean. Overfit: higher by more than
+    MARGIN and by ERRORS standard errors, while train_loss fell. Flat: higher by less than a quarter
+    of MARGIN, or by less than one standard error. Unclear: in between.
     """
     if kind == "plenty":
         return "healthy"
@@ -293,7 +346,9 @@ def outcome(kind: str, history: Sequence[tuple[int, float | None, float]]) -> st
     bends = [a - 2 * b + c for a, b, c in zip(late, late[1:], late[2:], strict=False)]
     error = math.sqrt(statistics.fmean(bend**2 for bend in bends) / 6 * 2 / 3)
     rise = means[-1] - means[lowest]
-    train_fell = statistics.fmean(train_losses[-3:]) < statistics.fmean(train_losses[lowest : lowest + 3])
+    train_fell = statistics.fmean(train_losses[-3:]) < statistics.fmean(
+        train_losses[lowest : lowest + 3]
+    )
     if train_fell and rise > max(MARGIN * means[lowest], ERRORS * error):
         return "overfit"
     return "flat" if rise < max(MARGIN / 4 * means[lowest], error) else "unclear"
@@ -314,7 +369,8 @@ def verdict(run: dict[str, Any], share: float) -> Verdict:
 
 
 def judge(args: argparse.Namespace) -> None:
-    """Print the table: how soon and how often the rule warned, per outcome, half of the seeds, and CPU kind."""
+    """Print the table: how soon and how often the rule warned, per outcome, half of the seeds, and
+    CPU kind."""
     runs = stored(args.runs)
     if not runs:
         raise SystemExit(f"no runs in {args.runs}: train some first")
@@ -328,7 +384,9 @@ def judge(args: argparse.Namespace) -> None:
         groups[cpu] = [row for row in verdicts if row[0] == cpu]
     groups[f"seeds below {TUNED_ON}"] = [row for row in verdicts if row[1] < TUNED_ON]
     groups[f"seeds from {TUNED_ON}"] = [row for row in verdicts if row[1] >= TUNED_ON]
-    print("\n| runs | outcome | number | warned | twice | before the best | after: quartiles | most |")
+    print(
+        "\n| runs | outcome | number | warned | twice | before the best | after: quartiles | most |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name, rows in groups.items():
         for kind in ("overfit", "healthy", "flat", "unclear"):
@@ -336,15 +394,18 @@ def judge(args: argparse.Namespace) -> None:
 
 
 def line(name: str, kind: str, verdicts: Sequence[Verdict]) -> str:
-    """A row of the table; the delays are those of overfitting, a missing warning counting as later than any other."""
+    """A row of the table; the delays are those of overfitting, a missing warning counting as later
+    than any other."""
     warned = [row for row in verdicts if row.warned]
     twice = sum(len(row.warned) > 1 for row in warned)
     before = sum(row.warned[0] < row.best for row in warned)
     cells = [name, kind, str(len(verdicts)), str(len(warned)), str(twice), str(before), "", ""]
     if kind == "overfit" and len(verdicts) > 1:
         delays = [math.inf if row.delay is None else row.delay for row in verdicts]
-        cells[6] = ", ".join(f"{cut:g}" for cut in statistics.quantiles(delays, n=4, method="inclusive"))
-        cells[7] = f"{max(row.delay or 0 for row in warned)}" if warned else ""
+        cells[6] = ", ".join(
+            f"{cut:g}" for cut in statistics.quantiles(delays, n=4, method="inclusive")
+        )
+        cells[7] = f"{max(row.delay or 0 for row in verdicts)}"
     return f"| {' | '.join(cells)} |"
 
 
@@ -358,20 +419,30 @@ def differing(runs: Sequence[dict[str, Any]]) -> str:
     if not gaps:
         return "one CPU kind only"
     return (
-        f"the last val_loss differs between the CPU kinds in {sum(gap > 0 for gap in gaps)} of {len(gaps)} pairs, "
+        "the last val_loss differs between the CPU kinds in "
+        f"{sum(gap > 0 for gap in gaps)} of {len(gaps)} pairs, "
         f"by more than 0.01 in {sum(gap > 0.01 for gap in gaps)}, at most by {max(gaps):.3f}"
     )
 
 
 def main() -> None:
     """Train or judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "judge", "worker"), help="worker: what train starts")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "stage", choices=("train", "judge", "worker"), help="worker: what train starts"
+    )
     parser.add_argument("--runs", type=Path, default=Path("overfitting.jsonl"), help="file of runs")
     parser.add_argument("--text", type=Path, help="natural text, JSON lines with a field `text`")
-    parser.add_argument("--seeds", type=int, default=60, help="runs of each kind")
+    parser.add_argument("--seeds", type=int, default=56, help="runs of each kind")
     parser.add_argument("--share", type=float, default=0.01, help="callbacks.health.overfit_rise")
-    parser.add_argument("--offset", type=float, default=0.0, help="nats added to val_loss: harder text for validation")
+    parser.add_argument(
+        "--offset",
+        type=float,
+        default=0.0,
+        help="nats added to val_loss: harder text for validation",
+    )
     parser.add_argument("--cpu", choices=tuple(CPU_KINDS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     {"train": train, "worker": work, "judge": judge}[args.stage](args)

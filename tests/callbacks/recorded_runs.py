@@ -1,8 +1,9 @@
-"""Validations of tiny runs, recorded with benchmarks/overfitting.py; the hardest to judge of each outcome.
+"""Validations of tiny runs, recorded with benchmarks/overfitting.py; the hardest to judge of each
+outcome.
 
-A validation is step:train_loss/val_loss, in nats per token; train_loss is the mean since the one before.
-The names say which text was read (short: many times; plenty: not once to its end; between: a few times) and
-the seed.
+A validation is step:train_loss/val_loss, in nats per token; train_loss is the mean since the one
+before. The names say which text was read (short: many times; plenty: not once to its end; between:
+a few times) and the seed.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def test_a_real_run_without_a_terminal_has_no_bar(finished: Finished) -> None:
 
 @contextmanager
 def terminal(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Standard error is a terminal of this size; what was written to it is in the list afterwards."""
+    """Standard error is a terminal of this size; the list gets what was written to it."""
     import fcntl
     import pty
     import termios

@@ -1,4 +1,5 @@
-"""The overfitting rule warns soon, and never of a run whose val_loss only jitters; on recorded runs and on curves."""
+"""The overfitting rule warns soon, and never of a run whose val_loss only jitters; on recorded runs
+and on curves."""
 
 from __future__ import annotations
 
@@ -29,13 +30,14 @@ def warnings(history: Sequence[Validation], share: float = SHARE) -> list[int]:
 def u_turn(
     *, rise: float = 0.05, fall: float = 0.2, gap: float = 0.8, steps: int = 6
 ) -> list[Validation]:
-    """A smooth descent to 3.0 in ten validations, then `steps` of a rise of val_loss and a fall of train_loss."""
+    """A smooth descent to 3.0 in ten validations, then `steps` of a rise of val_loss and a fall of
+    train_loss."""
     down = [(10 * i, 3.0 - gap + 0.2 * (10 - i), 3.0 + 0.02 * (10 - i) ** 2) for i in range(1, 11)]
     up = [(100 + 10 * i, 3.0 - gap - fall * i, 3.0 + rise * i) for i in range(1, steps + 1)]
     return rows([(0, None, 5.7), *down, *up])
 
 
-# --- recorded runs ------------------------------------------------------------------------------------------------
+# --- recorded runs ------------------------------------------------------------------------------
 
 
 def test_runs_that_overfit_are_noticed_mostly_within_three_validations_of_their_best() -> None:
@@ -55,7 +57,7 @@ def test_a_run_that_does_not_overfit_is_never_warned_of(name: str) -> None:
     assert warnings(validations({**HEALTHY, **FLAT}[name])) == []
 
 
-# --- curves -------------------------------------------------------------------------------------------------------
+# --- curves -------------------------------------------------------------------------------------
 
 
 def test_a_clear_rise_counts_after_two_validations_and_a_slight_one_later() -> None:
@@ -114,7 +116,8 @@ def test_a_fast_jitter_needs_a_larger_rise() -> None:
 
 @pytest.mark.parametrize(("deviation", "most"), [(0.01, 5), (0.03, 30)])
 def test_noise_around_a_flat_end_is_rarely_overfitting(deviation: float, most: int) -> None:
-    """Independent normal noise for 30 validations, a wide gap, train_loss falling: the hardest of what is healthy."""
+    """Independent normal noise for 30 validations, a wide gap, train_loss falling: the hardest of
+    what is healthy."""
     warned = 0
     for seed in range(100):
         noise = random.Random(seed)
@@ -124,6 +127,11 @@ def test_noise_around_a_flat_end_is_rarely_overfitting(deviation: float, most: i
         ]
         warned += bool(warnings(rows([(0, None, 5.7), *flat])))
     assert warned <= most
+
+
+def test_a_single_high_validation_is_no_rise() -> None:
+    history = u_turn(rise=0.005, steps=4)
+    assert warnings([*history[:-1], history[-1]._replace(val_loss=4.0)]) == []
 
 
 def test_what_is_missing_or_not_finite_is_no_overfitting() -> None:
@@ -138,9 +146,10 @@ def test_what_is_missing_or_not_finite_is_no_overfitting() -> None:
         history[13]._replace(val_loss=math.inf),
     ]
     assert warnings(broken) == []
+    assert warnings([*broken, *history[14:]]) == [14, 15, 16]  # nor does it hide any
 
 
-# --- noise --------------------------------------------------------------------------------------------------------
+# --- noise --------------------------------------------------------------------------------------
 
 
 def test_jitter_is_the_noise_and_not_the_curve() -> None:

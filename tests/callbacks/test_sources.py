@@ -66,8 +66,9 @@ def sources_by_hand(module: TokenDataModule) -> np.ndarray:
 
 
 def train_on(path: Path, train: Train, *overrides: str) -> Path:
-    settings = "data.source_field=source data.val_windows=null data.val_fraction=0.3 data.tales_bytes=1".split()
-    return train("data=text", f"data.path={path}", *settings, *overrides)
+    settings = "source_field=source val_windows=null val_fraction=0.3 tales_bytes=1"
+    data = [f"data.{pair}" for pair in settings.split()]
+    return train("data=text", f"data.path={path}", *data, *overrides)
 
 
 @pytest.mark.usefixtures("tiny")

@@ -27,7 +27,8 @@ TEXTS = ("session/config/text_summary", "session/environment/text_summary")
 
 
 def table(logs: Path) -> dict[str, dict[str, Any]]:
-    """The rows of TensorBoard's HPARAMS tab, as its own code finds them: run -> settings and metrics."""
+    """The rows of TensorBoard's HPARAMS tab, as its own code finds them: run -> settings and
+    metrics."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.context import RequestContext

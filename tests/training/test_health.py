@@ -80,7 +80,7 @@ def poison(probe: Probe, window: list[int]) -> None:
 def test_a_poisoned_window_is_skipped_and_a_resume_decides_the_same(
     train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
-    """A window that breaks the loss costs a rollback; the windows of its step are not used again."""
+    """A window that breaks the loss costs a rollback; those of its step are not used again."""
     overrides = ["callbacks.health.patience=1", "trainer.max_steps=12"]
     broken = windows[5]
     poison(probe, broken[2])
@@ -135,7 +135,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(
 def test_a_rollback_with_only_younger_checkpoints_goes_to_the_oldest(
     train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
-    """Three are kept, and a long patience outlives them all: the run must not start from scratch."""
+    """Three are kept, and a long patience outlives them; the run must not start from scratch."""
     overrides = [
         "callbacks.health.patience=4",
         "trainer.checkpoint_every_steps=1",
@@ -188,7 +188,7 @@ def test_an_overflow_of_fp16_is_no_broken_step() -> None:
     callback.on_train_batch_end(trainer, module)
     assert callback.skipped_steps == 0
     module.step_report = StepReport(3.0, math.inf, 1e-3, loss_scale=1.0)
-    with pytest.raises(RollBack, match="in step 1$"):
+    with pytest.raises(RollBack, match=r"in step 1$"):
         callback.on_train_batch_end(trainer, module)
 
 

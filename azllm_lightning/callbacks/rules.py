@@ -125,7 +125,7 @@ def jitter(values: Sequence[float]) -> float:
     """Standard deviation of the noise on a smooth curve, from its third differences.
 
     A quadratic has none, and the median is not moved by a single turn. The factor 1.4826 makes it a
-    standard deviation for normal noise, whose third difference has a variance of 1 + 9 + 9 + 1 = 20.
+    standard deviation for normal noise, whose third difference has a variance of 1 + 9 + 9 + 1.
     0 below 6 points, since one difference would move the median of two.
     """
     recent = [value for value in values if math.isfinite(value)][-RECENT:]

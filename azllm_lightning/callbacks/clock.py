@@ -29,9 +29,8 @@ class Clock:
         """Wall time of the sessions before this one."""
         self._io = io
         self._session_started = time.monotonic()
-        self._mark = 0.0  # start of the time not yet in _active
+        self._mark = 0.0  # start of the current step
         self._saving_at_mark = 0.0
-        self._active = 0.0  # of the current step, before a validation interrupted it
         self._paused = False
         self._batch_ended = 0.0
         self._wait = math.nan
@@ -50,7 +49,6 @@ class Clock:
 
     def start(self) -> None:
         """Training begins."""
-        self._active = 0.0
         self._set_mark()
 
     def batch_starts(self, is_wait: bool) -> None:
@@ -68,15 +66,13 @@ class Clock:
 
     def step_ends(self, logs_now: bool) -> None:
         """An optimizer step is done; with `logs_now`, the next one is not only waited for."""
-        self.step_seconds.append(self._active + self._since_mark())
+        self.step_seconds.append(self._since_mark())
         self.waits.append(self._wait)
         self._wait = math.nan if logs_now else 0.0
-        self._active = 0.0
         self._set_mark()
 
     def validation_starts(self) -> None:
         """A validation begins: no step is timed until the next micro-batch."""
-        self._active += self._since_mark()
         self._paused = True
         self._wait = math.nan
         self._validation_batch_ends = []

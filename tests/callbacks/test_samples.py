@@ -56,7 +56,7 @@ def test_the_same_prompts_are_continued_at_each_validation(finished: Finished) -
     head, *rows = cells(found[-1][1])
     assert head == ["greedy", "temperature 0.8"]
     shown = [
-        [re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text) for text in row]
+        [re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text.replace("\t", " ")) for text in row]
         for row in zip(greedy, drawn, strict=True)
     ]
     assert [[text.strip() for text in row] for row in rows] == [

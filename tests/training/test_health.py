@@ -176,6 +176,8 @@ def test_a_loss_that_stays_high_is_one_spike(monkeypatch: pytest.MonkeyPatch) ->
     callback = restored
     with pytest.raises(RollBack, match="in steps 7 to 8"):
         step(math.nan)
+    step(9.0)  # still high, which was reported before the restart
+    assert [line.split(":")[0] for line in lines if "jumped" in line] == ["step 3", "step 6"]
     assert max(len(part) for line in lines for part in line.splitlines()) <= 80
     assert callback.skipped_steps == 2
 

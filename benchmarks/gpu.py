@@ -159,7 +159,7 @@ class Probe(pl.Callback):
         throughput = next(cb for cb in trainer.callbacks if isinstance(cb, Throughput))
         figures = {
             "step_seconds": history.clock.step_seconds,
-            "tokens_per_step": trainer.datamodule.effective_batch
+            "tokens_per_step": trainer.datamodule.global_batch_size
             * pl_module.model_config.block_size,
             "flops_per_token": pl_module.model_config.flops_per_token(),
             "peak_flops": throughput.peak_flops,

@@ -15,6 +15,7 @@ from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.text import labelled
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import CallbacksConfig
+from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.training.causal_lm import CausalLM
 
@@ -189,7 +190,7 @@ class Diagnosis(Callback):
         self._waits_judged = len(clock.waits)
         severity = share / rules.WAITING
         if self._is_news("data_bound", severity):
-            workers = trainer.datamodule.config.num_workers  # type: ignore[attr-defined]
+            workers = datamodule_of(trainer).config.num_workers
             text = tr(
                 "step {step:,}: {share:.0%} of the time is spent waiting for data. "
                 "Try data.num_workers={more} (now {workers}), or data.dir on a faster disk",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.clock import Clock
+from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
@@ -113,8 +114,8 @@ class History(Callback):
         assert isinstance(pl_module, CausalLM)
         if self.starts_from is not None:
             self.resumed_from.append(self.starts_from)
-        sequences = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
-        self._tokens_per_step = int(sequences * pl_module.model_config.block_size)
+        sequences = datamodule_of(trainer).global_batch_size
+        self._tokens_per_step = sequences * pl_module.model_config.block_size
         self.clock.start()
 
     def on_train_batch_start(

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import SamplesConfig
+from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.inference.sampling import sample
 from azllm_lightning.training.causal_lm import CausalLM
 
@@ -48,7 +49,7 @@ class Samples(Callback):
             writer.add_text("samples", self._table(pl_module), trainer.global_step)
 
     def _table(self, module: CausalLM) -> str:
-        tokenizer = module.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        tokenizer = datamodule_of(module.trainer).tokenizer
         columns = [
             sample(
                 module.net,

@@ -52,9 +52,9 @@ def description(file: Path) -> str:
 
 
 def choices(group: str) -> dict[str, str]:
-    """The files of a group in conf/ with the first sentence of their descriptions."""
+    """The files of a group in conf/ with the first lines of their descriptions."""
     files = sorted((conf_dir() / group).glob("*.yaml"))
-    return {file.stem: re.split(r"(?<=[.:]) |\n", description(file))[0] for file in files}
+    return {file.stem: description(file).split("\n")[0] for file in files}
 
 
 def meanings(verb: str, values: Mapping[str, Any]) -> dict[str, str]:
@@ -66,7 +66,7 @@ def meanings(verb: str, values: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(chosen, dict) or not (conf_dir() / group).is_dir():
             continue
         # Other choices say only what they change; of a key in several files, the chosen one counts.
-        files = [file for file in sorted((conf_dir() / group).glob("*.yaml")) if _is_complete(file)]
+        files = [file for file in sorted((conf_dir() / group).glob("*.yaml")) if is_complete(file)]
         files += [
             file for file in [conf_dir() / group / f"{chosen.get('name')}.yaml"] if file.is_file()
         ]
@@ -109,7 +109,7 @@ def help_text(verb: str, values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _is_complete(file: Path) -> bool:
+def is_complete(file: Path) -> bool:
     """Whether a file of a group has every key, and does not build on another one."""
     return "defaults" not in yaml.safe_load(file.read_text(encoding="utf-8"))
 
@@ -124,17 +124,16 @@ def _settings(node: yaml.Node, lines: list[str], prefix: str) -> Iterator[Settin
         return
     for key, value in node.value:
         path = f"{prefix}{key.value}"
-        if path in ("defaults", "hydra"):
+        if path == "defaults":
             continue
-        is_group = isinstance(value, yaml.MappingNode)
-        end = key.end_mark if is_group else value.end_mark
-        row = min(end.line, len(lines) - 1) if not is_group else key.start_mark.line
-        column = key.end_mark.column if is_group else end.column
-        if not is_group and end.line > value.start_mark.line:  # a block value ends on the next line
-            row, column = value.start_mark.line, value.start_mark.column
-        default = lines[value.start_mark.line][value.start_mark.column : value.end_mark.column]
-        yield Setting(path, "" if is_group else default, _comment(lines, row, column))
-        yield from _settings(value, lines, f"{path}.")
+        start = value.start_mark
+        is_group = isinstance(value, yaml.MappingNode) and start.line > key.start_mark.line
+        if is_group:
+            yield Setting(path, "", _comment(lines, key.end_mark.line, key.end_mark.column))
+            yield from _settings(value, lines, f"{path}.")
+        else:
+            default = lines[start.line][start.column : value.end_mark.column]
+            yield Setting(path, default, _comment(lines, start.line, value.end_mark.column))
 
 
 def _comment(lines: list[str], row: int, column: int) -> str:

@@ -3,7 +3,8 @@ outcome.
 
 A validation is step:train_loss/val_loss, in nats per token; train_loss is the mean since the one
 before. The names say which text was read (short: many times; plenty: not once to its end; between:
-a few times) and the seed.
+a few times) and the seed. The two of tales are one run on two CPU kinds; an earlier rule did not
+notice the first.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class CausalLM(LightningModule):
         )
         # Weights depend on the seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_stream(seed, "weights"))
+            torch.manual_seed(stream_seed(seed, "weights"))
             self.net = GPT(self.model_config)
         self.run_config = ""
         """The composed config of the run as YAML; every checkpoint carries it."""
@@ -137,7 +137,7 @@ class CausalLM(LightningModule):
         if self.model_config.dropout > 0:
             micro = batch_idx % self.trainer.accumulate_grad_batches
             torch.manual_seed(
-                _stream(self.seed, self.trainer.global_step, micro, self.trainer.global_rank)
+                stream_seed(self.seed, self.trainer.global_step, micro, self.trainer.global_rank)
             )
         loss: Tensor = self.net(batch[:, :-1], batch[:, 1:])
         self._loss_sum += loss.detach()
@@ -340,7 +340,7 @@ class CausalLM(LightningModule):
                 group.update(settings, lr=new["lr"] * factor(scheduler.last_epoch))
 
 
-def _stream(*key: object) -> int:
+def stream_seed(*key: object) -> int:
     """A seed for one use of random numbers, far from that of any other key."""
     return (
         int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -135,6 +136,7 @@ def expected_flops(device: str) -> float:
     return 1e13 if device == "cuda" else 5e10 * torch.get_num_threads()
 
 
+@cache
 def matmul_flops(device: str, precision: str) -> float:
     """FLOP/s of large matrix products on this device, timed for a fraction of a second."""
     size, dtype = (1024, DTYPES[precision]) if device == "cpu" else (4096, DTYPES[precision])

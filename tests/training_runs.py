@@ -27,9 +27,6 @@ from azllm_lightning.runs.curves import EVENTS, read_records, read_scalars
 from azllm_lightning.train import train
 from azllm_lightning.training.causal_lm import CausalLM
 
-SCRIPT = str(Path(sys.modules[train.__module__].__file__ or ""))
-"""The file of `python -m azllm_lightning.train`, which Lightning starts again for each device."""
-
 MEASURED = ("tokens_per_sec", "mfu", "peak_memory_gb")
 """Scalars that no two runs share."""
 
@@ -87,7 +84,7 @@ def command_line(arguments: list[str], folder: str, environment: dict[str, str])
     output = os.open("output", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.argv = [SCRIPT, *arguments]
+    sys.argv = [__file__, *arguments]  # what Lightning starts again for another device
     entrance.main("train", train, RunConfig.from_mapping)
 
 
@@ -222,3 +219,7 @@ def raw_points(folder: Path) -> list[tuple[str, int]]:
 
     events = map(Event.FromString, read_records(sorted(folder.glob(EVENTS))))
     return [(value.tag, event.step) for event in events for value in event.summary.value]
+
+
+if __name__ == "__main__":
+    entrance.main("train", train, RunConfig.from_mapping)

@@ -25,12 +25,7 @@ CODE = ("callbacks", "logger")
 file.
 """
 
-FIXED = {
-    "seed": "seed",
-    "data.block_size": "block_size",
-    "optimizer.name": "optimizer",
-    "trainer.global_batch_size": "global_batch_size",
-}
+FIXED = ("seed", "data.block_size", "optimizer.name", "trainer.global_batch_size")
 """Settings besides the model's shape that make a run this run; another value is another run."""
 
 
@@ -65,33 +60,30 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
         values[group] = own | theirs
     overrides = list(dict.fromkeys([*started_with, *typed.overrides]))
     config = RunConfig.from_mapping(values, overrides)
-    _check_same_run(RunConfig.from_mapping({**values, **_identity(stored)}), config, checkpoint)
+    _check_same_run(stored, config, checkpoint)
     return config
 
 
-def _identity(stored: Mapping[str, Any]) -> Values:
-    """The parts of a stored config in which FIXED and the model's shape are."""
-    return {key: stored[key] for key in ("seed", "data", "model", "optimizer", "trainer")}
-
-
-def _check_same_run(stored: RunConfig, config: RunConfig, checkpoint: str) -> None:
-    before, now = stored.to_mapping(), config.to_mapping()
-    shape, wanted = asdict(stored.model), asdict(config.model)
-    pairs = {f"model.{key}": (shape[key], wanted.get(key)) for key in shape if key != "dropout"}
-    for key in FIXED:
-        path = key.split(".")
-        pairs[key] = (_get(before, path), _get(now, path))
-    differing = [
-        tr("{key}: {before} in the checkpoint, {now} asked for", key=key, before=old, now=new)
-        for key, (old, new) in pairs.items()
-        if old != new
-    ]
+def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: str) -> None:
+    now = config.to_mapping()
+    keys = [*FIXED, *(f"model.{key}" for key in stored["model"] if key != "dropout")]
+    differing = []
+    for key in keys:
+        before, asked = _get(stored, key.split(".")), _get(now, key.split("."))
+        if before != asked:
+            differing.append(
+                tr(
+                    "{key}: {before} in the checkpoint, {now} asked for",
+                    key=key,
+                    before=before,
+                    now=asked,
+                )
+            )
     if differing:
         raise ValueError(
             tr(
                 "{path} cannot be resumed with other values of settings that define the run:\n"
-                "  {differing}\nOmit these, or start a new run (init_from= starts it from these "
-                "weights)",
+                "  {differing}\nOmit these, or start a new run (init_from= starts it from these weights)",
                 path=checkpoint,
                 differing="\n  ".join(differing),
             )
@@ -109,6 +101,8 @@ def _lay_over(values: Values, override: ParsedOverride, composed: Values) -> Non
 
 
 def _lay_difference(values: Values, base: Values, changed: Values) -> None:
+    for key in base.keys() - changed.keys():  # another optimizer has other settings
+        values.pop(key, None)
     for key, value in changed.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _lay_difference(values.setdefault(key, {}), base[key], value)
@@ -124,7 +118,7 @@ def _fill(values: Values, defaults: Values) -> None:
             values.setdefault(key, copy.deepcopy(value))
 
 
-def _get(values: Values, path: list[str]) -> Any:
+def _get(values: Mapping[str, Any], path: list[str]) -> Any:
     found: Any = values
     for key in path:
         found = found[key]

@@ -23,7 +23,7 @@ POLAR_EXPRESS = (
 SAFETY = 1.01
 """Room for rounding, as the paper leaves it: singular values lifted over 1 in half precision would run away."""
 
-AT_ONCE = 2**25
+BATCH_ELEMENTS = 2**25
 """Most elements that are orthogonalised together: 64 MiB in half precision, so that a 4 GB card bears it."""
 
 
@@ -84,7 +84,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 index
             )  # a wide matrix and its transpose go together
         for shape, indices in by_shape.items():
-            at_once = max(1, AT_ONCE // math.prod(shape))
+            at_once = max(1, BATCH_ELEMENTS // math.prod(shape))
             for first in range(0, len(indices), at_once):
                 chosen = indices[first : first + at_once]
                 # Nesterov: the momentum as it will be when this gradient comes once more.

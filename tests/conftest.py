@@ -11,12 +11,12 @@ import pytest
 # Before torch is imported: tests run in parallel, and so do their subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch  # noqa: E402
-from training_runs import Probe, Uninterrupted  # noqa: E402
+import torch
+from training_runs import Probe, Uninterrupted
 
-from azllm_lightning.config.model import GPTConfig  # noqa: E402
-from azllm_lightning.model.gpt import GPT  # noqa: E402
-from azllm_lightning.training.causal_lm import CausalLM  # noqa: E402
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.causal_lm import CausalLM
 
 TINY = {
     "data": "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1",
@@ -99,7 +99,8 @@ def uninterrupted(
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit code.
+    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit
+    code.
 
     `run` replaces the training by another function of the RunConfig.
     """

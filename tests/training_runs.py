@@ -134,7 +134,9 @@ class Probe:
         """The module in training."""
 
     def at(self, step: int, action: Callable[[], object], micro: int = 0) -> None:
-        """Call `action` once, in the forward pass of micro-batch `micro` after `step` completed steps."""
+        """Call `action` once, in the forward pass of micro-batch `micro` after `step` completed
+        steps.
+        """
         self.actions[step, micro] = action
 
     def signal(self, step: int, number: int, micro: int = 0) -> None:

@@ -1,4 +1,6 @@
-"""The micro-batch that fits, what happens when memory runs out, and how often a step waits for the device."""
+"""The micro-batch that fits, what happens when memory runs out, and how often a step waits for the
+device.
+"""
 
 from __future__ import annotations
 
@@ -316,7 +318,9 @@ def test_one_sequence_that_does_not_fit_ends_the_run_with_a_message(
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: values read by the host, and values that the host puts on the device."""
+    """Counts what would wait for a GPU: values read by the host, and values that the host puts on
+    the device.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()

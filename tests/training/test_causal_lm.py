@@ -1,4 +1,6 @@
-"""The LightningModule under a plain Trainer: what it measures and logs, and what a broken step must not change."""
+"""The LightningModule under a plain Trainer: what it measures and logs, and what a broken step must
+not change.
+"""
 
 from __future__ import annotations
 

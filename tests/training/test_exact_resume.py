@@ -1,4 +1,6 @@
-"""A resumed run equals the uninterrupted one, bit for bit: weights, optimizer state, curves, order of the data."""
+"""A resumed run equals the uninterrupted one, bit for bit: weights, optimizer state, curves, order
+of the data.
+"""
 
 from __future__ import annotations
 

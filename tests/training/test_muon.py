@@ -1,4 +1,6 @@
-"""MuonAdamW: what a step does to matrices and to the other parameters, and what Lightning needs of it."""
+"""MuonAdamW: what a step does to matrices and to the other parameters, and what Lightning needs of
+it.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,8 @@ def test_momentum_decay_and_nesterov() -> None:
     optimizer.step()
     buffer = optimizer.state[weight]["momentum_buffer"]
     torch.testing.assert_close(buffer, 0.9 * 0.1 * first + 0.1 * second)
-    # The buffer still points forward in the first direction (0.04), 0.1 x gradient + 0.9 x buffer back (-0.014).
+    # The buffer still points forward in the first direction (0.04), 0.1 x gradient + 0.9 x buffer
+    # back (-0.014).
     assert weight[0, 0] > 0.95 * after_one[0, 0]
     assert weight[1, 1] < 0.95 * after_one[1, 1]
 

@@ -85,7 +85,9 @@ def test_a_first_val_loss_that_is_not_finite_is_no_best(
 def test_a_run_in_a_read_only_folder_continues_in_a_new_version(
     uninterrupted: Callable[..., Uninterrupted], train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as Kaggle's inputs. The curve and the best weights come along; the source is not changed."""
+    """Such as Kaggle's inputs. The curve and the best weights come along; the source is not
+    changed.
+    """
     straight = uninterrupted(
         "trainer.max_steps=10", "schedule.total_steps=8", "schedule.min_lr_ratio=0.1"
     ).folder

@@ -1,4 +1,6 @@
-"""Signals and deadlines: the step is finished and saved, the command to resume is printed, and no process is left."""
+"""Signals and deadlines: the step is finished and saved, the command to resume is printed, and no
+process is left.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ import pytest
 from training_runs import Probe, Uninterrupted, add_callback, assert_same_end, start, wait_for
 
 from azllm_lightning.cli.entrance import EXIT_RESUMABLE, Resumable
-from azllm_lightning.data import datamodule
 from azllm_lightning.config.trainer import parse_deadline
+from azllm_lightning.data import datamodule
 from azllm_lightning.runs.checkpoint_files import step_files, write_checkpoint
 from azllm_lightning.training import causal_lm, saving, stopping
 from azllm_lightning.training.causal_lm import CausalLM
@@ -99,8 +101,8 @@ def test_sigterm_during_a_save(
 def test_sigterm_before_the_end_of_the_first_step_stops_at_once(
     train_tiny: Train, probe: Probe
 ) -> None:
-    """Compiling happens there, and may take a minute; nothing is unsaved yet, so nothing is finished
-    first.
+    """Compiling happens there, and may take a minute; nothing is unsaved yet, so nothing is
+    finished first.
     """
     probe.signal(0, signal.SIGTERM)
     probe.at(0, lambda: pytest.fail("the step continued"), micro=1)

@@ -19,12 +19,12 @@ from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import read_scalars
 
 SUMMARY = (
-    "run_name version steps tokens_seen val_loss val_ppl val_bpb best_val_loss best_step tokens_per_sec wall_seconds "
-    "peak_memory_bytes precision compile num_params resumed_from status"
+    "run_name version steps tokens_seen val_loss val_ppl val_bpb best_val_loss best_step "
+    "tokens_per_sec wall_seconds peak_memory_bytes precision compile num_params resumed_from status"
 )
 TAGS = (
-    "train_loss train_ppl val_loss val_ppl val_bpb best_val_loss best_step lr grad_norm generalization_gap tokens_seen "
-    "tokens_per_sec mfu peak_memory_gb"
+    "train_loss train_ppl val_loss val_ppl val_bpb best_val_loss best_step lr grad_norm "
+    "generalization_gap tokens_seen tokens_per_sec mfu peak_memory_gb"
 )
 
 

@@ -194,7 +194,7 @@ def test_fp16_is_resumed_with_its_loss_scale(
 
 
 def test_the_file_resumed_from_is_not_changed(train_tiny: Train, probe: Probe) -> None:
-    """With accumulation, Lightning saves again after the first resumed micro-batch, over that file."""
+    """With accumulation, Lightning saves over that file after the first resumed micro-batch."""
     probe.crash(6)
     with pytest.raises(Crash):
         train_tiny("trainer.micro_batch_size=2")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from azllm_lightning.cli.composition import composed_mapping

@@ -53,7 +53,7 @@ def test_what_differs_first_is_named(
 ) -> None:
     """Dropout from a stream that goes on instead of one that follows from the step: what Lightning does as it comes."""
     monkeypatch.setattr(
-        "azllm_lightning.training.causal_lm._stream",
+        "azllm_lightning.training.causal_lm.derived_seed",
         lambda *key: 7 if "weights" in key else next(stream),
     )
     stream = iter(range(1000))

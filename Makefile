@@ -1,14 +1,18 @@
 # make train    set up .venv and train the default model, or another: make train ARGS="+experiment=debug"
 # make test     all that must pass: lint, format, types, tests
 # make slow     the tests that take minutes
-# make clean    remove .venv and caches; runs and prepared data stay
+# make docs     build the documentation, in both languages, into build/docs
+# make clean    remove .venv, caches and builds; runs and prepared data stay
 # On Windows use the pip commands of README.md.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DOCS_INSTALLED := .venv/docs_installed
+# Every warning is an error: a link that leads nowhere, a page in no menu, a block that cannot be highlighted.
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --conf-dir docs
 
-.PHONY: train test slow clean
+.PHONY: train test slow docs clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m azllm_lightning.train $(ARGS)
@@ -22,9 +26,20 @@ test: $(INSTALLED)
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow --timeout 1800
 
+docs: $(DOCS_INSTALLED)
+	$(SPHINX) --define language=en --doctree-dir build/doctrees/en docs/en build/docs/en
+	$(SPHINX) --define language=az --doctree-dir build/doctrees/az docs/az build/docs/az
+	cp docs/index.html build/docs/index.html
+	@echo "open build/docs/index.html"
+
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(DOCS_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 clean:

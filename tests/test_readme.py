@@ -1,8 +1,12 @@
+"""README and docs: commands work, both languages agree, links lead somewhere, one address."""
+
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +15,65 @@ import pytest
 from azllm_lightning.cli.entrance import compose, conf_dir
 
 ROOT = Path(__file__).parents[1]
-READMES = ["README.md", "README.az.md"]
+READMES = {"en": ROOT / "README.md", "az": ROOT / "README.az.md"}
+PAGES = sorted(path.name for path in (ROOT / "docs" / "en").glob("*.md"))
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/en/*.md", "docs/az/*.md", "benchmarks/*.md", ".github/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+COMMAND = re.compile(r"^!?(?:python -m azllm_lightning\.|azllm )(?=\w)(.*)$")
+VERBS_WITHOUT_CONFIG = {"runs"}  # these list what there is
 
 
-def commands(name: str) -> list[list[str]]:
-    """The commands of the project in a README, as [verb, override, ...]."""
-    found = re.findall(
-        r"^    !?python -m azllm_lightning\.(.*)$",
-        (ROOT / name).read_text(encoding="utf-8"),
-        re.MULTILINE,
+def translations(name: str) -> tuple[Path, Path]:
+    """The English and the Azerbaijani file of a page of the docs, or of README."""
+    if name == "README":
+        return READMES["en"], READMES["az"]
+    return ROOT / "docs" / "en" / name, ROOT / "docs" / "az" / name
+
+
+def code(path: Path) -> list[str]:
+    """The lines of a page's code blocks, and its inline code."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    inline = re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     )
-    return [shlex.split(command) for command in found]
+    return [line for block in blocks for line in block.splitlines()] + inline
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The project's commands in a page, as [verb, override, ...]; indented ones are output."""
+    found = [match[1] for line in code(path) if (match := COMMAND.match(line))]
+    return [shlex.split(command, comments=True) for command in found]
+
+
+def all_commands() -> list[list[str]]:
+    """Every command of the English pages, once."""
+    found = [command for name in ("README", *PAGES) for command in commands(translations(name)[0])]
+    return [shlex.split(line) for line in dict.fromkeys(shlex.join(command) for command in found)]
+
+
+def fixed_code(path: Path) -> list[str]:
+    """The code blocks that are the same in each language, without comments: commands and Python."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(
+        r"^```(?:bash|powershell|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
+    return [re.sub(r" *# .*", "", line) for block in blocks for line in block.splitlines()]
+
+
+def slugs(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def table(name: str) -> dict[str, str]:
-    """The defaults that a README's table of settings gives, by key."""
+    """The defaults that the table of settings of a page gives, by key."""
     rows = re.findall(
-        r"^\| (`[^|]*`) \| ([^|]*) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| (`[^|]*`) \| ([^|]*) \|", Path(name).read_text(encoding="utf-8"), re.MULTILINE
     )
     defaults = {}
     for keys, values in rows:
@@ -38,36 +84,70 @@ def table(name: str) -> dict[str, str]:
     return defaults
 
 
-@pytest.mark.parametrize("command", commands("README.md"), ids=" ".join)
+@pytest.mark.parametrize("command", all_commands(), ids=" ".join)
 def test_every_command_is_accepted(command: list[str]) -> None:
-    from azllm_lightning.session.build import check
-
     verb, *overrides = command
+    if verb in VERBS_WITHOUT_CONFIG:
+        return
     assert (conf_dir() / f"{verb}.yaml").is_file()
-    config = compose(overrides, verb)
-    if verb == "train":
-        check({**config, "logs_dir": "lightning_logs"})  # colab's and kaggle's folders are not here
+    here = (
+        ["logs_dir=lightning_logs"] if verb == "train" else []
+    )  # colab's and kaggle's folders are not here
+    compose([*overrides, *here], verb)
 
 
-def test_both_languages_give_the_same_commands() -> None:
-    english, azerbaijani = (commands(name) for name in READMES)
-    assert len(english) >= 10
-    assert azerbaijani == english
+def test_there_are_commands_of_every_verb() -> None:
+    verbs = {command[0] for command in all_commands()}
+    assert verbs - VERBS_WITHOUT_CONFIG == {path.stem for path in conf_dir().glob("*.yaml")}
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_the_table_gives_the_true_defaults(name: str) -> None:
+@pytest.mark.parametrize("name", ["README", *PAGES])
+def test_both_languages_give_the_same_commands(name: str) -> None:
+    english, azerbaijani = translations(name)
+    assert commands(azerbaijani) == commands(english)
+    assert fixed_code(azerbaijani) == fixed_code(english)
+
+
+def test_both_languages_have_the_same_pages() -> None:
+    assert sorted(path.name for path in (ROOT / "docs" / "az").glob("*.md")) == PAGES
+
+
+@pytest.mark.parametrize("language", READMES)
+def test_a_readme_is_short(language: str) -> None:
+    assert READMES[language].stat().st_size <= 10_000
+
+
+@pytest.mark.parametrize("language", ["en", "az"])
+def test_the_table_gives_the_true_defaults(language: str) -> None:
     config = compose()
-    defaults = table(name)
+    defaults = table(str(ROOT / "docs" / language / "settings.md"))
     assert len(defaults) >= 20
     for group in ("data", "model", "optimizer", "schedule"):
-        assert compose([f"{group}={defaults.pop(group)}"]) == config
+        assert getattr(compose([f"{group}={defaults.pop(group)}"]), group) == getattr(config, group)
     assert defaults.pop("run_name")  # it follows from the data
-    for key, told in defaults.items():
+    for key, text in defaults.items():
         value: Any = config
         for part in key.split("."):
-            value = value[part]
-        assert value == (told if isinstance(value, str) else json.loads(told)), key
+            value = getattr(value, part)
+        assert value == (text if isinstance(value, str) else json.loads(text)), key
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    text = re.sub(
+        r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    for link in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in slugs(target), link
+
+
+def test_the_address_is_the_one_in_pyproject() -> None:
+    check = [sys.executable, str(ROOT / "docs" / "address.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_tour_of_the_code_names_every_file() -> None:

@@ -19,7 +19,7 @@ PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
 
 def describe(number_type: str = "") -> dict[str, str]:
-    """The CPU and its kind, the system, PyTorch, the commit, and the `number_type` if one is given."""
+    """The CPU and its kind, the `number_type` if one is given, the system, PyTorch, the commit."""
     about = {
         "cpu": f"{_cpuinfo('model name') or platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores",
@@ -38,7 +38,7 @@ def show(about: dict[str, str]) -> None:
 
 
 def fast_type() -> str:
-    """ "bf16" if the CPU has bf16 arithmetic, else "fp32": without it, bf16 products take minutes."""
+    """ "bf16" if the CPU has bf16 arithmetic, else "fp32": bf16 without it is very slow."""
     return "bf16" if fast_half(CPU) == torch.bfloat16 else "fp32"
 
 

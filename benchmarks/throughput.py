@@ -1,7 +1,7 @@
 """Training speed compared with other tools, and the overhead of our loop.
 
-    python benchmarks/throughput.py [ours hf litgpt gpt2_loop] [--rounds 3] [--type bf16] [--json FILE]
-    python benchmarks/throughput.py --overhead [30m nano short]
+    python benchmarks/throughput.py [ours hf litgpt gpt2_loop] [--rounds 3] [--type bf16] [--json
+    FILE] python benchmarks/throughput.py --overhead [30m nano short]
 
 Each tool trains the same shape (6 layers x 384, 6 heads, tied vocabulary of 8,192, batches of
 8 x 256) on the same tokens with AdamW, without dropout, validation or saving: `ours` (python -m
@@ -158,7 +158,7 @@ def run(name: str, shape: Race, folder: Path, separate: bool) -> dict[str, Any]:
 
 
 def checked_report(name: str, shape: Race) -> dict[str, Any]:
-    """What `name` reported; ends the benchmark if it trained in another number type than the rest."""
+    """What `name` reported; exits if it trained in another number type than the rest."""
     report: dict[str, Any] = json.loads(Path(shape.out).read_text(encoding="utf-8"))
     if report["type"] != shape.number_type:
         sys.exit(f"{name} trained in {report['type']} instead of {shape.number_type}")

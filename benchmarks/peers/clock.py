@@ -88,7 +88,7 @@ class Clock:
 
 
 def matmul_flops(sizes: Sequence[int], is_bf16: bool) -> float:
-    """FLOP/s of square products on the CPU, in bf16 or fp32: the best of five tries at each size."""
+    """FLOP/s of square products on the CPU, in bf16 or fp32: the best of five per size."""
     best = 0.0
     for size in sizes:
         a = torch.randn(size, size).to(torch.bfloat16 if is_bf16 else torch.float32)

@@ -11,13 +11,16 @@ lowers its clock at 70 W.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 
 from azllm_lightning import compose
 from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.model import gpt
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.batch import accumulation
 
@@ -189,36 +192,37 @@ def memory(e: Experiment) -> list[tuple[str, float, float]]:
 def saved_bytes(model: GPTConfig) -> float:
     """Bytes per token and layer that autograd keeps for the backward pass of an uncompiled network.
 
-    They are counted in forward passes on the CPU, in bf16 autocast, with two numbers of layers and
-    of tokens: the differences leave only what grows with both. Few tokens, because bf16 is slow on
-    a CPU without bf16 arithmetic.
+    They are counted in forward passes on the CPU, in bf16 autocast and with the attention of a GPU,
+    for two numbers of layers and of tokens: the differences leave only what grows with both.
     """
+    return (
+        (_kept(model, 2, 32) - _kept(model, 1, 32)) - (_kept(model, 2, 16) - _kept(model, 1, 16))
+    ) / 16
 
-    def kept(n_layer: int, tokens: int) -> int:
-        storages: dict[int, int] = {}
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+def _kept(model: GPTConfig, n_layer: int, tokens: int) -> int:
+    """Bytes that autograd keeps of one window."""
+    storages: dict[int, int] = {}
 
-        sizes = {
-            **model.to_dict(),
-            "n_layer": n_layer,
-            "vocab_size": 64,
-            "block_size": tokens,
-            "eos_id": 0,
-        }
-        input_ids = torch.zeros(1, tokens, dtype=torch.int64)
-        network = GPT(GPTConfig(**sizes))
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-            torch.autocast("cpu", torch.bfloat16),
-        ):
-            hidden = network.hidden(input_ids)  # keeps the graph, and so every storage, alive
-        assert hidden.requires_grad
-        return sum(storages.values())
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-    return ((kept(2, 128) - kept(1, 128)) - (kept(2, 64) - kept(1, 64))) / 64
+    network = GPT(replace(model, n_layer=n_layer, vocab_size=64, block_size=tokens, eos_id=0))
+    input_ids = torch.zeros(1, tokens, dtype=torch.int64)
+    with (
+        patch.object(gpt, "attend", _fused_attention),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        hidden = network.hidden(input_ids)  # keeps the graph, and so every storage, alive
+    assert hidden.requires_grad
+    return sum(storages.values())
+
+
+def _fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """`attend` as it is on a GPU, where no weights of attention are kept."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 def report(e: Experiment, card: Card) -> str:

@@ -1,10 +1,12 @@
 """Azerbaijani inflection, by rule: functions of a stem and its features.
 
-Suffixes are written in the usual notation of Turkic morphology: `A` is a or ə (two-way harmony), `I` is ı, i, u or ü
-(four-way), `K` is q or k; a letter in brackets is a buffer, which stands only where two vowels, or two consonants,
-would meet: `(n)In` gives ata-nın and ev-in, `(I)m` gives ata-m and ev-im.
+Suffixes are written in the usual notation of Turkic morphology: `A` is a or ə (two-way harmony),
+`I` is ı, i, u or ü (four-way), `K` is q or k. A letter in brackets is a buffer, which appears only
+where two vowels, or two consonants, would meet: `(n)In` gives ata-nın and ev-in, `(I)m` gives
+ata-m and ev-im.
 
-Persons are "1sg" to "3pl". The rules are those of the orthography of 2019 and of the school grammars.
+Persons are "1sg" to "3pl". The rules are those of the orthography of 2019 and of the school
+grammars.
 """
 
 from __future__ import annotations
@@ -16,14 +18,8 @@ _FOUR_WAY = dict(zip("aıoueəiöü", "ııuuiiiüü", strict=True))
 _SOFT = {"k": "y", "q": "ğ"}
 
 PERSONS = ("1sg", "2sg", "3sg", "1pl", "2pl", "3pl")
-CASES = (
-    "nom",
-    "gen",
-    "dat",
-    "acc",
-    "loc",
-    "abl",
-)  # adlıq, yiyəlik, yönlük, təsirlik, yerlik, çıxışlıq
+# adlıq, yiyəlik, yönlük, təsirlik, yerlik, çıxışlıq
+CASES = ("nom", "gen", "dat", "acc", "loc", "abl")
 
 _CASE = {"gen": "(n)In", "dat": "(y)A", "acc": "(n)I", "loc": "dA", "abl": "dAn"}
 _CASE_AFTER_THIRD = {**_CASE, "dat": "nA", "loc": "ndA", "abl": "ndAn"}  # the pronominal n
@@ -51,7 +47,7 @@ _FINITE = {
     "cond": ("sA", "mAsA", _SHORT),  # şərt
     "nec": ("mAlI", "mAmAlI", _COPULA),  # vacib
     "impf": ("(y)IrdI", "mIrdI", _SHORT),  # "was doing"
-    "impf_evid": ("(y)IrmIş", "mIrmIş", _FULL),  # the same, told by hearsay
+    "impf_evid": ("(y)IrmIş", "mIrmIş", _FULL),  # the same, by hearsay
     "pluperf": ("mIşdI", "mAmIşdI", _SHORT),  # "had done"
     "fut_past": ("(y)AcAKdI", "mAyAcAKdI", _SHORT),  # "would do"
 }
@@ -72,7 +68,7 @@ _PRONOUN_GENITIVE = {"mən": "mənim", "biz": "bizim"}
 
 
 class Stem(NamedTuple):
-    """A stem, and the shape it takes before a suffix that begins with a vowel or a buffer: çörək, çörəy-."""
+    """A stem, and its shape before a suffix that begins with a vowel or a buffer: çörək, çörəy-."""
 
     plain: str
     oblique: str
@@ -81,9 +77,9 @@ class Stem(NamedTuple):
 def noun_stem(word: str, trait: str = "") -> Stem:
     """The stem of a noun, adjective or numeral.
 
-    `trait` names what no rule foretells: "keep" (hüquq, hüququ: k and q stay), "drop" (ağız, ağzı: the last vowel
-    falls), "y" (su, suyu: y joins the vowels everywhere). By rule k becomes y, and q becomes ğ, at the end of words
-    of two syllables and more.
+    `trait` names what no rule predicts: "keep" (hüquq, hüququ: k and q stay), "drop" (ağız, ağzı:
+    the last vowel is lost), "y" (su, suyu: y joins the vowels everywhere). By rule k becomes y, and
+    q becomes ğ, at the end of words of two or more syllables.
     """
     if trait == "drop":
         return Stem(word, word[:-2] + word[-1])
@@ -95,8 +91,9 @@ def noun_stem(word: str, trait: str = "") -> Stem:
 def verb_stem(infinitive: str, trait: str = "") -> Stem:
     """The stem of a verb: qayıtmaq gives qayıt, qayıd-.
 
-    By rule t becomes d before vowels in stems of two syllables and more; the trait "soften" says so of a short one
-    (getmək, gedir). Raises ValueError where `infinitive` does not end in -maq or -mək.
+    By rule t becomes d before vowels in stems of two or more syllables; the trait "soften" marks
+    the short ones that do the same (getmək, gedir). Raises ValueError if `infinitive` does not end
+    in -maq or -mək.
     """
     if not infinitive.endswith(("maq", "mək")):
         raise ValueError(f"{infinitive!r} is not an infinitive: it does not end in -maq or -mək")
@@ -106,20 +103,24 @@ def verb_stem(infinitive: str, trait: str = "") -> Stem:
 
 
 def attach(word: str, suffix: str, oblique: str | None = None) -> str:
-    """`word` + `suffix` (in the notation above); `oblique` is the word's shape before a vowel, by rule if left out."""
+    """`word` + `suffix` (in the notation above).
+
+    `oblique` is the shape of the word before a vowel, by rule if left out. Raises ValueError if
+    `word` has no vowel.
+    """
     if suffix and (suffix[0] in "(AI" or suffix[0] in VOWELS):
         word = _soften(word) if oblique is None else oblique
     if suffix.startswith("("):
-        buffer, rest = suffix[1], suffix[3:]
+        buffer = suffix[1]
+        rest = suffix[3:]
         after_vowel = _lower(word[-1]) in VOWELS
-        # A buffer vowel parts consonants, a buffer consonant parts vowels.
+        # A buffer vowel separates consonants, a buffer consonant separates vowels.
         suffix = rest if after_vowel == (buffer == "I") else buffer + rest
     for letter in suffix:
         vowel = _last_vowel(word)
         front = vowel not in "aıou"
-        word += {"A": "ə" if front else "a", "I": _FOUR_WAY[vowel], "K": "k" if front else "q"}.get(
-            letter, letter
-        )
+        harmony = {"A": "ə" if front else "a", "I": _FOUR_WAY[vowel], "K": "k" if front else "q"}
+        word += harmony.get(letter, letter)
     return word
 
 
@@ -127,7 +128,8 @@ def noun(stem: Stem, case: str = "nom", plural: bool = False, possessor: str | N
     """A form of a noun: plural, then the possessive of the person `possessor`, then the case."""
     word, oblique = stem
     if plural and possessor != "3pl":  # -ları is both "their" and "their ... s"
-        word, oblique = (attach(word, "lAr"),) * 2
+        word = attach(word, "lAr")
+        oblique = word
     if possessor:
         word = attach(word, _POSSESSIVE[possessor], oblique)
         oblique = word
@@ -146,9 +148,9 @@ def pronoun(word: str, case: str = "nom") -> str:
 
 
 def verb(stem: Stem, form: str, person: str = "3sg", negative: bool = False) -> str:
-    """A form of a verb, finite or not (see FORMS); `person` matters to the finite ones.
+    """A form of a verb, finite or not (see FORMS); only finite ones have a `person`.
 
-    Raises ValueError for the first person of "evid", which the language lacks.
+    Raises ValueError for the first person of "evid", which does not exist.
     """
     if form in _NONFINITE:
         return attach(stem.plain, _NONFINITE[form][negative], stem.oblique)
@@ -168,22 +170,27 @@ def verb(stem: Stem, form: str, person: str = "3sg", negative: bool = False) -> 
 
 
 def copula(word: str, person: str = "3sg") -> str:
-    """`word` as a predicate of today: evdəyəm, yorğunsan, gözəldir."""
+    """`word` as a predicate in the present: evdəyəm, yorğunsan, gözəldir."""
     return attach(word, _COPULA[person])
 
 
 def past_copula(person: str = "3sg", hearsay: bool = False) -> str:
-    """The past of "to be", a word of its own: idim, idin, idi; by hearsay imişəm, imişsən, imiş."""
+    """The past of "to be", a separate word: idim, idin, idi; by hearsay imişəm, imişsən, imiş."""
     return attach("imiş", _FULL[person]) if hearsay else attach("idi", _SHORT[person])
 
 
 def question(word: str) -> str:
-    """`word` asked: the particle stands last, after the person ending (gedirsənmi)."""
+    """`word` as a question: the particle comes last, after the person ending (gedirsənmi)."""
     return attach(word, "mI")
 
 
+def instrumental(word: str) -> str:
+    """`word` with -la, -lə after a consonant (Rəşadla, gəmilərlə), with ilə after a vowel."""
+    return f"{word} ilə" if _lower(word[-1]) in VOWELS else attach(word, "lA")
+
+
 def also(word: str) -> str:
-    """`word` and the particle "too", which stands apart and follows the harmony: Rəşad da, Leyla da, Əli də."""
+    """`word` and the separate particle "too", in harmony: Rəşad da, Leyla da, Əli də."""
     return attach(f"{word} ", "dA")
 
 
@@ -193,12 +200,12 @@ def compare(adjective: str, degree: str) -> str:
 
 
 def ordinal(numeral: str) -> str:
-    """The place in a row: beşinci, altıncı, dördüncü."""
+    """The ordinal: beşinci, altıncı, dördüncü."""
     return attach(numeral, "(I)ncI")
 
 
 def capitalize(word: str) -> str:
-    """`word` with its first letter raised: i gives İ, ı gives I; the rest stays."""
+    """`word` with a capital first letter: i gives İ, ı gives I; the rest is unchanged."""
     return {"i": "İ", "ı": "I"}.get(word[:1], word[:1].upper()) + word[1:]
 
 

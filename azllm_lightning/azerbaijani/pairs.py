@@ -1,10 +1,15 @@
-"""Minimal pairs: two Azerbaijani sentences that differ in one thing, the one right and the other wrong.
+"""Minimal pairs: two Azerbaijani sentences that differ in one word, one right and the other wrong.
 
-In the manner of BLiMP (Warstadt et al., 2020; arXiv:1912.00582): a model that knows the rule finds the right sentence
-the likelier one. `pairs_lexicon.tsv` holds the stems, none of which the tales know, and `pairs.tsv` the frames, by
-phenomenon. A slot `{class:features}` is filled with every stem of its class in turn; the features are those of
-`lexicon.inflect`. The one slot `{class:features|wrong}` is where the sentences differ: `wrong` is other features, or a
-rule of RULES.
+In the manner of BLiMP (Warstadt et al., 2020; arXiv:1912.00582): a model that knows the rule
+assigns the right sentence the higher probability. `pairs_lexicon.tsv` holds the stems, none of
+which occur in the tales, `pairs.tsv` the frames by phenomenon, and `pairs_phenomena.tsv` the names
+of the phenomena. A slot `{class:features}` is filled with every stem of its class in turn; the
+features are those of `lexicon.inflect`. The sentences differ in the one slot
+`{class:features|wrong}`: `wrong` is other features, or a rule of RULES.
+
+Two caveats. In negation, person_agreement and possessor_agreement the wrong sentence can be the
+shorter one, which a comparison of total probabilities favours. question_order is the written norm
+(gecikirsənmi): songs, older prose and dialects have the other order (gecikirmisən), too.
 """
 
 from __future__ import annotations
@@ -14,13 +19,13 @@ from collections.abc import Iterator
 from functools import cache
 from hashlib import blake2b
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from azllm_lightning.azerbaijani import morphology as m
 from azllm_lightning.azerbaijani.lexicon import Entry, inflect, lexicon, read_tsv
 
 PAIRS_OF_EACH = 100
-"""Pairs of each phenomenon."""
+"""Pairs per phenomenon."""
 
 _SLOT = re.compile(r"\{(\w+):?([\w.]*)\|?([\w.]*)\}")
 _OTHER_BACKNESS = str.maketrans("aəeıioöuü", "əaaiıöoüu")
@@ -28,7 +33,7 @@ _OTHER_ROUNDING = str.maketrans("aəeıioöuü", "uüüuüıiıi")
 
 
 class Pair(NamedTuple):
-    """Two sentences; `right_form` and `wrong_form` are the words that part them."""
+    """Two sentences; `right_form` and `wrong_form` are the words that differ."""
 
     phenomenon: str
     right: str
@@ -39,7 +44,7 @@ class Pair(NamedTuple):
 
 @cache
 def minimal_pairs() -> tuple[Pair, ...]:
-    """PAIRS_OF_EACH pairs of each phenomenon, always the same, phenomenon by phenomenon."""
+    """PAIRS_OF_EACH pairs per phenomenon, always the same ones, grouped by phenomenon."""
     found: dict[str, dict[str, Pair]] = {}
     for row in read_tsv("pairs.tsv"):
         for pair in _fill(row["phenomenon"], row["frame"]):
@@ -47,28 +52,46 @@ def minimal_pairs() -> tuple[Pair, ...]:
     chosen: list[Pair] = []
     for phenomenon, pairs in found.items():
         assert len(pairs) >= PAIRS_OF_EACH, f"{phenomenon} has only {len(pairs)} pairs"
-        # By a hash, since all frames and stems are to be among the first hundred.
+        # Ordered by a hash, so that the first hundred come from all frames and stems.
         by_hash = sorted(pairs, key=lambda right: blake2b(right.encode("utf-8")).digest())
         chosen += (pairs[right] for right in by_hash[:PAIRS_OF_EACH])
     return tuple(chosen)
 
 
+@cache
+def _names() -> dict[str, dict[str, str]]:
+    return {row["phenomenon"]: row for row in read_tsv("pairs_phenomena.tsv")}
+
+
+def phenomenon_name(phenomenon: str, lang: Literal["en", "az"] = "en") -> str:
+    """The name of a phenomenon for people, in English or Azerbaijani.
+
+    Raises KeyError for a phenomenon that `minimal_pairs` does not have.
+    """
+    return _names()[phenomenon][lang]
+
+
 def _fill(phenomenon: str, frame: str) -> Iterator[Pair]:
-    """Every pair that a frame makes."""
+    """Every pair that a frame gives."""
     slots = _SLOT.findall(frame)
     text = _SLOT.sub("{}", frame)
     (at,) = (i for i, (_, _, wrong) in enumerate(slots) if wrong)
     for entries in product(*(_members(name) for name, _, _ in slots)):
         rights = [
-            inflect(entry, _split(slot[1])) for entry, slot in zip(entries, slots, strict=True)
+            inflect(entry, _split(features))
+            for entry, (_, features, _) in zip(entries, slots, strict=True)
         ]
         wrong = _wrong(entries[at], _split(slots[at][1]), slots[at][2])
-        if wrong is not None and wrong != rights[at]:
-            wrongs = [*rights[:at], wrong, *rights[at + 1 :]]
-            right_text, wrong_text = (
-                m.capitalize(text.format(*forms)) for forms in (rights, wrongs)
-            )
-            yield Pair(phenomenon, right_text, wrong_text, rights[at], wrong)
+        if wrong is None or wrong == rights[at]:
+            continue
+        wrongs = [*rights[:at], wrong, *rights[at + 1 :]]
+        yield Pair(
+            phenomenon,
+            right=m.capitalize(text.format(*rights)),
+            wrong=m.capitalize(text.format(*wrongs)),
+            right_form=rights[at],
+            wrong_form=wrong,
+        )
 
 
 @cache
@@ -85,17 +108,17 @@ def _wrong(entry: Entry, features: list[str], how: str) -> str | None:
 
 
 def _disharmony(entry: Entry, features: list[str]) -> str | None:
-    """Suffixes that agree with a stem of back vowels after front ones, and the other way round: ölkədə, ölkəda."""
+    """Suffixes with back vowels after a front vowel, and the other way round: ölkəda for ölkədə."""
     return _as_if(entry, features, _OTHER_BACKNESS)
 
 
 def _rounding(entry: Entry, features: list[str]) -> str | None:
-    """The same of rounded vowels: qanunu, qanunı."""
+    """Rounded suffixes after an unrounded vowel, and the other way round: qanunı for qanunu."""
     return _as_if(entry, features, _OTHER_ROUNDING)
 
 
 def _as_if(entry: Entry, features: list[str], other: dict[int, int]) -> str:
-    """The form of `entry` with the suffixes that its stem would take if its last vowel were another."""
+    """`entry` with the suffixes it would take if the last vowel of its stem were another one."""
     ending = entry.stem[-3:] if entry.pos == "verb" else ""
     stem = entry.stem.removesuffix(ending)
     at = max(i for i, letter in enumerate(stem) if letter in m.VOWELS)
@@ -121,7 +144,8 @@ def _keep_last(entry: Entry, features: list[str], letter: str) -> str | None:
 
 def _buffer_y(entry: Entry, features: list[str]) -> str | None:
     """y between vowels where n or s belongs: ölkəyin for ölkənin."""
-    form, end = inflect(entry, features), len(entry.stem)
+    form = inflect(entry, features)
+    end = len(entry.stem)
     return f"{form[:end]}y{form[end + 1 :]}" if entry.stem[-1] in m.VOWELS else None
 
 
@@ -132,7 +156,7 @@ def _no_n(entry: Entry, features: list[str]) -> str | None:
 
 
 def _question_first(entry: Entry, features: list[str]) -> str | None:
-    """The question before the person: gecikirmisən for gecikirsənmi."""
+    """The question particle before the person ending: gecikirmisən for gecikirsənmi."""
     tense, person = features[:2]
     return m.copula(m.question(inflect(entry, [tense])), person)
 
@@ -146,4 +170,4 @@ RULES = {
     "n": _no_n,
     "question": _question_first,
 }
-"""How a slot goes wrong by other means than other features."""
+"""The ways in which a slot goes wrong that are not just other features."""

@@ -59,12 +59,14 @@ def explanation(error: BaseException, verb: str) -> str:
         return _unknown_choice(group, choice, error.options)
     if message.startswith("Config group override must be"):
         return tr(
-            "a group (model, data, trainer, ...) takes the name of one of its files, such as model=nano; "
+            "a group (model, data, trainer, ...) takes the name of one of its files, such as "
+            "model=nano; "
             "--help lists them"
         )
     if match := re.match("Ambiguous value for argument '(.+)'\n", message):
         return tr(
-            "{setting} is ambiguous: write a decimal number with a point (0.5), a text with a comma in "
+            "{setting} is ambiguous: write a decimal number with a point (0.5), a text with a "
+            "comma in "
             "double quotes (\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
             setting=match[1],
         )
@@ -79,7 +81,8 @@ def _unreadable_override(text: str, verb: str) -> str:
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or key != key.strip():
         return tr(
-            "{text} is not a setting: type key=value without spaces around the sign, and put quotes around "
+            "{text} is not a setting: type key=value without spaces around the sign, and put "
+            "quotes around "
             'a text with spaces: prompt="Bir gün"',
             text=text,
         )
@@ -89,7 +92,8 @@ def _unreadable_override(text: str, verb: str) -> str:
             group.name, value, sorted(file.stem for file in group.glob("*.yaml"))
         )
     return tr(
-        "{text} cannot be read: a number is written in digits, and a text here needs quotes inside the "
+        "{text} cannot be read: a number is written in digits, and a text here needs quotes inside "
+        "the "
         "quotes of the shell, \"{key}='{value}'\"",
         text=text,
         key=key,

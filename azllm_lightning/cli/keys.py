@@ -30,7 +30,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     known = list(known)
     if key in RENAMED:
         return tr(
-            "{key} is now {new}: trainer.global_batch_size is the number of sequences per optimizer "
+            "{key} is now {new}: trainer.global_batch_size is the number of sequences per "
+            "optimizer "
             "step, trainer.micro_batch_size how many of them go through the model at once",
             key=key,
             new=RENAMED[key],

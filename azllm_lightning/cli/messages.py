@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -51,11 +52,15 @@ def trn(singular: str, plural: str, count: int, /, **fields: object) -> str:
 
 @cache
 def translations() -> dict[str, str]:
-    """Azerbaijani by English text; a line break is written as \\n in the table, a tab as \\t."""
+    """Azerbaijani by English text.
+
+    In the table, \\n is a line break, \\t a tab, and \\\\ a backslash.
+    """
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return {_unescaped(row["en"]): _unescaped(row["az"]) for row in rows}
 
 
 def _unescaped(cell: str) -> str:
-    return cell.replace("\\n", "\n").replace("\\t", "\t")
+    meanings = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\(.)", lambda match: meanings.get(match[1], match[0]), cell)

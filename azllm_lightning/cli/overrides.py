@@ -93,7 +93,7 @@ def _hydra_override(arg: str, sweep: bool) -> str:
 
 
 def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
-    """Raise ValueError, with what to type instead, for a setting typed as a flag: --max_steps 100."""
+    """Raise ValueError, with what to type instead, for a setting typed as a flag (--max_steps)."""
     known = list(known_keys)
     for position, arg in enumerate(args):
         if not arg.startswith("-") or arg.partition("=")[0] in HYDRA_FLAGS:

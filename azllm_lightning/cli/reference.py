@@ -1,4 +1,4 @@
-"""What each setting means, read from the comments in conf/: for --help and for the documentation."""
+"""What each setting means, read from the comments in conf/: for --help and the documentation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_settings(file: Path) -> list[Setting]:
 
 
 def description(file: Path) -> str:
-    """What a file of conf/ says about itself: the comment lines at its top, as one paragraph each."""
+    """What a file of conf/ says about itself: the comment lines at its top."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -149,8 +149,10 @@ def _comment(lines: list[str], row: int, column: int) -> str:
                 break
             parts.append(more[1].strip())
     else:
+        indent = re.match(r" *", lines[row])
+        assert indent is not None
         for line in reversed(lines[:row]):
-            if (above := re.fullmatch(r"\s*# ?(.*)", line)) is None:
+            if (above := re.fullmatch(rf"{indent[0]}# ?(.*)", line)) is None:
                 break
             parts.insert(0, above[1].strip())
     return " ".join(parts)

@@ -71,20 +71,20 @@ class CallbacksConfig:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], group: str) -> CallbacksConfig:
-        """The config of `values`, with every entry that has a `_target_` in `custom`."""
+        """The config of `values`; entries with a `_target_` are gathered in `custom`."""
         return from_mapping(CallbacksConfig, with_custom(values), group)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    """Where curves go. `custom` has the entries with a `_target_`: Lightning loggers of the user."""
+    """Where curves go. `custom` has the entries with a `_target_`: the user's Lightning loggers."""
 
     tensorboard: bool
     custom: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, values: Mapping[str, Any], group: str) -> LoggerConfig:
-        """The config of `values`, with every entry that has a `_target_` in `custom`."""
+        """The config of `values`; entries with a `_target_` are gathered in `custom`."""
         return from_mapping(LoggerConfig, with_custom(values), group)
 
 

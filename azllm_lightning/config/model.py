@@ -66,7 +66,8 @@ class ModelConfig:
         elif self.head_dim % 2:
             problems.add(
                 tr(
-                    "model.n_embd={n_embd} / model.n_head={n_head} gives heads of width {head_dim}, "
+                    "model.n_embd={n_embd} / model.n_head={n_head} gives heads of width "
+                    "{head_dim}, "
                     "but rotary embeddings need an even width",
                     n_embd=self.n_embd,
                     n_head=self.n_head,
@@ -90,7 +91,7 @@ class ModelConfig:
         return from_mapping(GPTConfig if "vocab_size" in values else ModelConfig, values, group)
 
     def for_data(self, vocab_size: int, block_size: int, eos_id: int) -> GPTConfig:
-        """The complete shape, for a tokenizer of `vocab_size` tokens and windows of `block_size`."""
+        """The complete shape for a tokenizer of `vocab_size` tokens and windows of `block_size`."""
         own = {field.name: getattr(self, field.name) for field in fields(ModelConfig)}
         return GPTConfig(**own, vocab_size=vocab_size, block_size=block_size, eos_id=eos_id)
 
@@ -116,7 +117,7 @@ class GPTConfig(ModelConfig):
         problems.raise_if_any()
 
     def num_params(self, embeddings: bool = True) -> int:
-        """Exact number of parameters; without `embeddings`, not counting embedding table and head."""
+        """Exact number of parameters; without `embeddings`, those of the tables are not counted."""
         assert self.n_kv_head is not None
         assert self.intermediate_size is not None
         heads = self.n_head + self.n_kv_head

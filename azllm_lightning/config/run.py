@@ -75,7 +75,7 @@ class RunConfig:
         return values
 
     def to_yaml(self) -> str:
-        """What a run folder and each of its checkpoints hold; `yaml.safe_load` gives `to_mapping`."""
+        """What a run folder and its checkpoints store; `yaml.safe_load` gives `to_mapping`."""
         return yaml.safe_dump(self.to_mapping(), allow_unicode=True, sort_keys=False)
 
 
@@ -85,7 +85,8 @@ def check_run_name(name: str) -> None:
     if is_special or re.search(r'[<>:"/\\|?*\x00-\x1f]', name):
         raise ValueError(
             tr(
-                "run_name={name} cannot be a folder name: it must not contain {forbidden} or begin or "
+                "run_name={name} cannot be a folder name: it must not contain {forbidden} or begin "
+                "or "
                 "end with a dot or a space",
                 name=repr(name),
                 forbidden='< > : " / \\ | ? *',

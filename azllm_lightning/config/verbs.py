@@ -69,7 +69,7 @@ class GenerateConfig(SamplingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The settings of conf/evaluate.yaml; of `data`, only what names and reads the text is there."""
+    """The settings of conf/evaluate.yaml; `data` has only the keys that name and read the text."""
 
     ckpt_path: str
     run_name: str | None

@@ -105,7 +105,8 @@ def load_resumable(path: Path) -> dict[str, Any]:
     if "optimizer_states" not in checkpoint:
         raise ValueError(
             tr(
-                "{path} has weights only, so training cannot resume from it exactly: use ckpt_path=last, "
+                "{path} has weights only, so training cannot resume from it exactly: use "
+                "ckpt_path=last, "
                 "or start a new run from these weights with init_from={path}",
                 path=path,
             )

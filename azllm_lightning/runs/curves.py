@@ -1,14 +1,15 @@
-"""A run's curves: read for notebooks, and carried over a resume so that each step stands in them
-once.
-"""
+"""A run's curves: read for notebooks, and carried over a resume so that each step is in them once."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.runs.atomic import replacing
+from azllm_lightning.runs.paths import LOGS, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,23 +17,22 @@ if TYPE_CHECKING:
 EVENTS = "events.out.tfevents.*"
 
 SESSION = "session/"
-"""How tags begin of texts that tell what the run is now, not where it stood at some step."""
+"""First part of the tags of texts that describe the run now, and not its state at some step."""
 
-ANEW = ("custom_scalars", "hparams")
-"""TensorBoard plugins whose summaries tell the same."""
+DESCRIBING = ("custom_scalars", "hparams")
+"""TensorBoard plugins whose summaries describe the run now as well."""
 
 
 def carry_curve(source: Path, target: Path, last_step: int) -> None:
-    """Rewrite the TensorBoard events of folder `source` into one file in `target`, without what
-    came after `last_step`.
+    """Rewrite the event files of folder `source` as one file in `target`, up to `last_step`.
 
-    With source == target the old files are replaced. A killed run has logged steps beyond its last
-    checkpoint, and the resumed one logs them again; TensorBoard could be told to purge them, but
-    other readers would see both. The new file takes the first one's name: readers go by names, and
-    it must come before what is logged next.
+    With source == target, the old files are replaced. A killed run has logged steps after its last
+    checkpoint, and the resumed one logs them again; TensorBoard can be told to purge them, but other
+    readers would see both. The new file takes the name of the first one: readers sort by name, and it
+    must come before what is logged next.
 
-    Settings, environment and layout are left out: the next session writes them anew, and
-    TensorBoard shows the first it finds.
+    Settings, environment and layout are omitted: the next session writes them again, and TensorBoard
+    shows the first that it finds.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -40,13 +40,12 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     old_files = sorted(source.glob(EVENTS))
     if not old_files:
         return
-    temporary = target / f".{old_files[0].name}.tmp"
     seen: set[tuple[str, int]] = set()
-    with temporary.open("wb") as file:
+    with replacing(target / old_files[0].name) as file:
         writer = RecordWriter(file)
-        for raw in _records(old_files):
+        for raw in read_records(old_files):
             event = Event.FromString(raw)
-            if event.step > last_step or any(map(_of_session, event.summary.value)):
+            if event.step > last_step or any(map(_describes_run, event.summary.value)):
                 continue
             tags = {(value.tag, event.step) for value in event.summary.value}
             if tags and tags <= seen:
@@ -54,8 +53,6 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
             seen |= tags
             writer.write(raw)
         writer.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target / old_files[0].name)
     if source == target:
         for path in old_files[1:]:
             path.unlink(missing_ok=True)
@@ -67,7 +64,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     from tensorboard.util.tensor_util import make_ndarray
 
     scalars: dict[str, dict[int, float]] = {}
-    for raw in _records(sorted(folder.glob(EVENTS))):
+    for raw in read_records(sorted(folder.glob(EVENTS))):
         event = Event.FromString(raw)
         for value in event.summary.value:
             if value.HasField("simple_value"):
@@ -78,27 +75,27 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def read_run(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """The curves of a run as a pandas DataFrame: one row a step, one column a TensorBoard scalar
-    (val_loss, lr, ...).
+    """The curves of a run as a pandas DataFrame: rows are steps, columns are TensorBoard's scalars.
 
     `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest
-    version; for what lies under lightning_logs here, NAME and NAME/version_K will do. A run still
-    in training reads as far as it got, a resumed or forked one as one curve. Its folder is in
-    `.attrs["folder"]`, and what its summary.json says in `.attrs["summary"]` ({} while it has
-    none).
+    version; NAME and NAME/version_K mean those in lightning_logs here. A run still in training is read
+    as far as it got, a resumed or forked one as one curve. `.attrs["folder"]` is its folder, and
+    `.attrs["summary"]` the content of its summary.json ({} while there is none).
 
-    Of a list of such paths, the columns are (tag, run) with runs called NAME/version_K:
-    `read_run([...])["val_loss"]` has a column for each run. Both attrs are then dicts by run.
+    For a list of such paths, the columns are (tag, run) with runs called NAME/version_K:
+    `read_run([...])["val_loss"]` has a column per run. Both attrs are then dicts by run.
 
-    Needs pandas (the extra `notebooks`). Raises ValueError where that is missing and where there is
-    no run with curves.
+    Raises ValueError where pandas (the extra `notebooks`) is missing and where there is no such run.
     """
     try:
         import pandas as pd
     except ImportError as error:
-        raise ValueError(
-            f'read_run needs pandas ({error}): pip install pandas, or this project with its extra ".[notebooks]"'
-        ) from None
+        message = tr(
+            "read_run needs pandas ({reason}): pip install pandas, or this project with its extra "
+            '".[notebooks]"',
+            reason=error,
+        )
+        raise ValueError(message) from None
 
     if not isinstance(path, (str, Path)):
         return _side_by_side([read_run(one) for one in path])
@@ -116,7 +113,7 @@ def _side_by_side(frames: list[pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
     if not frames:
-        raise ValueError("read_run([]): name at least one run")
+        raise ValueError(tr("read_run([]): name at least one run"))
     runs: dict[str, pd.DataFrame] = {}
     for frame in frames:
         folder = Path(frame.attrs["folder"])
@@ -131,8 +128,6 @@ def _side_by_side(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _find_curves(path: Path) -> tuple[Path, dict[str, dict[int, float]]]:
     """The run folder that `path` means, and its scalars."""
-    from azllm_lightning.runs.folder import LOGS, versions
-
     for place in (path, LOGS / path):
         for folder in [place, *versions(place)[:1]]:
             if scalars := read_scalars(folder):
@@ -141,18 +136,23 @@ def _find_curves(path: Path) -> tuple[Path, dict[str, dict[int, float]]]:
         LOGS.glob(f"*/version_*/{EVENTS}"), key=lambda file: file.stat().st_mtime, reverse=True
     )
     runs = list(dict.fromkeys("/".join(file.parts[-3:-1]) for file in files))
-    raise ValueError(
-        f"{path}: no run with curves here. Give a run folder, such as {LOGS / 'NAME' / 'version_0'}, "
-        f"or the name of a run in {LOGS.absolute()} (newest there: {', '.join(runs[:5]) or 'none'})"
+    message = tr(
+        "{path}: no run with curves. Give a run folder, such as {example}, or the name of a run in "
+        "{folder} (newest there: {runs})",
+        path=path,
+        example=LOGS / "NAME" / "version_0",
+        folder=LOGS.absolute(),
+        runs=", ".join(runs[:5]) or tr("none"),
     )
+    raise ValueError(message)
 
 
-def _of_session(value: Any) -> bool:
-    return value.metadata.plugin_data.plugin_name in ANEW or value.tag.startswith(SESSION)
+def _describes_run(value: Any) -> bool:
+    return value.metadata.plugin_data.plugin_name in DESCRIBING or value.tag.startswith(SESSION)
 
 
-def _records(files: list[Path]) -> Iterator[bytes]:
-    """The serialized events of `files`; a record that a kill cut off ends its file."""
+def read_records(files: list[Path]) -> Iterator[bytes]:
+    """The serialized events of event files; a file ends at a record that a kill truncated."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 
     for path in files:

@@ -5,7 +5,6 @@ checkpoint.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,9 @@ from azllm_lightning.formats.load import HF_CONFIG, checkpoint_of, read_checkpoi
 from azllm_lightning.runs.atomic import sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
+from azllm_lightning.runs.paths import LOGS, is_version, version_of, versions
 
 log = logging.getLogger(__name__)
-
-LOGS = Path("lightning_logs")
-"""The folder of all runs, unless logs_dir names another."""
 
 
 @dataclass
@@ -87,7 +84,8 @@ def claim(name: str, logs: Path = LOGS) -> Run:
             continue
         except OSError as error:
             message = tr(
-                "{folder} cannot be written ({reason}): run the command in a folder that can, or set logs_dir",
+                "{folder} cannot be written ({reason}): run the command in a folder that can, or "
+                "set logs_dir",
                 folder=folder,
                 reason=error,
             )
@@ -117,7 +115,7 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     written, or if the file is in no run folder.
     """
     folder = path.resolve().parent.parent
-    if path.resolve().parent.name != "checkpoints" or not _is_version(folder):
+    if path.resolve().parent.name != "checkpoints" or not is_version(folder):
         return claim(name, logs)
     newer = [file for later, file in step_files(folder / "checkpoints") if later > step]
     if not any(map(is_complete, newer)):
@@ -140,16 +138,6 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     if best.is_file() and read_checkpoint(best)["azllm"]["step"] <= step:
         shutil.copyfile(best, run.checkpoints / BEST)
     return run
-
-
-def versions(folder: Path) -> list[Path]:
-    """The run folders in `folder` (lightning_logs/NAME), newest version first."""
-    return sorted(filter(_is_version, folder.glob("version_*")), key=version_of, reverse=True)
-
-
-def version_of(folder: Path) -> int:
-    """The number in the name of a run folder."""
-    return int(folder.name.removeprefix("version_"))
 
 
 def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
@@ -210,7 +198,8 @@ def _last(name: str | None, logs: Path) -> Path:
     where = logs / name if name is not None else logs
     raise ValueError(
         tr(
-            "ckpt_path=last: no complete checkpoint in {folder}; to start a new run, omit ckpt_path",
+            "ckpt_path=last: no complete checkpoint in {folder}; to start a new run, omit "
+            "ckpt_path",
             folder=where.absolute(),
         )
     )
@@ -229,21 +218,18 @@ def _in_folder(folder: Path, resume: bool) -> Path:
 
 
 def _check_logs(logs: Path) -> None:
-    """Raise ValueError unless `logs` or its parent exists: an unmounted drive must not be created."""
+    """Raise ValueError unless `logs` or its parent exists: nobody wants a drive created as a folder."""
     parent = logs.absolute().parent
     if not logs.exists() and not parent.is_dir():
         raise ValueError(
             tr(
                 "logs_dir={logs}: there is no folder {parent}. On Colab mount Google Drive first "
-                "(from google.colab import drive; drive.mount('/content/drive')), or name another folder",
+                "(from google.colab import drive; drive.mount('/content/drive')), or name another "
+                "folder",
                 logs=logs,
                 parent=parent,
             )
         )
-
-
-def _is_version(folder: Path) -> bool:
-    return re.fullmatch(r"version_\d+", folder.name) is not None
 
 
 def _relative(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from azllm_lightning.runs.checkpoint_files import step_files
-from azllm_lightning.runs.folder import versions
+from azllm_lightning.runs.paths import versions
 
 
 @dataclass(frozen=True)

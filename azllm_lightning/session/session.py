@@ -25,7 +25,7 @@ log = logging.getLogger("azllm_lightning")
 
 
 def run_session(config: RunConfig) -> Path:
-    """Train or resume the run of `config` and return its folder; see `azllm_lightning.train.train`."""
+    """Train or resume the run of `config`, and return its folder; see `azllm_lightning.train`."""
     _listen_to_logs()
     use_language(config.lang)
     again = command("train", config.overrides)

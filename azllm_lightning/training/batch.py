@@ -48,7 +48,8 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
     if share % micro:
         raise ValueError(
             tr(
-                "trainer.micro_batch_size={micro} does not divide the {share} sequences that each device "
+                "trainer.micro_batch_size={micro} does not divide the {share} sequences that each "
+                "device "
                 "takes per step (trainer.global_batch_size={batch}, devices: {devices}); possible: "
                 "{choices}, or auto",
                 micro=micro,
@@ -99,7 +100,8 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
     if devices > 1:
         raise ValueError(
             tr(
-                "out of memory with trainer.micro_batch_size={micro}, and a run on {devices} devices "
+                "out of memory with trainer.micro_batch_size={micro}, and a run on {devices} "
+                "devices "
                 "cannot change it by itself: resume with trainer.micro_batch_size={smaller}",
                 micro=micro,
                 devices=devices,
@@ -189,7 +191,7 @@ def trial(config: RunConfig, device: str) -> Callable[[int], bool]:
 
 
 def activation_bytes(model: GPTConfig) -> int:
-    """Bytes of fp32 activations that the backward pass of one sequence needs; nothing is computed."""
+    """Bytes of fp32 activations kept for the backward pass of one sequence; nothing is computed."""
     with torch.device("meta"):
         net = GPT(model)
         window = torch.zeros((1, model.block_size), dtype=torch.long)
@@ -211,7 +213,8 @@ def _share(config: TrainerConfig, devices: int) -> int:
     if config.global_batch_size % devices:
         raise ValueError(
             tr(
-                "trainer.global_batch_size={batch} is not divisible by the number of devices, {devices}",
+                "trainer.global_batch_size={batch} is not divisible by the number of devices, "
+                "{devices}",
                 batch=config.global_batch_size,
                 devices=devices,
             )
@@ -225,6 +228,8 @@ def _divisors(number: int, at_most: int) -> list[int]:
 
 def _remedies() -> str:
     return tr(
-        "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores less than "
-        "adamw), or trainer.precision=auto if it is 32-true, or close other programs that use the GPU"
+        "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores "
+        "less than "
+        "adamw), or trainer.precision=auto if it is 32-true, or close other programs that use the "
+        "GPU"
     )

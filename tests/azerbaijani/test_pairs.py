@@ -13,25 +13,31 @@ import pytest
 
 from azllm_lightning import azerbaijani
 from azllm_lightning.azerbaijani.lexicon import lexicon, read_tsv
-from azllm_lightning.azerbaijani.pairs import PAIRS_OF_EACH, RULES, Pair, minimal_pairs
+from azllm_lightning.azerbaijani.pairs import (
+    PAIRS_OF_EACH,
+    RULES,
+    Pair,
+    minimal_pairs,
+    phenomenon_name,
+)
 from azllm_lightning.azerbaijani.tales import known_words, words
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.pipeline import prepared_folder
 
 TABLE = "pairs_lexicon.tsv"
 FUNCTION_WORDS = set(
-    "bu o mən sən biz siz onlar mənim sənin bizim sizin bir heç hamı başqa niyə indi sabah yenə vaxt sonra əvvəl qədər "
-    "yeni".split()
+    "bu o mən sən biz siz onlar mənim sənin bizim sizin kim bir heç hamı başqa niyə indi sabah "
+    "yenə vaxt sonra əvvəl qədər yeni".split()
 )
 
-# One pair of each phenomenon, as a speaker writes it.
+# One pair per phenomenon, as a speaker writes it.
 KNOWN = {
     "harmony_plural": ("Bu vəkillər gecikir.", "Bu vəkillar gecikir."),
     "harmony_case": ("Nazir universitetə yollandı.", "Nazir universiteta yollandı."),
     "harmony_possessive": ("Mənim redaktorum gecikdi.", "Mənim redaktorüm gecikdi."),
     "harmony_rounding": ("Hökumət qanunu təsdiqlədi.", "Hökumət qanunı təsdiqlədi."),
     "harmony_verb": ("Sabah biz barışacağıq.", "Sabah biz barışəcəyik."),
-    "k_to_y": ("Onlar sabitliyi dəyərləndirirlər.", "Onlar sabitliki dəyərləndirirlər."),
+    "k_to_y": ("Onlar sabitliyi qiymətləndirirlər.", "Onlar sabitliki qiymətləndirirlər."),
     "q_to_gh": ("Dostluğun mənası dəyişib.", "Dostluqun mənası dəyişib."),
     "buffer_consonant": (
         "Klinikanın işçisi mükafatlandırıldı.",
@@ -46,10 +52,13 @@ KNOWN = {
     "possessor_agreement": ("Mənim redaktorum gecikdi.", "Mənim redaktorun gecikdi."),
     "possessive_chain": (
         "Klinikanın işçisinin layihəsi gecikdi.",
-        "Klinikanın işçinin layihəsi gecikdi.",
+        "Klinikanın işçisi layihəsi gecikdi.",
     ),
     "case_government": ("Nazir hüquqşünasa güvənir.", "Nazir hüquqşünasdan güvənir."),
-    "postposition_case": ("Seçkidən sonra nazir dincəldi.", "Seçkiyə sonra nazir dincəldi."),
+    "postposition_case": (
+        "Konfransdan sonra vəziyyət dəyişdi.",
+        "Konfransa sonra vəziyyət dəyişdi.",
+    ),
     "negation": ("Heç bir çoban bezmədi.", "Heç bir çoban bezdi."),
     "numeral_singular": ("Ölkədə altmış saray tikildi.", "Ölkədə altmış saraylar tikildi."),
     "tense_adverb": ("Dünən hakim dincəldi.", "Dünən hakim dincələcək."),
@@ -68,37 +77,45 @@ def lower(text: str) -> str:
 
 
 def test_a_hundred_pairs_of_each_phenomenon() -> None:
-    counts = Counter(pair.phenomenon for pair in minimal_pairs())
+    pairs = minimal_pairs()
+    counts = Counter(pair.phenomenon for pair in pairs)
     assert len(counts) >= 12
     assert set(counts.values()) == {PAIRS_OF_EACH}
-    assert (
-        len({pair.right for pair in minimal_pairs()} & {pair.wrong for pair in minimal_pairs()})
-        == 0
-    )
-    for pairs in by_phenomenon().values():
-        assert len({pair.right for pair in pairs}) == PAIRS_OF_EACH
+    assert {pair.right for pair in pairs}.isdisjoint(pair.wrong for pair in pairs)
+    for group in by_phenomenon().values():
+        assert len({pair.right for pair in group}) == PAIRS_OF_EACH
+
+
+def test_phenomena_have_a_name_in_both_languages() -> None:
+    names = [phenomenon_name(key, lang) for key in by_phenomenon() for lang in ("en", "az")]
+    assert all(names)
+    assert len(names) == len(set(names))
+    assert phenomenon_name("negation") == "negation"
+    assert phenomenon_name("negation", "az") == "inkar"
+    rows = read_tsv("pairs_phenomena.tsv")
+    assert [row["phenomenon"] for row in rows] == list(by_phenomenon())
 
 
 @pytest.mark.parametrize("phenomenon", KNOWN)
 def test_pairs_are_right_and_wrong_as_a_speaker_says(phenomenon: str) -> None:
-    assert KNOWN[phenomenon] in [(pair.right, pair.wrong) for pair in by_phenomenon()[phenomenon]]
-    assert KNOWN.keys() == by_phenomenon().keys()
+    pairs = by_phenomenon()
+    assert KNOWN.keys() == pairs.keys()
+    assert KNOWN[phenomenon] in [(pair.right, pair.wrong) for pair in pairs[phenomenon]]
 
 
 def test_sentences_differ_in_one_word_only() -> None:
     for pair in minimal_pairs():
-        right, wrong = pair.right.split(), pair.wrong.split()
-        different = [(a, b) for a, b in zip(right, wrong, strict=True) if a != b]
-        assert [tuple(lower(word).strip(".?") for word in words) for words in different] == [
-            (pair.right_form, pair.wrong_form)
-        ]
+        words_of_both = zip(pair.right.split(), pair.wrong.split(), strict=True)
+        ((right, wrong),) = [(a, b) for a, b in words_of_both if a != b]
+        assert lower(right).strip(".?") == pair.right_form
+        assert lower(wrong).strip(".?") == pair.wrong_form
 
 
 def changed_letters(pair: Pair) -> set[tuple[str, str]]:
     return {(a, b) for a, b in zip(pair.right_form, pair.wrong_form, strict=True) if a != b}
 
 
-def test_words_that_are_none_differ_in_the_letters_of_the_rule() -> None:
+def test_misspelt_forms_differ_in_the_letters_of_the_rule() -> None:
     swaps = set(zip("aəıiuü", "əaiıüu", strict=True))
     allowed = {
         "harmony_plural": swaps,
@@ -114,26 +131,25 @@ def test_words_that_are_none_differ_in_the_letters_of_the_rule() -> None:
         for pair in by_phenomenon()[phenomenon]:
             assert changed_letters(pair) <= letters, pair
     for pair in by_phenomenon()["pronominal_n"]:
-        assert any(
-            pair.right_form == pair.wrong_form[:i] + "n" + pair.wrong_form[i:] for i in range(3, 20)
-        ), pair
+        with_n = {pair.wrong_form[:i] + "n" + pair.wrong_form[i:] for i in range(3, 20)}
+        assert pair.right_form in with_n, pair
 
 
 def test_tales_are_the_same_when_pairs_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their prepared data are named after the files that made them."""
+    """Prepared data are named after the files they were made from."""
     folder = shutil.copytree(azerbaijani.__path__[0], tmp_path / "azerbaijani")
     monkeypatch.setattr(azerbaijani, "__path__", [str(folder)])
     before = prepared_folder(DataConfig(name="tales"))
-    for name in ("pairs.py", "pairs.tsv", TABLE):
+    for name in ("pairs.py", "pairs.tsv", "pairs_phenomena.tsv", TABLE):
         (folder / name).write_text("", encoding="utf-8")
     assert prepared_folder(DataConfig(name="tales")) == before
     (folder / "tales.tsv").write_text("", encoding="utf-8")
     assert prepared_folder(DataConfig(name="tales")) != before
 
 
-def test_stems_are_none_of_the_tales() -> None:
+def test_stems_do_not_occur_in_the_tales() -> None:
     tales = {lower(word) for word in known_words()}
     assert lexicon(TABLE).keys() & lexicon().keys() == set()
     for pair in minimal_pairs():
@@ -147,13 +163,13 @@ def test_the_same_in_every_process() -> None:
         "print(blake2b(repr(minimal_pairs()).encode()).hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "1"}
-    made = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
-    assert made.stdout.strip() == blake2b(repr(minimal_pairs()).encode()).hexdigest()
+    assert run.stdout.strip() == blake2b(repr(minimal_pairs()).encode()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["pairs.tsv", TABLE])
+@pytest.mark.parametrize("name", ["pairs.tsv", "pairs_phenomena.tsv", TABLE])
 def test_tables_are_well_formed(name: str) -> None:
     text = (Path(azerbaijani.__file__).parent / name).read_text(encoding="utf-8")
     lines = text.splitlines()

@@ -1,4 +1,4 @@
-"""Whatever is wrong with what is typed or given: exit code 2, and one message with value, place and way out."""
+"""Whatever is wrong with the input: exit code 2, and one message with value, place and way out."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from azllm_lightning.runs.folder import versions
+from azllm_lightning.runs.paths import versions
 
 Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Path:
-    """A folder with a finished run `tiny` and with inputs, right and wrong; tests work on copies of it."""
-    from azllm_lightning.cli.entrance import compose
+    """A folder with a finished run `tiny` and with good and bad inputs; tests work on copies."""
+    from azllm_lightning.config.compose import compose
     from azllm_lightning.train import train
 
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
         patch.chdir(folder)
-        train(compose(TINY), TINY)
+        train(compose(TINY))
     (folder / "boş.txt").write_text("")
     (folder / "mətnsiz").mkdir()
     (folder / "mətnsiz" / "kitab.doc").write_text("x")
@@ -64,10 +64,10 @@ DATA = {
     "tales_bytes": "60_000",
     "vocab_size": 300,
     "block_size": 32,
-    "batch_size": 4,
     "val_windows": 8,
 }
 TRAINER = {
+    "global_batch_size": 4,
     "max_steps": 8,
     "val_every_steps": 4,
     "checkpoint_every_steps": 4,
@@ -105,32 +105,40 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["model=None", "group"],
     ),
     "not key=value": (["t4"], ["t4", "key=value"]),
+    "a renamed key": (["data.batch_size=4"], ["data.batch_size", "trainer.micro_batch_size"]),
+    "another renamed key": (
+        ["+trainer.accumulate_grad_batches=2"],
+        ["trainer.accumulate_grad_batches", "trainer.global_batch_size"],
+    ),
     "unquoted letters": (["model.n_layer=ə"], ["model.n_layer=ə", "quotes"]),
     "a comma": (["trainer.devices=0,1"], ["trainer.devices=0,1", "quote", "-m"]),
     "no such reference": (["run_name=${adı}"], ["run_name", "adı"]),
     "no such option": (["--nope"], ["--nope"]),
-    "no such model": (["model=gpt5"], ["model=gpt5", "nano", "course"]),
-    "no such experiment": (["+experiment=t5"], ["experiment=t5", "t4"]),
+    "no such model": (["model=gpt5"], ['unknown model "gpt5"', "nano", "course"]),
+    "no such experiment": (["+experiment=t5"], ['unknown experiment "t5"', "t4"]),
     "a group without a choice": (["model=null"], ["group", "model=nano", "--help"]),
     "word for a number": (["trainer.max_steps=çox"], ["trainer.max_steps=çox", "quotes"]),
-    "fraction for a count": (["data.batch_size=4.5"], ["data.batch_size=4.5", "whole number"]),
+    "fraction for a count": (
+        ["trainer.global_batch_size=4.5"],
+        ["trainer.global_batch_size=4.5", "whole number"],
+    ),
     "number for a list": (["optimizer.betas=0.9"], ["optimizer.betas=0.9", "is not a list"]),
-    "number for a mapping": (["callbacks.health=5"], ["callbacks.health=5", "mapping"]),
-    "seed is a word": (["seed=abc"], ["seed='abc'", "whole number", "4294967295"]),
-    "seed out of range": (["seed=-1"], ["seed=-1", "from 0"]),
+    "number for a mapping": (["callbacks.health=5"], ["callbacks.health=5", "group"]),
+    "seed is a word": (["seed=abc"], ["seed='abc'", "whole number"]),
+    "seed out of range": (["seed=-1"], ["seed=-1", "from 0", "4294967295"]),
     "several at once": (
-        ["model.dropout=1.5", "trainer.max_steps=0", "optimizer.lr=-1", "data.batch_size=0"],
-        ["model.dropout=1.5", "trainer.max_steps=0", "optimizer.lr=-1", "data.batch_size=0"],
+        ["model.dropout=1.5", "trainer.max_steps=0", "optimizer.lr=-1", "data.block_size=0"],
+        ["model.dropout=1.5", "trainer.max_steps=0", "optimizer.lr=-1", "data.block_size=0"],
     ),
     "n_embd not divisible": (["model.n_head=5"], ["model.n_embd=192", "model.n_head=5", "190"]),
     "odd heads": (["model.n_head=64"], ["model.n_head=64", "even"]),
     "vocabulary too large": (["data.vocab_size=100_000"], ["data.vocab_size=100000", "65536"]),
-    "unknown precision": (["trainer.precision=16"], ["trainer.precision=16", "16-mixed"]),
+    "unknown precision": (["trainer.precision=16"], ["trainer.precision=16", "text"]),
     "unknown strategy": (["trainer.strategy=fsdp"], ["trainer.strategy='fsdp'", "ddp"]),
     "unknown accelerator": (["trainer.accelerator=tpu"], ["trainer.accelerator='tpu'", "cpu, gpu"]),
-    "unknown devices": (["trainer.devices=all"], ["trainer.devices='all'", "auto"]),
-    "unknown schedule": (["schedule.name=cos"], ["schedule.name='cos'", "cosine"]),
-    "unknown language": (["lang=fr"], ["lang='fr'", "en, az"]),
+    "unknown devices": (["trainer.devices=all"], ["trainer.devices=all", "auto"]),
+    "unknown schedule": (["schedule.name=cos"], ["schedule.name=cos", "cosine"]),
+    "unknown language": (["lang=fr"], ["lang=fr", "en, az"]),
     "unknown logger": (["+logger.wandb=true"], ["logger.wandb"]),
     "bad run_name": (["run_name=a/b"], ["run_name='a/b'", "folder"]),
     "bad deadline": (["trainer.deadline=sabah"], ["trainer.deadline='sabah'", "11h30m"]),
@@ -173,7 +181,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["ckpt_path=yad.ckpt"],
         ["yad.ckpt", "not a checkpoint of azllm-lightning"],
     ),
-    "garbage checkpoint": (["ckpt_path=zibil.ckpt"], ["zibil.ckpt", "not a whole checkpoint"]),
+    "garbage checkpoint": (["ckpt_path=zibil.ckpt"], ["zibil.ckpt", "not a complete checkpoint"]),
     "missing checkpoint": (["ckpt_path=yox.ckpt"], ["ckpt_path=yox.ckpt", "last"]),
     "folder without checkpoints": (["ckpt_path=mətnsiz"], ["ckpt_path=mətnsiz", "checkpoint"]),
     "weights to resume from": (
@@ -186,7 +194,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "last without runs": (
         ["run_name=yeni", "ckpt_path=last"],
-        ["ckpt_path=last", "yeni", "leave out ckpt_path"],
+        ["ckpt_path=last", "yeni", "omit ckpt_path"],
     ),
     "other shape on resume": (
         [*RESUME, "model.n_layer=2"],
@@ -198,8 +206,16 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["data.block_size: 32 in the checkpoint, 16"],
     ),
     "other batch on resume": (
-        [*RESUME, "data.batch_size=3"],
-        ["4 windows", "data.batch_size=3", "1, 2, 4"],
+        [*RESUME, "trainer.global_batch_size=8"],
+        ["trainer.global_batch_size: 4 in the checkpoint, 8 asked for"],
+    ),
+    "a micro-batch that does not divide": (
+        [*RESUME, "trainer.micro_batch_size=3"],
+        ["trainer.micro_batch_size=3", "4 sequences", "1, 2, 4"],
+    ),
+    "more devices than sequences": (
+        [*TINY, "trainer.devices=3"],
+        ["trainer.global_batch_size=4", "3"],
     ),
     "other text on resume": ([*RESUME, "data.tales_seed=5"], ["other data", "start a new run"]),
     "other vocabulary on resume": (
@@ -222,10 +238,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("typed", "told"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("typed", "parts"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_input(
     typed: list[str],
-    told: list[str],
+    parts: list[str],
     command: Command,
     place: Path,
     capsys: pytest.CaptureFixture[str],
@@ -238,7 +254,7 @@ def test_wrong_input(
     assert "Traceback" not in error
     assert error.count("error: ") == 1
     assert "Error executing job" not in error
-    for part in told:
+    for part in parts:
         assert part in error
 
 
@@ -321,14 +337,14 @@ def test_a_foreign_tokenizer_beside_the_shards(
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         (["trainer.max_step=5"], "did you mean trainer.max_steps"),
         (["data=text", "data.path=yoxdur ə.txt"], "data.path=yoxdur ə.txt"),
         (["+experiment=t4", "data=tales"], "trainer.accelerator=cpu"),
     ],
 )
-def test_the_real_command(typed: list[str], told: str, tmp_path: Path) -> None:
+def test_the_real_command(typed: list[str], message: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "azllm_lightning.train", *typed],
         cwd=tmp_path,
@@ -338,7 +354,7 @@ def test_the_real_command(typed: list[str], told: str, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
+from azllm_lightning.config.compose import compose
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.model.gpt import GPT
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -15,12 +14,7 @@ SMALL = GPTConfig(vocab_size=300, block_size=32, n_layer=2, n_head=4, n_embd=64)
 
 
 def shipped(name: str) -> GPTConfig:
-    values = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
-    return from_mapping(
-        GPTConfig,
-        {**values, "vocab_size": VOCAB_SIZE[name], "block_size": 256, "eos_id": 0},
-        "model",
-    )
+    return compose([f"model={name}"]).model.for_data(VOCAB_SIZE[name], 256, 0)
 
 
 def test_every_shipped_size_is_counted_here():
@@ -58,7 +52,7 @@ def test_flops_count_products_and_attention():
     with counter:
         model(ids).sum().backward()
     measured = counter.get_total_flops() / config.block_size
-    # Not exact: N counts the weights of norms, and attention's backward pass computes the scores anew.
+    # Not exact: N counts the weights of norms, and attention's backward pass recomputes the scores.
     assert measured == pytest.approx(config.flops_per_token(), rel=0.02)
 
 
@@ -73,18 +67,18 @@ def test_defaults_are_settled_and_survive_as_plain_types():
     [
         (
             {"n_embd": 770, "n_head": 12},
-            r"n_embd=770 is not divisible by model.n_head=12; the nearest that is: 768",
+            r"n_embd=770 is not divisible by model.n_head=12; the nearest width that is: 768",
         ),
-        ({"n_embd": 60, "n_head": 4}, "heads of 15"),
+        ({"n_embd": 60, "n_head": 4}, "heads of width 15"),
         ({"n_head": 4, "n_kv_head": 3}, "n_head=4 is not divisible by model.n_kv_head=3"),
-        ({"n_layer": 0}, "n_layer=0 is not positive"),
-        ({"n_kv_head": 0}, "n_kv_head=0 is not positive"),
-        ({"norm_eps": 0.0}, "norm_eps=0.0 is not positive"),
-        ({"dropout": 1.0}, r"dropout=1.0 is not in \[0, 1\)"),
-        ({"eos_id": 300}, "eos_id=300 is outside the vocabulary of 300"),
+        ({"n_layer": 0}, "n_layer=0 must be above 0"),
+        ({"n_kv_head": 0}, "n_kv_head=0 must be above 0"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ({"eos_id": 300}, "eos_id=300 must be inside the vocabulary of 300"),
         ({"n_layer": -1, "dropout": -0.1}, "(?s)n_layer=-1.*dropout=-0.1"),
     ],
 )
-def test_impossible_sizes_are_told(wrong, message):
+def test_impossible_sizes_are_reported(wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **wrong)

@@ -1,0 +1,48 @@
+"""azllm VERB, or python -m azllm_lightning VERB: the list of verbs, and the way to each."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from azllm_lightning.cli.messages import tr
+
+VERBS = {
+    "train": "train a model, or resume a run",
+    "prepare": "make the tokenizer and the token shards of a text",
+    "generate": "let a trained model write",
+    "evaluate": "measure a model on text, or its grammar",
+    "export": "write a model for transformers, llama.cpp or Ollama",
+    "prove_resume": "prove on this machine that a resumed run equals an uninterrupted one",
+    "runs": "list the runs: status, step, best val_loss, size on disk",
+}
+
+
+def main() -> None:
+    """Run the verb in sys.argv, or list the verbs."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in VERBS:
+        del sys.argv[1]
+        import_module(f"azllm_lightning.{module_of(verb)}").main()
+    elif verb in ("-h", "--help"):
+        print(overview())
+    else:
+        choices = ", ".join(VERBS)
+        message = tr('unknown command "{verb}"; available: {choices}', verb=verb, choices=choices)
+        print(tr("error: {message}", message=message), file=sys.stderr)
+        sys.exit(2)
+
+
+def module_of(verb: str) -> str:
+    """The module of a verb; the listing of runs is in the room of runs."""
+    return "runs.__main__" if verb == "runs" else verb
+
+
+def overview() -> str:
+    """What `azllm` prints without a verb."""
+    lines = [tr("azllm VERB [key=value ...]   (azllm VERB --help explains its settings)"), ""]
+    return "\n".join([*lines, *(f"  {verb:<14}{tr(text)}" for verb, text in VERBS.items())])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Everything that people read is there in both languages."""
+
+from __future__ import annotations
+
+import ast
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import azllm_lightning
+from azllm_lightning.__main__ import VERBS
+from azllm_lightning.cli.composition import conf_dir
+from azllm_lightning.cli.messages import language, tr, translations, trn, use_language
+from azllm_lightning.cli.reference import description, read_settings
+
+PACKAGE = Path(azllm_lightning.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+SPEAKING = {"info", "warning", "error", "print", "ValueError", "OSError"}
+"""Calls whose first argument a person reads."""
+
+
+def calls(source: Path) -> Iterator[ast.Call]:
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node
+
+
+def name_of(call: ast.Call) -> str:
+    return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
+
+
+def literals(source: Path) -> Iterator[str]:
+    """The texts that a file gives to tr and trn."""
+    for call in calls(source):
+        count = {"tr": 1, "trn": 2}.get(name_of(call), 0)
+        for argument in call.args[:count]:
+            if isinstance(argument, ast.Constant):
+                yield argument.value
+
+
+def texts() -> set[str]:
+    """Every text of the code and of conf/."""
+    found = {text for source in SOURCES for text in literals(source)} | set(VERBS.values())
+    for file in conf_dir().glob("*.yaml"):
+        found.add(description(file))
+    for file in conf_dir().rglob("*.yaml"):
+        if file.parent.name not in ("experiment", "hydra"):
+            found |= {setting.meaning for setting in read_settings(file) if setting.meaning}
+    return found
+
+
+def fields(text: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+
+
+def test_every_text_has_its_translation_and_every_translation_its_text() -> None:
+    missing = sorted(texts() - translations().keys())
+    assert missing == []
+    assert sorted(translations().keys() - texts()) == []
+
+
+# The grammar's own errors are for those who edit its tables; no setting of a user leads to them.
+SPOKEN = [source for source in SOURCES if source.parent.name != "azerbaijani"]
+
+
+@pytest.mark.parametrize("source", SPOKEN, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_text_reaches_people_untranslated(source: Path) -> None:
+    for call in calls(source):
+        if name_of(call) not in SPEAKING or not call.args:
+            continue
+        argument = call.args[0]
+        parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+        written = [part.value for part in parts if isinstance(part, ast.Constant)]
+        assert not any(letter.isalpha() for text in written for letter in str(text)), (
+            f"{source}:{call.lineno} {written}"
+        )
+
+
+def test_translations_have_the_fields_of_their_texts() -> None:
+    for english, azerbaijani in translations().items():
+        if "{" in english and english in {text for source in SOURCES for text in literals(source)}:
+            assert fields(azerbaijani) == fields(english), english
+
+
+def test_a_text_is_given_in_the_language_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZLLM_LANG", raising=False)
+    text = "lang={lang} is not one of {choices}"
+    english = tr(text, lang="de", choices="en, az")
+    assert english == "lang=de is not one of en, az"
+    use_language("az")
+    try:
+        azerbaijani = tr(text, lang="de", choices="en, az")
+        assert azerbaijani != english
+        assert "lang=de" in azerbaijani
+        with pytest.raises(ValueError, match="lang=de"):
+            use_language("de")
+    finally:
+        use_language(None)
+
+
+def test_the_environment_decides_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_language(None)
+    monkeypatch.setenv("AZLLM_LANG", "az")
+    assert language() == "az"
+    monkeypatch.setenv("AZLLM_LANG", "xx")
+    assert language() == "en"
+
+
+def test_one_thing_is_singular() -> None:
+    use_language("en")
+    try:
+        sentences = [trn("{count} of it", "{count} of them", count) for count in (0, 1, 2)]
+    finally:
+        use_language(None)
+    assert sentences == ["0 of them", "1 of it", "2 of them"]

@@ -1,0 +1,75 @@
+"""What --help and the docs say about each setting comes from conf/, and it is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from azllm_lightning.cli.composition import composed_mapping, conf_dir
+from azllm_lightning.cli.keys import keys_of
+from azllm_lightning.cli.messages import use_language
+from azllm_lightning.cli.reference import description, help_text, meanings, read_settings
+from azllm_lightning.config.compose import CONFIGS
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_every_setting_of_a_verb_has_a_meaning(verb: str) -> None:
+    values = composed_mapping(verb)
+    explained = meanings(verb, values)
+    groups = {key for key in keys_of(values) if isinstance(at(values, key), dict)}
+    assert [key for key in keys_of(values) if key not in groups and not explained.get(key)] == []
+
+
+def at(values: dict[str, object], key: str) -> object:
+    found: object = values
+    for part in key.split("."):
+        assert isinstance(found, dict)
+        found = found[part]
+    return found
+
+
+def test_comments_are_read_behind_values_below_them_and_above_them(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "# What it is.\n# More.\n\na: 1 # one\nb: 'x # y' # two,\n   # continued\n"
+        "# above\nc: [1, 2]\ngroup: # inner\n  d: null # four\ne: 5\n",
+        encoding="utf-8",
+    )
+    found = {item.key: (item.default, item.meaning) for item in read_settings(file)}
+    assert found == {
+        "a": ("1", "one"),
+        "b": ("'x # y'", "two, continued"),
+        "c": ("[1, 2]", "above"),
+        "group": ("", "inner"),
+        "group.d": ("null", "four"),
+        "e": ("5", ""),
+    }
+    assert description(file) == "What it is.\nMore."
+
+
+def test_help_shows_usage_groups_values_and_meanings(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_text("train", composed_mapping("train", ["trainer.max_steps=7"]))
+    for part in (
+        "azllm_lightning.train experiment=t4",
+        "experiment: colab, course, debug",
+        "  trainer.max_steps=7\n      length of the run",
+        "global_batch_size",
+    ):
+        assert part in text
+    assert max(map(len, text.splitlines())) < 120
+
+
+def test_help_is_there_in_azerbaijani() -> None:
+    use_language("az")
+    try:
+        text = help_text("generate", composed_mapping("generate"))
+    finally:
+        use_language(None)
+    assert "ə" in text.splitlines()[0]
+    assert "most tokens" not in text
+
+
+@pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_says_what_it_is(file: Path) -> None:
+    assert description(file).strip()

@@ -25,7 +25,6 @@ _HOMES = {
     "load": "formats.load",
     "read_run": "runs.curves",
     "sample": "inference.sampling",
-    "train": "train",
 }
 
 __all__ = sorted(_HOMES)
@@ -35,9 +34,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value  # importing the module `train` has put the module here
-    return value
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

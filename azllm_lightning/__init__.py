@@ -1,4 +1,4 @@
-"""Train an Azerbaijani language model from nothing, on the one modest GPU you have.
+"""Train an Azerbaijani language model from scratch, on one modest GPU or a laptop.
 
 The public names are imported when they are first used, so that importing the package costs nothing.
 """
@@ -7,35 +7,60 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# How long a thread spins before it sleeps, for GNU's OpenMP (PyTorch's on Linux). Spinning threads starve each other
-# wherever anything else runs; sleeping at once costs small models a sixth on an idle machine. A short spin gives up
-# little of either (benchmarks/omp_wait.py). It must be set before torch is imported.
+if TYPE_CHECKING:
+    from azllm_lightning.config.compose import compose
+    from azllm_lightning.config.model import GPTConfig
+    from azllm_lightning.data.datamodule import TokenDataModule
+    from azllm_lightning.data.tokenizer import Tokenizer
+    from azllm_lightning.formats.load import load
+    from azllm_lightning.inference.sampling import sample
+    from azllm_lightning.model.gpt import GPT
+    from azllm_lightning.runs.curves import read_run
+    from azllm_lightning.train import train
+    from azllm_lightning.training.causal_lm import CausalLM
+
+# How long a thread spins before it sleeps, for GNU's OpenMP (PyTorch's on Linux). Spinning threads
+# starve each other wherever anything else runs; sleeping at once makes small models a sixth slower on an
+# idle machine. A short spin loses little of either (benchmarks/omp_wait.py). It must be set before torch
+# is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-_HOMES = {
-    "compose": "config.compose",
+_MODULES = {
     "CausalLM": "training.causal_lm",
     "GPT": "model.gpt",
     "GPTConfig": "config.model",
     "TokenDataModule": "data.datamodule",
     "Tokenizer": "data.tokenizer",
+    "compose": "config.compose",
     "load": "formats.load",
     "read_run": "runs.curves",
     "sample": "inference.sampling",
+    "train": "train",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "GPT",
+    "CausalLM",
+    "GPTConfig",
+    "TokenDataModule",
+    "Tokenizer",
+    "compose",
+    "load",
+    "read_run",
+    "sample",
+    "train",
+]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return [*globals(), *_MODULES]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from azllm_lightning.cli import entrance
 from azllm_lightning.config.run import RunConfig
@@ -26,6 +28,19 @@ def train(config: RunConfig) -> Path:
 
     return run_session(config)
 
+
+class _CallableModule(ModuleType):
+    """Lets `azllm_lightning.train` be called, whether it is the function or this module.
+
+    `python -m azllm_lightning.train` needs a module of that name, and importing it takes the place
+    of the function in the package.
+    """
+
+    def __call__(self, config: RunConfig) -> Path:
+        return train(config)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     main()

@@ -52,9 +52,9 @@ def description(file: Path) -> str:
 
 
 def choices(group: str) -> dict[str, str]:
-    """The files of a group in conf/ with the first sentence of their descriptions."""
+    """The files of a group in conf/ with the first lines of their descriptions."""
     files = sorted((conf_dir() / group).glob("*.yaml"))
-    return {file.stem: re.split(r"(?<=[.:]) |\n", description(file))[0] for file in files}
+    return {file.stem: description(file).split("\n")[0] for file in files}
 
 
 def meanings(verb: str, values: Mapping[str, Any]) -> dict[str, str]:
@@ -66,7 +66,7 @@ def meanings(verb: str, values: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(chosen, dict) or not (conf_dir() / group).is_dir():
             continue
         # Other choices say only what they change; of a key in several files, the chosen one counts.
-        files = [file for file in sorted((conf_dir() / group).glob("*.yaml")) if _is_complete(file)]
+        files = [file for file in sorted((conf_dir() / group).glob("*.yaml")) if is_complete(file)]
         files += [
             file for file in [conf_dir() / group / f"{chosen.get('name')}.yaml"] if file.is_file()
         ]
@@ -109,7 +109,7 @@ def help_text(verb: str, values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _is_complete(file: Path) -> bool:
+def is_complete(file: Path) -> bool:
     """Whether a file of a group has every key, and does not build on another one."""
     return "defaults" not in yaml.safe_load(file.read_text(encoding="utf-8"))
 

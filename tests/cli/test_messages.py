@@ -13,10 +13,11 @@ import azllm_lightning
 from azllm_lightning.__main__ import VERBS
 from azllm_lightning.cli.composition import conf_dir
 from azllm_lightning.cli.messages import language, tr, translations, trn, use_language
-from azllm_lightning.cli.reference import description, read_settings
+from azllm_lightning.cli.reference import choices, description, read_settings
 
 PACKAGE = Path(azllm_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+DOCS = [PACKAGE.parent / "docs" / "settings.py"]
 SPEAKING = {"info", "warning", "error", "print", "ValueError", "OSError"}
 """Calls whose first argument a person reads."""
 
@@ -43,8 +44,12 @@ def literals(source: Path) -> Iterator[str]:
 def texts() -> set[str]:
     """Every text of the code and of conf/."""
     found = {text for source in SOURCES for text in literals(source)} | set(VERBS.values())
+    found |= {text for source in DOCS for text in literals(source)}
     for file in conf_dir().glob("*.yaml"):
         found.add(description(file))
+    for folder in conf_dir().iterdir():
+        if folder.is_dir() and folder.name != "hydra":
+            found |= set(choices(folder.name).values())
     for file in conf_dir().rglob("*.yaml"):
         if file.parent.name not in ("experiment", "hydra"):
             found |= {setting.meaning for setting in read_settings(file) if setting.meaning}

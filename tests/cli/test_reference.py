@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,12 @@ import pytest
 from azllm_lightning.cli.composition import composed_mapping, conf_dir
 from azllm_lightning.cli.keys import keys_of
 from azllm_lightning.cli.messages import use_language
-from azllm_lightning.cli.reference import description, help_text, meanings, read_settings
+from azllm_lightning.cli.reference import (
+    description,
+    help_text,
+    meanings,
+    read_settings,
+)
 from azllm_lightning.config.compose import CONFIGS
 
 
@@ -73,3 +80,11 @@ def test_help_is_there_in_azerbaijani() -> None:
 @pytest.mark.parametrize("file", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_file_says_what_it_is(file: Path) -> None:
     assert description(file).strip()
+
+
+def test_the_pages_of_all_settings_are_those_of_conf() -> None:
+    script = Path(__file__).parents[2] / "docs" / "settings.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert done.returncode == 0, done.stderr

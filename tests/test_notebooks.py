@@ -7,6 +7,8 @@ import importlib
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ import pytest
 
 import azllm_lightning
 from azllm_lightning import compose, read_run
-from azllm_lightning.train import train
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -119,6 +120,13 @@ def test_settings_in_the_code_exist(path: Path) -> None:
     assert used - keys == set()
 
 
+@pytest.mark.parametrize("before", ["", "import azllm_lightning.train; "])
+def test_train_is_the_function_also_where_its_module_was_imported(before: str) -> None:
+    code = f"{before}from azllm_lightning import train; print(train.__name__, train.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["train", "azllm_lightning.train"]
+
+
 def test_every_published_figure_has_its_source() -> None:
     (code,) = (text for text in sources(named("your_own_text"), "code") if "published = " in text)
     values: dict[str, Any] = {}
@@ -142,8 +150,6 @@ def test_quickstart_runs_at_a_tiny_size(
 
     monkeypatch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
     monkeypatch.chdir(tmp_path)
-    # In this process the module of the same name may have taken the place of the function.
-    monkeypatch.setattr(azllm_lightning, "train", train, raising=False)
     plt.switch_backend("agg")
     code = "\n".join(sources(named("quickstart"), "code"))
     for text, smaller in {

@@ -248,6 +248,7 @@ def test_roofline_counts_the_operations_that_the_model_counts(name: str, card: s
     report = roofline.report(e, roofline.CARDS[card])
     assert "computed, not measured" in report
     assert f"| at the roof | {e.tokens / sum(seconds):,.0f} |" in report
+    assert report in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 
 def test_roofline_counts_the_memory_that_autograd_keeps() -> None:

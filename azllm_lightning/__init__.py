@@ -6,9 +6,7 @@ The public names are imported when they are first used, so that importing the pa
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,18 +54,6 @@ __all__ = [
     "train",
 ]
 __version__ = "0.1.0"
-
-
-class _Package(ModuleType):
-    """The package, whose `train` stays the function when the module of that name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "train" and isinstance(value, ModuleType):
-            value = value.train
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

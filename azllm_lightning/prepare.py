@@ -1,78 +1,87 @@
-"""python -m azllm_lightning.prepare: text becomes a tokenizer and token shards, ahead of a training."""
+"""python -m azllm_lightning.prepare: make the tokenizer and token shards before training."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from azllm_lightning.callbacks.words import Words
-from azllm_lightning.cli import entrance as cli
-from azllm_lightning.config.strict import from_mapping
+from azllm_lightning.cli import entrance
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.verbs import PrepareConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from azllm_lightning.data.shards import Manifest
 
-MOST_SOURCES = 12
-"""Sources named, the largest first; a corpus may have hundreds."""
+MAX_SOURCES = 12
+"""Sources listed by name, largest first; a corpus may have hundreds."""
 
 
 def main() -> None:
-    """The console entrance."""
-    cli.main("prepare", prepare)
+    """The entrance of the command line."""
+    entrance.main("prepare", prepare, PrepareConfig.from_mapping)
 
 
-def prepare(config: dict[str, Any], overrides: list[str] | None = None) -> Path:
-    """Prepare the data of a composed prepare config unless it is done, print what there is, and return the folder.
+def prepare(config: PrepareConfig) -> Path:
+    """Prepare the text of `config` if necessary, print a summary, and return the folder.
 
-    Raises ValueError and OSError as `azllm_lightning.data.pipeline.prepare` does, and `cli.Resumable` on a signal:
-    what was begun is then removed, and the same command begins anew.
+    Raises ValueError and OSError as `azllm_lightning.data.pipeline.prepare` does, and
+    `cli.entrance.Resumable` on a signal: unfinished files are removed, and the same command starts
+    again.
     """
-    from azllm_lightning.config.data import DataConfig
-    from azllm_lightning.data.pipeline import prepare as prepare_data
+    # numpy, tokenizers and torch are imported here, and not for --help.
+    from azllm_lightning.data import pipeline
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.training.stopping import Stopped, StopRequest
 
-    typed, words = overrides or [], Words(config.get("lang", "en"))
-    data = from_mapping(DataConfig, config["data"], "data")
     try:
         with StopRequest():
-            folder = prepare_data(data)
+            folder = pipeline.prepare(config.data)
     except Stopped:
-        raise cli.Resumable(cli.command("prepare", typed), words("to_go_on")) from None
-    print(f"{words('folder'):<12}{folder}\n{_report(words, Manifest.read(folder))}")
-    print(f"{words('next'):<12}{cli.command('train', typed)}")
+        again = command("prepare", config.overrides)
+        raise entrance.Resumable(again, tr("start again: {command}", command=again)) from None
+    print(_line(tr("folder"), str(folder)))
+    print(summary(Manifest.read(folder)))
+    print(_line(tr("next"), command("train", config.overrides)))
     return folder
 
 
-def _report(words: Words, manifest: Manifest) -> str:
-    lines = [f"{words('vocabulary'):<12}{words('vocab_size', tokens=manifest.vocab_size)}"]
+def summary(manifest: Manifest) -> str:
+    """What prepared data contains, in aligned lines."""
+    from azllm_lightning.data.corpus import describe_cleaning
+
+    lines = [_line(tr("vocabulary"), tr("{tokens:,} tokens", tokens=manifest.vocab_size))]
     for name, split in manifest.splits.items():
-        size = {
-            "documents": split.documents,
-            "megabytes": split.text_bytes / 1e6,
-            "tokens": split.tokens,
-        }
-        lines.append(
-            f"{name:<12}{words('split_size', **size, length=split.text_bytes / split.tokens)}"
+        documents = trn("{count:,} document", "{count:,} documents", split.documents)
+        size = tr(
+            "{size}, {tokens:,} tokens, {length:.2f} bytes per token",
+            size=_size(split.text_bytes),
+            tokens=split.tokens,
+            length=split.text_bytes / split.tokens,
         )
-    cleaned = [
-        f"{count:,} {what.replace('_', ' ')}" for what, count in manifest.cleaning.items() if count
-    ]
-    if cleaned:
-        lines.append(f"{words('cleaning'):<12}{', '.join(cleaned)}")
+        lines.append(_line(name, f"{documents}, {size}"))
+    if cleaning := describe_cleaning(manifest.cleaning):
+        lines.append(_line(tr("cleaning"), ", ".join(cleaning)))
     tokens: Counter[str] = Counter()
     for span in manifest.spans:
         tokens[span.source] += span.end - span.start
-    named = [
+    sources = [
         f"{source} {100 * count / tokens.total():.1f} %"
-        for source, count in tokens.most_common(MOST_SOURCES)
+        for source, count in tokens.most_common(MAX_SOURCES)
     ]
-    if len(tokens) > MOST_SOURCES:
-        named.append(words("and_more", count=len(tokens) - MOST_SOURCES))
-    lines.append(f"{words('sources'):<12}{', '.join(named)}")
+    if len(tokens) > MAX_SOURCES:
+        sources.append(tr("and {count} more", count=len(tokens) - MAX_SOURCES))
+    lines.append(_line(tr("sources"), ", ".join(sources)))
     return "\n".join(lines)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
+
+
+def _line(label: str, content: str) -> str:
+    return f"{label:<12}{content}"
 
 
 if __name__ == "__main__":

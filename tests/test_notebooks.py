@@ -7,8 +7,6 @@ import importlib
 import json
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,13 +116,6 @@ def test_settings_in_the_code_exist(path: Path) -> None:
     used = set(re.findall(rf"(?<![\w.+/])(?:{groups})\.\w+(?==)", texts))
     assert used
     assert used - keys == set()
-
-
-@pytest.mark.parametrize("before", ["", "import azllm_lightning.train; "])
-def test_train_is_the_function_also_where_its_module_was_imported(before: str) -> None:
-    code = f"{before}from azllm_lightning import train; print(train.__name__, train.__module__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["train", "azllm_lightning.train"]
 
 
 def test_every_published_figure_has_its_source() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from azllm_lightning.cli.entrance import compose, conf_dir
+from azllm_lightning.cli.composition import conf_dir
+from azllm_lightning.config.compose import compose
 
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "az": ROOT / "README.az.md"}

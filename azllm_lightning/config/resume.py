@@ -75,8 +75,10 @@ def _identity(stored: Mapping[str, Any]) -> Values:
 
 
 def _check_same_run(stored: RunConfig, config: RunConfig, checkpoint: str) -> None:
-    before, now = stored.to_mapping(), config.to_mapping()
-    shape, wanted = asdict(stored.model), asdict(config.model)
+    before = stored.to_mapping()
+    now = config.to_mapping()
+    shape = asdict(stored.model)
+    wanted = asdict(config.model)
     pairs = {f"model.{key}": (shape[key], wanted.get(key)) for key in shape if key != "dropout"}
     for key in FIXED:
         path = key.split(".")

@@ -1,1 +1,1 @@
-"""Text becomes tokens, shards and batches."""
+"""From text to tokens, shards and batches."""

@@ -1,13 +1,14 @@
-"""Files of text become clean, unique documents, each of them for training or for validation."""
+"""From files of text to clean, unique documents, each for training or for validation."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
+from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.cleaning import clean, cut
 from azllm_lightning.data.files import find_files
@@ -22,7 +23,7 @@ _BUCKET_BYTES = 2
 
 
 class Document(NamedTuple):
-    """One text, clean and at most data.max_document_bytes long; `split` is "train" or "val"."""
+    """A clean text of at most data.max_document_bytes; `split` is "train" or "val"."""
 
     text: str
     source: str
@@ -30,14 +31,15 @@ class Document(NamedTuple):
 
 
 def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterator[Document]:
-    """The documents of `config` in the order of their files, exact duplicates left out.
+    """The documents of `config` in the order of their files, without exact duplicates.
 
-    The split of a document depends on its text and data.val_fraction alone, unless data.val_path gives the validation
-    text; what stands there is kept out of training. `counts` takes in what was dropped, cut or repaired. Raises
-    ValueError where there is no text, or where it cannot be read.
+    The split of a document depends only on its text and data.val_fraction, unless data.val_path
+    gives the validation text; documents of that text are kept out of training. `counts` receives
+    what was dropped, split or repaired (see `describe_cleaning`). Raises ValueError if there is no
+    text or it cannot be read.
     """
     counts = Counter() if counts is None else counts
-    seen = _Digests()
+    seen = DigestSet()
     if config.name == "tales":
         from azllm_lightning.azerbaijani.tales import write_tales
 
@@ -46,47 +48,84 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
         return
     if not config.paths:
         raise ValueError(
-            f"data.path is not set, and data={config.name} reads its text from there: give a file or folder"
+            tr("data.path is not set; data={name} needs a file or a folder", name=config.name)
         )
     if config.val_paths:
-        cap = (
-            None
-            if config.max_bytes is None
-            else max(1, round(config.max_bytes * config.val_fraction))
-        )
-        found = _file_texts(config.val_paths, "data.val_path", config, counts)
-        yield from _unique(found, config, "val", cap, seen, counts)
-    found = _file_texts(config.paths, "data.path", config, counts)
-    yield from _unique(
-        found, config, "train" if config.val_paths else None, config.max_bytes, seen, counts
-    )
+        max_bytes = config.max_bytes
+        if max_bytes is not None:
+            max_bytes = max(1, round(max_bytes * config.val_fraction))
+        texts = _file_texts(config.val_paths, "data.val_path", config, counts)
+        yield from _unique(texts, config, "val", max_bytes, seen, counts)
+    texts = _file_texts(config.paths, "data.path", config, counts)
+    split = "train" if config.val_paths else None
+    yield from _unique(texts, config, split, config.max_bytes, seen, counts)
+
+
+def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
+    """What `documents` counted, a phrase for each kind of change that occurred."""
+    phrases = {
+        "empty_documents": trn(
+            "{count:,} empty document removed",
+            "{count:,} empty documents removed",
+            counts.get("empty_documents", 0),
+        ),
+        "duplicates": trn(
+            "{count:,} duplicate removed",
+            "{count:,} duplicates removed",
+            counts.get("duplicates", 0),
+        ),
+        "cut_documents": trn(
+            "{count:,} long document split",
+            "{count:,} long documents split",
+            counts.get("cut_documents", 0),
+        ),
+        "bad_utf8_lines": trn(
+            "broken UTF-8 replaced in {count:,} line",
+            "broken UTF-8 replaced in {count:,} lines",
+            counts.get("bad_utf8_lines", 0),
+        ),
+    }
+    return [phrase for kind, phrase in phrases.items() if counts.get(kind)]
 
 
 def _file_texts(
     paths: list[str], setting: str, config: DataConfig, counts: Counter[str]
 ) -> Iterator[tuple[str, str]]:
-    """(text, source) of each record in the files behind `paths`."""
+    """(text, source) of each record in the files that `paths` name."""
     files = find_files(paths, setting)
     sources: set[str] = set()
-    found_any = False
+    has_text = False
     for file in files:
         file_source = file.name if len(files) <= MAX_SOURCES else config.name
         is_empty = True
-        with file.telling():
+        with file.explained_errors():
             for text, source in read_records(file, config, counts):
                 is_empty = False
                 sources.add(source or file_source)
                 if len(sources) > MAX_SOURCES:
                     raise ValueError(
-                        f"data.source_field={config.source_field} has more than {MAX_SOURCES} different values "
-                        f"(in {file.path}); name a field with few, or null"
+                        tr(
+                            "data.source_field={field}: more than {maximum} different values "
+                            "(in {path}); choose a field with fewer, or null",
+                            field=config.source_field,
+                            maximum=MAX_SOURCES,
+                            path=file.path,
+                        )
                     )
                 yield text, source or file_source
         if is_empty:
-            log.warning("%s holds no text", file.path)
-        found_any |= not is_empty
-    if not found_any:
-        raise ValueError(f"{setting}={', '.join(paths)} holds no text (files read: {len(files)})")
+            log.warning(tr("{path} contains no text", path=file.path))
+        has_text |= not is_empty
+    if not has_text:
+        raise ValueError(
+            trn(
+                "{setting}={paths}: no text in {count:,} file",
+                "{setting}={paths}: no text in {count:,} files",
+                len(files),
+                setting=setting,
+                paths=", ".join(paths),
+            )
+        )
 
 
 def _unique(
@@ -94,10 +133,13 @@ def _unique(
     config: DataConfig,
     split: str | None,
     max_bytes: int | None,
-    seen: _Digests,
+    seen: DigestSet,
     counts: Counter[str],
 ) -> Iterator[Document]:
-    """The new ones among the cleaned and cut `texts`, until `max_bytes` of UTF-8; without `split`, the hash decides."""
+    """The unseen documents among `texts`, cleaned and cut, up to `max_bytes` of UTF-8.
+
+    Without `split`, the hash of a document decides its split.
+    """
     total = 0
     for text, source in texts:
         pieces = cut(clean(text), config.max_document_bytes)
@@ -106,9 +148,8 @@ def _unique(
         for piece in pieces:
             data = piece.encode("utf-8")
             digest = blake2b(data, digest_size=_DIGEST_BYTES).digest()
-            is_known = not seen.add(digest)
-            counts["duplicates"] += is_known
-            if is_known:
+            if not seen.add(digest):
+                counts["duplicates"] += 1
                 continue
             total += len(data)
             yield Document(piece, source, split or _split(digest, config.val_fraction))
@@ -120,17 +161,18 @@ def _split(digest: bytes, val_fraction: float) -> str:
     return "val" if int.from_bytes(digest[-8:], "big") < val_fraction * 2**64 else "train"
 
 
-class _Digests:
-    """A set of digests in 14 bytes each, where Python's own set takes about 100: millions of short texts stay cheap."""
+class DigestSet:
+    """A set of 16-byte digests that takes 14 bytes for each; a Python set would take about 100."""
 
     def __init__(self) -> None:
         self._buckets: defaultdict[bytes, bytearray] = defaultdict(bytearray)
 
     def add(self, digest: bytes) -> bool:
-        """Whether `digest` is new."""
-        bucket, tail = self._buckets[digest[:_BUCKET_BYTES]], digest[_BUCKET_BYTES:]
+        """Add `digest`; returns whether it is new."""
+        bucket = self._buckets[digest[:_BUCKET_BYTES]]
+        tail = digest[_BUCKET_BYTES:]
         at = bucket.find(tail)
-        while at % len(tail) and at >= 0:  # found across two neighbours
+        while at >= 0 and at % len(tail):  # a match that spans two neighbors
             at = bucket.find(tail, at + 1)
         if at >= 0:
             return False

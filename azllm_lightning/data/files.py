@@ -1,4 +1,4 @@
-"""Where text lies: paths, folders, globs and URLs become files, and files become byte streams."""
+"""Finding text: paths, folders, globs and URLs to files, and files to byte streams."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from azllm_lightning.cli.messages import tr, trn
+
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -19,7 +21,7 @@ _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file of text: `format` is one of FORMATS, `compression` is as pyarrow names it."""
+    """A file of text: `format` is one of FORMATS, `compression` is named as in pyarrow."""
 
     filesystem: Any
     path: str
@@ -30,7 +32,7 @@ class TextFile:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The uncompressed bytes, read in pieces."""
+        """The uncompressed bytes as a stream."""
         import pyarrow as pa
 
         with self.filesystem.open(self.path, "rb") as raw:
@@ -43,31 +45,26 @@ class TextFile:
                     yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER_BYTES)
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Turn what a library says of a broken or unreachable file into a ValueError that names the file."""
+    def explained_errors(self) -> Iterator[None]:
+        """Turn errors of libraries about a damaged or unreachable file into a ValueError."""
         import pyarrow as pa
 
         try:
             yield
         except (pa.ArrowException, EOFError) as error:
-            raise ValueError(
-                f"{self.path} is broken, or not what its ending says ({error})"
-            ) from error
+            raise _damaged(self.path, error) from error
         except ValueError:
             raise
         except Exception as error:
             if not self.is_local:
                 raise _unreachable(self.path, error) from error
-            if (
-                isinstance(error, OSError) and error.errno is None
-            ):  # a decompressor's complaint, not the system's
-                raise ValueError(
-                    f"{self.path} is broken, or not what its ending says ({error})"
-                ) from error
+            # without errno it comes from a decompressor, not from the operating system
+            if isinstance(error, OSError) and error.errno is None:
+                raise _damaged(self.path, error) from error
             raise
 
     def stamp(self) -> list[Any]:
-        """What changes when the file does: name, size and time or tag, as far as its file system knows them."""
+        """What changes when the file does: name, size, and time or tag if there is one."""
         info = self.filesystem.info(self.path)
         tags = [
             str(info[key])
@@ -78,16 +75,19 @@ class TextFile:
 
 
 def find_files(given_paths: Sequence[str], setting: str) -> list[TextFile]:
-    """The files that `given_paths` stand for, each path's sorted; a folder is searched to its depth.
+    """The files at `given_paths`, sorted within each path; folders are searched recursively.
 
-    Raises ValueError, naming `setting` ("data.path"), for a path that leads to no file, to none that can be read
-    as text, or that cannot be reached.
+    Raises ValueError, naming `setting` ("data.path"), for a path that cannot be reached, has no
+    files, or has none of a supported type.
     """
     return [file for given in given_paths for file in _expand(given, f"{setting}={given}")]
 
 
 def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
-    """What changes when the text behind `given_paths` does; a hub URL with a pinned commit never does, unasked."""
+    """What changes when the text at `given_paths` does.
+
+    A hub URL with a pinned commit never changes, so that it needs no network.
+    """
     return [
         given if _PINNED.match(given) else [file.stamp() for file in find_files([given], setting)]
         for given in given_paths
@@ -95,51 +95,76 @@ def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
 
 
 def _expand(given: str, place: str) -> list[TextFile]:
+    if not given.strip():
+        raise ValueError(
+            tr("{place}: empty path; give a file, a folder, a glob or a URL", place=place)
+        )
+    filesystem, paths, is_local = _list_paths(given, place)
+    if not paths:
+        raise ValueError(_no_files(filesystem, given, place))
+    files = [_text_file(filesystem, path, is_local) for path in sorted(paths)]
+    supported = [file for file in files if file is not None]
+    if not supported:
+        raise ValueError(
+            trn(
+                "{place}: unsupported type; supported are {formats}, also with {compressions} "
+                "(convert a PDF with pdftotext)",
+                "{place}: none of {count:,} files has a supported type; supported are {formats}, "
+                "also with {compressions} (convert a PDF with pdftotext)",
+                len(files),
+                place=place,
+                formats=" ".join(FORMATS),
+                compressions=" ".join(COMPRESSIONS),
+            )
+        )
+    return supported
+
+
+def _list_paths(given: str, place: str) -> tuple[Any, list[str], bool]:
+    """The file system of `given`, the paths of its files there, and whether it is local."""
     from fsspec.core import has_magic, url_to_fs
 
-    if not given.strip():
-        raise ValueError(f"{place} is empty; give a file, a folder, a glob or a URL")
     is_local = True
     try:
         filesystem, path = url_to_fs(given)
         is_local = "file" in _protocols(filesystem)
         if is_local and filesystem.exists(path):
-            found = filesystem.find(path) if filesystem.isdir(path) else [path]
+            paths = filesystem.find(path) if filesystem.isdir(path) else [path]
         elif has_magic(path):
-            found = filesystem.glob(path)
-        elif is_local:
-            found = []
+            paths = filesystem.glob(path)
         else:
-            found = filesystem.find(path)  # of a file: the file
-    except Exception as error:
-        if isinstance(error, ImportError):
-            raise ValueError(f"{place} needs a package that is not installed ({error})") from error
-        if is_local:
-            raise ValueError(f"{place} cannot be opened ({error})") from error
-        raise _unreachable(place, error) from error
-    if not found:
-        raise ValueError(f"{place} leads to no file")
-    files = [
-        file
-        for file in (_text_file(filesystem, path, is_local) for path in sorted(found))
-        if file is not None
-    ]
-    if not files:
+            paths = [] if is_local else filesystem.find(path)  # `find` of a file is the file
+    except ImportError as error:
         raise ValueError(
-            f"{place} leads to {len(found)} files, none of which ends in {', '.join(FORMATS)} "
-            f"(alone or with {' or '.join(COMPRESSIONS)})"
-        )
-    return files
+            tr("{place}: needs a package that is not installed ({error})", place=place, error=error)
+        ) from error
+    except Exception as error:
+        if is_local:
+            raise ValueError(
+                tr("{place}: cannot be opened ({error})", place=place, error=error)
+            ) from error
+        raise _unreachable(place, error) from error
+    return filesystem, paths, is_local
+
+
+def _no_files(filesystem: Any, given: str, place: str) -> str:
+    from fsspec.core import has_magic
+
+    if "file" in _protocols(filesystem) and filesystem.isdir(given):
+        return tr("{place}: the folder is empty", place=place)
+    if has_magic(given):
+        return tr("{place}: no file matches", place=place)
+    return tr("{place}: no such file", place=place)
 
 
 def _text_file(filesystem: Any, path: str, is_local: bool) -> TextFile | None:
     name = PurePosixPath(path).name
-    stem, suffix = PurePosixPath(name.lower()), PurePosixPath(name.lower()).suffix
-    compression = COMPRESSIONS.get(suffix)
-    form = PurePosixPath(stem.stem).suffix if compression else suffix
-    if form not in FORMATS or name.startswith("."):
+    lower = PurePosixPath(name.lower())
+    compression = COMPRESSIONS.get(lower.suffix)
+    file_format = PurePosixPath(lower.stem).suffix if compression else lower.suffix
+    if file_format not in FORMATS or name.startswith("."):
         return None
-    return TextFile(filesystem, path, name, form, compression, is_local)
+    return TextFile(filesystem, path, name, file_format, compression, is_local)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:
@@ -147,8 +172,18 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+def _damaged(path: str, error: Exception) -> ValueError:
+    return ValueError(
+        tr("{path}: damaged, or not of the type in its name ({error})", path=path, error=error)
+    )
+
+
 def _unreachable(place: str, error: Exception) -> ValueError:
     return ValueError(
-        f"{place} could not be reached ({error or type(error).__name__}); check the address and the connection, "
-        "or give local files: data=text data.path=FILE_OR_FOLDER"
+        tr(
+            "{place}: could not be reached ({error}); check the address and your connection, "
+            "or use local files: data=text data.path=FILE_OR_FOLDER",
+            place=place,
+            error=str(error) or type(error).__name__,
+        )
     )

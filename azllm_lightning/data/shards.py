@@ -1,31 +1,31 @@
-"""Token shards: 16-bit token files and the manifest that vouches for them."""
+"""Token shards: files of 16-bit tokens, and the manifest that describes and verifies them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.tokenizer import Tokenizer
 
 VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_TOKENS = 100_000_000
 SPLITS = ("train", "val")
-DTYPE = np.dtype("<u2")  # nanoGPT's uint16, spelt little-endian for every machine
+DTYPE = np.dtype("<u2")  # nanoGPT's uint16, little-endian on every machine
 
 _HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One token file: `tokens` is its length, `sha256` the hex digest of its bytes."""
+    """One file of tokens: `tokens` is its length, `sha256` the hex digest of its bytes."""
 
     name: str
     tokens: int
@@ -34,7 +34,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `documents` and the `text_bytes` of their UTF-8, and `tokens`, end-of-text tokens included."""
+    """One split: how many documents, UTF-8 bytes, and tokens (including end-of-text) it has."""
 
     documents: int
     text_bytes: int
@@ -44,7 +44,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `start` to `end` (exclusive) of `split` come from `source`."""
+    """Tokens [`start`, `end`) of `split` are from `source`."""
 
     source: str
     split: str
@@ -54,10 +54,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds, and what it was made from.
+    """What a folder of shards contains, and what it was made from.
 
-    `tokenizer` is the fingerprint of the tokenizer, `cleaning` counts what was dropped or repaired, and
-    `made_from` keeps the settings that decided the content.
+    `tokenizer` is the fingerprint of the tokenizer, `cleaning` counts what was dropped or repaired,
+    and `made_from` has the settings that decided the content.
     """
 
     version: int
@@ -82,27 +82,20 @@ class Manifest:
         path = folder / MANIFEST
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["version"] != VERSION:
-                raise ValueError(
-                    f"{path} has version {values['version']}, not {VERSION}: {_PREPARE_AGAIN}"
-                )
-            splits = {
-                name: Split(
-                    **{**split, "files": tuple(ShardFile(**file) for file in split["files"])}
-                )
-                for name, split in values["splits"].items()
-            }
-            return cls(
-                **{
-                    **values,
-                    "splits": splits,
-                    "spans": tuple(Span(**span) for span in values["spans"]),
-                }
-            )
+            version = values["version"]
+            if version == VERSION:
+                splits = {name: _split(split) for name, split in values["splits"].items()}
+                spans = tuple(Span(**span) for span in values["spans"])
+                return cls(**{**values, "splits": splits, "spans": spans})
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
-                f"{folder} has no {MANIFEST}: it was not prepared by azllm-lightning, or not to the end; "
-                f"python -m azllm_lightning.prepare data.path=TEXT data.dir={folder} writes it where nothing stands yet"
+                tr(
+                    "{folder}: no {manifest}, so this is not (complete) prepared data; to prepare "
+                    "text in a new folder: "
+                    "python -m azllm_lightning.prepare data=text data.path=TEXT data.dir=FOLDER",
+                    folder=folder,
+                    manifest=MANIFEST,
+                )
             ) from None
         except (
             KeyError,
@@ -111,27 +104,46 @@ class Manifest:
             UnicodeDecodeError,
             json.JSONDecodeError,
         ) as error:
-            raise ValueError(
-                f"{path} is not a whole manifest ({error!r}): {_PREPARE_AGAIN}"
+            raise _damaged(
+                tr("{path} is not a complete manifest ({error!r})", path=path, error=error)
             ) from error
+        raise _damaged(
+            tr(
+                "{path} has version {found}, not {expected}",
+                path=path,
+                found=version,
+                expected=VERSION,
+            )
+        )
 
 
-_PREPARE_AGAIN = "delete the folder and prepare it again"
+def _split(values: dict[str, Any]) -> Split:
+    return Split(**{**values, "files": tuple(ShardFile(**file) for file in values["files"])})
+
+
+def _damaged(problem: str) -> ValueError:
+    return ValueError(
+        tr("{problem}: delete the folder and prepare the text again", problem=problem)
+    )
 
 
 class ShardWriter:
-    """Appends the documents of one split to numbered files, a new one every `shard_tokens` tokens or a little more."""
+    """Appends documents of a split to numbered files of `shard_tokens` tokens or slightly more."""
 
     def __init__(self, folder: Path, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
-        self._folder, self._split, self._shard_tokens = folder, split, shard_tokens
+        self._folder = folder
+        self._split = split
+        self._shard_tokens = shard_tokens
         self._files: list[ShardFile] = []
         self._file: BinaryIO | None = None
         self._sha256 = hashlib.sha256()
         self._file_tokens = 0
-        self._documents = self._text_bytes = self.tokens = 0
+        self._documents = 0
+        self._text_bytes = 0
+        self.tokens = 0
 
     def write(self, tokens: np.ndarray, documents: int, text_bytes: int) -> None:
-        """Append whole documents, each with its end-of-text token: `tokens` is an array of ids, any integer type."""
+        """Append documents as integer `tokens`, each with its end-of-text token."""
         if self._file is None:
             self._file = (self._folder / self._name).open("wb")
         data = tokens.astype(DTYPE).tobytes()
@@ -152,7 +164,7 @@ class ShardWriter:
             self._file.close()
 
     def close(self) -> Split:
-        """Finish the last file and tell what was written."""
+        """Finish the last file; returns what was written."""
         self._finish_file()
         return Split(self._documents, self._text_bytes, self.tokens, tuple(self._files))
 
@@ -164,19 +176,22 @@ class ShardWriter:
         if self._file is None:
             return
         self._file.flush()
-        os.fsync(
-            self._file.fileno()
-        )  # the rename that finishes a folder must not overtake its content
+        # the rename that finishes a folder must not reach the disk before its content
+        os.fsync(self._file.fileno())
         self._file.close()
         self._files.append(ShardFile(self._name, self._file_tokens, self._sha256.hexdigest()))
-        self._file, self._sha256, self._file_tokens = None, hashlib.sha256(), 0
+        self._file = None
+        self._sha256 = hashlib.sha256()
+        self._file_tokens = 0
 
 
 class TokenShards:
-    """The tokens of one split as one long array on disk; a copy sent to another process opens its own files."""
+    """The tokens of one split as one array on disk; a pickled copy opens its own files."""
 
     def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
-        self.folder, self.split, self.manifest = folder, split, manifest
+        self.folder = folder
+        self.split = split
+        self.manifest = manifest
         self._files = manifest.splits[split].files
         self._ends = np.cumsum([file.tokens for file in self._files], dtype=np.int64)
         self._maps: list[np.ndarray] | None = None
@@ -185,22 +200,33 @@ class TokenShards:
     def open(
         cls, folder: str | Path, split: str, tokenizer: Tokenizer | None = None, verify: bool = True
     ) -> TokenShards:
-        """The `split` ("train" or "val") of prepared `folder`.
+        """The `split` ("train" or "val") of the prepared `folder`.
 
-        `verify` reads the files once, to hold them against their digests. Raises ValueError for a missing or broken
-        manifest, for files that are not the ones it names, for ids outside the vocabulary, and for shards
-        that another tokenizer than `tokenizer` wrote.
+        `verify` reads the files once to compare them with their checksums. Raises ValueError for a
+        missing or broken manifest, for files that do not match it, for ids outside the vocabulary,
+        and for shards written with another tokenizer than `tokenizer`.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
         if split not in manifest.splits:
             raise ValueError(
-                f"{folder} has no split {split!r}, it has {', '.join(manifest.splits)}"
+                tr(
+                    "{folder}: no split '{split}'; the splits are {names}",
+                    folder=folder,
+                    split=split,
+                    names=", ".join(manifest.splits),
+                )
             )
         if tokenizer is not None and tokenizer.fingerprint != manifest.tokenizer:
             raise ValueError(
-                f"{folder} was written with another tokenizer ({manifest.tokenizer[:12]}) than the one given "
-                f"({tokenizer.fingerprint[:12]}): use {folder / 'tokenizer.json'}, or prepare the text again"
+                tr(
+                    "{folder} was written with another tokenizer ({theirs}) than the given one "
+                    "({given}); use {path}, or prepare the text again",
+                    folder=folder,
+                    theirs=manifest.tokenizer[:12],
+                    given=tokenizer.fingerprint[:12],
+                    path=folder / "tokenizer.json",
+                )
             )
         for file in manifest.splits[split].files:
             _check_file(folder / file.name, file, manifest.vocab_size if verify else None)
@@ -208,7 +234,7 @@ class TokenShards:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the digests of the split's files, in order: equal for equal tokens in equal files."""
+        """sha256 over the digests of the split's files, in order."""
         return hashlib.sha256(
             "".join(file.sha256 for file in self._files).encode("ascii")
         ).hexdigest()
@@ -217,7 +243,7 @@ class TokenShards:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens `start` to `start + length` as uint16 of shape (length,), a copy; IndexError outside the split."""
+        """A copy of tokens [start, start + length) as uint16; IndexError outside the split."""
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
         if self._maps is None:
@@ -229,38 +255,48 @@ class TokenShards:
         while length > 0:
             offset = start - (int(self._ends[index - 1]) if index else 0)
             pieces.append(self._maps[index][offset : offset + length])
-            start, length, index = start + len(pieces[-1]), length - len(pieces[-1]), index + 1
-        return _joined(pieces)
+            start += len(pieces[-1])
+            length -= len(pieces[-1])
+            index += 1
+        if not pieces:
+            return np.empty(0, dtype=np.uint16)
+        return np.concatenate(pieces).astype(np.uint16)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": None}
 
 
-def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(pieces).astype(np.uint16) if pieces else np.empty(0, dtype=np.uint16)
-
-
 def _check_file(path: Path, expected: ShardFile, vocab_size: int | None) -> None:
-    """Hold a file against its manifest entry: its size, and with `vocab_size` also its digest and its ids."""
+    """Check a file's size and, if `vocab_size` is given, its checksum and ids."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing, though the manifest names it: {_PREPARE_AGAIN}")
-    if path.stat().st_size != expected.tokens * DTYPE.itemsize:
-        raise ValueError(
-            f"{path} has {path.stat().st_size} bytes, its manifest says {expected.tokens * DTYPE.itemsize}: "
-            + _PREPARE_AGAIN
+        raise _damaged(tr("{path} is missing, although the manifest lists it", path=path))
+    size = path.stat().st_size
+    expected_size = expected.tokens * DTYPE.itemsize
+    if size != expected_size:
+        raise _damaged(
+            tr(
+                "{path} has {size} bytes, but the manifest says {expected}",
+                path=path,
+                size=size,
+                expected=expected_size,
+            )
         )
     if vocab_size is None:
         return
-    digest, highest = hashlib.sha256(), 0
+    sha256 = hashlib.sha256()
+    highest = 0
     with path.open("rb") as file:
         while chunk := file.read(_HASH_BYTES):
-            digest.update(chunk)
+            sha256.update(chunk)
             highest = max(highest, int(np.frombuffer(chunk, dtype=DTYPE).max()))
-    if digest.hexdigest() != expected.sha256:
-        raise ValueError(
-            f"{path} is not the file that its manifest names (another sha256): {_PREPARE_AGAIN}"
-        )
+    if sha256.hexdigest() != expected.sha256:
+        raise _damaged(tr("{path} does not match its checksum in the manifest", path=path))
     if highest >= vocab_size:
-        raise ValueError(
-            f"{path} holds token id {highest}, but its vocabulary ends at {vocab_size - 1}: {_PREPARE_AGAIN}"
+        raise _damaged(
+            tr(
+                "{path} contains token id {id}, but the vocabulary ends at {last}",
+                path=path,
+                id=highest,
+                last=vocab_size - 1,
+            )
         )

@@ -1,4 +1,4 @@
-"""Clean documents on disk, kept apart by split and source, between reading the text and tokenizing it."""
+"""Documents on disk, grouped by split and source, between reading and tokenizing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BUFFER_BYTES = 1 << 18
 
 
 class Spool:
-    """Takes documents in any order and gives them back one source after another.
+    """Takes documents in any order and returns them source by source.
 
-    The text is read once only, which a corpus behind a URL is worth, and each source fills one span of a split.
-    As a context, it removes its `folder` at the end.
+    The text is read only once, which matters if it comes from a URL, and each source becomes one
+    contiguous span of a split. Leaving the context removes `folder`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,20 +29,19 @@ class Spool:
         self._reading: BinaryIO | None = None
         self._buffers: defaultdict[tuple[str, str], bytearray] = defaultdict(bytearray)
         self.text_bytes: defaultdict[str, int] = defaultdict(int)
-        """UTF-8 bytes of each split."""
+        """UTF-8 bytes per split."""
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if (
-            self._reading is not None
-        ):  # a reader that was stopped half-way; Windows removes no open file
+        # Windows cannot remove a file that a stopped reader left open.
+        if self._reading is not None:
             self._reading.close()
         shutil.rmtree(self._folder)
 
     def add(self, document: Document) -> int:
-        """Take in a document; its UTF-8 bytes are returned."""
+        """Store a document; returns its size in UTF-8 bytes."""
         data = document.text.encode("utf-8")
         key = (document.split, document.source)
         buffer = self._buffers[key]
@@ -53,7 +52,7 @@ class Spool:
         return len(data)
 
     def texts(self, split: str) -> Iterator[tuple[str, str]]:
-        """(source, text) of each document of `split`, sources in the order of their first document."""
+        """(source, text) of each document of `split`, sources in order of first appearance."""
         for key in list(self._buffers):
             self._flush(key)
             if key[0] == split:
@@ -64,8 +63,7 @@ class Spool:
 
     def _flush(self, key: tuple[str, str]) -> None:
         path = self._paths.setdefault(key, self._folder / f"{len(self._paths):05d}")
-        with path.open(
-            "ab"
-        ) as file:  # opened each time: hundreds of sources must not hold hundreds of files
+        # opened each time, so that hundreds of sources do not need hundreds of open files
+        with path.open("ab") as file:
             file.write(self._buffers[key])
         self._buffers[key].clear()

@@ -1,4 +1,4 @@
-"""Byte-level BPE: text to token ids and back, kept as one tokenizer.json and nothing else."""
+"""Byte-level BPE: text to token ids and back, stored in a single tokenizer.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from azllm_lightning.cli.messages import tr
+
 if TYPE_CHECKING:
     import tokenizers
 
 EOT = "<|endoftext|>"
 EOT_ID = 0
 
-# llama.cpp's own form of `tekken` (src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_TEKKEN): a GGUF file names this pattern,
-# and its reader then splits as we do. No English contractions, `'dan` and `-nın` stay whole, each digit stands alone.
+_LIBRARY_THREADS = "TOKENIZERS_PARALLELISM"
+
+# The pattern of `tekken` in llama.cpp (src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_TEKKEN), so that a
+# GGUF file can name it and its reader splits text the same way. It has no English contractions,
+# keeps `'dan` and `-nın` together, and makes each digit a token of its own.
 SPLIT_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+"
     r"|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*"
@@ -33,19 +38,19 @@ SPLIT_PATTERN = (
 
 
 class Tokenizer:
-    """A byte-level BPE with NFC inside and one end-of-text token: any NFC string round-trips."""
+    """A byte-level BPE with NFC and one end-of-text token; any NFC string round-trips."""
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
-        # Forked workers warn, and may hang, where the library's own threads have run: callers bring their threads.
+        # Forked workers warn, and may hang, after the library has used threads of its own.
         os.environ.setdefault(_LIBRARY_THREADS, "false")
         self._core = core
-        self._core.encode_special_tokens = True  # a text that spells <|endoftext|> does not end
+        self._core.encode_special_tokens = True  # "<|endoftext|>" within a text is plain text
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learn at most `vocab_size` tokens from `texts`; the same texts give the same tokenizer.
+        """Train a tokenizer of at most `vocab_size` tokens; the same texts give the same tokenizer.
 
-        Fewer tokens come out where the texts hold fewer pairs that occur twice.
+        It has fewer tokens if the texts have fewer pairs of tokens that occur at least twice.
         """
         from tokenizers import (
             Regex,
@@ -79,81 +84,85 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, where: str = "tokenizer.json") -> Tokenizer:
-        """Read the content of a tokenizer.json; ValueError, naming `where`, if it is broken or not of our kind."""
+        """Parse a tokenizer.json; ValueError, naming `where`, if it is broken or not ours."""
         from tokenizers import Tokenizer
 
         try:
             parts = json.loads(text)
             core = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{where} is not a whole tokenizer.json ({error})") from error
+            raise _incomplete(where, error) from error
         difference = _difference(parts)
         if difference:
             raise ValueError(
-                f"{where} is a foreign tokenizer ({difference}); needed is one that azllm-lightning trained: "
-                "leave data.tokenizer=null to train one"
+                tr(
+                    "{path} was not trained by azllm-lightning ({difference}); "
+                    "set data.tokenizer=null to train a tokenizer",
+                    path=where,
+                    difference=difference,
+                )
             )
         return cls(core)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json, or the one in the folder `path`; ValueError if it is missing, broken or foreign."""
+        """Load a tokenizer.json, or that of a folder; ValueError if missing, broken or not ours."""
         path = Path(path)
         if path.is_dir():
             path = path / "tokenizer.json"
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise ValueError(f"there is no tokenizer at {path}") from None
+            raise ValueError(tr("{path}: no such tokenizer", path=path)) from None
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a whole tokenizer.json ({error})") from error
+            raise _incomplete(str(path), error) from error
         return cls.from_json(text, str(path))
 
     def to_json(self) -> str:
-        """The content of a tokenizer.json, as transformers and tokenizers read it."""
+        """The content of a tokenizer.json, readable by transformers and tokenizers."""
         return self._core.to_str(pretty=True)
 
     def save(self, path: str | Path) -> None:
-        """Write tokenizer.json to the file `path`."""
+        """Write the tokenizer.json to the file `path`."""
         Path(path).write_text(self.to_json(), encoding="utf-8", newline="\n")
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, normalised to NFC, without an end-of-text token."""
+        """The ids of `text`, normalized to NFC, without an end-of-text token."""
         return self._core.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text. Runs outside Python's lock on one core: give each core a batch from its own thread."""
+        """`encode` for each text, on one core, without holding the GIL: use one thread per core."""
         return [
             encoding.ids
             for encoding in self._core.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; end-of-text tokens are left out, and bytes that are not UTF-8 become U+FFFD."""
+        """The text of `ids`, without end-of-text tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._core.decode(list(ids))
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the end-of-text token included."""
+        """Number of ids, including the end-of-text token."""
         return self._core.get_vocab_size()
 
     @property
     def eot_id(self) -> int:
-        """Id of the end-of-text token."""
+        """The id of the end-of-text token."""
         return EOT_ID
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes of each id, int32 of shape (vocab_size,); 0 for the end-of-text token."""
+        """UTF-8 bytes per id, int32 (vocab_size,); 0 for the end-of-text token."""
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, index in self._core.get_vocab(with_added_tokens=False).items():
             if token != EOT:
-                lengths[index] = len(token)  # a byte-level token spells each byte as one character
+                lengths[index] = len(token)  # one character per byte in a byte-level token
         return lengths
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what decides the ids; equal tokenizers have equal ones, whichever library version wrote them."""
+        """sha256 of all that decides the ids, independent of the library version that wrote it."""
         model = json.loads(self.to_json())["model"]
         decisive = [
             SPLIT_PATTERN,
@@ -162,9 +171,6 @@ class Tokenizer:
         ]
         canonical = json.dumps(decisive, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
-
-
-_LIBRARY_THREADS = "TOKENIZERS_PARALLELISM"
 
 
 @contextmanager
@@ -177,22 +183,33 @@ def _library_threads() -> Iterator[None]:
         os.environ[_LIBRARY_THREADS] = before
 
 
+def _incomplete(path: str, error: Exception) -> ValueError:
+    return ValueError(
+        tr("{path} is not a complete tokenizer.json ({error})", path=path, error=error)
+    )
+
+
 def _difference(parts: dict[str, Any]) -> str | None:
-    """What tells the tokenizer.json `parts` from one of ours, or None."""
+    """How the tokenizer.json `parts` differs from one of ours; None if it does not."""
     from tokenizers import pre_tokenizers
 
     splits = (parts.get("pre_tokenizer") or {}).get("pretokenizers", [])
     added = [(token["id"], token["content"]) for token in parts.get("added_tokens", [])]
-    if parts["model"].get("type") != "BPE":
-        return f"its model is {parts['model'].get('type')}, not BPE"
+    model_type = parts["model"].get("type")
+    if model_type != "BPE":
+        return tr("its model is {type}, not BPE", type=model_type)
     if [split["type"] for split in splits] != ["Split", "ByteLevel"]:
-        return "it does not split into words, then bytes"
+        return tr("it does not split text into words and then bytes")
     if splits[0]["pattern"] != {"Regex": SPLIT_PATTERN}:
-        return "it splits by another pattern"
+        return tr("it splits words by another pattern")
     if (parts.get("normalizer") or {}).get("type") != "NFC":
-        return "it does not normalise to NFC"
+        return tr("it does not normalize text to NFC")
     if added != [(EOT_ID, EOT)]:
-        return f"its special tokens are {added}, not {EOT} with id {EOT_ID}"
+        return tr(
+            "its special tokens are {tokens}, not {expected}",
+            tokens=added,
+            expected=[(EOT_ID, EOT)],
+        )
     if not set(pre_tokenizers.ByteLevel.alphabet()) <= set(parts["model"]["vocab"]):
-        return "it lacks some of the 256 bytes"
+        return tr("it lacks some of the 256 bytes")
     return None

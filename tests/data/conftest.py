@@ -1,56 +1,16 @@
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sample_texts import make_texts
 
+from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.data.tokenizer import Tokenizer
-
-STEMS = (
-    "Bakı şəhər kitab oxu gəl göz üçün və ilə nənə ağac günəş dəniz yol uşaq məktəb ev su çörək alma İlqar Ələkbər",
-    "qırmızı böyük kiçik gözəl yaxşı bir iki üç dörd beş sabah axşam gecə gündüz yağış qar külək bulud ulduz ay",
-)
-WORDS = " ".join(STEMS).split()
-SUFFIXES = (
-    "",
-    "lar",
-    "lər",
-    "da",
-    "də",
-    "dan",
-    "dən",
-    "ın",
-    "in",
-    "un",
-    "nın",
-    "ımız",
-    "iniz",
-    "'dan",
-    "-nın",
-)
-
-
-def sentence(rng: random.Random) -> str:
-    return (
-        " ".join(rng.choice(WORDS) + rng.choice(SUFFIXES) for _ in range(rng.randint(4, 12))) + "."
-    )
-
-
-def _texts(count: int, seed: int = 0) -> list[str]:
-    rng = random.Random(seed)
-    return [
-        f"{number}. " + " ".join(sentence(rng) for _ in range(rng.randint(2, 6)))
-        for number in range(count)
-    ]
-
-
-@pytest.fixture(scope="session")
-def texts() -> Callable[..., list[str]]:
-    """texts(count, seed=0): `count` different documents of a few sentences."""
-    return _texts
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +20,45 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture(autouse=True)
+def english(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Messages in English, unless the test chooses a language."""
+    monkeypatch.delenv("AZLLM_LANG", raising=False)
+    yield
+    use_language(None)
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> DataConfig:
-    """300 documents in one .txt file, and settings that fit them."""
+    """300 documents in one .txt file, and settings that suit them."""
     path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(_texts(300)), encoding="utf-8")
-    return DataConfig(path=str(path), vocab_size=512, block_size=32, val_fraction=0.1)
+    path.write_text("\n\n".join(make_texts(300)), encoding="utf-8")
+    return DataConfig(path=str(path), vocab_size=320, block_size=32, val_fraction=0.1)
+
+
+@pytest.fixture(scope="session")
+def prepare_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """prepare_small(**settings): a folder with 300 prepared documents, for tests that only read."""
+    base = tmp_path_factory.mktemp("prepared")
+    path = base / "text.txt"
+    path.write_text("\n\n".join(make_texts(300)), encoding="utf-8")
+
+    def run(**settings: Any) -> Path:
+        folder = base / ("-".join(f"{key}={value}" for key, value in settings.items()) or "default")
+        defaults = {"vocab_size": 320, "block_size": 32, "val_fraction": 0.1}
+        return prepare(
+            DataConfig(**{"path": str(path), "dir": str(folder), **defaults, **settings})
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(prepare_small: Callable[..., Path]) -> Path:
+    """A folder with 300 prepared documents, for tests that only read."""
+    return prepare_small()
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(_texts(200), 600)
+    return Tokenizer.train(make_texts(200), 600)

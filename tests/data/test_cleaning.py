@@ -27,8 +27,8 @@ def test_clean(raw: str, cleaned: str) -> None:
     assert clean(cleaned) == cleaned
 
 
-def test_the_quick_look_passes_over_no_character_that_is_to_change() -> None:
-    """Whatever `clean` does to a character between letters, it does where the text holds nothing else unusual."""
+def test_a_single_unusual_character_is_enough_to_clean_a_text() -> None:
+    """The quick check for printable text misses no character that is to be changed."""
     for code in range(0x110000):
         category = unicodedata.category(chr(code))
         if category in ("Cc", "Cs", "Zl", "Zp") or code == 0xFEFF:
@@ -36,7 +36,7 @@ def test_the_quick_look_passes_over_no_character_that_is_to_change() -> None:
             assert (clean(f"a{chr(code)}b") == f"a{chr(code)}b") == kept, hex(code)
 
 
-def test_cut_leaves_short_text_whole() -> None:
+def test_cut_keeps_short_text_in_one_piece() -> None:
     assert cut("bir\n\niki", 64) == ["bir\n\niki"]
     assert cut("  \n ", 64) == []
 
@@ -51,11 +51,11 @@ def test_cut_leaves_short_text_whole() -> None:
         ("əəəəə", 5, ["əə", "əə", "ə"]),  # characters: two bytes each
     ],
 )
-def test_cut_takes_the_coarsest_border(text: str, limit: int, pieces: list[str]) -> None:
+def test_cut_uses_the_coarsest_boundary(text: str, limit: int, pieces: list[str]) -> None:
     assert cut(text, limit) == pieces
 
 
-def test_cut_loses_nothing_and_keeps_the_limit() -> None:
+def test_cut_loses_nothing_and_respects_the_limit() -> None:
     rng = random.Random(0)
     for _ in range(50):
         text = "".join(

@@ -1,138 +1,21 @@
+"""Documents: unique, split, and limited in size."""
+
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import logging
 from collections import Counter
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from sample_texts import ROWS, TEXTS, jsonl, make_texts, parquet_bytes, read
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import _Digests, documents
-from azllm_lightning.data.files import find_files
-from azllm_lightning.data.records import read_records
+from azllm_lightning.data.corpus import DigestSet, describe_cleaning, documents
 
 
-def read(path: Any, **settings: Any) -> list[str]:
-    return [
-        document.text
-        for document in documents(
-            DataConfig(path=path if isinstance(path, list) else str(path), **settings)
-        )
-    ]
-
-
-def zstd(data: bytes) -> bytes:
-    return pa.compress(data, "zstd", asbytes=True)
-
-
-def jsonl(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
-
-
-def csv_bytes(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode("utf-8")
-
-
-def parquet_bytes(rows: list[dict[str, Any]], **options: Any) -> bytes:
-    out = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows), out, **options)
-    return out.getvalue()
-
-
-ROWS = [
-    {"id": 1, "text": "Birinci mətn, «sitat»;\nikinci sətir.", "site": "a"},
-    {"id": 2, "text": 'İkinci "mətn" ə 😀', "site": "b"},
-    {"id": 3, "text": "123", "site": "a"},
-]
-TEXTS = [row["text"] for row in ROWS]
-
-
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
-ENDINGS = [
-    form + suffix for form in (".txt", ".jsonl", ".ndjson", ".json", ".csv") for suffix in COMPRESS
-]
-
-
-@pytest.mark.parametrize("ending", [*ENDINGS, ".parquet", ".TXT", ".Csv.GZ"])
-def test_formats(tmp_path: Path, ending: str) -> None:
-    form, _, suffix = ending.lower()[1:].partition(".")
-    data = {
-        "txt": "\n\n".join(TEXTS).encode("utf-8"),
-        "csv": csv_bytes(ROWS),
-        "parquet": parquet_bytes(ROWS),
-    }.get(form, jsonl(ROWS))
-    path = tmp_path / f"mətn{ending}"
-    path.write_bytes(COMPRESS["." + suffix if suffix else ""](data))
-    assert read(path) == TEXTS
-
-
-def test_concatenated_gzip_members_are_all_read(tmp_path: Path) -> None:
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"bir\n\n") + gzip.compress(b"iki\n"))
-    assert read(tmp_path / "a.txt.gz") == ["bir", "iki"]
-
-
-def test_csv_from_a_spreadsheet(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + csv_bytes(ROWS, delimiter=";"))
-    assert read(tmp_path / "a.csv") == TEXTS
-    long = [{"text": "söz " * 60_000}]  # 240 kB: above the csv module's own limit
-    (tmp_path / "a.csv").write_bytes(csv_bytes(long))
-    assert len(read(tmp_path / "a.csv", max_document_bytes=1_000_000)[0]) == 239_999
-
-
-def test_parquet_kinds_of_text(tmp_path: Path) -> None:
-    for kind in (
-        pa.string(),
-        pa.large_string(),
-        pa.dictionary(pa.int32(), pa.string()),
-        pa.binary(),
-    ):
-        table = pa.table({"text": pa.array(["bir ə", None, "iki"], pa.string()).cast(kind)})
-        parquet.write_table(table, tmp_path / "a.parquet")
-        assert read(tmp_path / "a.parquet") == ["bir ə", "iki"]
-
-
-def test_txt_documents(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("bir\niki\r\n\r\n \n\nüç".encode())
-    assert read(tmp_path / "a.txt") == ["bir\niki", "üç"]
-    assert read(tmp_path / "a.txt", txt_documents="file") == ["bir\niki\n\n \n\nüç"]
-
-
-def test_a_line_without_end_is_read_in_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("azllm_lightning.data.records._MAX_LINE_BYTES", 7)
-    text = "".join(chr(0x259 + i) + "😀ab" for i in range(40))
-    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    (file,) = find_files([str(tmp_path)], "data.path")
-    parts = [part for part, _ in read_records(file, DataConfig(on_bad_utf8="refuse"), Counter())]
-    assert "".join(parts) == text
-    assert len(parts) > 10
-
-
-def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
-    for name, data in (
-        ("a.csv", b"text\nbir\n"),
-        ("b.jsonl", b'{"text": "iki"}'),
-        ("c.txt", "üç".encode()),
-    ):
-        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
-    assert read(tmp_path) == ["bir", "iki", "üç"]
-
-
-def test_digests_of_one_bucket_are_kept_apart() -> None:
-    digests = _Digests()
+def test_digests_that_start_alike_are_distinguished() -> None:
+    digests = DigestSet()
     first, second, across = (b"##" + bytes(range(start, start + 14)) for start in (0, 14, 7))
     assert [digests.add(each) for each in (first, second, across, across, first)] == [
         True,
@@ -143,19 +26,6 @@ def test_digests_of_one_bucket_are_kept_apart() -> None:
     ]
 
 
-def test_folder_glob_and_list(tmp_path: Path) -> None:
-    (tmp_path / "sub folder").mkdir()
-    (tmp_path / "b.txt").write_text("iki", encoding="utf-8")
-    (tmp_path / "a.txt").write_text("bir", encoding="utf-8")
-    (tmp_path / "sub folder" / "ə[1].txt").write_text("üç", encoding="utf-8")
-    (tmp_path / "şəkil.png").write_bytes(b"\x89PNG")
-    (tmp_path / ".hidden.txt").write_text("dörd", encoding="utf-8")
-    assert read(tmp_path) == ["bir", "iki", "üç"]
-    assert read(tmp_path / "*.txt") == ["bir", "iki"]
-    assert read(tmp_path / "sub folder" / "ə[1].txt") == ["üç"]
-    assert read([str(tmp_path / "b.txt"), str(tmp_path / "a.txt")]) == ["iki", "bir"]
-
-
 def test_sources(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl([*ROWS, {"text": "dörd", "site": None}]))
     (tmp_path / "b.txt").write_text("beş", encoding="utf-8")
@@ -164,36 +34,12 @@ def test_sources(tmp_path: Path) -> None:
     by_field = [d.source for d in documents(DataConfig(path=str(tmp_path), source_field="site"))]
     assert by_field == ["a", "b", "a", "a.jsonl", "b.txt"]
     (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": f"{n}", "site": n} for n in range(300)]))
-    with pytest.raises(ValueError, match=r"data.source_field=site has more than 256"):
+    with pytest.raises(ValueError, match=r"data.source_field=site: more than 256"):
         read(tmp_path, source_field="site")
 
 
-def test_broken_utf8_is_told_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"bir\n\niki \xff \xfe\n" + b"\n\xff\n" * 8)
-    counts: Counter[str] = Counter()
-    found = [d.text for d in documents(DataConfig(path=str(path)), counts)]
-    assert found == ["bir", "iki \ufffd \ufffd", "\ufffd"]
-    assert counts["bad_utf8_lines"] == 9
-    assert "a.txt, line 3, byte 4" in caplog.text
-    assert "9 places in all" in caplog.text
-    with pytest.raises(ValueError, match=r"a\.txt, line 3, byte 4.*on_bad_utf8=replace"):
-        read(path, on_bad_utf8="refuse")
-
-
-def test_broken_utf8_in_other_formats(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(b"text\nbir\n\xffiki\n")
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "bir"}\n{"text": "\xffiki"}\n')
-    table = pa.table({"text": pa.array([b"bir", b"\xffiki"], pa.binary()).view(pa.string())})
-    parquet.write_table(table, tmp_path / "a.parquet")
-    for name, place in (("a.csv", "line 3"), ("a.jsonl", "line 2"), ("a.parquet", "row 2")):
-        assert read(tmp_path / name) == ["bir", "\ufffdiki"]
-        with pytest.raises(ValueError, match=f"{name}, {place}, byte"):
-            read(tmp_path / name, on_bad_utf8="refuse")
-
-
-def test_exact_duplicates_are_left_out(tmp_path: Path, texts: Any) -> None:
-    unique = texts(2000)
+def test_exact_duplicates_are_left_out(tmp_path: Path) -> None:
+    unique = make_texts(2000)
     (tmp_path / "a.jsonl").write_bytes(
         jsonl([{"text": t} for t in unique] + [{"text": f" {t}\n"} for t in unique[:500]])
     )
@@ -202,33 +48,31 @@ def test_exact_duplicates_are_left_out(tmp_path: Path, texts: Any) -> None:
     assert counts["duplicates"] == 500
 
 
-def _splits(path: Path, **settings: Any) -> dict[str, str]:
+def splits_of(path: Path, **settings: Any) -> dict[str, str]:
     return {d.text: d.split for d in documents(DataConfig(path=str(path), **settings))}
 
 
-def test_split_never_changes_when_files_are_added(tmp_path: Path, texts: Any) -> None:
-    (tmp_path / "m.jsonl").write_bytes(jsonl([{"text": t} for t in texts(1000)]))
-    before = _splits(tmp_path)
-    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": t} for t in texts(1000, seed=1)]))
-    after = _splits(tmp_path)
+def test_split_never_changes_when_files_are_added(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_bytes(jsonl([{"text": t} for t in make_texts(1000)]))
+    before = splits_of(tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": t} for t in make_texts(1000, seed=1)]))
+    after = splits_of(tmp_path)
     assert len(after) > 1900
     assert {text: after[text] for text in before} == before
     assert 20 < sum(split == "val" for split in before.values()) < 90
-    wider = _splits(tmp_path, val_fraction=0.2)
+    wider = splits_of(tmp_path, val_fraction=0.2)
     assert all(wider[text] == "val" for text, split in after.items() if split == "val")
 
 
 def test_split_is_by_blake2b_of_the_text(tmp_path: Path) -> None:
-    from hashlib import blake2b
-
     (tmp_path / "a.txt").write_text("\n\n".join(f"mətn {n}" for n in range(200)), encoding="utf-8")
-    for text, split in _splits(tmp_path, val_fraction=0.3).items():
+    for text, split in splits_of(tmp_path, val_fraction=0.3).items():
         number = int.from_bytes(blake2b(text.encode("utf-8"), digest_size=16).digest()[8:], "big")
         assert split == ("val" if number / 2**64 < 0.3 else "train")
 
 
-def test_one_long_novel_is_cut_and_split(tmp_path: Path, texts: Any) -> None:
-    novel = "\n".join(texts(6000))
+def test_one_long_novel_is_cut_and_split(tmp_path: Path) -> None:
+    novel = "\n".join(make_texts(6000))
     (tmp_path / "roman.txt").write_text(novel, encoding="utf-8")
     counts: Counter[str] = Counter()
     found = list(documents(DataConfig(path=str(tmp_path)), counts))
@@ -238,8 +82,8 @@ def test_one_long_novel_is_cut_and_split(tmp_path: Path, texts: Any) -> None:
     assert counts["cut_documents"] == 1
 
 
-def test_validation_text_of_its_own(tmp_path: Path, texts: Any) -> None:
-    many = texts(200)
+def test_validation_text_of_its_own(tmp_path: Path) -> None:
+    many = make_texts(200)
     (tmp_path / "train.jsonl").write_bytes(jsonl([{"text": t} for t in many]))
     (tmp_path / "test.jsonl").write_bytes(jsonl([{"text": t} for t in [*many[:3], "yeni"]]))
     config = DataConfig(path=str(tmp_path / "train.jsonl"), val_path=str(tmp_path / "test.jsonl"))
@@ -248,29 +92,16 @@ def test_validation_text_of_its_own(tmp_path: Path, texts: Any) -> None:
     assert [d.text for d in found if d.split == "train"] == many[3:]
 
 
-def test_max_bytes(tmp_path: Path, texts: Any) -> None:
+def test_max_bytes(tmp_path: Path) -> None:
     for name, seed in (("train", 0), ("test", 1)):
-        (tmp_path / f"{name}.jsonl").write_bytes(jsonl([{"text": t} for t in texts(500, seed)]))
+        (tmp_path / f"{name}.jsonl").write_bytes(
+            jsonl([{"text": t} for t in make_texts(500, seed)])
+        )
     paths = {"path": str(tmp_path / "train.jsonl"), "val_path": str(tmp_path / "test.jsonl")}
     found = list(documents(DataConfig(**paths, max_bytes=20_000, val_fraction=0.1)))
     sizes = {s: sum(len(d.text.encode()) for d in found if d.split == s) for s in ("train", "val")}
     assert 20_000 <= sizes["train"] < 21_000
     assert 2_000 <= sizes["val"] < 3_000
-
-
-def test_urls_of_other_file_systems(tmp_path: Path) -> None:
-    memory = fsspec.filesystem("memory")
-    memory.pipe(
-        "/hub/20231101.az/train-00000-of-00002.parquet", parquet_bytes(ROWS[:2], row_group_size=1)
-    )
-    memory.pipe("/hub/20231101.az/train-00001-of-00002.parquet", parquet_bytes(ROWS[2:]))
-    memory.pipe("/hub/README.md", b"# card")
-    for url in ("memory://hub/20231101.az/*.parquet", "memory://hub", "memory://hub/20231101.az"):
-        assert read(url) == TEXTS
-    assert read("memory://hub/20231101.az/train-00001-of-00002.parquet") == TEXTS[2:]
-    (tmp_path / "a.txt").write_text("bir", encoding="utf-8")
-    assert read(f"file://{tmp_path.as_posix()}/a.txt") == ["bir"]
-    memory.rm("/hub", recursive=True)
 
 
 def test_the_hub_layout_of_fineweb2(tmp_path: Path) -> None:
@@ -294,141 +125,14 @@ def test_the_hub_layout_of_fineweb2(tmp_path: Path) -> None:
     ]
 
 
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise OSError(101, "Network is unreachable")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-HUB = "hf://datasets/wikimedia/wikipedia@b04c8d1ceb2f5cd4588862100d08de323dccfbaa/20231101.az"
-
-
-@pytest.mark.parametrize("path", [f"{HUB}/*.parquet", f"{HUB}/train-00000-of-00001.parquet", HUB])
-def test_an_unreachable_hub_is_told_in_one_message(
-    monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    _no_network(monkeypatch)
-    with pytest.raises(
-        ValueError, match=r"data\.path=hf://.* could not be reached .*data=text data\.path=FILE"
-    ):
-        read(path)
-
-
-def test_hub_in_offline_mode_is_told_in_one_message() -> None:
-    import os
-    import subprocess
-    import sys
-
-    code = (
-        "from azllm_lightning.config.data import DataConfig; from azllm_lightning.data.corpus import documents\n"
-        f"try: list(documents(DataConfig(path={HUB!r})))\nexcept ValueError as error: print(error)"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
-    assert "could not be reached" in done.stdout
-    assert "data.path=FILE_OR_FOLDER" in done.stdout
-
-
-ERRORS = {
-    "missing file": ({}, "nowhere.txt", r"data\.path=.*nowhere\.txt leads to no file"),
-    "missing glob": ({}, "*.txt", r"data\.path=.* leads to no file"),
-    "empty path": ({}, None, r"data\.path= is empty"),
-    "empty file": ({"a.txt": b""}, "a.txt", r"a\.txt holds no text"),
-    "blank file": ({"a.txt": b" \n\n"}, "a.txt", r"a\.txt holds no text"),
-    "empty csv": ({"a.csv": b""}, "a.csv", r"a\.csv holds no text"),
-    "nothing readable": (
-        {"a.docx": b"PK", "b.png": b""},
-        "",
-        r"leads to 2 files, none of which ends in \.txt",
-    ),
-    "other ending": ({"a.docx": b"PK"}, "a.docx", r"leads to 1 files, none of which ends in \.txt"),
-    "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt is in UTF-16"),
-    "missing field": (
-        {"a.jsonl": b'{"id": 1, "body": "x"}\n'},
-        "a.jsonl",
-        r"a\.jsonl:1 has no field 'text'.*id, body",
-    ),
-    "missing column": (
-        {"a.csv": b"id,body\n1,x\n"},
-        "a.csv",
-        r"a\.csv:1 has no field 'text'.*id, body.*text_field",
-    ),
-    "missing parquet": (
-        {"a.parquet": parquet_bytes([{"body": "x"}])},
-        "a.parquet",
-        r"no field 'text'.*are body",
-    ),
-    "broken json": (
-        {"a.jsonl": b'{"text": "x"}\n{"text": \n'},
-        "a.jsonl",
-        r"a\.jsonl:2 is not a JSON object",
-    ),
-    "json list": (
-        {"a.json": b'["x"]'},
-        "a.json",
-        r"a\.json:1 is not a JSON object on one line, but a list",
-    ),
-    "text is a number": (
-        {"a.jsonl": b'{"text": 5}'},
-        "a.jsonl",
-        r"a\.jsonl:1: field 'text' is not text, but 5",
-    ),
-    "short csv row": (
-        {"a.csv": b"id,text\n1,x\n2\n"},
-        "a.csv",
-        r"a\.csv:3 has 1 columns, its header 2",
-    ),
-    "not gzip": ({"a.txt.gz": b"plain text"}, "a.txt.gz", r"a\.txt\.gz is broken"),
-    "torn gzip": (
-        {"a.txt.gz": gzip.compress(bytes(range(256)) * 99)[:-20]},
-        "a.txt.gz",
-        r"a\.txt\.gz is broken",
-    ),
-    "not zstd": ({"a.txt.zst": b"plain text"}, "a.txt.zst", r"a\.txt\.zst is broken"),
-    "not parquet": ({"a.parquet": b"plain text, no table"}, "a.parquet", r"a\.parquet is broken"),
-    "torn parquet": (
-        {"a.parquet": parquet_bytes(ROWS)[:-30]},
-        "a.parquet",
-        r"a\.parquet is broken",
-    ),
-    "unknown protocol": ({}, "gopher://x/y.txt", r"data\.path=gopher://x/y\.txt cannot be opened"),
-}
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_errors_name_the_place_and_the_way_out(tmp_path: Path, case: str) -> None:
-    files, name, message = ERRORS[case]
-    for file, content in files.items():
-        (tmp_path / file).write_bytes(content)
-    path = "" if name is None else name if "://" in name else str(tmp_path / name)
-    with pytest.raises(ValueError, match=message):
-        read(path)
-
-
-def test_source_field_that_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
-    with pytest.raises(
-        ValueError,
-        match=r"no field 'origin', its fields are id, text, site: set data\.source_field",
-    ):
-        read(tmp_path, source_field="origin")
-
-
 def test_path_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"data\.path is not set, and data=text reads"):
+    with pytest.raises(ValueError, match=r"data\.path is not set; data=text needs a file"):
         list(documents(DataConfig()))
 
 
-def test_one_empty_file_among_others_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a.txt").write_bytes(b"")
-    (tmp_path / "b.txt").write_bytes(b"bir")
-    with caplog.at_level(logging.WARNING):
-        assert read(tmp_path) == ["bir"]
-    assert "a.txt holds no text" in caplog.text
+def test_cleaning_is_described_without_what_did_not_occur() -> None:
+    assert describe_cleaning({"duplicates": 1, "cut_documents": 0, "bad_utf8_lines": 1200}) == [
+        "1 duplicate removed",
+        "broken UTF-8 replaced in 1,200 lines",
+    ]
+    assert describe_cleaning({}) == []

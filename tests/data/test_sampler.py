@@ -1,4 +1,4 @@
-"""The order of the data: a permutation a pass, and a pure function of (seed, position)."""
+"""The order of the data: a permutation per epoch, and a pure function of (seed, position)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from azllm_lightning.data.sampler import StepSampler, merge_ranges, skip_over, w
 
 
 @pytest.mark.parametrize("num_windows", [1, 2, 3, 4, 5, 16, 17, 1000, 4097])
-def test_each_pass_visits_every_window_once_in_an_order_of_its_own(num_windows: int) -> None:
-    passes = window_order(range(3 * num_windows), num_windows, seed=7).reshape(3, num_windows)
-    for order in passes:
+def test_each_epoch_visits_every_window_once_in_its_own_order(num_windows: int) -> None:
+    epochs = window_order(range(3 * num_windows), num_windows, seed=7).reshape(3, num_windows)
+    for order in epochs:
         assert sorted(order) == list(range(num_windows))
     if num_windows >= 16:
-        assert len({tuple(order) for order in passes}) == 3
+        assert len({tuple(order) for order in epochs}) == 3
 
 
 def test_the_order_never_changes() -> None:
-    """A run that is resumed with a later version must go on in the order it began."""
+    """A run resumed with a later version must continue in the order it started with."""
     order = window_order(range(1000), 12_345, seed=1234)
     assert order[:5].tolist() == [9070, 3233, 8019, 1621, 12000]
     assert (
@@ -31,22 +31,22 @@ def test_the_order_never_changes() -> None:
 
 
 def test_the_order_is_a_function_of_each_position_alone() -> None:
-    whole = window_order(range(300), 100, seed=3)
-    assert [int(window_order([k], 100, seed=3)[0]) for k in range(300)] == whole.tolist()
+    order = window_order(range(300), 100, seed=3)
+    assert [int(window_order([k], 100, seed=3)[0]) for k in range(300)] == order.tolist()
     shuffled = np.random.default_rng(0).permutation(300)
-    assert np.array_equal(window_order(shuffled, 100, seed=3), whole[shuffled])
+    assert np.array_equal(window_order(shuffled, 100, seed=3), order[shuffled])
 
 
-def test_seeds_give_orders_that_share_nothing() -> None:
+def test_orders_of_different_seeds_are_unrelated() -> None:
     orders = [window_order(range(1000), 1000, seed) for seed in range(5)]
     for i, one in enumerate(orders):
         for other in orders[:i]:
             assert (one == other).sum() < 10  # 1 is expected by chance
     steps = np.abs(np.diff(orders[0]))
-    assert 250 < steps.mean() < 420  # neighbours in the order lie a third of the data apart
+    assert 250 < steps.mean() < 420  # neighbors are a third of the data apart on average
 
 
-def test_large_data_stay_in_range() -> None:
+def test_large_data_stays_in_range() -> None:
     size = 2**33 + 5
     order = window_order([0, 1, size - 1, size, 5 * size + 1], size, seed=0)
     assert order.dtype == np.int64
@@ -76,14 +76,14 @@ def windows_of_steps(
 @pytest.mark.parametrize(
     ("micro_batch", "accumulate", "world_size"), [(12, 1, 1), (3, 4, 1), (2, 3, 2), (1, 4, 3)]
 )
-def test_a_step_has_the_same_windows_however_it_is_shared_out(
+def test_a_step_has_the_same_windows_however_it_is_divided(
     micro_batch: int, accumulate: int, world_size: int
 ) -> None:
     steps = windows_of_steps(5, 4, micro_batch, accumulate, world_size)
     assert steps == [list(range(12 * step, 12 * step + 12)) for step in range(5, 9)]
 
 
-def test_starting_later_is_going_on() -> None:
+def test_starting_at_a_later_step_continues_the_order() -> None:
     def batches(first: int, count: int) -> list[list[int]]:
         return list(
             islice(
@@ -94,7 +94,7 @@ def test_starting_later_is_going_on() -> None:
     assert batches(0, 20)[4:] == batches(2, 16)
 
 
-def test_left_out_windows_are_passed_over() -> None:
+def test_skipped_windows_are_passed_over() -> None:
     used = [
         k for batch in islice(StepSampler(0, 4, 1, skipped=[[2, 5], [9, 10]]), 4) for k in batch
     ]

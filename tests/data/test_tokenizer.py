@@ -9,6 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from sample_texts import make_texts
 
 from azllm_lightning.data.tokenizer import EOT, Tokenizer
 
@@ -44,13 +45,13 @@ def test_any_nfc_string_round_trips(tokenizer: Tokenizer) -> None:
         assert tokenizer.token_bytes[ids].sum() == len(text.encode("utf-8"))
 
 
-def test_normalises_to_nfc(tokenizer: Tokenizer) -> None:
+def test_normalizes_to_nfc(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(unicodedata.normalize("NFD", "gözəl şəhər")) == tokenizer.encode(
         "gözəl şəhər"
     )
 
 
-def test_spelt_end_of_text_is_text(tokenizer: Tokenizer) -> None:
+def test_an_end_of_text_token_in_a_text_is_plain_text(tokenizer: Tokenizer) -> None:
     again = Tokenizer.from_json(tokenizer.to_json())
     for each in (tokenizer, again):
         assert each.eot_id not in each.encode(f"a{EOT}b")
@@ -67,18 +68,20 @@ def test_splits_keep_azerbaijani_suffixes() -> None:
     assert pieces == ["Bakı", "'dan", " kitab", "-nın", " ", "1", "9", "9", "5"]
 
 
-def test_training_is_deterministic_in_any_process(tokenizer: Tokenizer, texts) -> None:
-    assert Tokenizer.train(texts(200), 600).to_json() == tokenizer.to_json()
+def test_training_is_deterministic_in_any_process(tokenizer: Tokenizer) -> None:
+    assert Tokenizer.train(make_texts(200), 600).to_json() == tokenizer.to_json()
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from conftest import _texts\n"
-        "from azllm_lightning.data.tokenizer import Tokenizer; print(Tokenizer.train(_texts(200), 600).fingerprint)"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from sample_texts import make_texts\n"
+        "from azllm_lightning.data.tokenizer import Tokenizer\n"
+        "print(Tokenizer.train(make_texts(200), 600).fingerprint)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
     assert done.stdout.strip() == tokenizer.fingerprint
-    assert Tokenizer.train(texts(200, seed=1), 600).fingerprint != tokenizer.fingerprint
+    assert Tokenizer.train(make_texts(200, seed=1), 600).fingerprint != tokenizer.fingerprint
 
 
 def test_file_round_trip(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_case_is_kept(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("İlqar") != tokenizer.encode("ilqar")
 
 
-def _changed(tokenizer: Tokenizer, change: str) -> str:
+def changed(tokenizer: Tokenizer, change: str) -> str:
     parts = json.loads(tokenizer.to_json())
     if change == "normalizer":
         parts["normalizer"] = None
@@ -116,31 +119,31 @@ def _changed(tokenizer: Tokenizer, change: str) -> str:
     [
         ("normalizer", "NFC"),
         ("pattern", "another pattern"),
-        ("splits", "words, then bytes"),
+        ("splits", "words and then bytes"),
         ("special", "special tokens"),
         ("model", "not BPE"),
         ("bytes", "256 bytes"),
     ],
 )
-def test_foreign_tokenizers_are_refused(
+def test_tokenizers_of_others_are_refused(
     tokenizer: Tokenizer, tmp_path: Path, change: str, message: str
 ) -> None:
-    (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, change), encoding="utf-8")
-    with pytest.raises(ValueError, match=message) as told:
+    (tmp_path / "tokenizer.json").write_text(changed(tokenizer, change), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as refusal:
         Tokenizer.from_file(tmp_path)
-    assert str(tmp_path) in str(told.value)
+    assert str(tmp_path) in str(refusal.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": {}}'])
 def test_broken_tokenizers_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ValueError, match="not a whole tokenizer"):
+    with pytest.raises(ValueError, match="not a complete tokenizer"):
         Tokenizer.from_file(tmp_path)
-    with pytest.raises(ValueError, match="no tokenizer at"):
+    with pytest.raises(ValueError, match="no such tokenizer"):
         Tokenizer.from_file(tmp_path / "elsewhere.json")
 
 
-def test_no_word_about_parallelism_after_a_fork(tmp_path: Path) -> None:
+def test_no_warning_about_parallelism_after_a_fork(tmp_path: Path) -> None:
     code = (
         "import os\nfrom azllm_lightning.data.tokenizer import Tokenizer\n"
         "t = Tokenizer.train(['salam dünya'] * 50, 300); t.encode_batch(['salam'] * 50)\n"

@@ -38,7 +38,7 @@ def test_another_micro_batch_keeps_the_windows_of_each_step(
     probe.windows.clear()
     resumed = train_tiny("ckpt_path=last", f"data.batch_size={size}")
     assert probe.windows == {step: order[step] for step in range(3, 8)}
-    assert final_state(resumed)["/TokenDataModule/effective_batch"] == 8
+    assert final_state(resumed)["/TokenDataModule/global_batch_size"] == 8
     for tag in ("train_loss", "val_loss", "tokens_seen"):
         assert_close(curve(straight)[tag], curve(resumed)[tag])
     assert len(order[0]) == size * accumulate

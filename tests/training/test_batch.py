@@ -275,7 +275,7 @@ def test_an_optimizer_that_fails_half_way_goes_back_to_the_newest_file(
     assert [at for tag, at in points if tag == "train_loss"] == list(range(1, 9))
     for tag in ("train_loss", "val_loss"):
         assert_close(curve(straight)[tag], curve(folder)[tag])
-    assert final_state(folder)["/TokenDataModule/effective_batch"] == 4
+    assert final_state(folder)["/TokenDataModule/global_batch_size"] == 4
 
 
 def test_a_disk_that_is_full_as_well_costs_steps_but_not_the_run(

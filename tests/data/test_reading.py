@@ -1,0 +1,303 @@
+"""Reading files: formats, paths, and the errors of each."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from sample_texts import ROWS, TEXTS, jsonl, parquet_bytes, read
+
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.corpus import documents
+from azllm_lightning.data.files import find_files
+from azllm_lightning.data.records import read_records
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, "zstd", asbytes=True)
+
+
+def csv_bytes(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode("utf-8")
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+
+
+ENDINGS = [
+    form + suffix for form in (".txt", ".jsonl", ".ndjson", ".json", ".csv") for suffix in COMPRESS
+]
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, ".parquet", ".TXT", ".Csv.GZ"])
+def test_formats(tmp_path: Path, ending: str) -> None:
+    form, _, suffix = ending.lower()[1:].partition(".")
+    data = {
+        "txt": "\n\n".join(TEXTS).encode("utf-8"),
+        "csv": csv_bytes(ROWS),
+        "parquet": parquet_bytes(ROWS),
+    }.get(form, jsonl(ROWS))
+    path = tmp_path / f"mətn{ending}"
+    path.write_bytes(COMPRESS["." + suffix if suffix else ""](data))
+    assert read(path) == TEXTS
+
+
+def test_concatenated_gzip_members_are_all_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"bir\n\n") + gzip.compress(b"iki\n"))
+    assert read(tmp_path / "a.txt.gz") == ["bir", "iki"]
+
+
+def test_csv_from_a_spreadsheet(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + csv_bytes(ROWS, delimiter=";"))
+    assert read(tmp_path / "a.csv") == TEXTS
+    long = [{"text": "söz " * 60_000}]  # 240 kB: above the csv module's own limit
+    (tmp_path / "a.csv").write_bytes(csv_bytes(long))
+    assert len(read(tmp_path / "a.csv", max_document_bytes=1_000_000)[0]) == 239_999
+
+
+def test_parquet_kinds_of_text(tmp_path: Path) -> None:
+    for kind in (
+        pa.string(),
+        pa.large_string(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.binary(),
+    ):
+        table = pa.table({"text": pa.array(["bir ə", None, "iki"], pa.string()).cast(kind)})
+        parquet.write_table(table, tmp_path / "a.parquet")
+        assert read(tmp_path / "a.parquet") == ["bir ə", "iki"]
+
+
+def test_txt_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("bir\niki\r\n\r\n \n\nüç".encode())
+    assert read(tmp_path / "a.txt") == ["bir\niki", "üç"]
+    assert read(tmp_path / "a.txt", txt_documents="file") == ["bir\niki\n\n \n\nüç"]
+
+
+def test_a_very_long_line_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("azllm_lightning.data.records.MAX_BLOCK_BYTES", 7)
+    text = "".join(chr(0x259 + i) + "😀ab" for i in range(40))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (file,) = find_files([str(tmp_path)], "data.path")
+    parts = [part for part, _ in read_records(file, DataConfig(on_bad_utf8="refuse"), Counter())]
+    assert "".join(parts) == text
+    assert len(parts) > 10
+
+
+def test_byte_order_marks_are_removed(tmp_path: Path) -> None:
+    for name, data in (
+        ("a.csv", b"text\nbir\n"),
+        ("b.jsonl", b'{"text": "iki"}'),
+        ("c.txt", "üç".encode()),
+    ):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    assert read(tmp_path) == ["bir", "iki", "üç"]
+
+
+def test_folder_glob_and_list(tmp_path: Path) -> None:
+    (tmp_path / "sub folder").mkdir()
+    (tmp_path / "b.txt").write_text("iki", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("bir", encoding="utf-8")
+    (tmp_path / "sub folder" / "ə[1].txt").write_text("üç", encoding="utf-8")
+    (tmp_path / "şəkil.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("dörd", encoding="utf-8")
+    assert read(tmp_path) == ["bir", "iki", "üç"]
+    assert read(tmp_path / "*.txt") == ["bir", "iki"]
+    assert read(tmp_path / "sub folder" / "ə[1].txt") == ["üç"]
+    assert read([str(tmp_path / "b.txt"), str(tmp_path / "a.txt")]) == ["iki", "bir"]
+
+
+def test_broken_utf8_is_reported_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"bir\n\niki \xff \xfe\n" + b"\n\xff\n" * 8)
+    counts: Counter[str] = Counter()
+    found = [d.text for d in documents(DataConfig(path=str(path)), counts)]
+    assert found == ["bir", "iki \ufffd \ufffd", "\ufffd"]
+    assert counts["bad_utf8_lines"] == 9
+    assert "a.txt, line 3, byte 4" in caplog.text
+    assert "9 places in total" in caplog.text
+    with pytest.raises(ValueError, match=r"a\.txt, line 3, byte 4.*on_bad_utf8=replace"):
+        read(path, on_bad_utf8="refuse")
+
+
+def test_broken_utf8_in_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text\nbir\n\xffiki\n")
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "bir"}\n{"text": "\xffiki"}\n')
+    table = pa.table({"text": pa.array([b"bir", b"\xffiki"], pa.binary()).view(pa.string())})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    for name, place in (("a.csv", "line 3"), ("a.jsonl", "line 2"), ("a.parquet", "row 2")):
+        assert read(tmp_path / name) == ["bir", "\ufffdiki"]
+        with pytest.raises(ValueError, match=f"{name}, {place}, byte"):
+            read(tmp_path / name, on_bad_utf8="refuse")
+
+
+def test_urls_of_other_file_systems(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe(
+        "/hub/20231101.az/train-00000-of-00002.parquet", parquet_bytes(ROWS[:2], row_group_size=1)
+    )
+    memory.pipe("/hub/20231101.az/train-00001-of-00002.parquet", parquet_bytes(ROWS[2:]))
+    memory.pipe("/hub/README.md", b"# card")
+    for url in ("memory://hub/20231101.az/*.parquet", "memory://hub", "memory://hub/20231101.az"):
+        assert read(url) == TEXTS
+    assert read("memory://hub/20231101.az/train-00001-of-00002.parquet") == TEXTS[2:]
+    (tmp_path / "a.txt").write_text("bir", encoding="utf-8")
+    assert read(f"file://{tmp_path.as_posix()}/a.txt") == ["bir"]
+    memory.rm("/hub", recursive=True)
+
+
+def cut_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+HUB = "hf://datasets/wikimedia/wikipedia@b04c8d1ceb2f5cd4588862100d08de323dccfbaa/20231101.az"
+
+
+@pytest.mark.parametrize("path", [f"{HUB}/*.parquet", f"{HUB}/train-00000-of-00001.parquet", HUB])
+def test_an_unreachable_hub_gives_one_message(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    cut_the_network(monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"data\.path=hf://.*: could not be reached .*data=text data\.path=FILE"
+    ):
+        read(path)
+
+
+def test_the_hub_in_offline_mode_gives_one_message() -> None:
+    code = (
+        "from azllm_lightning.config.data import DataConfig\n"
+        "from azllm_lightning.data.corpus import documents\n"
+        f"try: list(documents(DataConfig(path={HUB!r})))\nexcept ValueError as error: print(error)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "could not be reached" in done.stdout
+    assert "data.path=FILE_OR_FOLDER" in done.stdout
+
+
+ERRORS = {
+    "missing file": ({}, "nowhere.txt", r"data\.path=.*nowhere\.txt: no such file"),
+    "missing glob": ({}, "*.txt", r"data\.path=.*\*\.txt: no file matches"),
+    "empty path": ({}, None, r"data\.path=: empty path"),
+    "empty file": ({"a.txt": b""}, "a.txt", r"a\.txt: no text in 1 file$"),
+    "blank file": ({"a.txt": b" \n\n"}, "a.txt", r"a\.txt: no text in 1 file$"),
+    "empty csv": ({"a.csv": b""}, "a.csv", r"a\.csv: no text in 1 file$"),
+    "nothing readable": (
+        {"a.docx": b"PK", "b.png": b""},
+        "",
+        r": none of 2 files has a supported type; supported are \.txt .*pdftotext",
+    ),
+    "empty folder": ({}, "", r"data\.path=.*: the folder is empty"),
+    "unsupported type": (
+        {"a.docx": b"PK"},
+        "a.docx",
+        r"a\.docx: unsupported type; supported are \.txt .*pdftotext",
+    ),
+    "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt: encoded as UTF-16"),
+    "missing field": (
+        {"a.jsonl": b'{"id": 1, "body": "x"}\n'},
+        "a.jsonl",
+        r"a\.jsonl:1: no field 'text'.*id, body",
+    ),
+    "missing column": (
+        {"a.csv": b"id,body\n1,x\n"},
+        "a.csv",
+        r"a\.csv:1: no field 'text'.*id, body.*text_field",
+    ),
+    "missing parquet": (
+        {"a.parquet": parquet_bytes([{"body": "x"}])},
+        "a.parquet",
+        r"no field 'text'.*are body",
+    ),
+    "broken json": (
+        {"a.jsonl": b'{"text": "x"}\n{"text": \n'},
+        "a.jsonl",
+        r"a\.jsonl:2: expected one JSON object per line \(",
+    ),
+    "json list": (
+        {"a.json": b'["x"]'},
+        "a.json",
+        r"a\.json:1: expected one JSON object per line, not a list",
+    ),
+    "text is a number": (
+        {"a.jsonl": b'{"text": 5}'},
+        "a.jsonl",
+        r"a\.jsonl:1: field 'text' is 5, not text",
+    ),
+    "short csv row": (
+        {"a.csv": b"id,text\n1,x\n2\n"},
+        "a.csv",
+        r"a\.csv:3: 1 column, but the header has 2",
+    ),
+    "not gzip": ({"a.txt.gz": b"plain text"}, "a.txt.gz", r"a\.txt\.gz: damaged"),
+    "truncated gzip": (
+        {"a.txt.gz": gzip.compress(bytes(range(256)) * 99)[:-20]},
+        "a.txt.gz",
+        r"a\.txt\.gz: damaged",
+    ),
+    "not zstd": ({"a.txt.zst": b"plain text"}, "a.txt.zst", r"a\.txt\.zst: damaged"),
+    "not parquet": ({"a.parquet": b"plain text, no table"}, "a.parquet", r"a\.parquet: damaged"),
+    "truncated parquet": (
+        {"a.parquet": parquet_bytes(ROWS)[:-30]},
+        "a.parquet",
+        r"a\.parquet: damaged",
+    ),
+    "unknown protocol": ({}, "gopher://x/y.txt", r"data\.path=gopher://x/y\.txt: cannot be opened"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_the_place_and_the_remedy(tmp_path: Path, case: str) -> None:
+    files, name, message = ERRORS[case]
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
+    path = "" if name is None else name if "://" in name else str(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_a_missing_source_field_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    with pytest.raises(
+        ValueError,
+        match=r"no field 'origin'; the fields are id, text, site\. Set data\.source_field=",
+    ):
+        read(tmp_path, source_field="origin")
+
+
+def test_one_empty_file_among_others_gives_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"")
+    (tmp_path / "b.txt").write_bytes(b"bir")
+    with caplog.at_level(logging.WARNING):
+        assert read(tmp_path) == ["bir"]
+    assert "a.txt contains no text" in caplog.text
+
+
+def test_errors_are_in_the_chosen_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZLLM_LANG", "az")
+    with pytest.raises(ValueError, match=r"^data\.path=yoxdur\.txt: belə fayl yoxdur$"):
+        read("yoxdur.txt")

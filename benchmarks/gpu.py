@@ -40,6 +40,7 @@ from nanogpt_loop import nanogpt_loop
 from synthetic import synthetic_data
 
 from azllm_lightning import compose
+from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.train import train
 from azllm_lightning.training import hardware
@@ -169,10 +170,11 @@ class Probe(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Write the figures."""
+        history = next(cb for cb in trainer.callbacks if isinstance(cb, History))
         throughput = next(cb for cb in trainer.callbacks if isinstance(cb, Throughput))
         shape = pl_module.model_config
         figures = {
-            "step_seconds": throughput.step_seconds,
+            "step_seconds": history.clock.step_seconds,
             "tokens_per_step": trainer.datamodule.global_batch_size * shape.block_size,
             "flops_per_token": shape.flops_per_token(),
             "peak_flops": throughput.peak_flops,
@@ -180,7 +182,7 @@ class Probe(pl.Callback):
             "train_loss": self.losses[-1],
             "non_finite_losses": sum(not np.isfinite(loss) for loss in self.losses),
             "skipped_steps": self.skipped,
-            "save_seconds": throughput.io.longest,
+            "save_seconds": trainer.strategy.checkpoint_io.longest,
         }
         self.path.write_text(json.dumps(figures), encoding="utf-8")
 

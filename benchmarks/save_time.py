@@ -24,7 +24,7 @@ import machine
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from azllm_lightning.callbacks.throughput import Throughput
+from azllm_lightning.callbacks.history import History
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 LAYERS = 36
@@ -109,7 +109,8 @@ class SavingShare(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read it, after the last save."""
         passed = time.perf_counter() - self._started
-        saving = next(cb for cb in trainer.callbacks if isinstance(cb, Throughput)).io.seconds
+        history = next(cb for cb in trainer.callbacks if isinstance(cb, History))
+        saving = history.clock.saving_seconds
         share = 100 * saving / passed
         print(f"saving took {saving:.2f} s of {passed:.1f} s: {share:.2f} % (bar 1 %)")
 

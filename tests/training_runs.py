@@ -201,7 +201,7 @@ def raw_points(folder: Path) -> list[tuple[str, int]]:
     """Every (tag, step) in the raw event files, in the order of writing."""
     from tensorboard.compat.proto.event_pb2 import Event
 
-    from azllm_lightning.runs.curves import EVENTS, _records
+    from azllm_lightning.runs.curves import EVENTS, read_records
 
-    events = map(Event.FromString, _records(sorted(folder.glob(EVENTS))))
+    events = map(Event.FromString, read_records(sorted(folder.glob(EVENTS))))
     return [(value.tag, event.step) for event in events for value in event.summary.value]

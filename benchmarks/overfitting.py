@@ -1,8 +1,8 @@
 """How soon the overfitting rule warns, and whether it warns of healthy runs: many tiny runs,
 replayed.
 
-python benchmarks/overfitting.py train --text TEXT # 56 seeds, three kinds, two CPUs: half an hour
-python benchmarks/overfitting.py judge # the table, from the recorded runs: seconds
+    python benchmarks/overfitting.py train --text TEXT  # 56 seeds, three kinds, two CPUs: half an hour
+    python benchmarks/overfitting.py judge              # the table, from the recorded runs: seconds
 
 `train` appends each run's validations (step, mean train_loss since the one before, val_loss) to a
 file of JSON lines, and skips the runs that are in it. The settings of a run are drawn from its kind
@@ -11,7 +11,7 @@ weight decay, four schedules, batches of 1 to 8 windows, 4 to 64 validation wind
 to 50 validations. The kinds are a short text read 15 to 60 times (`short`), more text than is read
 (`plenty`), and one read 3 to 20 times (`between`). Odd seeds read TEXT (JSON lines with a field
 `text`), even ones the built-in tales; without --text all read tales. The CPU kinds are emulated:
-they sum in another order.
+they sum in another order. Everything is in fp32.
 
 `judge` replays each run, one validation after the other. What a run was is decided by its outcome,
 which is known only at its end, and not by the rule: see `outcome`.
@@ -33,8 +33,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import machine
 import torch
-from machine import describe
 from torch import Tensor
 
 from azllm_lightning.azerbaijani.tales import write_tales
@@ -105,7 +105,7 @@ def draw(kind: str, seed: int, natural: bool) -> Settings:
     validations = dice.randint(12, 24 if kind == "short" else 50)
     val_every = dice.choice((3, 5, 10))
     if kind != "plenty":
-        windows = text_bytes / 2 / BLOCK  # about two bytes a token
+        windows = text_bytes / 2 / BLOCK  # about two bytes per token
         passes = dice.uniform(15, 60) if kind == "short" else dice.uniform(3, 20)
         val_every = max(3, round(min(400, passes * windows / batch) / validations))
     return Settings(
@@ -132,15 +132,8 @@ def draw(kind: str, seed: int, natural: bool) -> Settings:
 
 def train(args: argparse.Namespace) -> None:
     """Train what is missing, in one process per CPU kind."""
-    command = [
-        sys.executable,
-        __file__,
-        "worker",
-        "--runs",
-        str(args.runs),
-        "--seeds",
-        str(args.seeds),
-    ]
+    command = [sys.executable, __file__, "worker"]
+    command += ["--runs", str(args.runs), "--seeds", str(args.seeds)]
     command += [] if args.text is None else ["--text", str(args.text)]
     workers = [
         subprocess.Popen(
@@ -172,9 +165,8 @@ def work(args: argparse.Namespace) -> None:
                 run = {"cpu": args.cpu, "settings": asdict(settings), "history": history}
                 with args.runs.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(run) + "\n")
-                print(
-                    f"{args.cpu} {kind} {seed}: {time.perf_counter() - started:.1f} s", flush=True
-                )
+                seconds = time.perf_counter() - started
+                print(f"{args.cpu} {kind} {seed}: {seconds:.1f} s", flush=True)
 
 
 class Texts:
@@ -200,17 +192,15 @@ class Texts:
             ]
 
     def train_tokens(self, natural: bool, seed: int, num_bytes: int) -> list[int]:
-        """Whole documents, which ones depending on the seed, cut at about `num_bytes` bytes."""
+        """Documents chosen by the seed, the last one cut at about `num_bytes` bytes in all."""
         documents = self.train[natural][:]
         random.Random(seed).shuffle(documents)
         tokens: list[int] = []
         size = 0
         for length, ids in documents:
-            tokens += (
-                ids[: max(2, round(len(ids) * (num_bytes - size) / length))]
-                if size < num_bytes
-                else []
-            )
+            if size >= num_bytes:
+                break
+            tokens += ids[: max(2, round(len(ids) * (num_bytes - size) / length))]
             size += length
         return tokens
 
@@ -358,7 +348,9 @@ def verdict(run: dict[str, Any], share: float) -> Verdict:
     """Replay a run: one episode lasts until val_loss is at a new best."""
     history = run["history"]
     rows = [Validation(step, train, val, math.exp(val), val / 3) for step, train, val in history]
-    best, warned, open_episode = 1, list[int](), False
+    best = 1
+    warned: list[int] = []
+    open_episode = False
     for i in range(1, len(rows)):
         if rows[i].val_loss < rows[best].val_loss:
             best, open_episode = i, False
@@ -376,7 +368,7 @@ def judge(args: argparse.Namespace) -> None:
         raise SystemExit(f"no runs in {args.runs}: train some first")
     for run in runs:
         run["history"] = [(step, train, val + args.offset) for step, train, val in run["history"]]
-    print("\n".join(f"{key:<8}{value}" for key, value in describe().items()))
+    machine.show(machine.describe("fp32"))
     print(f"{len(runs)} runs; {differing(runs)}")
     verdicts = [(run["cpu"], run["settings"]["seed"], verdict(run, args.share)) for run in runs]
     groups = {"all": verdicts}
@@ -384,9 +376,8 @@ def judge(args: argparse.Namespace) -> None:
         groups[cpu] = [row for row in verdicts if row[0] == cpu]
     groups[f"seeds below {TUNED_ON}"] = [row for row in verdicts if row[1] < TUNED_ON]
     groups[f"seeds from {TUNED_ON}"] = [row for row in verdicts if row[1] >= TUNED_ON]
-    print(
-        "\n| runs | outcome | number | warned | twice | before the best | after: quartiles | most |"
-    )
+    head = "runs | outcome | number | warned | twice | before the best | after: quartiles | most"
+    print(f"\n| {head} |")
     print("|---|---|---|---|---|---|---|---|")
     for name, rows in groups.items():
         for kind in ("overfit", "healthy", "flat", "unclear"):
@@ -402,9 +393,8 @@ def line(name: str, kind: str, verdicts: Sequence[Verdict]) -> str:
     cells = [name, kind, str(len(verdicts)), str(len(warned)), str(twice), str(before), "", ""]
     if kind == "overfit" and len(verdicts) > 1:
         delays = [math.inf if row.delay is None else row.delay for row in verdicts]
-        cells[6] = ", ".join(
-            f"{cut:g}" for cut in statistics.quantiles(delays, n=4, method="inclusive")
-        )
+        quartiles = statistics.quantiles(delays, n=4, method="inclusive")
+        cells[6] = ", ".join(f"{delay:g}" for delay in quartiles)
         cells[7] = f"{max(row.delay or 0 for row in verdicts)}"
     return f"| {' | '.join(cells)} |"
 

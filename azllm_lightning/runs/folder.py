@@ -219,7 +219,9 @@ def _in_folder(folder: Path, resume: bool) -> Path:
 
 
 def _check_logs(logs: Path) -> None:
-    """Raise ValueError unless `logs` or its parent exists: nobody wants a drive created as a folder."""
+    """Raise ValueError unless `logs` or its parent exists: nobody wants a drive created as a
+    folder.
+    """
     parent = logs.absolute().parent
     if not logs.exists() and not parent.is_dir():
         raise ValueError(

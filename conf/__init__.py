@@ -1,1 +1,1 @@
-"""The configs that Hydra composes; a package, so that they are found wherever they are installed."""
+"""Configs for Hydra; a package, so that they are found wherever they are installed."""

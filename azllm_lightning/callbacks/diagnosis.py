@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from azllm_lightning.callbacks import rules
 from azllm_lightning.callbacks.history import CHECK_EVERY, LONG, History, Validation, best_of
 from azllm_lightning.callbacks.tensorboard import writers
-from azllm_lightning.callbacks.text import labelled
+from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import CallbacksConfig
 from azllm_lightning.data.datamodule import datamodule_of
@@ -157,7 +157,7 @@ class Diagnosis(Callback):
             text = tr(
                 "step {step:,}: the model is not learning: "
                 "train_loss {loss:.3f}, chance is {chance:.3f}. "
-                "Check that the text is real, and optimizer.lr (now {lr:g}; usual: 1e-4 to 1e-2)",
+                "Check that the text is real, and optimizer.lr (now {lr:g}, usual 1e-4 to 1e-2)",
                 step=trainer.global_step,
                 loss=statistics.fmean(losses[-LONG:]),
                 chance=chance,
@@ -213,7 +213,7 @@ class Diagnosis(Callback):
     def _report(self, trainer: Trainer, name: str, value: float, text: str) -> None:
         """A warning in the console, and a mark at this step in TensorBoard."""
         if trainer.is_global_zero:
-            log.warning(labelled(tr("diagnosis"), text))
+            log.warning(paragraph(f"{tr('diagnosis')}, {text}"))
         for writer in writers(trainer):
             writer.add_text(f"diagnosis/{name}", text, trainer.global_step)
         for logger in trainer.loggers:

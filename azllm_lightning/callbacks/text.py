@@ -17,7 +17,7 @@ def paragraph(text: str) -> str:
 
 
 def labelled(label: str, text: str) -> str:
-    """A label and `text` beside it, broken between words."""
+    """A label and `text` next to it, broken between words."""
     return _wrap(f"{label:<{LABEL}}{text}", indent=LABEL)
 
 

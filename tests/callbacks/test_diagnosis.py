@@ -265,7 +265,7 @@ def test_each_problem_has_a_message_of_few_lines(
 def test_what_the_messages_advise(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {name: " ".join(text.split()) for name, text in messages(monkeypatch).items()}
     assert re.match(
-        r"diagnosis step \d+: overfitting\. val_loss is rising \(3\.\d+; best 3\.343 at step 57\) "
+        r"diagnosis, step \d+: overfitting\. val_loss is rising \(3\.\d+; best 3\.343 at step 57\) "
         r"while train_loss keeps falling \(1\.\d+\)\. Use best\.ckpt\. "
         r"Next time: more text, model\.dropout=0\.2, or a smaller model$",
         found["overfitting"],

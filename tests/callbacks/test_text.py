@@ -54,4 +54,4 @@ def test_what_is_to_be_copied_stays_whole() -> None:
     assert verbatim("talk", "x" * 70) == "talk      " + "x" * 70
     assert verbatim("talk", "x" * 71) == "talk\n  " + "x" * 71
     assert verbatim("", "x" * 71) == "  " + "x" * 71
-    assert verbatim("train longer", "x") == "train longer\n  x"  # no room beside this label
+    assert verbatim("train longer", "x") == "train longer\n  x"  # no room next to this label

@@ -82,7 +82,8 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
         raise ValueError(
             tr(
                 "{path} cannot be resumed with other values of settings that define the run:\n"
-                "  {differing}\nOmit these, or start a new run (init_from= starts it from these weights)",
+                "  {differing}\nOmit these, or start a new run (init_from= starts it from these "
+                "weights)",
                 path=checkpoint,
                 differing="\n  ".join(differing),
             )

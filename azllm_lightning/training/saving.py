@@ -280,7 +280,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         """Nothing: the state of a failing step cannot be trusted."""
 
     def save(self, trainer: Trainer) -> None:
-        """Write the full state, delete the oldest beyond KEEP, and link last.ckpt to the new one."""
+        """Write the full state, link last.ckpt to it, and delete the oldest beyond KEEP."""
         for logger in trainer.loggers:
             logger.save()  # a kill must not lose the curve up to a checkpoint that survives it
         path = step_path(self.folder, trainer.global_step)

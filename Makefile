@@ -1,5 +1,6 @@
-# make train    set up .venv and train the default model, or another: make train ARGS="+experiment=debug"
+# make train    set up .venv and train the default model, or another: make train ARGS="experiment=debug"
 # make test     all that must pass: lint, format, types, tests
+# make numerics the numerically sensitive tests, with the sums of another kind of CPU
 # make slow     the tests that take minutes
 # make docs     build the documentation, in both languages, into build/docs
 # make clean    remove .venv, caches and builds; runs and prepared data stay
@@ -12,7 +13,7 @@ DOCS_INSTALLED := .venv/docs_installed
 # Every warning is an error: a link that leads nowhere, a page in no menu, a block that cannot be highlighted.
 SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --conf-dir docs
 
-.PHONY: train test slow docs clean
+.PHONY: train test numerics slow docs clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m azllm_lightning.train $(ARGS)
@@ -22,6 +23,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --maxprocesses 4
+
+# Without vector instructions, PyTorch and MKL add up in another order: other last digits, other trajectories.
+numerics: $(INSTALLED)
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/pytest -n auto --maxprocesses 4 -m "numerics and not slow"
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow --timeout 1800

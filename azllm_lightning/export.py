@@ -87,7 +87,7 @@ def _facts(checkpoint: dict[str, Any], model: GPTConfig) -> dict[str, str]:
         shown = [text if "://" in text else Path(text).name for text in paths]
         facts["data"] = ", ".join([data["name"], *shown])
     step = about["step"]
-    tokens = step * checkpoint["TokenDataModule"]["effective_batch"] * model.block_size
+    tokens = step * checkpoint["TokenDataModule"]["global_batch_size"] * model.block_size
     facts["tokens seen"] = f"{tokens:,} in {step:,} steps"
     metrics = about["metrics"]
     if metrics:

@@ -39,7 +39,8 @@ def prepare(config: PrepareConfig) -> Path:
         with StopRequest():
             folder = pipeline.prepare(config.data)
     except Stopped:
-        raise entrance.Resumable(command("prepare", config.overrides)) from None
+        again = command("prepare", config.overrides)
+        raise entrance.Resumable(again, tr("start again: {command}", command=again)) from None
     print(_line(tr("folder"), str(folder)))
     print(summary(Manifest.read(folder)))
     print(_line(tr("next"), command("train", config.overrides)))

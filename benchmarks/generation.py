@@ -1,13 +1,15 @@
-"""Tokens per second of writing, beside the same model without a cache and beside transformers, in turn.
+"""Generation speed compared with transformers and with our model without a cache, in turn.
 
     python benchmarks/generation.py [nano small10m course] [--rounds 3] [--tokens 256]
 
-Three write one text each, greedily, from the same random weights and prompt: `ours` (generate_ids, which sample() and
-the generate command use; laying out the weights counts), `no_cache` (our model, the whole text read anew for each
-token, the head on the last only) and `transformers` (Qwen3ForCausalLM.generate with its KV cache). A ratio is one of
-the same round. What they write is compared token by token. `course` takes minutes a round without a cache.
+Each generates one text, greedily, in fp32, from the same random weights and prompt: `ours`
+(generate_ids, which sample() and the generate command use; preparing the weights counts),
+`no_cache` (our model, the complete text read again for each token, the head on the last position
+only) and `transformers` (Qwen3ForCausalLM.generate with its KV cache). A ratio compares turns of
+one round. The texts are compared token by token. `course` takes minutes per round without a cache.
 
-A token reads every matrix once, so below the table stands how fast that is, and how fast this process reads memory.
+Each token reads every matrix once, so below the table is the speed at which they are read, and the
+speed at which this process reads memory.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from collections.abc import Callable
 import machine
 import torch
 import transformers
-import yaml
 
-from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.inference.sampling import SamplingConfig, generate_ids
+from azllm_lightning import compose
+from azllm_lightning.config.model import GPTConfig, ModelConfig
+from azllm_lightning.config.sampling import SamplingConfig
+from azllm_lightning.inference.sampling import generate_ids
 from azllm_lightning.model.gpt import GPT
 
-VOCAB_SIZES = {"nano": 2048, "small10m": 8192, "course": 32_000}  # shapes are those of conf/model
+VOCAB_SIZES = {"nano": 2048, "small10m": 8192, "course": 32_000, "tiny": 300}
 PROMPT = list(range(1, 17))
 
 
@@ -36,24 +39,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sizes", nargs="*", default=[], help="default: nano small10m")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each has its turn")
-    parser.add_argument("--tokens", type=int, default=256, help="new tokens of a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    parser.add_argument("--tokens", type=int, default=256, help="new tokens per turn")
     args = parser.parse_args()
     if unknown := set(args.sizes) - set(VOCAB_SIZES):
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(VOCAB_SIZES)}")
-    about = {
-        **machine.describe(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    about["threads"] = str(torch.get_num_threads())
-    print("\n".join(f"{key:<13}{value}" for key, value in about.items()), flush=True)
+    about = machine.describe("fp32, the same for all")
+    machine.show({**about, "peer": f"transformers {transformers.__version__}"})
     for size in args.sizes or ["nano", "small10m"]:
         compare(size, args.rounds, args.tokens)
 
 
 def compare(size: str, rounds: int, tokens: int) -> None:
-    """Run the three in turn and print what they reach."""
+    """Run the three in turn and print their speeds."""
     model, theirs = models(size, len(PROMPT) + tokens)
     writers: dict[str, Callable[[int], list[int]]] = {
         "ours": lambda n: ours(model, n),
@@ -63,42 +61,48 @@ def compare(size: str, rounds: int, tokens: int) -> None:
     for write in writers.values():
         write(4)
     rates: dict[str, list[float]] = {name: [] for name in writers}
-    written: dict[str, list[int]] = {}
+    texts: dict[str, list[int]] = {}
     for _ in range(rounds):
         for name, write in writers.items():
             start = time.perf_counter()
-            written[name] = write(tokens)
+            texts[name] = write(tokens)
             rates[name].append(tokens / (time.perf_counter() - start))
-    print(
-        f"\n{size}: {model.config.num_params() / 1e6:.1f} M parameters, {tokens} new tokens, {rounds} rounds"
-    )
-    print(
-        f"{'':<14}{'tokens/s: min':>14}{'median':>9}{'max':>9}   ours / it: min   median      max   greedy"
-    )
+    shape = model.config
+    size_in_words = f"{shape.num_params() / 1e6:.1f} M parameters"
+    print(f"\n{size}: {size_in_words}, {tokens} new tokens, {rounds} rounds")
+    print(f"{'tokens/s: min':>28}   median      max   ours / it: min   median      max   greedy")
     for name, found in rates.items():
         ratios = [mine / its for mine, its in zip(rates["ours"], found, strict=True)]
-        figures = "".join(f"{pick(found):>9.1f}" for pick in (min, statistics.median, max))
-        spread = "".join(f"{pick(ratios):>9.2f}" for pick in (min, statistics.median, max))
-        print(
-            f"{name:<14}{'':>5}{figures}{'':>7}{spread}   {agreement(written['ours'], written[name])}",
-            flush=True,
-        )
-    read = 4 * (
-        model.config.num_params(embeddings=False) + model.config.vocab_size * model.config.n_embd
-    )
+        cells = f"{low_middle_high(found, '.1f')}{'':>7}{low_middle_high(ratios, '.2f')}"
+        same = agreement(texts["ours"], texts[name])
+        print(f"{name:<14}{'':>5}{cells}   {same}", flush=True)
+    weights = shape.num_params(embeddings=False) + shape.vocab_size * shape.n_embd
+    speed = 4 * weights * statistics.median(rates["ours"]) / 1e9
+    one, every = (memory_bandwidth(threads) for threads in (1, torch.get_num_threads()))
     print(
-        f"ours reads its matrices at {read * statistics.median(rates['ours']) / 1e9:.1f} GB/s; "
-        f"a sum over 512 MB reads {memory_bandwidth(1):.1f} GB/s on one thread, "
-        f"{memory_bandwidth(torch.get_num_threads()):.1f} GB/s on all"
+        f"ours reads its matrices at {speed:.1f} GB/s; a sum over 512 MB reads {one:.1f} GB/s "
+        f"on one thread, {every:.1f} GB/s on all"
     )
+
+
+def low_middle_high(values: list[float], form: str) -> str:
+    """Smallest, median and largest."""
+    figures = (min(values), statistics.median(values), max(values))
+    return "".join(f"{figure:>9{form}}" for figure in figures)
+
+
+def sizes_of(size: str) -> ModelConfig:
+    """The sizes of model=`size`; of "tiny" some that take no time."""
+    if size == "tiny":
+        return ModelConfig(n_layer=2, n_head=2, n_embd=32)
+    return compose([f"model={size}"]).model
 
 
 def models(size: str, block_size: int) -> tuple[GPT, transformers.Qwen3ForCausalLM]:
-    """The same random weights twice, far enough from their start to write various tokens; end of text never comes."""
-    sizes = yaml.safe_load(
-        (machine.ROOT / "conf" / "model" / f"{size}.yaml").read_text(encoding="utf-8")
-    )
-    config = GPTConfig(vocab_size=VOCAB_SIZES[size], block_size=block_size, **sizes)
+    """Two models with the same random weights, far enough from their initial values to write
+    different tokens; end of text never comes.
+    """
+    config: GPTConfig = sizes_of(size).for_data(VOCAB_SIZES[size], block_size, eos_id=0)
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():
@@ -128,14 +132,14 @@ def models(size: str, block_size: int) -> tuple[GPT, transformers.Qwen3ForCausal
 
 
 def ours(model: GPT, tokens: int) -> list[int]:
-    """As `sample` does."""
+    """The way `sample` does it."""
     steps = generate_ids(model, [PROMPT], SamplingConfig(max_new_tokens=tokens, temperature=0))
     return [token for (token,) in steps if token is not None]
 
 
 @torch.inference_mode()
 def no_cache(model: GPT, tokens: int) -> list[int]:
-    """Whole forward passes, the head on the last position only."""
+    """Forward passes over the complete text, the head on the last position only."""
     text = torch.tensor([PROMPT])
     for _ in range(tokens):
         token = model.lm_head(model.hidden(text)[:, -1]).argmax(dim=-1, keepdim=True)
@@ -144,7 +148,7 @@ def no_cache(model: GPT, tokens: int) -> list[int]:
 
 
 def by_transformers(model: transformers.Qwen3ForCausalLM, tokens: int) -> list[int]:
-    """As their documentation does."""
+    """The way their documentation does it."""
     text = torch.tensor([PROMPT])
     out = model.generate(
         text, attention_mask=torch.ones_like(text), max_new_tokens=tokens, do_sample=False
@@ -153,13 +157,12 @@ def by_transformers(model: transformers.Qwen3ForCausalLM, tokens: int) -> list[i
 
 
 def agreement(expected: list[int], found: list[int]) -> str:
-    """Whether two texts are the same, and where not."""
+    """Whether two texts are the same, and where they begin to differ."""
     if found == expected:
         return "equal"
-    same = next(
-        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found)
-    )
-    return f"DIFFERS from token {same}"
+    pairs = enumerate(zip(expected, found, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), len(found))
+    return f"DIFFERS from token {first}"
 
 
 def memory_bandwidth(threads: int) -> float:

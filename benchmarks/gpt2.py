@@ -1,8 +1,10 @@
-"""The peer of every benchmark here: GPT-2, with the architecture and the recipe of nanoGPT, in plain torch.
+"""GPT-2 with the architecture and the recipe of nanoGPT, in plain torch: what the benchmarks
+compare with.
 
-Architecture: Radford et al. 2019; the names of the weights are those of transformers' GPT2LMHeadModel. Recipe:
-karpathy/nanoGPT (initialisation, AdamW with decay on matrices alone, exact GELU, the loss over all logits at once).
-Shape letters: B batch, T tokens, C n_embd, V vocab_size, H heads, D width of a head.
+Architecture: Radford et al. 2019; the names of the weights are those of transformers'
+GPT2LMHeadModel. Recipe: karpathy/nanoGPT (initialisation, AdamW with decay on matrices alone, exact
+GELU, the loss over all logits at once). Shape letters: B batch, T tokens, C n_embd, V vocab_size, H
+heads, D width of a head.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The sizes of a GPT-2; `bias` is of all linear layers but the head, and of the norms (nanoGPT trains without)."""
+    """The sizes of a GPT-2; `bias` is of all linear layers but the head, and of the norms (nanoGPT
+    trains without).
+    """
 
     vocab_size: int
     block_size: int
@@ -99,7 +103,9 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Matrices from N(0, 0.02), those that end a residual branch from N(0, 0.02 / sqrt(2 n_layer)); biases zero."""
+        """Matrices from N(0, 0.02), those that end a residual branch from N(0, 0.02 / sqrt(2
+        n_layer)); biases zero.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -113,7 +119,9 @@ class GPT2(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of input_ids (B, T), or with `labels` (B, T), the next tokens, their mean loss in nats."""
+        """Logits (B, T, V) of input_ids (B, T), or with `labels` (B, T), the next tokens, their
+        mean loss in nats.
+        """
         layers = self.transformer
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = layers["drop"](layers["wte"](input_ids) + layers["wpe"](positions))
@@ -126,7 +134,9 @@ class GPT2(nn.Module):
 def configure_adamw(
     model: nn.Module, lr: float, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.AdamW:
-    """nanoGPT's optimizer: AdamW with decay on matrices (embeddings too) and none on vectors, fused."""
+    """nanoGPT's optimizer: AdamW with decay on matrices (embeddings too) and none on vectors,
+    fused.
+    """
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},

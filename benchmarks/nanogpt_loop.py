@@ -1,4 +1,4 @@
-"""nanoGPT's training loop, written anew: the peer of benchmarks/gpu.py."""
+"""nanoGPT's training loop, written from scratch: benchmarks/gpu.py compares our runs with it."""
 
 from __future__ import annotations
 
@@ -14,40 +14,53 @@ import torch
 from gpt2 import GPT2, GPT2Config, configure_adamw
 from torch import Tensor, nn
 
+from azllm_lightning import compose
 from azllm_lightning.callbacks.throughput import peak_memory_bytes
-from azllm_lightning.cli.entrance import compose
 from azllm_lightning.training import hardware
+from azllm_lightning.training.batch import accumulation
 
 
 def nanogpt_loop(
     overrides: list[str], work: Path, steps: int, checkout: Path | None = None
 ) -> dict[str, Any]:
-    """`steps` steps with the sizes, batch, precision and compiling that `overrides` mean for ours, and their figures.
+    """Train `steps` steps with the sizes, batch, precision and compile setting that `overrides`
+    mean for our command, and return the measurements.
 
-    As in nanoGPT's train.py: autocast, with a GradScaler in fp16; accumulation, clipping at 1, fused AdamW; the next
-    batch fetched while the device computes; the loss read at every step; no biases; TF32 allowed.
+    As in nanoGPT's train.py: autocast, with a GradScaler in fp16; accumulation, clipping at 1,
+    fused AdamW; the next batch fetched while the device computes; the loss read at every step; no
+    biases; TF32 allowed.
     """
     config = compose(overrides)
-    data, sizes, trainer = config["data"], config["model"], config["trainer"]
-    device = hardware.resolve_accelerator(trainer["accelerator"])
+    trainer = config.trainer
+    micro_batch = trainer.micro_batch_size
+    assert isinstance(micro_batch, int)
+    block_size = config.data.block_size
+    accumulate = accumulation(trainer, devices=1)
+    device = hardware.resolve_accelerator(trainer.accelerator)
     torch.manual_seed(1337)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    shape = {"vocab_size": data["vocab_size"], "block_size": data["block_size"], "bias": False}
-    shape |= {key: sizes[key] for key in ("n_layer", "n_head", "n_embd", "dropout")}
-    model = (GPT2(GPT2Config(**shape)) if checkout is None else Checkout(checkout, shape)).to(
-        device
-    )
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    shape = {
+        "vocab_size": config.data.vocab_size,
+        "block_size": block_size,
+        "n_layer": config.model.n_layer,
+        "n_head": config.model.n_head,
+        "n_embd": config.model.n_embd,
+        "dropout": config.model.dropout,
+        "bias": False,
+    }
+    model: nn.Module = GPT2(GPT2Config(**shape)) if checkout is None else Checkout(checkout, shape)
+    model.to(device)
     optimizer = configure_adamw(model, lr=6e-4)
-    dtype = hardware.DTYPES[trainer["precision"]]
+    dtype = hardware.DTYPES[trainer.precision]
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    if trainer["compile"] is True:
+    if trainer.compile is True:
         model.compile()
-    accumulate = trainer["accumulate_grad_batches"]
-    batches = random_batches(
-        work / "data" / "train_00000.bin", data["batch_size"], data["block_size"], device
-    )
+    tokens = work / "data" / "train_00000.bin"
+    batches = random_batches(tokens, micro_batch, block_size, device)
     input_ids, labels = next(batches)
-    seconds, losses, mark = [], [], time.perf_counter()
+    seconds, losses = [], []
+    mark = time.perf_counter()
     for _ in range(steps):
         for _ in range(accumulate):
             with torch.autocast(device, dtype):
@@ -63,14 +76,15 @@ def nanogpt_loop(
         seconds.append(time.perf_counter() - mark)
         mark = time.perf_counter()
     num_params = sum(parameter.numel() for parameter in model.parameters())
-    multiplied = num_params - data["block_size"] * sizes["n_embd"]  # all but the positions
+    multiplied = num_params - block_size * config.model.n_embd  # all but the positions
+    attention = 12 * config.model.n_layer * config.model.n_embd * block_size
     return {
         "step_seconds": seconds,
-        "tokens_per_step": accumulate * data["batch_size"] * data["block_size"],
-        "flops_per_token": 6 * multiplied
-        + 12 * sizes["n_layer"] * sizes["n_embd"] * data["block_size"],
+        "tokens_per_step": trainer.global_batch_size * block_size,
+        "flops_per_token": 6 * multiplied + attention,
         "peak_memory_bytes": peak_memory_bytes(),
         "num_params": num_params,
+        "precision": trainer.precision,
         "train_loss": losses[-1],
     }
 
@@ -78,22 +92,19 @@ def nanogpt_loop(
 def random_batches(
     path: Path, batch_size: int, block_size: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Windows from anywhere in the file as input_ids and labels, both (batch_size, block_size), on the device."""
+    """Windows from random places of the file as input_ids and labels, both (batch_size,
+    block_size), on the device.
+    """
     tokens = np.memmap(path, dtype=np.uint16, mode="r")
+
+    def windows(starts: list[int]) -> Tensor:
+        cut = [tokens[start : start + block_size].astype(np.int64) for start in starts]
+        batch = torch.from_numpy(np.stack(cut))
+        return batch.pin_memory().to(device, non_blocking=True) if device == "cuda" else batch
+
     while True:
         starts = torch.randint(len(tokens) - block_size, (batch_size,)).tolist()
-        both = [
-            torch.stack(
-                [
-                    torch.from_numpy(tokens[i + shift : i + shift + block_size].astype(np.int64))
-                    for i in starts
-                ]
-            )
-            for shift in (0, 1)
-        ]
-        if device == "cuda":
-            both = [part.pin_memory().to(device, non_blocking=True) for part in both]
-        yield both[0], both[1]
+        yield windows(starts), windows([start + 1 for start in starts])
 
 
 class Checkout(nn.Module):

@@ -1,9 +1,11 @@
-"""How threads should wait for each other: OMP_WAIT_POLICY and GOMP_SPINCOUNT, on a calm machine and on a busy one.
+"""How threads should wait for each other: OMP_WAIT_POLICY and GOMP_SPINCOUNT, on an idle machine
+and on a busy one.
 
     python benchmarks/omp_wait.py [nano small10m] [--rounds 3] [--steps 60] [--json FILE]
 
-Trains the sizes in turn under each setting, alone (calm) and beside one process that keeps a core busy, and prints our
-tokens per second. GOMP_SPINCOUNT is how often GNU's OpenMP, PyTorch's on Linux, looks again before a thread sleeps.
+Trains each size in turn under each setting, alone (calm) and next to a process that keeps one core
+busy, and prints our tokens per second. GOMP_SPINCOUNT is how often GNU's OpenMP (PyTorch's on
+Linux) checks again before a thread sleeps. All runs use the number type that the CPU is fast in.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import machine
 from synthetic import synthetic_data
+
+TRAIN = [sys.executable, "-m", "azllm_lightning.train"]
 
 # An empty OMP_WAIT_POLICY is libgomp's own default, and keeps the package from setting one.
 POLICIES = {
@@ -32,15 +35,15 @@ POLICIES = {
         for count in ("1000", "10000", "100000")
     },
 }
-SIZES = {
-    "nano": ["model=nano", "data.vocab_size=2048", "data.block_size=128", "data.batch_size=16"],
-    "small10m": [
-        "model=small10m",
-        "data.vocab_size=8192",
-        "data.block_size=256",
-        "data.batch_size=8",
-    ],
+BATCHES = {"nano": (2048, 128, 16), "small10m": (8192, 256, 8), "tiny": (300, 16, 2)}
+"""Vocabulary, context and sequences per step."""
+MODELS = {
+    "nano": ["model=nano"],
+    "small10m": ["model=small10m"],
+    "tiny": ["model.n_layer=1", "model.n_head=1", "model.n_embd=16"],
 }
+LOADS = ("calm", "busy")
+Rates = dict[str, dict[str, list[float]]]
 
 
 def main() -> None:
@@ -48,87 +51,97 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sizes", nargs="*", help=f"from {', '.join(SIZES)}; default: all")
+    parser.add_argument("sizes", nargs="*", help="from nano, small10m; default: both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--steps",
-        type=int,
-        default=60,
-        help="optimizer steps of a run; a quarter of it for small10m",
+        "--steps", type=int, default=60, help="optimizer steps of a run; small10m: a quarter of it"
     )
     parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES))
-    parser.add_argument("--json", type=Path, help="file for all that was measured")
+    parser.add_argument("--json", type=Path, help="file for all measurements")
     args = parser.parse_args()
-    about = machine.describe()
-    print("\n".join(f"{key:<8}{value}" for key, value in about.items()), flush=True)
-    rates: dict[str, dict[str, list[float]]] = {}
+    sizes = args.sizes or ["nano", "small10m"]
+    if unknown := set(sizes) - set(MODELS):
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(MODELS)}")
+    about = machine.describe(machine.fast_type())
+    machine.show(about)
+    rates = measure(sizes, args.policies, args.rounds, args.steps)
+    print("\n" + table(rates, args.policies))
+    if args.json:
+        report = {"machine": about, "tokens_per_sec": rates}
+        args.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def measure(sizes: list[str], policies: list[str], rounds: int, steps: int) -> Rates:
+    """Tokens per second by "size, load" and policy, one per round."""
+    rates: Rates = {}
+    turns = [(size, policy, load) for size in sizes for policy in policies for load in LOADS]
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(args.rounds):
-            for size in args.sizes or SIZES:
-                steps = args.steps if size == "nano" else max(4, args.steps // 4)
-                for policy in args.policies:
-                    for load in ("calm", "busy"):
-                        with competitor(load == "busy"):
-                            rate = train(size, steps, POLICIES[policy], Path(folder))
-                        rates.setdefault(f"{size}, {load}", {}).setdefault(policy, []).append(rate)
-                        print(
-                            f"round {turn + 1}  {size}, {load}, {policy}: {rate:,.0f} tokens/s",
-                            flush=True,
-                        )
-    print(
-        "\n| tokens/s | " + " | ".join(args.policies) + " |\n|---" * (len(args.policies) + 1) + "|"
-    )
+        for number in range(rounds):
+            for size, policy, load in turns:
+                steps_now = max(4, steps // 4) if size == "small10m" else steps
+                with competitor(load == "busy"):
+                    rate = train(size, steps_now, POLICIES[policy], Path(folder))
+                rates.setdefault(f"{size}, {load}", {}).setdefault(policy, []).append(rate)
+                shown = f"round {number + 1}  {size}, {load}, {policy}: {rate:,.0f} tokens/s"
+                print(shown, flush=True)
+    return rates
+
+
+def table(rates: Rates, policies: list[str]) -> str:
+    """Markdown: the median (smallest to largest) of each."""
+    lines = [f"| tokens/s | {' | '.join(policies)} |", "|---" * (len(policies) + 1) + "|"]
     for where, by_policy in rates.items():
         cells = [
-            f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})"
-            for v in by_policy.values()
+            f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+            for values in by_policy.values()
         ]
-        print(f"| {where} | " + " | ".join(cells) + " |")
-    if args.json:
-        args.json.write_text(
-            json.dumps({"machine": about, "tokens_per_sec": rates}, indent=1), encoding="utf-8"
-        )
+        lines.append(f"| {where} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def train(size: str, steps: int, policy: dict[str, str], folder: Path) -> float:
-    """The median tokens per second of one run of the real command."""
-    settings = dict(pair.split("=") for pair in SIZES[size])
-    data = folder / settings["data.vocab_size"]
+    """The median tokens per second of one run of our command."""
+    vocab_size, block_size, batch_size = BATCHES[size]
+    data = folder / str(vocab_size)
     if not data.exists():
-        synthetic_data(data, int(settings["data.vocab_size"]), num_documents=1_500)
+        synthetic_data(data, vocab_size, num_documents=1_500)
     overrides = [
-        *SIZES[size],
+        *MODELS[size],
         "data=text",
         f"data.dir={data}",
+        f"data.vocab_size={vocab_size}",
+        f"data.block_size={block_size}",
         "data.val_windows=8",
+        f"trainer.global_batch_size={batch_size}",
+        f"trainer.micro_batch_size={batch_size}",
         f"trainer.max_steps={steps}",
-    ]
-    overrides += [
+        f"trainer.val_every_steps={steps}",
+        f"trainer.precision={machine.PRECISIONS[machine.fast_type()]}",
         "trainer.compile=false",
         "trainer.accelerator=cpu",
-        f"trainer.val_every_steps={steps}",
     ]
     before = set(folder.glob("lightning_logs/*/*"))
+    inherited = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     subprocess.run(
-        [sys.executable, "-m", "azllm_lightning.train", *overrides],
+        [*TRAIN, *overrides],
         cwd=folder,
-        env={**{k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}, **policy},
+        env={**inherited, **policy},
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     (run,) = set(folder.glob("lightning_logs/*/*")) - before
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return float(summary["tokens_per_sec"])
+    return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["tokens_per_sec"])
 
 
 @contextmanager
 def competitor(wanted: bool) -> Iterator[None]:
-    """A process that keeps one core busy meanwhile."""
+    """A process that keeps one core busy in the meantime."""
     if not wanted:
         yield
         return
-    loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"  # ends with this process, however that ends
+    # It ends with this process, however that ends.
+    loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
     process = subprocess.Popen([sys.executable, "-c", loop])
     try:
         yield

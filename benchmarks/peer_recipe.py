@@ -1,9 +1,11 @@
-"""Train GPT-2 by the course's and nanoGPT's recipe, on the very windows that our own run would read, in their order.
+"""Train GPT-2 by the recipe of the course and of nanoGPT, on exactly the windows that our own run
+would read, in their order.
 
     python benchmarks/peer_recipe.py DATA_DIR --lr 2e-3 --steps 400
 
-AdamW (0.9, 0.95), decay 0.1 on matrices, clipping at 1.0, linear warm-up over a tenth of the steps at most 100, cosine
-to a tenth, bf16 where the CPU has it, compiled. Prints one JSON object: settings, val_loss by step, seconds.
+AdamW (0.9, 0.95), decay 0.1 on matrices, clipping at 1.0, linear warm-up over a tenth of the steps
+(at most 100), cosine to a tenth, bf16 where the CPU has bf16 arithmetic (else fp32, as our own
+run), compiled. Prints one JSON object: machine, number type, settings, val_loss by step, seconds.
 """
 
 from __future__ import annotations
@@ -11,24 +13,29 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
+import machine
 import torch
 import torch.nn.functional as F
 from gpt2 import GPT2, GPT2Config, configure_adamw
 
-from azllm_lightning.cli.entrance import compose
-from azllm_lightning.config.data import DataConfig
+from azllm_lightning import compose
 from azllm_lightning.config.schedule import ScheduleConfig
-from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.training.hardware import resolve_precision
 from azllm_lightning.training.schedule import lr_factor
 
 
 def main() -> None:
-    """Train, and print what came of it."""
-    started = time.perf_counter()
+    """Train, and print the result."""
+    print(json.dumps(train(arguments())))
+
+
+def arguments(typed: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,87 +46,91 @@ def main() -> None:
     parser.add_argument("--val-every", type=int, default=100)
     parser.add_argument("--val-windows", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--batch", type=int, default=16, help="windows in a step")
+    parser.add_argument("--batch", type=int, default=16, help="windows per step")
     parser.add_argument("--block", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument(
-        "--stop-above", type=float, help="end where val_loss is so many nats above its lowest"
+        "--stop-above", type=float, help="stop when val_loss is this many nats above its lowest"
     )
     parser.add_argument("--no-compile", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args(typed)
 
-    changes = {
-        "dir": args.data,
-        "batch_size": args.batch,
-        "block_size": args.block,
-        "val_windows": args.val_windows,
-    }
-    data = TokenDataModule(
-        from_mapping(DataConfig, {**compose(["data=text"])["data"], **changes}, "data"), args.seed
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train with the settings `args`; returns what is printed."""
+    started = time.perf_counter()
+    settings = replace(
+        compose(["data=text"]).data,
+        dir=args.data,
+        block_size=args.block,
+        val_windows=args.val_windows,
     )
+    data = TokenDataModule(settings, args.batch, args.seed)
     data.setup()
     torch.manual_seed(args.seed)
-    sizes = GPT2Config(
-        data.tokenizer.vocab_size, args.block, args.layers, args.heads, args.width, args.dropout
-    )
-    model = GPT2(sizes)
+    sizes = (args.block, args.layers, args.heads, args.width, args.dropout)
+    model = GPT2(GPT2Config(data.tokenizer.vocab_size, *sizes))
     optimizer = configure_adamw(model, args.lr)
-    schedule = ScheduleConfig("cosine", min(100, args.steps // 10), args.steps, 1.0, 0.1)
+    schedule = ScheduleConfig(
+        name="cosine",
+        warmup_steps=min(100, args.steps // 10),
+        total_steps=args.steps,
+        decay_ratio=1.0,
+        min_lr_ratio=0.1,
+    )
     if not args.no_compile:
         model.compile()
-    bf16 = resolve_precision("auto", "cpu") == "bf16-mixed"
-
-    def autocast() -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
-        total = count = 0.0
-        for batch in data.val_dataloader():
-            with autocast():
-                logits = model.forward(batch[:, :-1])
-            total += float(
-                F.cross_entropy(
-                    logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-                )
-            )
-            count += batch[:, 1:].numel()
-        model.train()
-        return total / count
-
-    curve, seconds, first = {}, 0.0, 0.0
-    for step, batch in enumerate(islice(data.train_dataloader(), args.steps)):
+    losses: dict[int, float] = {}
+    seconds: list[float] = []
+    for step, batch in enumerate(islice(data.train_dataloader(), args.steps), start=1):
         mark = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * lr_factor(step, schedule)
+            group["lr"] = args.lr * lr_factor(step - 1, schedule)
         with autocast():
             loss = model(batch[:, :-1], batch[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        passed = time.perf_counter() - mark
-        if step == 0:
-            first = passed
-        else:
-            seconds += passed
-        if (step + 1) % args.val_every == 0 or step + 1 == args.steps:
-            curve[step + 1] = round(validate(), 4)
-            if args.stop_above and curve[step + 1] > min(curve.values()) + args.stop_above:
+        seconds.append(time.perf_counter() - mark)
+        if step % args.val_every == 0 or step == args.steps:
+            losses[step] = round(validate(model, data), 4)
+            if args.stop_above and losses[step] > min(losses.values()) + args.stop_above:
                 break
-    tokens = step * args.batch * args.block
-    told = {
+    counted = seconds[1:]  # the first step compiles
+    tokens = len(counted) * args.batch * args.block
+    return {
+        "machine": machine.describe(machine.fast_type()),
         "settings": vars(args),
         "num_params": model.num_params(),
-        "val_loss": curve,
-        "tokens_per_sec": round(tokens / seconds),
-        "first_step_seconds": round(first, 1),
+        "val_loss": losses,
+        "tokens_per_sec": round(tokens / sum(counted)),
+        "first_step_seconds": round(seconds[0], 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
     }
-    print(json.dumps(told))
+
+
+@torch.no_grad()
+def validate(model: GPT2, data: TokenDataModule) -> float:
+    """Mean loss per token on the validation windows, in nats."""
+    model.eval()
+    total = 0.0
+    count = 0
+    for batch in data.val_dataloader():
+        labels = batch[:, 1:].flatten()
+        with autocast():
+            logits = model.forward(batch[:, :-1])
+        total += float(F.cross_entropy(logits.float().flatten(0, 1), labels, reduction="sum"))
+        count += labels.numel()
+    model.train()
+    return total / count
+
+
+def autocast() -> torch.autocast:
+    """The number type that a run of ours has with trainer.precision=auto."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=machine.fast_type() == "bf16")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prepared shards of random text, so that a benchmark of speed needs no download and no tokenizing."""
+"""Prepared shards of random text, so that a speed benchmark needs no download and no tokenizing."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ import numpy as np
 from azllm_lightning.data.shards import VERSION, Manifest, ShardWriter, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 
+DOCUMENT = 512
+"""Tokens per document, the end-of-text token included."""
+
 
 def synthetic_data(folder: Path, vocab_size: int, num_documents: int) -> None:
-    """Prepared shards of random documents of 511 tokens and end-of-text, and a tokenizer with as many tokens.
+    """Write shards of random documents into `folder`, and a tokenizer of `vocab_size` tokens.
 
-    Half of the tokens follow Zipf's law (Zipf 1949; a share of about 1 / rank), and half are the fixed successor of the
-    token before: something to learn in a few hundred steps, without a download.
+    Half of the tokens follow Zipf's law (Zipf 1949; a share of about 1 / rank). The other half are
+    the fixed successor of the token before, so that there is something to learn.
     """
     folder.mkdir(parents=True)
-    parts = json.loads(Tokenizer.train([], vocab_size).to_json())
-    letters = sorted(parts["model"]["vocab"], key=parts["model"]["vocab"].get)[
-        1:
-    ]  # all bytes, after end-of-text
-    pairs = [[a, b] for a in letters for b in letters][: vocab_size - len(letters) - 1]
-    parts["model"]["merges"] = pairs
-    parts["model"]["vocab"] |= {a + b: 1 + len(letters) + i for i, (a, b) in enumerate(pairs)}
-    tokenizer = Tokenizer.from_json(json.dumps(parts))
-    assert tokenizer.vocab_size == vocab_size
+    tokenizer = _tokenizer(vocab_size)
     tokenizer.save(folder / "tokenizer.json")
     generator = np.random.default_rng(0)
     shares = 1 / (np.arange(1, vocab_size) + 2.7)
@@ -34,12 +29,26 @@ def synthetic_data(folder: Path, vocab_size: int, num_documents: int) -> None:
     successor = np.concatenate([[0], 1 + generator.permutation(vocab_size - 1)])
     splits: dict[str, Split] = {}
     for split, count in (("train", num_documents), ("val", max(4, num_documents // 50))):
-        tokens = 1 + np.searchsorted(cumulative, generator.random((512, count)))  # 0 is end-of-text
-        follows = generator.random((512, count)) < 0.5
-        for i in range(1, 511):
+        shape = (DOCUMENT, count)
+        tokens = 1 + np.searchsorted(cumulative, generator.random(shape))  # 0 is end-of-text
+        follows = generator.random(shape) < 0.5
+        for i in range(1, DOCUMENT - 1):
             tokens[i] = np.where(follows[i], successor[tokens[i - 1]], tokens[i])
-        tokens[511] = tokenizer.eot_id
+        tokens[-1] = tokenizer.eot_id
         with ShardWriter(folder, split) as writer:
             writer.write(tokens.T.ravel(), count, 2 * tokens.size)
             splits[split] = writer.close()
     Manifest(VERSION, tokenizer.fingerprint, vocab_size, splits, (), {}, {}).write(folder)
+
+
+def _tokenizer(vocab_size: int) -> Tokenizer:
+    """A tokenizer of bytes and pairs of bytes."""
+    parts = json.loads(Tokenizer.train([], vocab_size).to_json())
+    vocab = parts["model"]["vocab"]
+    letters = sorted(vocab, key=vocab.get)[1:]  # all bytes; the first token is end-of-text
+    pairs = [[a, b] for a in letters for b in letters][: vocab_size - len(letters) - 1]
+    parts["model"]["merges"] = pairs
+    vocab |= {a + b: 1 + len(letters) + i for i, (a, b) in enumerate(pairs)}
+    tokenizer = Tokenizer.from_json(json.dumps(parts))
+    assert tokenizer.vocab_size == vocab_size
+    return tokenizer

@@ -45,7 +45,7 @@ def with_address(text: str) -> str:
 
 def with_badge(name: str, text: str) -> str:
     """The notebook `name`, whose JSON is `text`, with an "Open in Colab" badge and its pip cell."""
-    notebook = json.loads(text)
+    notebook = json.loads(with_address(text))
     first, install = notebook["cells"][:2]
     target = f"https://colab.research.google.com/github/{owner_and_name()}/blob/{BRANCH}/notebooks/{name}"
     badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})\n\n"

@@ -1,4 +1,4 @@
-"""The peers are what they are said to be, and the benchmark for GPUs runs, as far as a CPU can tell."""
+"""What the benchmarks compare with is genuine, and each benchmark runs at a tiny size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from azllm_lightning.cli.entrance import compose
+from azllm_lightning import compose
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -26,9 +27,8 @@ def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(**changes: Any) -> Any:
     from gpt2 import GPT2Config
 
-    return GPT2Config(
-        **{"vocab_size": 120, "block_size": 24, "n_layer": 3, "n_head": 2, "n_embd": 32, **changes}
-    )
+    sizes = {"vocab_size": 120, "block_size": 24, "n_layer": 3, "n_head": 2, "n_embd": 32}
+    return GPT2Config(**{**sizes, **changes})
 
 
 def test_the_peer_is_gpt2_weight_for_weight() -> None:
@@ -39,14 +39,13 @@ def test_the_peer_is_gpt2_weight_for_weight() -> None:
     sizes = {"vocab_size": 120, "n_positions": 24, "n_layer": 3, "n_head": 2, "n_embd": 32}
     reference = GPT2LMHeadModel(GPT2Config(**sizes, activation_function="gelu")).eval()
     with torch.no_grad():
-        for (
-            parameter
-        ) in reference.parameters():  # biases and gains too, which start at zero and one
+        # Biases and gains too, which start at zero and one.
+        for parameter in reference.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     # transformers keeps linear layers as Conv1D: transposed.
-    turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     weights = {
-        name: t.T if name.endswith(turned) else t for name, t in reference.state_dict().items()
+        name: t.T if name.endswith(transposed) else t for name, t in reference.state_dict().items()
     }
     peer = GPT2(small(dropout=0.5)).eval()
     peer.load_state_dict(weights)
@@ -57,7 +56,7 @@ def test_the_peer_is_gpt2_weight_for_weight() -> None:
     expected = torch.nn.functional.cross_entropy(logits.reshape(-1, 120), labels.reshape(-1))
     torch.testing.assert_close(peer(input_ids, labels), expected)
     peer.train()
-    assert not torch.equal(peer(input_ids), peer(input_ids)), "dropout does nothing"
+    assert not torch.equal(peer(input_ids), peer(input_ids)), "dropout has no effect"
 
 
 def test_the_peer_starts_and_decays_as_nanogpt_does() -> None:
@@ -85,45 +84,41 @@ def test_the_peer_starts_and_decays_as_nanogpt_does() -> None:
     ]
 
 
-def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def gpu_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """gpu_tiny(*args): run `gpu.py --tiny ARGS` on the CPU; returns what --out has then."""
     import gpu
 
-    monkeypatch.chdir(tmp_path)
     out = tmp_path / "gpu.json"
-    checkout = (
-        tmp_path / "checkout"
-    )  # with the interface of nanoGPT's model.py, which wants contiguous labels
-    checkout.mkdir()
-    (checkout / "model.py").write_text(
-        "from gpt2 import GPT2, GPT2Config as GPTConfig\n\n\nclass GPT(GPT2):\n"
-        "    def forward(self, idx, targets):\n        return None, super().forward(idx, targets.view(idx.shape))\n",
-        encoding="utf-8",
-    )
-    # One call after the other: each adds to the file.
-    for part in (["t4"], ["bf16", "--nanogpt", str(checkout)], ["long"]):
-        monkeypatch.setattr(
-            sys, "argv", ["gpu.py", "--tiny", "--rounds", "1", "--out", str(out), "--part", *part]
-        )
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> dict[str, Any]:
+        command = ["gpu.py", "--tiny", "--rounds", "1", "--out", str(out), *args]
+        monkeypatch.setattr(sys, "argv", command)
         gpu.main()
-    results = json.loads(out.read_text(encoding="utf-8"))
-    ours, peer, exact = (results["t4"][side][0] for side in ("ours", "nanogpt", "fp32"))
-    assert (ours["precision"], exact["precision"]) == ("16-mixed", "32-true")
+        results: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return results
+
+    return run
+
+
+def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
+    gpu_tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = gpu_tiny("--part", "t4")["t4"]
+    ours, peer, exact = (result[side][0] for side in ("ours", "nanogpt", "fp32"))
+    assert (ours["precision"], peer["precision"], exact["precision"]) == (
+        "16-mixed",
+        "16-mixed",
+        "32-true",
+    )
     assert ours["val_loss"] != exact["val_loss"]
     assert abs(ours["val_loss"] - exact["val_loss"]) < 0.01
-    tokens = 2 * 16 * compose(["+experiment=t4"])["trainer"]["accumulate_grad_batches"]
-    assert ours["tokens_per_step"] == peer["tokens_per_step"] == exact["tokens_per_step"] == tokens
+    assert ours["tokens_per_step"] == peer["tokens_per_step"] == 4 * 16
     assert len(ours["step_seconds"]) == len(peer["step_seconds"]) == 6
     assert ours["non_finite_losses"] == 0
     assert ours["save_seconds"] > 0
     assert abs(peer["train_loss"] - ours["train_loss"]) < 0.5  # both near ln 300
-    assert results["bf16"]["peer"] == "nanoGPT's model.py"
-    assert (
-        abs(results["bf16"]["nanogpt"][0]["train_loss"] - results["bf16"]["ours"][0]["train_loss"])
-        < 0.5
-    )
-    assert results["long"]["ours"][0]["steps"] == 8
     table = capsys.readouterr().out
     for figure in (
         "tokens/s, as a ratio",
@@ -133,8 +128,40 @@ def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
         "a save every 500 steps",
     ):
         assert f"| t4 | {figure} |" in table
-    assert "| long | steps with a non-finite loss | 0 of 8 |  | 0 | yes |" in table
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "gpu.json"]
+    assert "| t4 | number type | 16-mixed | 16-mixed |" in table
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_adds_parts_and_takes_a_checkout_of_nanogpt(
+    gpu_tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout = tmp_path / "checkout"  # with the interface of nanoGPT's model.py
+    checkout.mkdir()
+    (checkout / "model.py").write_text(
+        "from gpt2 import GPT2, GPT2Config as GPTConfig\n\n\nclass GPT(GPT2):\n"
+        "    def forward(self, idx, targets):\n"
+        "        return None, super().forward(idx, targets.view(idx.shape))\n",
+        encoding="utf-8",
+    )
+    gpu_tiny("--part", "bf16", "--nanogpt", str(checkout))
+    results = gpu_tiny("--part", "long")
+    assert results["bf16"]["peer"] == "nanoGPT's model.py"
+    losses = [results["bf16"][side][0]["train_loss"] for side in ("ours", "nanogpt")]
+    assert abs(losses[0] - losses[1]) < 0.5
+    assert results["long"]["ours"][0]["steps"] == 8
+    row = "| long | steps with a non-finite loss | 0 of 8 |  | 0 | yes |"
+    assert row in capsys.readouterr().out
+
+
+def test_gpu_benchmark_trains_the_parts_with_the_batch_of_their_experiments() -> None:
+    import gpu
+
+    batches = {}
+    for part, overrides in gpu.PARTS.items():
+        trainer = compose(overrides).trainer
+        batches[part] = (trainer.global_batch_size, trainer.micro_batch_size)
+    assert batches == {"t4": (48, 12), "laptop_4gb": (16, 4), "bf16": (64, 32), "long": (48, 12)}
 
 
 def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
@@ -150,6 +177,7 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
             **timing,
             "peak_memory_bytes": 3 * 2**30,
             "peak_flops": 1e9,
+            "precision": "16-mixed",
             "skipped_steps": 2,
             **more,
         }
@@ -159,7 +187,6 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
             "val_loss": 4.0,
             "non_finite_losses": 0,
             "steps": 200,
-            "precision": "16-mixed",
             "save_seconds": 0.4,
         }
         ours = figures(**{"rate": 5_000_000, **good, **changes})
@@ -168,7 +195,7 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
             "nanogpt": [figures(4_000_000)] * 2,
             "fp32": [{**ours, "val_loss": 4.0}],
         }
-        return {row[0]: row[4] for row in gpu.rows(part, result) if row[4]}
+        return {row.figure: row.kept for row in gpu.rows(part, result) if row.kept}
 
     assert set(kept("t4", save_seconds=1e-4).values()) == {"yes"}
     assert set(kept("bf16", save_seconds=1e-4).values()) == {"yes"}  # MFU 0.5
@@ -180,9 +207,8 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
     assert kept("t4", peak_memory_bytes=13.1 * 2**30)["peak memory, GiB"] == "NO"
     assert kept("t4", val_loss=4.05)["val_loss at step 200"] == "NO"
     assert kept("t4", non_finite_losses=1)["steps with a non-finite loss"] == "NO"
-    assert (
-        kept("t4", save_seconds=0.9e-3)["a save every 500 steps"] == "yes"
-    )  # 500 steps take 0.1 s
+    # 500 steps take 0.1 s.
+    assert kept("t4", save_seconds=0.9e-3)["a save every 500 steps"] == "yes"
     assert kept("t4", save_seconds=1.1e-3)["a save every 500 steps"] == "NO"
 
 
@@ -219,25 +245,23 @@ def test_roofline_counts_the_operations_that_the_model_counts(name: str, card: s
     )  # but for the norms
     assert work["attention"].flops == pytest.approx(7 / 12 * e.tokens * attention)
     seconds = roofline.step_seconds(roofline.CARDS[card], list(work.values()))
-    told = roofline.report(e, roofline.CARDS[card])
-    assert "computed, not measured" in told
-    assert f"| at the roof | {e.tokens / sum(seconds):,.0f} |" in told
+    report = roofline.report(e, roofline.CARDS[card])
+    assert "computed, not measured" in report
+    assert f"| at the roof | {e.tokens / sum(seconds):,.0f} |" in report
+    assert report in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 
 def test_roofline_counts_the_memory_that_autograd_keeps() -> None:
     import roofline
 
-    from azllm_lightning.model.loss import _chunk_size
-
     e = roofline.experiment("t4")
-    model = e.model
-    least = 18 * model.n_embd + 4 * (
-        model.intermediate_size or 0
-    )  # 8 C of the stream, 10 C and 4 F inside, a token
+    model = replace(e.model, n_head=4, n_kv_head=4, n_embd=256, intermediate_size=None)
+    # Per token, 8 C of the stream, and 10 C and 4 F inside.
+    least = 18 * model.n_embd + 4 * model.intermediate_size
     kept = roofline.saved_bytes(model)
     assert 2 * least < kept < 4 * least
     assert roofline.saved_bytes(replace(model, n_layer=3, vocab_size=99)) == kept
-    assert _chunk_size(torch.empty(1, device="meta")) == roofline.CHUNK
+    e = replace(e, model=model)
     parts = {what: (compiled, eager) for what, compiled, eager in roofline.memory(e)}
     compiled, eager = parts["activations of 12 x 512 tokens"]
     assert compiled == 12 * 12 * 512 * least
@@ -245,11 +269,103 @@ def test_roofline_counts_the_memory_that_autograd_keeps() -> None:
     assert parts["weights, fp32"][0] == 4 * model.num_params()
 
 
-def test_what_saving_takes_of_a_run(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "save_time.py"), "run", "+experiment=debug"]
-    done = subprocess.run(
-        command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, encoding="utf-8"
-    )
-    line = next(line for line in done.stdout.splitlines() if line.startswith("saving took"))
-    saving, whole = (float(part) for part in re.findall(r"([0-9.]+) s", line))
-    assert 0 < saving < whole
+def test_saving_is_compared_with_torch_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import save_time
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(save_time, "peak_memory", lambda method, gigabytes, folder: 1e9)
+    monkeypatch.setattr(sys, "argv", ["save_time.py", "0.001", "1"])
+    save_time.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "type    fp32" in lines
+    seconds = {line.split()[0]: float(line.split()[1]) for line in lines if " s  (" in line}
+    assert seconds.keys() == {"plain", "ours"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_share_of_a_run_that_saving_takes(
+    train_tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_tiny("+callbacks.saving._target_=save_time.SavingShare")
+    output = capsys.readouterr().out
+    line = next(line for line in output.splitlines() if line.startswith("saving took"))
+    saving, complete = (float(part) for part in re.findall(r"([0-9.]+) s", line))
+    assert 0 < saving < complete
+
+
+@pytest.mark.slow
+def test_saving_in_its_own_processes(tmp_path: Path) -> None:
+    for args in (["0.001", "1"], ["run", "experiment=debug"]):
+        command = [sys.executable, str(BENCHMARKS / "save_time.py"), *args]
+        done = subprocess.run(
+            command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+        assert re.search(r"^(ratio|saving took) ", done.stdout, re.MULTILINE)
+
+
+# --- loss per token ------------------------------------------------------------------------------
+
+
+def test_the_peer_trains_on_the_windows_of_our_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peer_recipe
+    from synthetic import synthetic_data
+
+    synthetic_data(tmp_path / "data", vocab_size=300, num_documents=8)
+    monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
+    sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
+    typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 {sizes}"
+    result = peer_recipe.train(peer_recipe.arguments(typed.split()))
+    assert list(result["val_loss"]) == [2, 4]
+    assert result["val_loss"][4] < result["val_loss"][2] < 5.8  # ln 300 is 5.7
+    assert result["machine"]["type"] == "fp32"
+    assert result["tokens_per_sec"] > 0
+
+
+def test_shares_of_the_peers_tokens_grow_until_its_loss_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import loss_per_token
+
+    runs = []
+
+    def train_ours(args: Any, data: Path, steps: int, seed: int) -> dict[str, Any]:
+        runs.append((seed, steps))
+        return {"val_loss": 5.0 - steps / 100, "seconds": 40.0}
+
+    def train_peer(data: Path, lr: float, steps: int, seed: int) -> dict[str, Any]:
+        return {"val_loss": 3.9 + abs(lr - 2e-3), "seconds": 100.0}
+
+    monkeypatch.setattr(loss_per_token, "prepared", lambda args, folder: folder)
+    monkeypatch.setattr(loss_per_token, "train_ours", train_ours)
+    monkeypatch.setattr(loss_per_token, "train_peer", train_peer)
+    command = ["loss_per_token.py", "text.jsonl", "--seeds", "2", "--work", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    loss_per_token.main()
+    assert runs == [(1234, 100), (1234, 120), (1, 100), (1, 120)]
+    output = capsys.readouterr().out
+    assert "peer by learning rate: 0.0006: 3.9014, 0.001: 3.9010, 0.002: 3.9000" in output
+    assert "ours with 0.25 of the tokens 4.0000 in 40 s (0.40)" in output
+    assert "tokens: at most 0.30 of the peer's (bar 0.3)" in output
+    assert "reached with 2 of 2 seeds" in output
+
+
+@pytest.mark.slow
+def test_loss_per_token_with_the_real_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import loss_per_token
+
+    from azllm_lightning.azerbaijani.tales import write_tales
+
+    lines = [json.dumps({"text": tale, "source": "tales"}) for tale in write_tales(60_000, 0)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name, value in {"STEPS": {"budget": 4}, "BATCH": 2, "BLOCK": 16, "VAL_WINDOWS": 4}.items():
+        monkeypatch.setattr(loss_per_token, name, value)
+    args = [str(tmp_path / "text.jsonl"), "--lr", "1e-3", "--seeds", "1", "--work", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["loss_per_token.py", *args])
+    loss_per_token.main()
+    assert re.search(r"seed 1234: peer \d\.\d{4} in \d+ s; ours", capsys.readouterr().out)

@@ -64,7 +64,7 @@ def test_it_carries_the_configs_and_the_lexicon_and_no_tests(installed: Path) ->
     wanted = {
         path.relative_to(ROOT).as_posix()
         for path in package.rglob("*")
-        if path.suffix in (".py", ".tsv")
+        if path.suffix in (".py", ".tsv", ".typed")
     }
     wanted |= {
         f"azllm_lightning/{path.relative_to(ROOT).as_posix()}"
@@ -82,23 +82,23 @@ def test_the_module_finds_every_config(installed: Path, tmp_path: Path) -> None:
 
 
 def test_the_console_script_finds_every_config(installed: Path, tmp_path: Path) -> None:
-    (script,) = (path for path in (installed / "bin").glob("azllm-train*"))
-    told = subprocess.run(
-        [str(script), "--cfg", "job", "+experiment=t4"],
+    (script,) = (path for path in (installed / "bin").glob("azllm*"))
+    done = subprocess.run(
+        [str(script), "train", "--cfg", "job", "experiment=t4"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(installed)},
         capture_output=True,
         encoding="utf-8",
         timeout=120,
     )
-    assert "n_layer: 12" in told.stdout, told.stderr
+    assert "n_layer: 12" in done.stdout, done.stderr
 
 
 def test_python_finds_every_config(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import azllm_lightning, hydra; from azllm_lightning.cli.entrance import conf_dir\n"
+        "import azllm_lightning, hydra; from azllm_lightning.cli.composition import conf_dir\n"
         "print(conf_dir())\n"
-        "print(azllm_lightning.compose(['+experiment=t4'])['model']['n_layer'])\n"
+        "print(azllm_lightning.compose(['experiment=t4']).model.n_layer)\n"
         "with hydra.initialize_config_module('azllm_lightning.conf', version_base='1.3'):\n"
         "    print(hydra.compose('train', ['+experiment=t4']).model.n_embd)\n"
     )

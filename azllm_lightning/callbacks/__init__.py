@@ -1,1 +1,1 @@
-"""What watches a run: speed, health, the console, and the summary it leaves."""
+"""What watches a run: its history, the diagnosis of it, and the views of both."""

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: one bar, a line at each validation; in English or Azerbaijani."""
+"""What the terminal shows during a run: a progress bar, and a line at each validation."""
 
 from __future__ import annotations
 
@@ -13,51 +13,40 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
-from azllm_lightning.callbacks.panels import Validation, duration, ppl, prose, validation_line
-from azllm_lightning.callbacks.remaining import RemainingTime
-from azllm_lightning.callbacks.throughput import Throughput
-from azllm_lightning.callbacks.words import Words
-from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.callbacks.history import History
+from azllm_lightning.callbacks.panels import validation_line
+from azllm_lightning.callbacks.text import duration, labelled, perplexity_text
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.training.causal_lm import CausalLM, StepReport
 from azllm_lightning.training.metrics import perplexity
 
 log = logging.getLogger("azllm_lightning.console")
 
 LINE_EVERY_SECONDS = 30.0
-"""Where no terminal is, a plain line this often takes the place of the bar."""
+"""Without a terminal, a plain line this often takes the place of the bar."""
 
-SECONDS_TO_JUDGE, WORTH_TELLING = 10.0, 30.0
-"""After how many seconds of steps the expected time is told, and from how many that are left."""
+SECONDS_TO_JUDGE = 10.0
+"""Seconds of steps after which the expected end is announced, once per session."""
+
+WORTH_ANNOUNCING = 30.0
+"""Seconds that must be left for that."""
 
 PLAIN = str.maketrans("↓↑", "-+")
-"""What stands for the arrows where they cannot be written."""
+"""Replacements for the arrows where they cannot be written."""
 
 
 class Console(Callback):
-    """A bar over optimizer steps with loss, val_loss, perplexity, tokens/s and the time left; a line a validation.
+    """A bar over optimizer steps with losses, speed and the time left; a line per validation."""
 
-    Its state is the table of validations, and what the last one took, so that a resumed run can tell the time left.
-    """
-
-    def __init__(self, words: Words, throughput: Throughput) -> None:
-        self.words, self.remaining = words, RemainingTime(throughput)
-        self.validations: list[Validation] = []
+    def __init__(self, history: History) -> None:
+        self.history = history
         self._bar: tqdm[Any] | None = None
         self._line_at = 0.0
-        self._time_told = False
+        self._end_announced = False
         self._postfix = ""
 
-    def state_dict(self) -> dict[str, Any]:
-        """The validations so far, and seconds of the last."""
-        rows = [list(row) for row in self.validations]
-        return {"validations": rows, "validation_seconds": self.remaining.validation_seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the table of earlier sessions."""
-        self.validations = [Validation(*row) for row in state_dict.get("validations", [])]
-        self.remaining.validation_seconds = state_dict.get("validation_seconds", 0.0)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar where the run stands."""
+        """Open the bar at the current step."""
         if trainer.is_global_zero:
             self._bar = tqdm(
                 total=trainer.max_steps,
@@ -69,74 +58,50 @@ class Console(Callback):
             )
             self._line_at = time.monotonic()
 
-    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """A validation is over now, if there was one."""
-        self.remaining.go_on()
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Move the bar by a step, or print a line now and then where there is none."""
+        """Advance the bar by a step; without a terminal, print a line now and then."""
         assert isinstance(pl_module, CausalLM)
-        report, bar, words = pl_module.step_report, self._bar, self.words
+        report = pl_module.step_report
+        bar = self._bar
         if report is None or bar is None:
             return
         line_is_due = time.monotonic() - self._line_at >= LINE_EVERY_SECONDS
-        if bar.disable and self._time_told and not line_is_due:
+        if bar.disable and self._end_announced and not line_is_due:
             return
-        left = self.remaining.seconds(trainer)
-        self._tell_time(left)
-        rate = self.remaining.throughput.rate
-        ends = [] if rate is None else [words("rate", rate=rate)]
-        ends += [] if left is None else [words("left", time=tqdm.format_interval(left))]
+        left = self.remaining_seconds(trainer)
+        if left is not None:
+            self._announce_end(left)
         if not bar.disable:
-            losses = [words("bar", loss=report.loss), f"ppl {ppl(perplexity(report.loss))}"]
-            if self.validations:
-                losses.insert(1, f"val {self.validations[-1].val_loss:.3f}")
-            bar.set_postfix_str(" ".join([*losses, *ends]), refresh=False)
+            bar.set_postfix_str(self._bar_text(report, left), refresh=False)
             bar.update(1)
         elif line_is_due:
             self._line_at = time.monotonic()
-            facts = {
-                "step": trainer.global_step,
-                "steps": trainer.max_steps,
-                "loss": report.loss,
-                "lr": report.lr,
-            }
-            log.info("  ".join([words("progress", **facts), *ends]))
+            line = tr(
+                "step {step}/{steps}  train_loss {loss:.4f}  lr {lr:.2e}",
+                step=trainer.global_step,
+                steps=trainer.max_steps,
+                loss=report.loss,
+                lr=report.lr,
+            )
+            log.info("  ".join([line, *self._speed(left)]))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why the bar stands still."""
-        self.remaining.pause()
+        """Show why the bar does not move."""
         if self._bar is not None and not self._bar.disable:
             self._postfix = str(self._bar.postfix or "")
-            self._bar.set_postfix_str(self.words("validating"))
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Measure."""
-        self.remaining.batch_over()
+            self._bar.set_postfix_str(tr("validating"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One line: the step, its losses, and whether they are the best so far."""
-        assert isinstance(pl_module, CausalLM)
-        values = pl_module.last_validation
-        gap = values.get("generalization_gap")
-        train_loss = None if gap is None else values["val_loss"] - gap
-        row = Validation(
-            trainer.global_step,
-            train_loss,
-            values["val_loss"],
-            values["val_ppl"],
-            values["val_bpb"],
-        )
-        self.validations.append(row)
+        """Print the validation in one line."""
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix, refresh=False)
         if trainer.is_global_zero:
-            log.info(validation_line(self.words, self.validations, trainer.max_steps))
+            log.info(validation_line(self.history.validations, trainer.max_steps))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar, without figures that are over."""
+        """Close the bar, without figures that are no longer true."""
         if self._bar is not None:
             self._bar.set_postfix_str("", refresh=False)
         self._close()
@@ -144,26 +109,46 @@ class Console(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar, so that what follows starts on a line of its own."""
+        """Close the bar, so that the next message starts on a line of its own."""
         self._close()
 
-    def _tell_time(self, left: float | None) -> None:
-        """Once a session, when enough was measured: how long it will take, and when it ends."""
-        if (
-            self._time_told
-            or left is None
-            or sum(self.remaining.throughput.step_seconds[1:]) < SECONDS_TO_JUDGE
-        ):
+    def remaining_seconds(self, trainer: Trainer) -> float | None:
+        """Seconds from the end of this step to the end of the run; None if not yet known."""
+        every = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
+        return self.history.clock.remaining(trainer.global_step, trainer.max_steps, every)
+
+    def _bar_text(self, report: StepReport, left: float | None) -> str:
+        losses = [f"loss {report.loss:.3f}"]
+        if self.history.validations:
+            losses.append(f"val {self.history.validations[-1].val_loss:.3f}")
+        losses.append(f"ppl {perplexity_text(perplexity(report.loss))}")
+        return " ".join([*losses, *self._speed(left)])
+
+    def _speed(self, left: float | None) -> list[str]:
+        rate = self.history.tokens_per_sec
+        parts = [] if rate is None else [tr("{rate:,.0f} tokens/s", rate=rate)]
+        if left is not None:
+            parts.append(tr("{time} left", time=tqdm.format_interval(left)))
+        return parts
+
+    def _announce_end(self, left: float) -> None:
+        """Once per session, after enough steps: how long the run will take, and when it ends."""
+        measured = sum(self.history.clock.step_seconds[1:])
+        if self._end_announced or measured < SECONDS_TO_JUDGE:
             return
-        self._time_told = True
-        if left >= WORTH_TELLING:
-            now = datetime.now()
-            end = now + timedelta(seconds=left)
-            clock = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%Y-%m-%d %H:%M}"
-            about = duration(self.words, left)
-            log.info(
-                "\n".join(prose(self.words("time"), self.words("ends", time=about, clock=clock)))
+        self._end_announced = True
+        if left < WORTH_ANNOUNCING:
+            return
+        now = datetime.now()
+        end = now + timedelta(seconds=left)
+        if end.date() == now.date():
+            text = tr(
+                "about {time}, ends around {clock}", time=duration(left), clock=f"{end:%H:%M}"
             )
+        else:
+            date = f"{end:%Y-%m-%d %H:%M}"
+            text = tr("about {time}, ends around {date}", time=duration(left), date=date)
+        log.info(labelled(tr("time"), text))
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -174,19 +159,20 @@ class TqdmHandler(logging.Handler):
     """Prints log lines above an open bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write to standard output what is said, to standard error what is warned of; never fail for a letter."""
+        """Write warnings to standard error, the rest to standard output, in their encodings."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        text, encoding = self.format(record), getattr(stream, "encoding", None) or "utf-8"
+        text = self.format(record)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
         try:
             text.encode(encoding)
-        except UnicodeEncodeError:  # a Windows console of an old code page
+        except UnicodeEncodeError:  # a Windows console with an old code page
             text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
         tqdm.write(text, file=stream)
         sys.stdout.flush()
 
 
 def _size() -> dict[str, Any]:
-    """The terminal's size; one that tells none, as a notebook's `!command` may, is taken for 80 x 24."""
+    """tqdm's size settings; 80 x 24 where a terminal reports none, as in a notebook."""
     with contextlib.suppress(OSError, ValueError):  # no terminal
         if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
             return {"ncols": 79, "nrows": 24}
@@ -194,9 +180,7 @@ def _size() -> dict[str, Any]:
 
 
 def _no_bar() -> bool | None:
-    """Whether a bar would do harm; None: unless standard error is a terminal."""
-    if (
-        os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
-    ):  # nobody looks, and each of its moves is kept in a log
-        return True
+    """tqdm's `disable`: True for no bar, None for a bar if standard error is a terminal."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":
+        return True  # nobody watches, and each move of the bar is kept in a log
     return False if "ipykernel" in sys.modules else None

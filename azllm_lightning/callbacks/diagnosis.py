@@ -1,231 +1,274 @@
-"""Tells a person, once, in one line, what ails a run and what to try; and stops a run that learns no more."""
+"""Reports what is going wrong in a run and what to try, and stops a run that no longer learns."""
 
 from __future__ import annotations
 
 import logging
 import math
 import statistics
-import time
-from collections import deque
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from azllm_lightning.callbacks import rules as ailments
-from azllm_lightning.callbacks.console import Console
-from azllm_lightning.callbacks.panels import best_of, prose
+from azllm_lightning.callbacks import rules
+from azllm_lightning.callbacks.history import CHECK_EVERY, LONG, History, Validation, best_of
 from azllm_lightning.callbacks.tensorboard import writers
-from azllm_lightning.callbacks.throughput import Throughput
+from azllm_lightning.callbacks.text import labelled
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.callbacks import CallbacksConfig
+from azllm_lightning.data.datamodule import datamodule_of
+from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.training.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
 
 WORSE = 4.0
-"""How many times as bad as when it was told an ailment must be to be told again."""
+"""How many times as severe as when it was reported a problem must be to be reported again."""
 
-WELL = 0.5
-"""Below this an ailment is over, and may be told again when it comes back."""
-
-CHECK_EVERY = 10
-"""Optimizer steps between two looks at what changes slowly."""
-
-WATCHED_STEPS, WATCHED_SECONDS = 50, 20.0
-"""How many measured steps, and how much of their time, a judgement on waiting for data takes."""
+OVER = 0.5
+"""Severity below which a problem is over, and is reported again when it comes back."""
 
 
 class Diagnosis(Callback):
-    """Watches the losses, the gradient norm, the fp16 scale and the waits for data, and says what `ailments` finds.
+    """Asks `rules` about the history, and reports each problem once per episode.
 
-    Each finding is a line in the console, and in TensorBoard a text and a scalar `diagnosis/<ailment>` (how many times
-    its threshold) at that step; a run in good health leaves neither. What it has seen and said is in its state, so that
-    a resumed run says what the uninterrupted one would; waits for data are measured anew.
+    A finding is a warning in the console, and in TensorBoard a text and a scalar `diagnosis/<name>`
+    (its severity) at that step; a healthy run has neither. What was reported is in every
+    checkpoint, so that a resumed run reports what an uninterrupted one would; waits for data are
+    measured within a session.
 
-    With `patience`, the run stops when it overfits, and when val_loss has not fallen for so many validations.
+    With `early_stopping`, the run stops when it overfits, and when val_loss has not fallen for
+    `early_stopping_patience` validations.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        throughput: Throughput,
-        rise: float,
-        best: Path,
-        patience: int | None,
-    ) -> None:
-        self.console, self.throughput = console, throughput
-        self.rise, self.best, self.patience = rise, best, patience
-        self._told: dict[str, float] = {}
-        self._losses: deque[float] = deque(maxlen=ailments.LONG + ailments.USUAL)
-        self._norms: deque[float] = deque(maxlen=ailments.LONG + ailments.USUAL)
-        self._lowest: tuple[float, float] | None = (
-            None  # mean of LONG steps and their scatter, where that was lowest
-        )
-        self._scales: list[float] = []  # since it last grew
-        self._batch_ended, self._waited = (
-            0.0,
-            math.nan,
-        )  # NaN: something besides waiting was done before this step
-        self._measured, self._idle, self._seconds = (
-            0,
-            0.0,
-            0.0,
-        )  # steps, their waits for data, their time
+    def __init__(self, history: History, config: CallbacksConfig) -> None:
+        self.history = history
+        self.config = config
+        self._reported: dict[str, float] = {}  # name -> severity when it was reported
+        self._waits_judged = 0  # steps of this session
+
+    @property
+    def overfitting(self) -> bool:
+        """Whether the run was reported to overfit and has not recovered."""
+        return "overfitting" in self._reported
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen and said; the validations are in the console's state."""
-        return {
-            "told": dict(self._told),
-            "losses": list(self._losses),
-            "norms": list(self._norms),
-            "lowest": None if self._lowest is None else list(self._lowest),
-            "scales": list(self._scales),
-        }
+        """What was reported and is not over."""
+        return {"reported": dict(self._reported)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on watching where the checkpoint was written."""
-        self._told, self._scales = dict(state_dict["told"]), list(state_dict["scales"])
-        self._losses.extend(state_dict["losses"])
-        self._norms.extend(state_dict["norms"])
-        lowest = state_dict["lowest"]
-        self._lowest = None if lowest is None else (lowest[0], lowest[1])
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the wait for this batch; while a step's later ones are waited for, a GPU still computes."""
-        if batch_idx % trainer.accumulate_grad_batches == 0 or pl_module.device.type == "cpu":
-            self._waited += time.perf_counter() - self._batch_ended
+        """Continue where the checkpoint was written."""
+        self._reported = dict(state_dict["reported"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Look at the step that this batch completed, if it did."""
+        """Judge the steps up to the one that this batch completed, if it did."""
         assert isinstance(pl_module, CausalLM)
         report = pl_module.step_report
-        if report is not None:
-            if report.finite:
-                self._losses.append(report.loss)
-                self._norms.append(report.grad_norm)
-                self._look_at_losses(trainer, pl_module)
-            self._look_at_scale(trainer, pl_module, report.loss_scale)
-            self._look_at_waits(trainer)
-            self._waited = math.nan if pl_module.logs_now else 0.0
-        self._batch_ended = time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation before a step is no wait for its data."""
-        self._waited = math.nan
+        if report is None:
+            return
+        slow = trainer.global_step % CHECK_EVERY == 0
+        if report.finite:
+            self._check_learning_rate(trainer, pl_module, slow)
+            if slow:
+                self._check_learning(trainer, pl_module)
+        self._check_scale(trainer, pl_module)
+        if slow:
+            self._check_waits(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the validations so far, this one included; stop here if the run is to stop early."""
+        """Judge the validations up to this one; stop here if the run is to stop early."""
         assert isinstance(pl_module, CausalLM)
-        history, step = self.console.validations, trainer.global_step
-        best = best_of(history)
+        validations = self.history.validations
+        best = best_of(validations)
         if best is None or trainer.sanity_checking:
             return
-        severity, row = ailments.overfitting(history, self.rise), history[-1]
-        told = {
-            "val": row.val_loss,
-            "train": row.train_loss,
-            "best": best.val_loss,
-            "best_step": best.step,
-        }
-        if self._is_news("overfitting", severity):
-            remedy = ailments.against_overfitting(
-                pl_module.optimizer_config, pl_module.model_config.dropout
-            )
-            self._say(trainer, "overfitting", severity, path=self.best, remedy=remedy, **told)
-        since = sum(row.step > best.step for row in history)
-        if self.patience is not None and (severity >= 1 or since >= self.patience):
+        severity = rules.overfitting(validations, self.config.health.overfit_rise)
+        if best is validations[-1]:
+            self._reported.pop("overfitting", None)  # only a new best ends the episode
+        if severity >= 1 and not self.overfitting:
+            self._reported["overfitting"] = severity
+            text = overfitting_text(validations[-1], best, pl_module)
+            self._report(trainer, "overfitting", severity, text)
+        since_best = sum(row.step > best.step for row in validations)
+        worse = severity >= 1 or since_best >= self.config.early_stopping_patience
+        if self.config.early_stopping and worse:
             trainer.should_stop = True
-            self._say(trainer, "early_stop", float(since), **told)
-        elif step >= trainer.max_steps and severity < 1:
-            schedule, guess = pl_module.schedule_config, math.log(pl_module.model_config.vocab_size)
-            if (found := ailments.underfitting(history, guess, schedule.warmup_steps)) is not None:
-                key, middle = found
-                told |= {"middle": middle.val_loss, "middle_step": middle.step, "longer": 2 * step}
-                self._say(trainer, key, 1.0, lr=pl_module.optimizer_config.lr, **told)
-
-    def _look_at_losses(self, trainer: Trainer, pl_module: CausalLM) -> None:
-        """A learning rate that is too high, and a run that learns nothing."""
-        losses, norms, step = list(self._losses), list(self._norms), trainer.global_step
-        vocab, schedule = pl_module.model_config.vocab_size, pl_module.schedule_config
-        guess, lr = math.log(vocab), pl_module.optimizer_config.lr
-        lowest, scatter = self._lowest or (guess, 0.0)
-        severity = ailments.loss_rise(losses, lowest, scatter)
-        if step % CHECK_EVERY == 0:
-            severity = max(severity, ailments.norm_growth(losses, norms))
-        if (step % CHECK_EVERY == 0 or severity >= 1) and self._is_news("lr_too_high", severity):
-            loss, norm = (
-                statistics.fmean(losses[-ailments.SHORT :]),
-                statistics.median(norms[-ailments.SHORT :]),
+            text = tr(
+                "step {step:,}: stopping early (callbacks.early_stopping): "
+                "val_loss has not improved on {best:.3f} since step {best_step:,}",
+                step=trainer.global_step,
+                best=best.val_loss,
+                best_step=best.step,
             )
-            usual = statistics.median(norms[: -ailments.SHORT] or norms)
-            told = {
-                "loss": loss,
-                "lowest": lowest,
-                "norm": norm,
-                "usual": usual,
-                "warmup": schedule.warmup_steps,
-            }
-            self._say(trainer, "lr_too_high", severity, lr=lr, lower=lr / 3, **told)
-        recent = losses[-ailments.LONG :]
-        if step % CHECK_EVERY or len(recent) < ailments.LONG:
-            return
-        if (mean := statistics.fmean(recent)) < lowest:
-            self._lowest = (mean, statistics.pstdev(recent, mean))
-        if step >= schedule.warmup_steps + ailments.LONG:
-            severity = ailments.deadness(losses, guess)
-            if self._is_news("dead", severity):
-                self._say(trainer, "dead", severity, loss=mean, guess=guess, vocab=vocab, lr=lr)
+            self._report(trainer, "early_stop", float(since_best), text)
+        elif trainer.global_step >= trainer.max_steps and severity < 1 and not self.overfitting:
+            self._check_underfitting(trainer, pl_module)
 
-    def _look_at_scale(self, trainer: Trainer, pl_module: CausalLM, scale: float) -> None:
-        if not self._scales or scale > self._scales[-1]:
-            self._scales = [scale]
-        elif scale < self._scales[-1]:
-            self._scales.append(scale)
-        severity = ailments.scale_fall(self._scales)
+    def _check_underfitting(self, trainer: Trainer, module: CausalLM) -> None:
+        validations = self.history.validations
+        found = rules.underfitting(
+            validations, _chance_loss(module), module.schedule_config.warmup_steps
+        )
+        if found is None:
+            return
+        name, middle = found
+        if name == "undertrained":
+            text = undertrained_text(validations[-1], middle)
+        else:
+            text = too_small_text(validations[-1], middle, module.optimizer_config.lr)
+        self._report(trainer, name, 1.0, text)
+
+    def _check_learning_rate(self, trainer: Trainer, module: CausalLM, slow: bool) -> None:
+        losses = list(self.history.losses)
+        norms = list(self.history.norms)
+        lowest = self.history.lowest
+        chance = _chance_loss(module)
+        severity = rules.loss_rise(losses, lowest, chance)
+        if slow:
+            severity = max(severity, rules.norm_growth(losses, norms))
+        if not (slow or severity >= 1) or not self._is_news("lr_too_high", severity):
+            return
+        lr = module.optimizer_config.lr
+        text = tr(
+            "step {step:,}: the learning rate looks too high. "
+            "train_loss {loss:.2f} (was {lowest:.2f}), grad_norm {norm:.2g} (was {usual:.2g}). "
+            "Try optimizer.lr={lower:.1g} (now {lr:g}) "
+            "or a higher schedule.warmup_steps (now {warmup})",
+            step=trainer.global_step,
+            loss=statistics.fmean(losses[-rules.SHORT :]),
+            lowest=chance if lowest is None else min(chance, lowest.value),
+            norm=statistics.median(norms[-rules.SHORT :]),
+            usual=statistics.median(norms[: -rules.SHORT] or norms),
+            lower=lr / 3,
+            lr=lr,
+            warmup=module.schedule_config.warmup_steps,
+        )
+        self._report(trainer, "lr_too_high", severity, text)
+
+    def _check_learning(self, trainer: Trainer, module: CausalLM) -> None:
+        losses = list(self.history.losses)
+        chance = _chance_loss(module)
+        warmed_up = trainer.global_step >= module.schedule_config.warmup_steps + LONG
+        if len(losses) < LONG or not warmed_up:
+            return
+        severity = rules.deadness(losses, chance)
+        if self._is_news("dead", severity):
+            text = tr(
+                "step {step:,}: the model is not learning: "
+                "train_loss {loss:.3f}, chance is {chance:.3f}. "
+                "Check that the text is real, and optimizer.lr (now {lr:g}; usual: 1e-4 to 1e-2)",
+                step=trainer.global_step,
+                loss=statistics.fmean(losses[-LONG:]),
+                chance=chance,
+                lr=module.optimizer_config.lr,
+            )
+            self._report(trainer, "dead", severity, text)
+
+    def _check_scale(self, trainer: Trainer, module: CausalLM) -> None:
+        severity = rules.scale_fall(self.history.scales)
         if self._is_news("scale_falls", severity):
-            told = {
-                "scale": scale,
-                "halvings": severity * ailments.HALVINGS,
-                "lr": pl_module.optimizer_config.lr,
-            }
-            self._say(trainer, "scale_falls", severity, **told)
+            text = tr(
+                "step {step:,}: the fp16 loss scale keeps falling: "
+                "{scale:g} after {halvings:.0f} halvings. "
+                "Try trainer.precision=32-true (bf16-mixed where supported) "
+                "or a lower optimizer.lr (now {lr:g})",
+                step=trainer.global_step,
+                scale=self.history.scales[-1],
+                halvings=severity * rules.HALVINGS,
+                lr=module.optimizer_config.lr,
+            )
+            self._report(trainer, "scale_falls", severity, text)
 
-    def _look_at_waits(self, trainer: Trainer) -> None:
-        if math.isnan(self._waited):
+    def _check_waits(self, trainer: Trainer) -> None:
+        clock = self.history.clock
+        share = rules.waiting_share(
+            clock.waits[self._waits_judged :], clock.step_seconds[self._waits_judged :]
+        )
+        if share is None:
             return
-        self._measured += 1
-        self._idle += self._waited
-        self._seconds += self.throughput.step_seconds[-1]
-        if self._measured < WATCHED_STEPS or self._seconds < WATCHED_SECONDS:
-            return
-        share = self._idle / self._seconds
-        self._measured, self._idle, self._seconds = 0, 0.0, 0.0
-        severity = share / ailments.WAITING
+        self._waits_judged = len(clock.waits)
+        severity = share / rules.WAITING
         if self._is_news("data_bound", severity):
-            workers = trainer.datamodule.config.num_workers  # type: ignore[attr-defined]
-            told = {"share": share, "workers": workers, "more": max(2, 2 * workers)}
-            self._say(trainer, "data_bound", severity, **told)
+            workers = datamodule_of(trainer).config.num_workers
+            text = tr(
+                "step {step:,}: {share:.0%} of the time is spent waiting for data. "
+                "Try data.num_workers={more} (now {workers}), or data.dir on a faster disk",
+                step=trainer.global_step,
+                share=share,
+                more=max(2, 2 * workers),
+                workers=workers,
+            )
+            self._report(trainer, "data_bound", severity, text)
 
-    def _is_news(self, ailment: str, severity: float) -> bool:
-        """Whether to speak of it: it is there, and was not told since it came or is far worse now."""
-        if severity < WELL:
-            self._told.pop(ailment, None)
-        if severity < max(1.0, WORSE * self._told.get(ailment, 0.0)):
+    def _is_news(self, name: str, severity: float) -> bool:
+        """Whether to report it: it is there, and new since it was last over, or far worse now."""
+        if severity < OVER:
+            self._reported.pop(name, None)
+        if severity < max(1.0, WORSE * self._reported.get(name, 0.0)):
             return False
-        self._told[ailment] = severity
+        self._reported[name] = severity
         return True
 
-    def _say(self, trainer: Trainer, key: str, value: float, **fields: object) -> None:
-        """One line in the console, and a mark at this step in TensorBoard."""
-        words, step = self.console.words, trainer.global_step
-        text = words(key, step=step, **fields)
+    def _report(self, trainer: Trainer, name: str, value: float, text: str) -> None:
+        """A warning in the console, and a mark at this step in TensorBoard."""
         if trainer.is_global_zero:
-            log.warning("\n".join(prose(words("diagnosis"), text)))
+            log.warning(labelled(tr("diagnosis"), text))
         for writer in writers(trainer):
-            writer.add_text(f"diagnosis/{key}", text, step)
+            writer.add_text(f"diagnosis/{name}", text, trainer.global_step)
         for logger in trainer.loggers:
-            logger.log_metrics({f"diagnosis/{key}": value}, step=step)
+            logger.log_metrics({f"diagnosis/{name}": value}, step=trainer.global_step)
             logger.save()
+
+
+def overfitting_text(last: Validation, best: Validation, module: CausalLM) -> str:
+    """That val_loss rises, which weights to use, and what to change in the next run."""
+    remedy = rules.against_overfitting(module.optimizer_config, module.model_config.dropout)
+    assert last.train_loss is not None
+    return tr(
+        "step {step:,}: overfitting. "
+        "val_loss is rising ({val:.3f}; best {best:.3f} at step {best_step:,}) "
+        "while train_loss keeps falling ({train:.3f}). Use {file}. "
+        "Next time: more text, {remedy}, or a smaller model",
+        step=last.step,
+        val=last.val_loss,
+        best=best.val_loss,
+        best_step=best.step,
+        train=last.train_loss,
+        file=BEST,
+        remedy=remedy,
+    )
+
+
+def undertrained_text(last: Validation, middle: Validation) -> str:
+    """That the run ended while it was still learning fast."""
+    return tr(
+        "step {step:,}: undertrained. Both losses are still falling fast "
+        "(val_loss {val:.3f}; {middle:.3f} at step {middle_step:,}). "
+        "Try a new run with trainer.max_steps={longer}",
+        step=last.step,
+        val=last.val_loss,
+        middle=middle.val_loss,
+        middle_step=middle.step,
+        longer=2 * last.step,
+    )
+
+
+def too_small_text(last: Validation, middle: Validation, lr: float) -> str:
+    """That the losses stay high."""
+    assert last.train_loss is not None
+    return tr(
+        "step {step:,}: underfitting. val_loss ({val:.3f}) and train_loss ({train:.3f}) "
+        "have hardly moved since step {middle_step:,}. "
+        "Try a larger model, or another optimizer.lr (now {lr:g}), a higher one first",
+        step=last.step,
+        val=last.val_loss,
+        train=last.train_loss,
+        middle_step=middle.step,
+        lr=lr,
+    )
+
+
+def _chance_loss(module: CausalLM) -> float:
+    """The loss of guessing among all tokens alike, in nats."""
+    return math.log(module.model_config.vocab_size)

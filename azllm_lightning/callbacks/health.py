@@ -1,4 +1,4 @@
-"""Guards a run against numbers that are not finite: counts the steps left out, warns of spikes, asks to roll back."""
+"""Protects a run from numbers that are not finite, and warns of spikes."""
 
 from __future__ import annotations
 
@@ -8,42 +8,56 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from azllm_lightning.callbacks.words import Words
+from azllm_lightning.callbacks.text import paragraph
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import HealthConfig
-from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.causal_lm import CausalLM, StepReport
 
 log = logging.getLogger(__name__)
 
 SCALE_FLOOR = 1.0
-"""An fp16 overflow above this scale is the scaler finding its level; at or below it, the run is broken."""
+"""An fp16 overflow above this loss scale is the scaler finding its level; at or below it, the run
+is broken."""
 
 
 class RollBack(Exception):
-    """Steps `first_step` to `last_step` (1 is the run's first) were not finite: go back before them, leave them out."""
+    """Steps `first_step` to `last_step` were not finite: go back before them and skip their
+    batches.
+
+    Steps are counted from 1.
+    """
 
     def __init__(self, first_step: int, last_step: int) -> None:
-        super().__init__(
-            f"steps {first_step} to {last_step} had a loss or gradient that is not finite"
-        )
-        self.first_step, self.last_step = first_step, last_step
+        self.first_step = first_step
+        self.last_step = last_step
+        if first_step == last_step:
+            text = tr("non-finite loss or gradient in step {step:,}", step=first_step)
+        else:
+            text = tr(
+                "non-finite loss or gradient in steps {first:,} to {last:,}",
+                first=first_step,
+                last=last_step,
+            )
+        super().__init__(text)
 
 
 class Health(Callback):
-    """Counts steps whose loss or gradient was not finite (they change no weight), and warns when the loss jumps.
+    """Counts non-finite steps, which change no weight, and warns when the loss jumps.
 
-    After `patience` such steps in a row it raises RollBack. All it knows is in its state, so that a resumed run decides
-    as the uninterrupted one would.
+    After `patience` such steps in a row it raises RollBack. Its counts are in every checkpoint, so
+    that a resumed run decides as an uninterrupted one would.
     """
 
-    def __init__(self, config: HealthConfig, words: Words) -> None:
-        self.config, self.words, self.rollbacks = config, words, 0
+    def __init__(self, config: HealthConfig) -> None:
+        self.config = config
+        self.rollbacks = 0
         self.skipped_steps = 0
         self._in_a_row = 0
         self._mean: float | None = None  # of the loss, over about the last 50 steps
-        self._jumped = False  # so that a loss that stays up is told once
+        self._jumped = False  # so that a loss that stays high is reported once
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, and the mean that a spike is measured from."""
+        """The counts, and the mean that a spike is compared with."""
         return {
             "rollbacks": self.rollbacks,
             "skipped_steps": self.skipped_steps,
@@ -53,34 +67,53 @@ class Health(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint, without forgetting the rollback that may have led to it."""
+        """Continue from a checkpoint, without forgetting the rollback that may have led to it."""
         self.rollbacks = max(self.rollbacks, state_dict["rollbacks"])
-        self.skipped_steps, self._in_a_row = state_dict["skipped_steps"], state_dict["in_a_row"]
-        self._mean, self._jumped = state_dict["mean"], state_dict.get("jumped", False)
+        self.skipped_steps = state_dict["skipped_steps"]
+        self._in_a_row = state_dict["in_a_row"]
+        self._mean = state_dict["mean"]
+        self._jumped = state_dict["jumped"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Look at the step that this batch completed, if it did."""
+        """Check the step that this batch completed, if it did."""
         assert isinstance(pl_module, CausalLM)
-        report, step = pl_module.step_report, trainer.global_step
+        report = pl_module.step_report
         if report is None:
             return
         if report.finite:
-            self._in_a_row = 0
-            jumps = self._mean is not None and report.loss > self._mean + self.config.spike
-            if jumps and not self._jumped:
-                log.warning(self.words("loss_jump", step=step, loss=report.loss, mean=self._mean))
-            self._jumped = jumps
-            self._mean = (
-                report.loss if self._mean is None else 0.98 * self._mean + 0.02 * report.loss
+            self._check_spike(report, trainer.global_step)
+        elif not (math.isfinite(report.loss) and report.loss_scale > SCALE_FLOOR):
+            self._count_skipped(report, trainer.global_step)
+
+    def _check_spike(self, report: StepReport, step: int) -> None:
+        self._in_a_row = 0
+        mean = report.loss if self._mean is None else self._mean
+        jumps = report.loss > mean + self.config.spike
+        if jumps and not self._jumped:
+            text = tr(
+                "step {step:,}: the loss jumped to {loss:.3f} from a mean of {mean:.3f}",
+                step=step,
+                loss=report.loss,
+                mean=mean,
             )
-            return
-        if math.isfinite(report.loss) and report.loss_scale > SCALE_FLOOR:
-            return  # an ordinary overflow: the scaler lowers its scale
+            log.warning(paragraph(text))
+        self._jumped = jumps
+        self._mean = 0.98 * mean + 0.02 * report.loss
+
+    def _count_skipped(self, report: StepReport, step: int) -> None:
         self.skipped_steps += 1
         self._in_a_row += 1
-        told = {"loss": report.loss, "norm": report.grad_norm, "patience": self.config.patience}
-        log.warning(self.words("left_out", step=step, in_a_row=self._in_a_row, **told))
+        text = tr(
+            "step {step:,} skipped: loss {loss:.4g}, gradient norm {norm:.4g} "
+            "({in_a_row} in a row; limit: callbacks.health.patience={patience})",
+            step=step,
+            loss=report.loss,
+            norm=report.grad_norm,
+            in_a_row=self._in_a_row,
+            patience=self.config.patience,
+        )
+        log.warning(paragraph(text))
         if self._in_a_row >= self.config.patience:
             raise RollBack(step - self._in_a_row + 1, step)

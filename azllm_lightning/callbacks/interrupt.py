@@ -1,4 +1,4 @@
-"""A callback that ends its own run at a chosen step, for proving that nothing is lost by it."""
+"""A callback that ends its own run at a chosen step, to prove that nothing is lost by that."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Interrupt(Callback):
-    """Stops the run by SIGTERM when optimizer step `step` is over, or kills it outright, as a power cut would."""
+    """Stops the run by SIGTERM after optimizer step `step`, or with `kill` without warning."""
 
     def __init__(self, step: int, kill: bool) -> None:
-        self.step, self.kill = step, kill
+        self.step = step
+        self.kill = kill
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Send the signal to this process; on several, to the first of them."""
+        """Send the signal to this process; with several processes, to the first."""
         if trainer.global_step == self.step and trainer.is_global_zero:
             if self.kill:
-                os.kill(
-                    os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM)
-                )  # either is a hard end on Windows
+                # On Windows, which has no SIGKILL, SIGTERM ends a process just as abruptly.
+                os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
             signal.raise_signal(signal.SIGTERM)

@@ -1,6 +1,7 @@
-"""What can ail a run, told from its numbers alone: pure functions of curves, each giving how bad it is.
+"""What can go wrong in a run, judged from its history alone, by pure functions.
 
-1 and above is ill, below 0.5 is well, between the two nothing is known that was not known before.
+Most return a severity: at 1 and above the problem is there, below 0.5 it is not, and in between
+nothing has changed.
 """
 
 from __future__ import annotations
@@ -8,80 +9,110 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
-from azllm_lightning.callbacks.panels import Validation, best_of
+from azllm_lightning.callbacks.history import KEPT, LONG, Mean, Validation, best_of
 from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+
+RECENT = 9
+"""Validations up to the best that show how noisy val_loss is."""
 
 IN_A_ROW = 2
 """Validations above the best before a rise counts: one may be an unlucky set of weights."""
 
-NOISE = 2.0
-"""Standard deviations of val_loss's own jitter that a rise must exceed."""
+NOISE = 3.0
+"""How many times the noise of val_loss a rise must be."""
+
+EVIDENCE = 4.0
+"""Tolerances that the last three rises must add up to: two steep ones, or three moderate ones."""
+
+FALL = 0.02
+"""Fall of train_loss since the best, as a share of val_loss, that is more than chance."""
 
 DECAY = 3.0
-"""Weight decay that keeps a model with more parameters than its text has tokens from learning it by heart."""
+"""Weight decay that keeps a model larger than its text from memorising it."""
 
 LEARNED_LATE = 0.25
-"""Share of all that was learned that falls into the second half of a run cut off too early; healthy runs, whose rate
-falls to a tenth, have 0.05 to 0.15."""
+"""Share of the total fall of val_loss that happens in the second half of a run cut off too early;
+healthy runs, whose learning rate decays to a tenth, have 0.05 to 0.15."""
 
-STEEP, FLAT = 0.10, 0.02
-"""Fall of val_loss over the second half, as a share of it, above which it is steep and below which it is flat."""
+STEEP = 0.10
+"""Fall of val_loss over the second half, as a share of it, above which it is steep."""
+
+FLAT = 0.02
+"""The same fall, below which the curve is flat."""
 
 CLOSE = 0.10
-"""Gap, as a share of val_loss, below which the training loss is as high: it is not overfitting that holds it up."""
+"""Gap, as a share of val_loss, below which train_loss is as high: that is not overfitting."""
 
 HIGH = 0.6
-"""Share of the loss of guessing, ln V, above which a flat val_loss is high; models that read well end below 0.45."""
+"""Share of the chance loss, ln V, above which a flat val_loss is high; models that learned well end
+below 0.45."""
 
-SHORT, LONG = 10, 50
-"""Optimizer steps of a mean that shows a jump, and of one that shows where the loss stands."""
+SHORT = 10
+"""Optimizer steps of a mean that shows a jump."""
 
 RISE = 0.5
 """Nats above its lowest mean from which the loss has gone up, unless it scatters widely."""
 
 SCATTER = 3.0
-"""Standard deviations of a single step's loss that the mean of SHORT steps must rise by; ten times its own error."""
+"""Standard deviations of a single step's loss that the mean of SHORT steps must rise by; ten times
+its own error."""
 
 NORM_GROWTH = 4.0
-"""Growth of the gradient's median norm that is no drift: healthy runs double it over thousands of steps."""
-
-USUAL = 200
-"""Optimizer steps whose median is the gradient norm that was usual before."""
+"""Growth of the median gradient norm that is no drift: healthy runs double it over thousands of
+steps."""
 
 DEAD = 0.02
-"""Share of ln V that a run must have got below it after its warm-up; healthy ones have got 20 times as far."""
+"""Share of ln V that a run must have got below it after its warm-up; healthy ones have got 20 times
+as far."""
 
 HALVINGS = 5
-"""Times the fp16 scale may fall without growing in between; it starts at 2**13, and finds its level within four."""
+"""Times the fp16 scale may fall without growing in between; it starts at 2**13, and finds its level
+within four."""
 
 WAITING = 0.20
-"""Share of a step that is too long to wait for data."""
+"""Share of the steps' time that is too much to wait for data."""
+
+WATCHED_STEPS = 50
+"""Steps that a verdict on waiting for data needs at least."""
+
+WATCHED_SECONDS = 20.0
+"""Seconds of steps that it needs at least."""
 
 
 def overfitting(history: Sequence[Validation], share: float) -> float:
-    """How far val_loss has come up from its best while the training loss went on falling.
+    """How clearly val_loss has risen from its best while train_loss kept falling.
 
-    In units of what is no noise: the larger of `share` of the best and NOISE times the jitter from one validation to
-    the next. The validation windows are always the same, so that only the weights make it jitter.
+    Rises above the best are counted in tolerances. A tolerance is `share` of the best, or NOISE
+    times the noise where that is more. Only validations up to the best measure the noise (`jitter`
+    and `setback`), so that the rise itself is not mistaken for it. The last IN_A_ROW rises must
+    each reach one tolerance, and the last three together EVIDENCE.
+
+    The result stays below 1 where val_loss is recovering, where train_loss has fallen by less than
+    FALL of val_loss since the best, and where the two are closer than CLOSE of val_loss.
     """
     best = best_of(history)
-    since = [] if best is None else [row for row in history if row.step > best.step]
-    if best is None or len(since) < IN_A_ROW:
+    if best is None:
         return 0.0
-    last, before = _train_loss(since[-1]), _train_loss(best)
-    tolerance = max(
-        share * max(1.0, best.val_loss), NOISE * jitter([row.val_loss for row in history])
-    )
-    rise = min(row.val_loss - best.val_loss for row in since[-IN_A_ROW:]) / tolerance
-    recovers = since[-1].val_loss < max(row.val_loss for row in since) - tolerance
-    # The mean at the best lags behind by half an interval, so that the gap must be there too.
-    train_falls = last < before and since[-1].val_loss - last > tolerance
-    return rise if train_falls and not recovers else min(rise, 0.9)
+    rows = [row for row in history if row.step and math.isfinite(row.val_loss)]
+    since = [row for row in rows if row.step > best.step]
+    if len(since) < IN_A_ROW:
+        return 0.0
+    before = [row.val_loss for row in rows if row.step <= best.step]
+    noise = max(jitter(before), setback(before))
+    tolerance = max(share * max(1.0, best.val_loss), NOISE * noise)
+    rises = [(row.val_loss - best.val_loss) / tolerance for row in since]
+    severity = min(*rises[-IN_A_ROW:], sum(rises[-3:]) / EVIDENCE)
+    recovers = rises[-1] < max(rises) - 1
+    train_loss = _train_loss(since[-1])
+    train_falls = _train_loss(best) - train_loss > FALL * best.val_loss
+    apart = since[-1].val_loss - train_loss > CLOSE * best.val_loss
+    return severity if train_falls and apart and not recovers else min(severity, 0.9)
 
 
 def against_overfitting(optimizer: OptimizerConfig, dropout: float) -> str:
-    """What to type against it: decay, which did most where it was measured (benchmarks/LOG.md), then dropout."""
+    """Settings against it: weight decay, as measured in benchmarks/LOG.md, then dropout."""
     if (
         isinstance(optimizer, MuonConfig)
         and min(optimizer.weight_decay, optimizer.adam_weight_decay) < DECAY
@@ -91,13 +122,14 @@ def against_overfitting(optimizer: OptimizerConfig, dropout: float) -> str:
 
 
 def jitter(values: Sequence[float]) -> float:
-    """Standard deviation of the noise on a smooth curve, from the third differences of its last 9 points.
+    """Standard deviation of the noise on a smooth curve, from its third differences.
 
-    A quadratic has none, and the median is not moved by a single turn; 1.4826 makes it a standard deviation for normal
-    noise, whose third difference has a variance of 1 + 9 + 9 + 1 = 20. 0 below 5 points.
+    A quadratic has none, and the median is not moved by a single turn. The factor 1.4826 makes it a
+    standard deviation for normal noise, whose third difference has a variance of 1 + 9 + 9 + 1.
+    0 below 6 points, since one difference would move the median of two.
     """
-    recent = [value for value in values if math.isfinite(value)][-9:]
-    if len(recent) < 5:
+    recent = [value for value in values if math.isfinite(value)][-RECENT:]
+    if len(recent) < 6:
         return 0.0
     third = [
         abs(d - 3 * c + 3 * b - a)
@@ -106,13 +138,24 @@ def jitter(values: Sequence[float]) -> float:
     return 1.4826 * statistics.median(third) / math.sqrt(20)
 
 
+def setback(values: Sequence[float]) -> float:
+    """Highest rise of two values in a row above the lowest before, among the RECENT last values.
+
+    Up to a new best, these are the rises that a run has recovered from: slower than `jitter`.
+    """
+    lowest = list(accumulate(values, min))
+    rises = [min(pair) - low for pair, low in zip(pairwise(values), lowest[1:], strict=True)]
+    return max(rises[-RECENT:], default=0.0)
+
+
 def underfitting(
     history: Sequence[Validation], guess: float, warmup_steps: int
 ) -> tuple[str, Validation] | None:
-    """What the end of a run that is long past its warm-up tells: ("undertrained" or "too_small", its middle).
+    """The verdict at the end of a run: ("undertrained" or "too_small", its middle validation).
 
-    Undertrained: both losses still fall steeply. Too small: both are flat and high, measured by `guess`, the loss of
-    guessing. None for a run that is neither, or that was validated too seldom to tell.
+    Undertrained: both losses still fall steeply. Too small: both are flat, and high compared with
+    `guess`, the chance loss ln V. None if neither, or for a run too short or too seldom validated
+    to judge.
     """
     end, steps = history[-1], history[-1].step
     middle = min(history, key=lambda row: abs(row.step - steps / 2))
@@ -129,32 +172,54 @@ def underfitting(
     return None
 
 
-def loss_rise(losses: Sequence[float], lowest: float, scatter: float) -> float:
-    """How far the mean of the last SHORT training losses is above `lowest`, whose steps scattered by `scatter`."""
+def loss_rise(losses: Sequence[float], lowest: Mean | None, guess: float) -> float:
+    """How far the mean of the last SHORT training losses is above the `lowest` mean of LONG steps.
+
+    Until there is one below `guess`, the chance loss, that takes its place.
+    """
     if len(losses) < SHORT:
         return 0.0
-    return (statistics.fmean(losses[-SHORT:]) - lowest) / max(RISE, SCATTER * scatter)
+    if lowest is None or lowest.value > guess:
+        lowest = Mean(guess, 0.0)
+    return (statistics.fmean(losses[-SHORT:]) - lowest.value) / max(RISE, SCATTER * lowest.scatter)
 
 
 def norm_growth(losses: Sequence[float], norms: Sequence[float]) -> float:
-    """How far the gradient norm of the last LONG steps is above that of the USUAL before; 0 if the loss falls."""
-    if len(norms) < LONG + USUAL or statistics.fmean(losses[-LONG:]) < statistics.fmean(
-        losses[:-LONG]
-    ):
+    """Growth of the gradient norm in the last LONG steps, unless the loss falls."""
+    if len(norms) < KEPT:
+        return 0.0
+    if statistics.fmean(losses[-LONG:]) < statistics.fmean(losses[:-LONG]):
         return 0.0
     before = statistics.median(norms[:-LONG])
     return statistics.median(norms[-LONG:]) / (NORM_GROWTH * before) if before > 0 else 0.0
 
 
 def deadness(losses: Sequence[float], guess: float) -> float:
-    """Whether the mean of the last LONG losses, all of after the warm-up, is still `guess`, the loss of guessing."""
+    """Whether the mean of the last LONG losses is still `guess`, the chance loss."""
     below = 1 - statistics.fmean(losses[-LONG:]) / guess
     return 0.75 if below < -DEAD else min(1.0, DEAD / max(below, DEAD))
 
 
 def scale_fall(scales: Sequence[float]) -> float:
-    """Halvings of the fp16 scale since it last grew, `scales` being its values since then, in units of HALVINGS."""
+    """Halvings of the fp16 scale, in units of HALVINGS; `scales` are its values since it grew."""
     return math.log2(scales[0] / max(scales[-1], 2.0**-126)) / HALVINGS
+
+
+def waiting_share(waits: Sequence[float], step_seconds: Sequence[float]) -> float | None:
+    """Share of the steps' time that went into waiting for data, leaving out steps whose wait is
+    unknown (NaN).
+
+    None for fewer than WATCHED_STEPS steps or WATCHED_SECONDS.
+    """
+    known = [
+        (wait, seconds)
+        for wait, seconds in zip(waits, step_seconds, strict=True)
+        if not math.isnan(wait)
+    ]
+    total = sum(seconds for _, seconds in known)
+    if len(known) < WATCHED_STEPS or total < WATCHED_SECONDS:
+        return None
+    return sum(wait for wait, _ in known) / total
 
 
 def _train_loss(row: Validation) -> float:

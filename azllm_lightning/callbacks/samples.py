@@ -1,4 +1,4 @@
-"""Texts that the model writes at each validation, for TensorBoard: one sees it learn the language."""
+"""Texts that the model writes at each validation, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import unicodedata
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.tensorboard import writers
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import SamplesConfig
+from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.inference.sampling import sample
 from azllm_lightning.training.causal_lm import CausalLM
 
@@ -15,53 +17,52 @@ PROMPTS = {
     "tales": ["Bir kənddə", "Mənim adım", "Bir gün balaca dovşan"],
     "text": ["Azərbaycanın paytaxtı", "Bu gün hava", "Uşaqlar məktəbdən qayıdanda", "2020-ci ildə"],
 }
-"""Where callbacks.samples.prompts is null: for the text that data=tales writes, and for any other."""
+"""Used if callbacks.samples.prompts is null: for data=tales, and for any other text."""
 
 SEED = 0
-"""The same at each validation, so that what differs is the model."""
+"""The same at each validation, so that only the model differs."""
 
 MARKDOWN = str.maketrans(
     dict.fromkeys(map(chr, [*range(32), 127]), "\ufffd")
     | {character: f"&#{ord(character)};" for character in "&<>|`*_[]\\"}
     | {"\n": "<br>", "\t": " "}
 )
-"""What would be read as markup in a cell of a table, and the control characters that an untrained model writes."""
+"""Escapes for markup in a table cell, and for the control characters of an untrained model."""
 
 
 class Samples(Callback):
-    """Continues the same prompts after each validation, greedily and by chance, as the text "samples" of its step.
+    """Continues the same prompts after each validation, as the text "samples" of its step.
 
-    Neither the global random state nor the mode of the network is changed, and the way through the network is the
-    uncompiled one.
+    Changes neither the global random state nor the mode of the network, and runs it uncompiled.
     """
 
-    def __init__(self, config: SamplesConfig, data: str) -> None:
-        prompts = config.prompts or PROMPTS["tales" if data == "tales" else "text"]
-        self.prompts = [
-            unicodedata.normalize("NFC", prompt) for prompt in prompts
-        ]  # as they stand in what comes back
-        self.max_new_tokens, self.temperature = config.max_new_tokens, config.temperature
+    def __init__(self, config: SamplesConfig, data_name: str) -> None:
+        prompts = config.prompts or PROMPTS["tales" if data_name == "tales" else "text"]
+        # In the form in which they come back at the start of each text.
+        self.prompts = [unicodedata.normalize("NFC", prompt) for prompt in prompts]
+        self.config = config
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table: a row for each prompt."""
+        """Write a table with a row for each prompt."""
         assert isinstance(pl_module, CausalLM)
         for writer in writers(trainer):
             writer.add_text("samples", self._table(pl_module), trainer.global_step)
 
     def _table(self, module: CausalLM) -> str:
-        tokenizer = module.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        tokenizer = datamodule_of(module.trainer).tokenizer
         columns = [
             sample(
                 module.net,
                 tokenizer,
                 self.prompts,
-                self.max_new_tokens,
+                self.config.max_new_tokens,
                 temperature=temperature,
                 seed=SEED,
             )
-            for temperature in (0.0, self.temperature)
+            for temperature in (0.0, self.config.temperature)
         ]
-        rows = [f"| greedy | temperature {self.temperature:g} |", "|---|---|"]
+        sampled = tr("temperature {temperature:g}", temperature=self.config.temperature)
+        rows = [f"| {tr('greedy')} | {sampled} |", "|---|---|"]
         for prompt, *texts in zip(self.prompts, *columns, strict=True):
             cells = [
                 f"**{prompt.translate(MARKDOWN)}**{text[len(prompt) :].translate(MARKDOWN)}"

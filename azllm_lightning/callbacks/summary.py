@@ -1,75 +1,85 @@
-"""summary.json: what became of a run, over all its sessions."""
+"""summary.json: the outcome of a run, over all its sessions."""
 
 from __future__ import annotations
 
-import time
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
-from azllm_lightning.callbacks.throughput import Throughput, peak_memory_bytes
+from azllm_lightning.callbacks.history import History
+from azllm_lightning.callbacks.throughput import peak_memory_bytes
+from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.runs.atomic import write_json
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.saving import BestCheckpoint
 
 
-class Summary(Callback):
-    """Gathers the run's figures; its state (time and resumes so far) travels in the checkpoints."""
+@dataclass(frozen=True)
+class RunSummary:
+    """The fields of summary.json, in their order there; losses in nats per token."""
+
+    run_name: str
+    version: int
+    status: str  # "done" or "stopped"
+    steps: int
+    tokens_seen: int
+    val_loss: float | None
+    val_ppl: float | None
+    val_bpb: float | None
+    best_val_loss: float | None
+    best_step: int | None
+    tokens_per_sec: float | None  # of this session's median step
+    wall_seconds: float  # of all sessions
+    peak_memory_bytes: int | None
+    precision: str
+    compile: bool
+    num_params: int
+    resumed_from: list[str]
+
+
+class Summary:
+    """Writes summary.json into the folder of `run`."""
 
     def __init__(
-        self, run: Run, best: BestCheckpoint, throughput: Throughput, settled: dict[str, Any]
+        self, run: Run, history: History, best: BestCheckpoint, config: TrainerConfig
     ) -> None:
-        self.run, self.best, self.throughput, self.settled = run, best, throughput, settled
-        self.resumed_from: list[str] = []
-        self.starts_from: str | None = None
-        """The checkpoint that this session resumes from."""
-        self._earlier_seconds, self._started = 0.0, time.monotonic()
+        self.run = run
+        self.history = history
+        self.best = best
+        self.config = config
 
-    @property
-    def wall_seconds(self) -> float:
-        """Seconds spent in all sessions that the present state goes back to."""
-        return self._earlier_seconds + time.monotonic() - self._started
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed session adds to."""
-        return {"wall_seconds": self.wall_seconds, "resumed_from": list(self.resumed_from)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from an earlier session's figures."""
-        self._earlier_seconds, self.resumed_from = (
-            state_dict["wall_seconds"],
-            list(state_dict["resumed_from"]),
-        )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the resume, now that the state of the sessions before is back."""
-        if self.starts_from is not None:
-            self.resumed_from.append(self.starts_from)
-
-    def write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> dict[str, Any]:
-        """Write summary.json with `status` "done" or "stopped", and return what it says."""
-        assert isinstance(pl_module, CausalLM)
+    def write(self, trainer: Trainer, module: CausalLM, status: str) -> RunSummary:
+        """Write the run's figures with `status` "done" or "stopped", and return them."""
         score = self.best.best_model_score
-        metrics = pl_module.last_validation
-        values = {
-            "run_name": self.run.name,
-            "version": self.run.version,
-            "status": status,
-            "steps": trainer.global_step,
-            "tokens_seen": pl_module.tokens_seen,
-            "val_loss": metrics.get("val_loss"),
-            "val_ppl": metrics.get("val_ppl"),
-            "val_bpb": metrics.get("val_bpb"),
-            "best_val_loss": None if score is None else float(score),
-            "best_step": self.best.best_step,
-            "tokens_per_sec": self.throughput.median(trainer, pl_module),
-            "wall_seconds": self.wall_seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
-            **self.settled,
-            "num_params": pl_module.model_config.num_params(),
-            "resumed_from": self.resumed_from,
-        }
+        validation = module.last_validation
+        summary = RunSummary(
+            run_name=self.run.name,
+            version=self.run.version,
+            status=status,
+            steps=trainer.global_step,
+            tokens_seen=module.tokens_seen,
+            val_loss=validation.get("val_loss"),
+            val_ppl=validation.get("val_ppl"),
+            val_bpb=validation.get("val_bpb"),
+            best_val_loss=None if score is None else float(score),
+            best_step=self.best.best_step,
+            tokens_per_sec=self.history.median_tokens_per_sec(),
+            wall_seconds=self.history.clock.wall_seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+            precision=self.config.precision,
+            compile=bool(self.config.compile),
+            num_params=module.model_config.num_params(),
+            resumed_from=self.history.resumed_from,
+        )
         if trainer.is_global_zero:
+            values = {name: _finite(value) for name, value in asdict(summary).items()}
             write_json(self.run.folder / "summary.json", values)
-        return values
+        return summary
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

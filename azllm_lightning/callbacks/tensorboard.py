@@ -1,4 +1,4 @@
-"""What TensorBoard tells of a run besides its curves: how to lay them out, what the run is, and where it runs."""
+"""What TensorBoard shows of a run besides its curves: layout, settings and environment."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import azllm_lightning
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.curves import SESSION
-from azllm_lightning.training.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LAYOUT = {
     "loss": {
-        "train_loss, val_loss (nats a token)": ["Multiline", ["^train_loss$", "^val_loss$"]],
-        "generalization_gap (nats a token)": ["Multiline", ["^generalization_gap$"]],
+        "train_loss, val_loss (nats per token)": ["Multiline", ["^train_loss$", "^val_loss$"]],
+        "generalization_gap (nats per token)": ["Multiline", ["^generalization_gap$"]],
         "val_loss by source": ["Multiline", ["^val_loss_by_source/"]],
     },
     "perplexity": {
         "train_ppl, val_ppl": ["Multiline", ["^train_ppl$", "^val_ppl$"]],
-        "val_bpb (bits a byte)": ["Multiline", ["^val_bpb$"]],
+        "val_bpb (bits per byte)": ["Multiline", ["^val_bpb$"]],
     },
     "training": {
         "lr": ["Multiline", ["^lr$"]],
@@ -37,8 +37,8 @@ LAYOUT = {
         "peak_memory_gb": ["Multiline", ["^peak_memory_gb$"]],
     },
 }
-"""Rows of charts, each of the scalars whose tags match a regular expression; the same for all runs, so that they share
-the charts."""
+"""Rows of charts, each with the scalars whose tags match a regular expression; the same for all
+runs, which share them."""
 
 HPARAMS = {
     "model": "n_layer n_embd n_head dropout tie_embeddings",
@@ -47,10 +47,10 @@ HPARAMS = {
     "schedule": "name warmup_steps min_lr_ratio",
     "trainer": "max_steps global_batch_size micro_batch_size precision compile",
 }
-"""The settings in the table of runs; beside them stand the seed, the parameters and the tokens of all steps."""
+"""Settings in the table of runs, in addition to seed, parameters and tokens of all steps."""
 
 SHOWN = ("data.name", "optimizer.name", "optimizer.lr", "parameters", "tokens")
-"""Those that TensorBoard shows unasked; it has room for five."""
+"""The settings that TensorBoard shows by default; it has room for five."""
 
 METRICS = ("val_loss", "val_bpb", "best_val_loss", "best_step")
 """The scalars in that table: the last value of each."""
@@ -58,41 +58,44 @@ METRICS = ("val_loss", "val_bpb", "best_val_loss", "best_step")
 PACKAGES = ("torch", "lightning", "tensorboard", "tokenizers", "numpy")
 
 
-class Board(Callback):
-    """Writes to TensorBoard, once a session, the custom-scalars layout, the run's row of the HPARAMS tab, and as text
-    its config and its environment. A resume drops those of the session before (`carry_curve`)."""
+class TensorBoard(Callback):
+    """Writes the layout, the row in the HPARAMS tab, config and environment, once per session.
 
-    def __init__(self, config: dict[str, Any], config_text: str) -> None:
-        self.config, self.config_text = config, config_text
+    A resume drops those of the session before (`carry_curve`).
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write all of it, at step 0."""
         from torch.utils.tensorboard.summary import hparams
 
-        assert isinstance(pl_module, CausalLM)
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
-            table, row, _ = hparams(self._hparams(pl_module), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
+            table, row, _ = hparams(self._hparams(), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
             for summary in (_with_choice(table), row):
                 writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-            writer.add_text(f"{SESSION}config", code_block(self.config_text), 0)
+            writer.add_text(f"{SESSION}config", code_block(self.config.to_yaml()), 0)
             writer.add_text(f"{SESSION}environment", code_block(environment()), 0)
-            (Path(writer.log_dir) / TensorBoardLogger.NAME_HPARAMS_FILE).unlink(
-                missing_ok=True
-            )  # written when absent
+            # Lightning writes this file only where it is absent.
+            hparams_file = Path(writer.log_dir) / TensorBoardLogger.NAME_HPARAMS_FILE
+            hparams_file.unlink(missing_ok=True)
         for logger in trainer.loggers:
             logger.save()
 
-    def _hparams(self, module: CausalLM) -> dict[str, float | str]:
+    def _hparams(self) -> dict[str, float | str]:
+        values = self.config.to_mapping()
         found = {
-            f"{group}.{key}": self.config[group].get(key)
+            f"{group}.{key}": values[group].get(key)
             for group, keys in HPARAMS.items()
             for key in keys.split()
         }
-        windows = module.trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
-        found["seed"] = self.config["seed"]
-        found["parameters"] = module.model_config.num_params()
-        found["tokens"] = module.trainer.max_steps * windows * module.model_config.block_size
+        model = self.config.shape
+        found["seed"] = self.config.seed
+        found["parameters"] = model.num_params()
+        sequences = self.config.trainer.max_steps * self.config.trainer.global_batch_size
+        found["tokens"] = sequences * model.block_size
         return {
             key: str(value).lower() if isinstance(value, bool) else value
             for key, value in found.items()
@@ -100,7 +103,7 @@ class Board(Callback):
 
 
 def _with_choice(table: Any) -> Any:
-    """The summary that makes the table's columns, with those of SHOWN marked: they come before the others."""
+    """`table`, the definition of the columns, with those of SHOWN marked to come first."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     plugin_data = table.value[0].metadata.plugin_data
@@ -112,7 +115,7 @@ def _with_choice(table: Any) -> Any:
 
 
 def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
-    """What writes the event files, on the process that does."""
+    """The writers of the event files; none except in the first process."""
     if trainer.is_global_zero:
         yield from (
             logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)
@@ -120,12 +123,12 @@ def writers(trainer: Trainer) -> Iterator[SummaryWriter]:
 
 
 def code_block(text: str) -> str:
-    """`text` as Markdown that shows it as it is."""
+    """`text` as Markdown that shows it unchanged."""
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 def environment() -> str:
-    """Versions, machine and commit, one a line, as YAML."""
+    """Versions, machine and commit as YAML, one per line."""
     found = {
         "python": platform.python_version(),
         "azllm-lightning": azllm_lightning.__version__,
@@ -146,9 +149,9 @@ def environment() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this code, with "-dirty" where files differ from it; None outside a git checkout."""
+    """The commit of this code, "-dirty" if files differ from it; None outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # that of another project around site-packages would mislead
+    if not (root / ".git").exists():  # site-packages may lie in the checkout of another project
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -1,4 +1,5 @@
-"""What a person reads in the terminal, in English or in Azerbaijani: the texts of `words.tsv`, one key a line."""
+"""What a person reads in the terminal, in English or in Azerbaijani: the texts of `words.tsv`, one
+key a line."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ LANGUAGES = ("en", "az")
 
 
 class Words:
-    """The texts of one language: `words("resuming", path="a.ckpt", step=10)` fills the {fields} of a text in.
+    """The texts of one language: `words("resuming", path="a.ckpt", step=10)` fills the {fields} of
+    a text in.
 
     Raises ValueError for a language that is not there.
     """

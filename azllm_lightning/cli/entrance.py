@@ -24,17 +24,20 @@ from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
 from azllm_lightning.cli.overrides import hydra_overrides, reject_flags
 from azllm_lightning.cli.reference import help_text
 
-EXIT_DONE, EXIT_USAGE, EXIT_RESUMABLE = 0, 2, 75
+EXIT_DONE = 0
+EXIT_USAGE = 2
+EXIT_RESUMABLE = 75
 
 Config = TypeVar("Config")
 
 
 class Resumable(Exception):
-    """The work stopped before its end; `command` continues it."""
+    """The work stopped before its end; `command` continues it, as `message` says."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, message: str | None = None) -> None:
         super().__init__(command)
         self.command = command
+        self.message = message or tr("resume: {command}", command=command)
 
 
 def main(
@@ -91,7 +94,7 @@ def _exit_code(verb: str) -> Iterator[None]:
     try:
         yield
     except Resumable as stop:
-        print(tr("resume: {command}", command=stop.command), file=sys.stderr, flush=True)
+        print(stop.message, file=sys.stderr, flush=True)
         sys.exit(EXIT_RESUMABLE)
     except (*HYDRA_ERRORS, ValueError, OSError) as error:
         if os.environ.get("AZLLM_TRACEBACK"):

@@ -124,17 +124,16 @@ def _settings(node: yaml.Node, lines: list[str], prefix: str) -> Iterator[Settin
         return
     for key, value in node.value:
         path = f"{prefix}{key.value}"
-        if path in ("defaults", "hydra"):
+        if path == "defaults":
             continue
-        is_group = isinstance(value, yaml.MappingNode)
-        end = key.end_mark if is_group else value.end_mark
-        row = min(end.line, len(lines) - 1) if not is_group else key.start_mark.line
-        column = key.end_mark.column if is_group else end.column
-        if not is_group and end.line > value.start_mark.line:  # a block value ends on the next line
-            row, column = value.start_mark.line, value.start_mark.column
-        default = lines[value.start_mark.line][value.start_mark.column : value.end_mark.column]
-        yield Setting(path, "" if is_group else default, _comment(lines, row, column))
-        yield from _settings(value, lines, f"{path}.")
+        start = value.start_mark
+        is_group = isinstance(value, yaml.MappingNode) and start.line > key.start_mark.line
+        if is_group:
+            yield Setting(path, "", _comment(lines, key.end_mark.line, key.end_mark.column))
+            yield from _settings(value, lines, f"{path}.")
+        else:
+            default = lines[start.line][start.column : value.end_mark.column]
+            yield Setting(path, default, _comment(lines, start.line, value.end_mark.column))
 
 
 def _comment(lines: list[str], row: int, column: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.cli.overrides import ParsedOverride, parse_override
+from azllm_lightning.cli.overrides import ParsedOverride, hydra_overrides, parse_override
 from azllm_lightning.config.callbacks import is_custom
 from azllm_lightning.config.run import RunConfig
 
@@ -43,11 +43,12 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
         key: value for key, value in copy.deepcopy(dict(stored)).items() if key != "overrides"
     }
     composed = typed.to_mapping()
+    known = hydra_overrides(started_with)
     for text in typed.overrides:
         override = parse_override(text)
         if not override.is_group(composed):
             _lay_over(values, override, composed)
-        elif text not in started_with:
+        elif hydra_overrides([text])[0] not in known:
             _lay_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
     for group in ("data", "schedule", "trainer", "callbacks"):
         _fill(values[group], composed[group])  # keys younger than the run, at their defaults
@@ -68,7 +69,8 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
     keys = [*FIXED, *(f"model.{key}" for key in stored["model"] if key != "dropout")]
     differing = []
     for key in keys:
-        before, asked = _get(stored, key.split(".")), _get(now, key.split("."))
+        before = _get(stored, key.split("."))
+        asked = _get(now, key.split("."))
         if before != asked:
             differing.append(
                 tr(

@@ -73,7 +73,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
     while True:
         parts = build(start.config, resolved, run, stop)
         parts.health.rollbacks = start.rollbacks
-        parts.summary.starts_from = str(start.resumed_from) if start.resumed_from else None
+        parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
         outcome = attempt(parts, start, run)
         if isinstance(outcome, Done):
             return parts

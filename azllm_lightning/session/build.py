@@ -13,17 +13,16 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from azllm_lightning.callbacks.console import Console
 from azllm_lightning.callbacks.diagnosis import Diagnosis
 from azllm_lightning.callbacks.health import Health
+from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.summary import Summary
-from azllm_lightning.callbacks.tensorboard import Board
+from azllm_lightning.callbacks.tensorboard import TensorBoard
 from azllm_lightning.callbacks.throughput import Throughput
-from azllm_lightning.callbacks.words import Words
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import LoggerConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.resolve import Resolved
 from azllm_lightning.training import hardware
@@ -40,8 +39,9 @@ class Parts:
     trainer: pl.Trainer
     module: CausalLM
     data: TokenDataModule
+    history: History
     health: Health
-    console: Console
+    diagnosis: Diagnosis
     summary: Summary
     io: AtomicCheckpointIO
     periodic: PeriodicCheckpoint
@@ -70,34 +70,24 @@ def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) ->
         stop,
         io,
     )
-    throughput = Throughput(io, hardware.peak_flops(device, trainer_config.precision))
-    words = Words(config.lang)
-    console = Console(words, throughput)
-    health = Health(config.callbacks.health, words)
-    settled = {
-        "precision": trainer_config.precision,
-        "compile": bool(trainer_config.compile),
-    }
-    summary = Summary(run, best, throughput, settled)
-    patience = config.callbacks.early_stopping_patience
-    diagnosis = Diagnosis(
-        console,
-        throughput,
-        config.callbacks.health.overfit_rise,
-        run.checkpoints / BEST,
-        patience if config.callbacks.early_stopping else None,
-    )
-    callbacks: list[pl.Callback] = []
-    # Samples come before throughput, which leaves the time from a validation's start to its own
-    # turn out of the steps.
+    history = History(io)
+    health = Health(config.callbacks.health)
+    diagnosis = Diagnosis(history, config.callbacks)
+    callbacks: list[pl.Callback] = [
+        history,  # first: the others read what it recorded
+        health,
+        TensorBoard(config),
+        Throughput(history, hardware.peak_flops(device, trainer_config.precision)),
+        Console(history),
+        diagnosis,
+    ]
     if config.callbacks.samples.max_new_tokens:
         callbacks.append(Samples(config.callbacks.samples, config.data.name))
-    callbacks += [Board(config.to_mapping(), config.to_yaml()), throughput, health, console]
-    callbacks += [diagnosis, summary]
     callbacks += _instantiate(config.callbacks.custom, "callbacks", pl.Callback)
     callbacks += [best, periodic]
     trainer = _trainer(config, resolved, callbacks, _loggers(config.logger, run), io)
-    return Parts(trainer, module, resolved.data, health, console, summary, io, periodic)
+    summary = Summary(run, history, best, trainer_config)
+    return Parts(trainer, module, resolved.data, history, health, diagnosis, summary, io, periodic)
 
 
 def _trainer(

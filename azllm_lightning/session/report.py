@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shlex
 
 from azllm_lightning.callbacks.panels import end_panel
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.cli.overrides import command
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.build import Parts
 
@@ -26,14 +24,7 @@ def report(parts: Parts, run: Run) -> None:
             reason=parts.io.failed,
         )
         raise OSError(message)
-    twice = 2 * summary["steps"]  # the rate is at its end: its schedule is stretched as well
-    longer = ["ckpt_path=last", f"trainer.max_steps={twice}", f"schedule.total_steps={twice}"]
-    commands = {
-        "watch": f"tensorboard --logdir {shlex.quote(str(run.logs))}",
-        "talk": command("generate", run.address),
-        "export": command("export", [*run.address, f"out={run.name}_hf"]),
-        "longer": command("train", [*run.address, *longer]),
-    }
-    console = parts.console
+    # More steps do not help a run that overfits or has stopped improving.
+    extendable = not parts.diagnosis.overfitting and summary.steps == parts.trainer.max_steps
     last = parts.module.last_validation
-    log.info(end_panel(console.words, run, console.validations, last, summary, commands))
+    log.info(end_panel(run, parts.history.validations, last, summary, extendable))

@@ -1,9 +1,10 @@
-"""What every contestant of throughput.py measures by itself, in its own process; needs nothing but PyTorch."""
+"""What every tool in throughput.py measures in its own process; needs nothing but PyTorch."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 
 @dataclass(frozen=True)
 class Race:
-    """What is trained, the same for all: sizes, the file of uint16 tokens, and where the measurements go.
+    """What is trained, the same for all: sizes, number type, the file of uint16 tokens, and where
+    the measurements go.
 
-    `compiled` is for the loops by hand and for ours, `bf16` for transformers' Trainer: the rest is as it comes.
+    `compiled` is for the hand-written loops and for our command; the other tools keep their
+    defaults. `number_type` is "bf16" (mixed precision) or "fp32".
     """
 
     tokens: str
@@ -30,11 +33,18 @@ class Race:
     block_size: int
     batch_size: int
     compiled: bool = True
-    bf16: bool = False
+    number_type: str = "fp32"
+    products: Sequence[int] = (1024, 2048, 3072)
+    """Sizes of the square products that show what the machine can do."""
 
     @cached_property
     def _all_tokens(self) -> np.ndarray:
         return np.memmap(self.tokens, dtype="<u2", mode="r")
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether the tools train in bf16 mixed precision."""
+        return self.number_type == "bf16"
 
     @property
     def num_windows(self) -> int:
@@ -42,43 +52,46 @@ class Race:
         return (len(self._all_tokens) - 1) // self.block_size
 
     def window(self, index: int) -> torch.Tensor:
-        """Window `index`, counted around the end of the file: (block_size + 1,) as int64."""
+        """Window `index`, modulo their number: (block_size + 1,) as int64."""
         start = index % self.num_windows * self.block_size
-        return torch.from_numpy(
-            self._all_tokens[start : start + self.block_size + 1].astype(np.int64)
-        )
+        tokens = self._all_tokens[start : start + self.block_size + 1]
+        return torch.from_numpy(tokens.astype(np.int64))
 
     def batch(self, step: int) -> torch.Tensor:
         """The batch of `step`: (batch_size, block_size + 1)."""
-        return torch.stack(
-            [self.window(step * self.batch_size + i) for i in range(self.batch_size)]
-        )
+        first = step * self.batch_size
+        return torch.stack([self.window(first + i) for i in range(self.batch_size)])
 
 
 @dataclass
 class Clock:
-    """Notes when each optimizer step was over, and reports it."""
+    """Records when each optimizer step ended, and reports it."""
 
     ends: list[float] = field(default_factory=list)
 
     def tick(self) -> None:
-        """A step is over."""
+        """Record the end of a step."""
         self.ends.append(time.perf_counter())
 
-    def report(self, out: str, **told: Any) -> None:
-        """Write when the steps ended, in seconds, and what the cores can do, as JSON to `out`."""
-        told = {"torch": torch.__version__, "threads": torch.get_num_threads(), **told}
-        Path(out).write_text(
-            json.dumps({"ends": self.ends, "matmul": matmul_flops(), "told": told}),
-            encoding="utf-8",
-        )
+    def report(self, race: Race, number_type: str, **details: Any) -> None:
+        """Write to `race.out`, as JSON: the ends of the steps in seconds, the rate of products on
+        this machine, and the number type that the tool really trained in.
+        """
+        details = {"torch": torch.__version__, "threads": torch.get_num_threads(), **details}
+        measured = {
+            "ends": self.ends,
+            "matmul": matmul_flops(race.products, race.is_bf16),
+            "type": number_type,
+            "details": details,
+        }
+        Path(race.out).write_text(json.dumps(measured), encoding="utf-8")
 
 
-def matmul_flops() -> float:
-    """FLOP/s of a large bf16 product on the CPU: the largest rate of some sizes, each tried five times."""
+def matmul_flops(sizes: Sequence[int], is_bf16: bool) -> float:
+    """FLOP/s of square products on the CPU, in bf16 or fp32: the best of five per size."""
     best = 0.0
-    for size in (1024, 2048, 3072):
-        a = torch.randn(size, size).bfloat16()
+    for size in sizes:
+        a = torch.randn(size, size).to(torch.bfloat16 if is_bf16 else torch.float32)
         for _ in range(5):
             started = time.perf_counter()
             a @ a

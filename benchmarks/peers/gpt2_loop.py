@@ -1,4 +1,4 @@
-"""A loop by hand around gpt2.py, bf16 and compiled: nanoGPT's model and recipe; `python gpt2_loop.py RACE_JSON`."""
+"""nanoGPT's model and recipe in a hand-written loop, compiled; `python gpt2_loop.py RACE_JSON`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gpt2 import GPT2, GPT2Config, configure_adamw
 
 
-def main() -> None:
+def train(race: Race) -> None:
     """Train and report."""
-    race, clock = Race(**json.loads(sys.argv[1])), Clock()
-    model = GPT2(
-        GPT2Config(race.vocab_size, race.block_size, race.n_layer, race.n_head, race.n_embd)
-    )
+    clock = Clock()
+    sizes = (race.vocab_size, race.block_size, race.n_layer, race.n_head, race.n_embd)
+    model = GPT2(GPT2Config(*sizes))
     optimizer = configure_adamw(model, lr=1e-3)
     if race.compiled:
         model.compile()
     for step in range(race.steps):
         batch = race.batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=race.is_bf16):
             loss = model(batch[:, :-1], batch[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         clock.tick()
-    clock.report(race.out, parameters=model.num_params())
+    clock.report(race, race.number_type, parameters=model.num_params())
 
 
 if __name__ == "__main__":
-    main()
+    train(Race(**json.loads(sys.argv[1])))

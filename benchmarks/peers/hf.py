@@ -1,4 +1,6 @@
-"""transformers' Trainer with GPT2LMHeadModel, everything else as it comes; `python hf.py RACE_JSON` in its own venv."""
+"""transformers' Trainer with GPT2LMHeadModel, otherwise its defaults; `python hf.py RACE_JSON` in
+its own venv.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,20 @@ class Windows(torch.utils.data.Dataset):
 
 
 class StepClock(TrainerCallback):
-    """Notes the end of each optimizer step."""
+    """Records the end of each optimizer step."""
 
     def __init__(self) -> None:
         self.clock = Clock()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note it."""
+        """Record it."""
         self.clock.tick()
 
 
 def main() -> None:
     """Train and report."""
     race = Race(**json.loads(sys.argv[1]))
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # as all here
     config = GPT2Config(
         vocab_size=race.vocab_size,
         n_positions=race.block_size,
@@ -49,25 +52,24 @@ def main() -> None:
         n_embd=race.n_embd,
         bos_token_id=0,
         eos_token_id=0,
-        **dict.fromkeys(
-            ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0
-        ),  # nobody has dropout in this race
+        **no_dropout,
     )
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
             max_steps=race.steps,
             per_device_train_batch_size=race.batch_size,
-            bf16=race.bf16,
-            use_cpu=True,  # bf16 is refused without
+            bf16=race.is_bf16,
+            use_cpu=True,  # bf16 is refused without it
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         )
-        model, timer = GPT2LMHeadModel(config), StepClock()
+        model = GPT2LMHeadModel(config)
+        timer = StepClock()
         Trainer(model=model, args=arguments, train_dataset=Windows(race), callbacks=[timer]).train()
-    told = {"transformers": transformers.__version__, "parameters": model.num_parameters()}
-    timer.clock.report(race.out, **told)
+    details = {"transformers": transformers.__version__, "parameters": model.num_parameters()}
+    timer.clock.report(race, "bf16" if arguments.bf16 else "fp32", **details)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""`litgpt pretrain` as it comes (bf16-mixed, compiled), a Pythia of the race's sizes; run in its own venv."""
+"""`litgpt pretrain` with its defaults (compiled) and a Pythia of the race's sizes; run in its own
+venv.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ from litgpt.data import DataModule
 
 
 class Windows(DataModule):
-    """The token windows of a race, as litgpt asks for data of one's own."""
+    """The token windows of a race, in the form in which litgpt takes custom data."""
 
     def __init__(self, race: Race) -> None:
         super().__init__()
         self.race = race
 
     def connect(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the race says it all."""
+        """Do nothing: the race has all settings."""
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches (B, T + 1), in the order of the file."""
@@ -33,17 +35,18 @@ class Windows(DataModule):
         return torch.utils.data.DataLoader(windows, batch_size=self.race.batch_size, drop_last=True)
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
-        """The same: litgpt looks at two batches before it starts."""
+        """The same: litgpt validates on two batches before it starts."""
         return self.train_dataloader()
 
 
 def main() -> None:
     """Train and report."""
-    race, clock = Race(**json.loads(sys.argv[1])), Clock()
+    race = Race(**json.loads(sys.argv[1]))
+    clock = Clock()
     rate_of_step = litgpt.pretrain.get_lr
 
     def get_lr(*args: Any, **kwargs: Any) -> float:
-        """Litgpt asks for the rate where an iteration begins, which is where the one before is over."""
+        """Litgpt asks for the rate at the beginning of an iteration: the one before has ended."""
         clock.tick()
         return rate_of_step(*args, **kwargs)
 
@@ -67,16 +70,18 @@ def main() -> None:
         min_lr=4e-5,
         tie_embeddings=True,
     )
+    precision = "bf16-mixed" if race.is_bf16 else "32-true"
     with tempfile.TemporaryDirectory() as folder:
         litgpt.pretrain.setup(
             "pythia-14m",
             config,
             out_dir=Path(folder),
+            precision=precision,
             data=Windows(race),
             train=train,
             eval=EvalArgs(interval=1_000_000, max_iters=2, final_validation=False),
         )
-    clock.report(race.out, litgpt=importlib.metadata.version("litgpt"))
+    clock.report(race, race.number_type, litgpt=importlib.metadata.version("litgpt"))
 
 
 if __name__ == "__main__":

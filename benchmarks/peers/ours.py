@@ -1,4 +1,4 @@
-"""Callbacks by which throughput.py looks into the real `python -m azllm_lightning.train`."""
+"""Callbacks with which throughput.py times `python -m azllm_lightning.train`."""
 
 from __future__ import annotations
 
@@ -17,35 +17,40 @@ from azllm_lightning.training.optimizer import build_optimizer
 
 
 class StepClock(Callback):
-    """Notes the end of each optimizer step."""
+    """Records the end of each optimizer step of our command; `race` is a Race as JSON."""
 
-    def __init__(self, out: str) -> None:
-        self.out, self.clock = out, Clock()
+    def __init__(self, race: str) -> None:
+        self.race = Race(**json.loads(race))
+        self.clock = Clock()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Note it."""
+        """Record it."""
         if pl_module.step_report is not None:
             self.clock.tick()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""
-        self.clock.report(self.out, parameters=pl_module.model_config.num_params())
+        parameters = pl_module.model_config.num_params()
+        self.clock.report(self.race, number_type(trainer), parameters=parameters)
 
 
 class HandLoop(Callback):
-    """Halts the run after every `segment` steps, and trains as many with the shortest loop that does the same work.
+    """Pauses the run after every `segment` steps, and trains as many steps in the shortest loop
+    that does the same work.
 
-    The loop has the run's model, precision, compile setting, optimizer and clipping, and batches of the same shape.
-    Both are timed from one halt to the next, so that all that happens between two steps counts, and what else the
-    machine does in the meantime falls on both alike. `race` is a Race as JSON.
+    The loop has the run's model, precision, compile setting, optimizer and clipping, and batches of
+    the same shape. Each is timed from one pause to the next, so that everything between two steps
+    counts, and other load on the machine affects both alike. `race` is a Race as JSON.
     """
 
     def __init__(self, race: str, segment: int) -> None:
-        self.race, self.segment = Race(**json.loads(race)), segment
+        self.race = Race(**json.loads(race))
+        self.segment = segment
         self.seconds: list[tuple[float, float]] = []  # of each segment: ours, the loop's
-        self._step, self._mark = 0, 0.0
+        self._step = 0
+        self._mark = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the loop's own model, with the same weights."""
@@ -59,22 +64,21 @@ class HandLoop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Every `segment` steps, let the loop have its turn."""
+        """Every `segment` steps, run the loop."""
         if pl_module.step_report is None or trainer.global_step % self.segment:
             return
-        halted = time.perf_counter()
-        bf16 = trainer.precision_plugin.precision == "bf16-mixed"
+        paused = time.perf_counter()
         for _ in range(self.segment):
-            self._train_step(bf16)
+            self._train_step()
         ended = time.perf_counter()
         if trainer.global_step > self.segment:  # the first segment compiles and warms up
-            self.seconds.append((halted - self._mark, ended - halted))
+            self.seconds.append((paused - self._mark, ended - paused))
         self._mark = time.perf_counter()
 
-    def _train_step(self, bf16: bool) -> None:
+    def _train_step(self) -> None:
         batch = self.race.batch(self._step)
         self._step += 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.race.is_bf16):
             loss = self.net(batch[:, :-1], batch[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -83,9 +87,10 @@ class HandLoop(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""
-        told = {
-            "parameters": pl_module.model_config.num_params(),
-            "threads": torch.get_num_threads(),
-        }
-        report = {"seconds": self.seconds, "told": told}
+        report = {"seconds": self.seconds, "type": number_type(trainer)}
         Path(self.race.out).write_text(json.dumps(report), encoding="utf-8")
+
+
+def number_type(trainer: Trainer) -> str:
+    """ "bf16" or "fp32": what the run really trains in."""
+    return "bf16" if trainer.precision_plugin.precision == "bf16-mixed" else "fp32"

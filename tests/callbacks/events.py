@@ -1,19 +1,29 @@
-"""What the tests of TensorBoard's texts read from event files."""
+"""What the tests read of a finished run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from azllm_lightning.runs.curves import EVENTS, _records
+from azllm_lightning.runs.curves import EVENTS, read_records
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of 8 steps with validations at 0, 4 and 8, and what it wrote to the terminal."""
+
+    folder: Path
+    out: str
+    err: str
 
 
 def summaries(folder: Path) -> Iterator[tuple[int, Any]]:
     """(step, value) of every summary in the event files of a run, in the order of writing."""
     from tensorboard.compat.proto.event_pb2 import Event
 
-    for raw in _records(sorted(folder.glob(EVENTS))):
+    for raw in read_records(sorted(folder.glob(EVENTS))):
         event = Event.FromString(raw)
         yield from ((event.step, value) for value in event.summary.value)
 

@@ -10,178 +10,93 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from driven import DrivenRun
+from events import Finished
 from tqdm.auto import tqdm
 
 from azllm_lightning.callbacks import console
 from azllm_lightning.callbacks.console import Console, TqdmHandler
-from azllm_lightning.callbacks.throughput import Throughput
-from azllm_lightning.callbacks.words import Words
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.cli.messages import use_language
 
 Train = Callable[..., Path]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
 
 
-class Session:
-    """A Console and a Throughput in a run whose time a test makes: micro-batches of 1 s, 2 of them a step."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, start: int = 0, steps: int = 100) -> None:
-        self.clock = 1000.0
-        monkeypatch.setattr("time.perf_counter", lambda: self.clock)
-        self.io: Any = SimpleNamespace(seconds=0.0)
-        self.throughput = Throughput(self.io, 1.0)
-        self.console = Console(Words(), self.throughput)
-        values = {
-            "global_step": start,
-            "max_steps": steps,
-            "val_check_interval": 20,
-            "accumulate_grad_batches": 2,
-        }
-        self.trainer: Any = SimpleNamespace(**values, is_global_zero=False, callback_metrics={})
-        self.module: Any = SimpleNamespace(step_report=None, logs_now=False, last_validation={})
-        monkeypatch.setattr(console, "CausalLM", SimpleNamespace)
-        monkeypatch.setattr("azllm_lightning.callbacks.throughput.CausalLM", SimpleNamespace)
-
-    def begin(self) -> None:
-        self.throughput.on_train_start(self.trainer, self.module)
-        self.console.on_train_start(self.trainer, self.module)
-
-    def step(self, seconds: float = 2.0, saving: float = 0.0) -> None:
-        """An optimizer step of two micro-batches, with a save before it."""
-        for micro in range(2):
-            for callback in (self.throughput, self.console):
-                callback.on_train_batch_start(self.trainer, self.module, None, micro)
-            if micro == 0:
-                self.clock += saving
-                self.io.seconds += saving
-            self.clock += seconds / 2
-            self.module.step_report = SimpleNamespace(loss=2.0, lr=1e-3) if micro else None
-            self.trainer.global_step += micro
-            for callback in (self.throughput, self.console):
-                callback.on_train_batch_end(self.trainer, self.module)
-
-    def validate(self, seconds: float, saving: float = 0.0, compiling: float = 0.0) -> None:
-        """A validation of 9 batches and samples; then the best weights are saved."""
-        values = {"val_loss": 3.0, "val_ppl": 20.0, "val_bpb": 1.0}
-        self.module.last_validation = values
-        for callback in (self.throughput, self.console):
-            callback.on_validation_start(self.trainer, self.module)
-        self.clock += compiling
-        for batch in range(9):
-            self.clock += seconds / 10
-            self.console.on_validation_batch_end(self.trainer, self.module, None, None, batch)
-        self.clock += seconds / 10
-        for callback in (self.throughput, self.console):
-            callback.on_validation_end(self.trainer, self.module)
-        self.clock += saving
-        self.io.seconds += saving
-
-    @property
-    def left(self) -> float | None:
-        return self.console.remaining.seconds(self.trainer)
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> DrivenRun:
+    """A driven run of 100 steps with a Console, in a time of its own."""
+    run = DrivenRun()
+    run.callbacks.append(Console(run.history))
+    run.trainer.max_steps = 100
+    monkeypatch.setattr("time.perf_counter", lambda: run.now)
+    monkeypatch.setattr("time.monotonic", lambda: run.now)
+    return run
 
 
-def test_the_time_left_is_that_of_steps_and_validations(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(monkeypatch)
-    session.validate(30, compiling=60)
-    session.begin()
-    session.step(50)  # the first compiles too
-    assert session.left is None
-    session.step()
-    assert session.left == pytest.approx(98 * 2 + 10 * 30)
-    for _ in range(8):
-        session.step()
-    assert session.left == pytest.approx(
-        90 * 2 + 10 * 30
-    )  # the one after this step is still to come
-    session.validate(40)
-    session.step()
-    assert session.left == pytest.approx(
-        89 * 2 + 9 * 40
-    )  # a validation is no part of the step after it
-    assert session.throughput.step_seconds[1:] == pytest.approx([2.0] * 10)
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the console logs."""
+    logged: list[str] = []
+    monkeypatch.setattr(console.log, "info", logged.append)
+    return logged
 
 
-def test_the_time_left_counts_saving_by_what_it_took_so_far(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("lang", "wanted"),
+    [
+        ("en", r"time      about 12 min 56 s, ends around (\d{4}-\d\d-\d\d )?\d\d:\d\d"),
+        ("az", r"vaxt      təxminən 12 dəq 56 san, (saat|\d{4}-\d\d-\d\d) .* radələrində bitəcək"),
+    ],
+)
+def test_the_end_is_announced_once_when_enough_was_measured(
+    shown: DrivenRun, lines: list[str], lang: str, wanted: str
 ) -> None:
-    session = Session(monkeypatch)
-    session.validate(30)
-    session.begin()
+    use_language(lang)
+    shown.call("on_train_start")
     for _ in range(10):
-        session.step()
-    session.validate(30, saving=4)
-    session.step(saving=7)
-    assert session.left == pytest.approx(89 * 2 + 9 * 30 + 89 * 11 / 11)
+        shown.step(seconds=8)
+    announced = [line for line in lines if line.startswith(("time ", "vaxt "))]
+    assert len(announced) == 1
+    assert re.fullmatch(wanted, announced[0])  # after step 3: 97 steps of 8 s
 
 
-def test_the_time_left_is_right_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(monkeypatch)
-    session.validate(30)
-    session.begin()
-    for _ in range(10):
-        session.step()
-    session.validate(30)
-    session.step()
-    state = session.console.state_dict()
-    resumed = Session(monkeypatch, start=11)
-    resumed.console.load_state_dict(state)
-    resumed.begin()
-    resumed.step(50)
-    assert resumed.left is None
-    resumed.step(4)  # a slower machine
-    assert resumed.left == pytest.approx(87 * 4 + 9 * 30)
-    assert [row.step for row in resumed.console.validations] == [0, 10]
+def test_a_short_end_is_not_announced(shown: DrivenRun, lines: list[str]) -> None:
+    shown.trainer.max_steps = 20
+    shown.call("on_train_start")
+    for _ in range(20):
+        shown.step(seconds=1.25)
+    assert lines == []
 
 
-def test_the_end_is_told_once_when_enough_was_measured(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_without_a_terminal_a_line_now_and_then_replaces_the_bar(
+    shown: DrivenRun, lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session = Session(monkeypatch)
-    session.trainer.is_global_zero = True
-    logger = logging.getLogger("azllm_lightning")
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logger, "handlers", [])  # whatever tests before this one left there
-    with caplog.at_level(logging.INFO, "azllm_lightning"):
-        session.validate(30)
-        session.begin()
-        for _ in range(20):
-            session.step()
-    told = [message for message in caplog.messages if message.startswith("time ")]
-    assert len(told) == 1
-    assert re.fullmatch(
-        r"time      about 8 min 8 s, ends about (\d{4}-\d\d-\d\d )?\d\d:\d\d", told[0]
-    )  # from step 6
+    shown.call("on_train_start")
+    shown.module.logs_now = True
+    for _ in range(45):
+        shown.step(loss=2.5, seconds=2)
+    assert lines[1:] == [
+        "step 15/100  train_loss 2.5000  lr 3.00e-03  128 tokens/s  02:50 left",
+        "step 30/100  train_loss 2.5000  lr 3.00e-03  128 tokens/s  02:20 left",
+        "step 45/100  train_loss 2.5000  lr 3.00e-03  128 tokens/s  01:50 left",
+    ]
+    assert capsys.readouterr().err == ""
 
 
-def test_where_no_terminal_is_a_line_now_and_then_takes_the_place_of_the_bar(
-    train_tiny: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_tiny()
-    told = capsys.readouterr()
-    assert "train_loss " not in re.sub(
-        r"\nstep  train_loss.*", "", told.out
-    )  # in a second none is due
-    assert "\r" not in told.out + told.err
-    assert "%|" not in told.err
-    monkeypatch.setattr(console, "LINE_EVERY_SECONDS", 0.0)
-    train_tiny()
-    told = capsys.readouterr()
-    lines = re.findall(
-        r"^step \d/8  train_loss \d\.\d{4}  lr \d\.\d\de-\d\d.*$", told.out, re.MULTILINE
-    )
-    assert len(lines) == 8
-    assert re.search(r"  [\d,]+ tokens/s  00:0\d left$", lines[-1])
-    assert "%|" not in told.err
+def test_a_real_run_without_a_terminal_has_no_bar(finished: Finished) -> None:
+    assert "\r" not in finished.out + finished.err
+    assert "%|" not in finished.err
+    steps = re.findall(r"^step (\d)  val_loss \d", finished.out, re.MULTILINE)
+    assert steps == ["0", "4", "8"]
 
 
 @contextmanager
 def terminal(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Standard error is a terminal of this size; what was written to it is in the list afterwards."""
+    """Standard error is a terminal of this size; the list gets what was written to it."""
     import fcntl
     import pty
     import termios
@@ -210,68 +125,86 @@ def terminal(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterat
             written.append(b"".join(parts).decode().rstrip("\0"))
 
 
+def train(run: DrivenRun) -> None:
+    """Twelve steps with a validation before and one after them."""
+    run.trainer.max_steps = 12
+    run.validate((0, None, 7.6))
+    run.call("on_train_start")
+    run.module.logs_now = True
+    for _ in range(12):
+        run.step(loss=3.25, seconds=30)
+    run.validate((12, 3.3, 3.2))
+    run.call("on_train_end")
+
+
+class EagerBar(tqdm):  # type: ignore[type-arg]
+    """A bar that is drawn at each step, however quick they are."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "mininterval": 0})
+
+
 @posix
 @pytest.mark.parametrize(
-    ("rows", "columns", "lang"), [(40, 80, "az"), (0, 0, "en")]
-)  # 0: it does not tell its size
+    ("rows", "columns", "lang"),
+    [(40, 80, "az"), (0, 0, "en")],  # 0: a terminal that does not report its size
+)
 def test_the_bar_fits_the_terminal(
-    train_tiny: Train, monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, lang: str
+    monkeypatch: pytest.MonkeyPatch, lines: list[str], rows: int, columns: int, lang: str
 ) -> None:
     monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    monkeypatch.setattr(console, "tqdm", EagerBar)
+    run = DrivenRun()
+    monkeypatch.setattr("time.perf_counter", lambda: run.now)
+    use_language(lang)
     with terminal(rows, columns, monkeypatch) as written:
-        train_tiny("trainer.max_steps=12", f"lang={lang}")
+        run.callbacks.append(Console(run.history))
+        train(run)
     states = [state for state in re.split(r"[\r\n]+", written[0]) if "%|" in state]
     assert re.fullmatch(r"100%\|.*\| 12/12 *", states[-1])
     figures = {
-        "en": r"loss \d.*val \d.*ppl \d.*tokens/s.* left",
-        "az": r"itki \d.*val \d.*ppl \d.*token/s.* qalır",
+        "en": r"loss 3\.250 val 7\.600 ppl 25\.79 9 tokens/s 0\d:\d\d left",
+        "az": r"loss 3\.250 val 7\.600 ppl 25\.79 9 token/s 0\d:\d\d qalıb",
     }
     assert any(re.search(figures[lang], state) for state in states)
+    validating = {"en": "validating", "az": "validasiya gedir"}
+    assert any(validating[lang] in state for state in states)
     assert max(map(len, states)) <= 80
-    assert any(Words(lang)("validating") in state for state in states)
 
 
 @posix
 def test_a_batch_job_on_kaggle_has_no_bar(
-    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    run = DrivenRun()
     with terminal(40, 80, monkeypatch) as written:
-        train_tiny()
+        run.callbacks.append(Console(run.history))
+        train(run)
     assert written == [""]
 
 
-def test_a_run_in_azerbaijani(
-    train_tiny: Train, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    stop = [f"+callbacks.stop.{pair}" for pair in ("step=6", "kill=false")]
-    with pytest.raises(Resumable) as stopped:
-        train_tiny(
-            "lang=az",
-            "+callbacks.stop._target_=azllm_lightning.callbacks.interrupt.Interrupt",
-            *stop,
-        )
-    assert stopped.value.told == "Davam etmək üçün"
-    told = capsys.readouterr()
-    assert "Addım 4  Validasiya itkisi " in told.out
-    assert "dayandırıldı: SIGTERM, addım 6" in told.out
-    assert "SIGTERM: bu addım bitirilir və saxlanılır" in told.err
-    folder = train_tiny("ckpt_path=last")
-    told = capsys.readouterr()
-    assert "davam edilir: " in told.out
+def test_a_run_in_azerbaijani(train_short: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    target = "azllm_lightning.callbacks.interrupt.Interrupt"
+    stop = [f"+callbacks.stop.{pair}" for pair in (f"_target_={target}", "step=6", "kill=false")]
+    with pytest.raises(Resumable):
+        train_short("lang=az", *stop)
+    captured = capsys.readouterr()
+    assert "addım 4  val_loss " in captured.out
+    assert "SIGTERM ilə dayandırıldı, addım 6, saxlanıldı" in captured.out
+    assert "SIGTERM: bu addım bitirilir" in captured.err
+    folder = train_short("ckpt_path=last")
+    captured = capsys.readouterr()
+    assert "davam edilir: " in captured.out
     table = re.search(
-        r"^Addım  Təlim itkisi  Validasiya itkisi .*\n((?: +\d+ .*\n)+)", told.out, re.MULTILINE
+        r"^addım  train_loss  val_loss .*\n((?: +\d+ .*\n)+)", captured.out, re.MULTILINE
     )
     assert table is not None
-    assert [int(line.split()[0]) for line in table[1].splitlines()] == [
-        0,
-        4,
-        8,
-    ]  # with those of the first session
-    assert not re.findall(
-        r"\b(step|steps|train_loss|val_loss|best|done|tokens)\b(?!\.ckpt)", told.out
-    )
-    assert "Validasiya itkisi" in (folder / "train.log").read_text(encoding="utf-8")
+    # With the validations of the first session:
+    assert [int(line.split()[0]) for line in table[1].splitlines()] == [0, 4, 8]
+    english = r"\b(step|steps|best|done|tokens|left|resuming|stopped)\b(?!\.ckpt)"
+    assert not re.findall(english, captured.out)
+    assert "rekord" in (folder / "train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp857", "ascii"])
@@ -280,7 +213,7 @@ def test_a_console_that_cannot_write_every_letter(
 ) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, newline="\n"))
-    text = "Addım 4  Validasiya itkisi 2.8119  ↓ 0.120  rekord; ə ↑"
+    text = "addım 4  val_loss 2.8119  ↓ 0.120  rekord; ə ↑"
     TqdmHandler().emit(logging.LogRecord("x", logging.INFO, "", 0, text, None, None))
-    said = written.getvalue().decode(encoding)
-    assert re.fullmatch(r"Add[ı?]m 4  Validasiya itkisi 2\.8119  - 0\.120  rekord; \? \+\n", said)
+    shown = written.getvalue().decode(encoding)
+    assert re.fullmatch(r"add[ı?]m 4  val_loss 2\.8119  - 0\.120  rekord; \? \+\n", shown)

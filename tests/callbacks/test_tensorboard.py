@@ -1,4 +1,4 @@
-"""What TensorBoard is told of a run: the layout of its charts, its row in the table of runs, its config and machine."""
+"""What TensorBoard shows of a run: layout, row in the table of runs, config and machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from events import summaries, texts
+from events import Finished, summaries, texts
 
-from azllm_lightning.callbacks import tensorboard as board
+from azllm_lightning.callbacks import tensorboard
 from azllm_lightning.callbacks.interrupt import Interrupt
 from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS
 from azllm_lightning.cli.entrance import Resumable
@@ -27,7 +27,8 @@ TEXTS = ("session/config/text_summary", "session/environment/text_summary")
 
 
 def table(logs: Path) -> dict[str, dict[str, Any]]:
-    """The rows of TensorBoard's HPARAMS tab, as its own code finds them: run -> settings and metrics."""
+    """The rows of TensorBoard's HPARAMS tab, as its own code finds them: run -> settings and
+    metrics."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.context import RequestContext
@@ -60,8 +61,8 @@ def stop_at(step: int, kill: bool = False) -> list[str]:
     ]
 
 
-def test_each_chart_shows_the_curves_that_it_names(train_tiny: Train) -> None:
-    tags = {*read_scalars(train_tiny()), "val_loss_by_source/a", "val_loss_by_source/b"}
+def test_each_chart_shows_the_curves_that_it_names(finished: Finished) -> None:
+    tags = {*read_scalars(finished.folder), "val_loss_by_source/a", "val_loss_by_source/b"}
     charts = {title: content[1] for row in LAYOUT.values() for title, content in row.items()}
     shown = {
         title: {tag for tag in tags for regex in found if re.match(regex, tag)}
@@ -80,14 +81,18 @@ def test_each_chart_shows_the_curves_that_it_names(train_tiny: Train) -> None:
     ]
 
 
-def test_memory_is_logged(train_tiny: Train) -> None:
-    memory = read_scalars(train_tiny())["peak_memory_gb"]
+def test_speed_and_memory_are_logged(finished: Finished) -> None:
+    scalars = read_scalars(finished.folder)
+    memory = scalars["peak_memory_gb"]
     assert list(memory) == list(range(2, 9))  # the first step is not measured
     assert 0.05 < memory[8] < 64
+    assert list(scalars["tokens_per_sec"]) == list(scalars["mfu"]) == list(memory)
+    ratios = [scalars["mfu"][step] / scalars["tokens_per_sec"][step] for step in memory]
+    assert ratios == pytest.approx([ratios[0]] * 7, rel=1e-4)
 
 
-def test_what_a_run_is_stands_in_its_events_once(train_tiny: Train) -> None:
-    folder = train_tiny()
+def test_the_events_describe_the_run_once(finished: Finished) -> None:
+    folder = finished.folder
     of_session = [
         (value.tag, step) for step, value in summaries(folder) if value.tag in (*ONCE, *TEXTS)
     ]
@@ -97,35 +102,33 @@ def test_what_a_run_is_stands_in_its_events_once(train_tiny: Train) -> None:
         (folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
     )
     ((_, environment),) = texts(folder, "session/environment")
-    told = yaml.safe_load(environment)
-    assert told["torch"] == torch.__version__
-    assert told["cpu_threads"] == torch.get_num_threads()
-    assert {"python", "lightning", "commit", "system"} <= told.keys()
+    found = yaml.safe_load(environment)
+    assert found["torch"] == torch.__version__
+    assert found["cpu_threads"] == torch.get_num_threads()
+    assert {"python", "lightning", "commit", "system"} <= found.keys()
 
 
-def test_resumes_and_forks_tell_it_once_and_as_it_is_now(train_tiny: Train) -> None:
+def test_a_resume_and_a_fork_describe_the_run_once_and_as_it_is_now(train_short: Train) -> None:
     with pytest.raises(Resumable):
-        train_tiny(*stop_at(3))
-    with pytest.raises(Resumable):
-        train_tiny("ckpt_path=last", "optimizer.lr=2e-3", *stop_at(6))
-    folder = train_tiny("ckpt_path=last", "optimizer.lr=1e-3")
-    fork = train_tiny(f"ckpt_path={folder}/checkpoints/step_00000004.ckpt", "optimizer.lr=5e-4")
+        train_short(*stop_at(6))
+    stopped = table(Path("lightning_logs/tiny"))["version_0"]
+    assert set(METRICS) <= stopped.keys()
+    folder = train_short("ckpt_path=last", "optimizer.lr=1e-3")
+    fork = train_short(f"ckpt_path={folder}/checkpoints/step_00000004.ckpt", "optimizer.lr=5e-4")
     assert fork != folder
+    rows = table(folder.parent)
     for run, rate in ((folder, 1e-3), (fork, 5e-4)):
         of_session = [value.tag for _, value in summaries(run) if value.tag in (*ONCE, *TEXTS)]
         assert sorted(of_session) == sorted((*ONCE, *TEXTS))
         ((_, config),) = texts(run, "session/config")
         assert yaml.safe_load(config)["optimizer"]["lr"] == rate
-        assert (
-            yaml.safe_load((run / "hparams.yaml").read_text(encoding="utf-8"))["optimizer"]["lr"]
-            == rate
-        )
-        assert table(folder.parent)[run.name]["optimizer.lr"] == rate
-        assert [step for step, _ in texts(run, "samples")] == [0, 4, 8]
+        hparams = yaml.safe_load((run / "hparams.yaml").read_text(encoding="utf-8"))
+        assert hparams["optimizer"]["lr"] == rate
+        assert rows[run.name]["optimizer.lr"] == rate
 
 
-def test_the_table_has_a_row_a_run_with_what_it_has_so_far(
-    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+def test_the_table_has_the_settings_and_the_last_and_best_losses(
+    train_short: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = CausalLM.on_validation_epoch_end
 
@@ -135,25 +138,16 @@ def test_the_table_has_a_row_a_run_with_what_it_has_so_far(
         end(self)
 
     monkeypatch.setattr(CausalLM, "on_validation_epoch_end", worse_at_last)
-    whole = train_tiny()
-    with pytest.raises(Resumable):
-        train_tiny(*stop_at(6))
-    rows = table(whole.parent)
-    assert rows.keys() == {"version_0", "version_1"}
-    row, stopped, losses = rows["version_0"], rows["version_1"], read_scalars(whole)["val_loss"]
-    assert row["val_loss"] == pytest.approx(losses[8])
-    assert row["val_bpb"] == pytest.approx(read_scalars(whole)["val_bpb"][8])
-    assert row["best_val_loss"] == pytest.approx(losses[4])
+    folder = train_short()
+    row = table(folder.parent)[folder.name]
+    scalars = read_scalars(folder)
+    assert row["val_loss"] == pytest.approx(scalars["val_loss"][8])
+    assert row["val_bpb"] == pytest.approx(scalars["val_bpb"][8])
+    assert row["best_val_loss"] == pytest.approx(scalars["val_loss"][4])
     assert row["best_step"] == 4
-    assert (row["model.n_embd"], row["tokens"], row["data.name"], row["seed"]) == (
-        32,
-        8 * 4 * 32,
-        "tales",
-        1234,
-    )
+    settings = ("model.n_embd", "tokens", "data.name", "seed", "trainer.global_batch_size")
+    assert [row[name] for name in settings] == [32, 8 * 4 * 32, "tales", 1234, 4]
     assert row["trainer.compile"] == "false"
-    assert stopped["val_loss"] == stopped["best_val_loss"] == pytest.approx(losses[4])
-    assert set(METRICS) <= stopped.keys()
 
 
 def test_the_commit_is_that_of_this_code_only(
@@ -162,8 +156,8 @@ def test_the_commit_is_that_of_this_code_only(
     git = shutil.which("git")
     if git is None:
         pytest.skip("git is not installed")
-    inside = tmp_path / "venv" / "azllm_lightning" / "callbacks" / "board.py"
-    checkout = tmp_path / "azllm_lightning" / "callbacks" / "board.py"
+    inside = tmp_path / "venv" / "azllm_lightning" / "callbacks" / "tensorboard.py"
+    checkout = tmp_path / "azllm_lightning" / "callbacks" / "tensorboard.py"
     for path in (inside, checkout):
         path.parent.mkdir(parents=True)
         path.touch()
@@ -173,12 +167,11 @@ def test_the_commit_is_that_of_this_code_only(
     head = subprocess.run(
         [git, "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, encoding="utf-8"
     )
-    monkeypatch.setattr(board, "__file__", str(checkout))
-    assert board.commit() == head.stdout[:12]
-    monkeypatch.setattr(
-        board, "__file__", str(inside)
-    )  # site-packages in another project's checkout
-    assert board.commit() is None
-    monkeypatch.setattr(board, "__file__", str(checkout))
+    monkeypatch.setattr(tensorboard, "__file__", str(checkout))
+    assert tensorboard.commit() == head.stdout[:12]
+    # site-packages in the checkout of another project:
+    monkeypatch.setattr(tensorboard, "__file__", str(inside))
+    assert tensorboard.commit() is None
+    monkeypatch.setattr(tensorboard, "__file__", str(checkout))
     monkeypatch.setenv("PATH", "")
-    assert board.commit() is None
+    assert tensorboard.commit() is None

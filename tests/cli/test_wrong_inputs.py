@@ -166,7 +166,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "too little text": (
         [*TEXT, "data.path=qısa.txt"],
-        ["data.block_size=32", "33 tokens", "kB of text would do"],
+        ["data.block_size=32", "33 tokens", "kB of text, got"],
     ),
     "foreign tokenizer": (
         [*TEXT, "data.path=utf8.txt", "data.tokenizer=tokenizer.json"],
@@ -309,7 +309,7 @@ def test_a_foreign_shard(command: Command, place: Path, capsys: pytest.CaptureFi
     content[100] ^= 1
     shard.write_bytes(content)
     assert command(*typed) == 2
-    assert f"{shard} is not the file that its manifest names" in capsys.readouterr().err
+    assert f"{shard} does not match its checksum in the manifest" in capsys.readouterr().err
     shard.write_bytes(content[:-10])
     assert command(*typed) == 2
     assert f"{shard} has {len(content) - 10} bytes" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the step is left out, and a run that has many goes back and around them."""
+"""Numbers that are not finite: the step is skipped, and a run with many of them rolls back."""
 
 from __future__ import annotations
 
@@ -6,33 +6,63 @@ import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 from training_runs import Crash, Probe, assert_same_end, curve, raw_points
 
+from azllm_lightning.callbacks import health
+from azllm_lightning.callbacks.health import Health, RollBack
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.callbacks import HealthConfig
 from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.training.causal_lm import CausalLM, StepReport
 
 Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train_short(train_tiny: Train) -> Train:
+    """`train_tiny` without samples, which take most of a tiny run's time."""
+
+    def run(*overrides: str) -> Path:
+        resumes = any(text.startswith("ckpt_path=") for text in overrides)
+        none = [] if resumes else ["callbacks.samples.max_new_tokens=0"]
+        return train_tiny(*overrides, *none)
+
+    return run
+
+
+_windows: dict[int, list[list[int]]] = {}
+
+
+@pytest.fixture
+def windows(train_short: Train, probe: Probe) -> dict[int, list[list[int]]]:
+    """The windows of each step (0 is the first) of an undisturbed run of 12 steps, trained once."""
+    if not _windows:
+        train_short("trainer.max_steps=12", "trainer.val_every_steps=12")
+        _windows.update(probe.windows)
+        probe.windows.clear()
+    return _windows
 
 
 def last_checkpoint(folder: Path) -> dict[str, dict[str, object]]:
     return torch.load(step_files(folder / "checkpoints")[0][1], weights_only=True)
 
 
-def test_a_step_that_is_not_finite_changes_no_weight(train_tiny: Train, probe: Probe) -> None:
-    """One NaN micro-batch of two leaves the whole step out; it is counted, and the run goes on."""
+def test_a_step_that_is_not_finite_changes_no_weight(train_short: Train, probe: Probe) -> None:
+    """One NaN micro-batch of two skips the complete step; it is counted, and the run continues."""
     seen: dict[int, dict[str, Tensor]] = {}
     batches = iter(range(100))
-    probe.factor = lambda step, batch: (
-        math.nan if next(batches) == 5 else 1.0
-    )  # the second micro-batch of step 2
+    # The second micro-batch of step 2:
+    probe.factor = lambda step, batch: math.nan if next(batches) == 5 else 1.0
     for step in (2, 3, 4):
         probe.at(step, lambda step=step: seen.update({step: probe.weights()}))
-    folder = train_tiny("trainer.accumulate_grad_batches=2")
+    folder = train_short("trainer.micro_batch_size=2")
     assert all(torch.equal(tensor, seen[3][name]) for name, tensor in seen[2].items())
     assert not all(torch.equal(tensor, seen[4][name]) for name, tensor in seen[3].items())
     saved = last_checkpoint(folder)
@@ -43,28 +73,18 @@ def test_a_step_that_is_not_finite_changes_no_weight(train_tiny: Train, probe: P
     assert math.isfinite(curve(folder)["train_loss"][8])
 
 
-def test_a_spike_is_warned_of(
-    train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
-) -> None:
-    probe.factor = lambda step, batch: 3.0 if step == 4 else 1.0
-    train_tiny()
-    assert capsys.readouterr().err.count("the loss jumped") == 1
-
-
 def poison(probe: Probe, window: list[int]) -> None:
     probe.factor = lambda step, batch: math.nan if window in batch.tolist() else 1.0
 
 
-def test_a_poisoned_shard_is_left_out_and_a_resume_decides_the_same(
-    train_tiny: Train, probe: Probe
+def test_a_poisoned_window_is_skipped_and_a_resume_decides_the_same(
+    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
-    """A window that breaks the loss each time it is met costs a roll back; its step's windows are not used again."""
+    """A window that breaks the loss costs a rollback; those of its step are not used again."""
     overrides = ["callbacks.health.patience=1", "trainer.max_steps=12"]
-    train_tiny(*overrides)
-    broken = probe.windows[5]
+    broken = windows[5]
     poison(probe, broken[2])
-    probe.windows.clear()
-    rolled_back = train_tiny(*overrides)
+    rolled_back = train_short(*overrides)
     saved = last_checkpoint(rolled_back)
     assert saved["TokenDataModule"]["skipped"] == [[20, 24]]
     assert saved["callbacks"]["Health"]["rollbacks"] == 1
@@ -74,73 +94,116 @@ def test_a_poisoned_shard_is_left_out_and_a_resume_decides_the_same(
     assert list(curve(rolled_back)["train_loss"]) == list(range(1, 13))
     assert all(map(math.isfinite, curve(rolled_back)["train_loss"].values()))
     points = raw_points(rolled_back)
-    assert len(points) == len(set(points)), "the steps before the roll back are still there"
+    assert len(points) == len(set(points)), "the steps before the rollback are still there"
 
-    # Saved after the roll back: the resume finds the decision in the checkpoint.
+    # Saved after the rollback: the resume finds the decision in the checkpoint.
     probe.signal(9, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_tiny(*overrides)
-    assert_same_end(rolled_back, train_tiny("ckpt_path=last"))
+        train_short(*overrides)
+    assert_same_end(rolled_back, train_short("ckpt_path=last"))
 
-    # Killed after the roll back, before anything was saved: the resume comes to the same decision again.
+    # Killed after the rollback, before anything was saved: the resume decides the same again.
     probe.crash(6)
     with pytest.raises(Crash):
-        train_tiny(*overrides)
-    assert_same_end(rolled_back, train_tiny("ckpt_path=last"))
+        train_short(*overrides)
+    assert_same_end(rolled_back, train_short("ckpt_path=last"))
 
 
-def test_a_stop_within_a_streak_forgets_nothing_of_it(train_tiny: Train, probe: Probe) -> None:
+def test_a_stop_within_a_streak_forgets_nothing_of_it(
+    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
+) -> None:
     overrides = ["callbacks.health.patience=3", "trainer.max_steps=12"]
-    train_tiny(*overrides)
-    broken = [probe.windows[step][0] for step in (5, 6, 7)]
+    broken = [windows[step][0] for step in (5, 6, 7)]
     probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
-    straight = train_tiny(*overrides)
+    straight = train_short(*overrides)
     assert last_checkpoint(straight)["TokenDataModule"]["skipped"] == [[20, 32]]
     probe.signal(6, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_tiny(*overrides)
-    assert_same_end(straight, train_tiny("ckpt_path=last"))
+        train_short(*overrides)
+    assert_same_end(straight, train_short("ckpt_path=last"))
 
 
-def test_a_roll_back_before_the_first_checkpoint_starts_anew(
-    train_tiny: Train, probe: Probe
+def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(
+    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
-    train_tiny()
-    poison(probe, probe.windows[1][0])
-    folder = train_tiny("callbacks.health.patience=1")
+    poison(probe, windows[1][0])
+    folder = train_short("callbacks.health.patience=1")
     assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[4, 8]]
     assert list(curve(folder)["train_loss"]) == list(range(1, 9))
 
 
-def test_a_roll_back_with_only_younger_checkpoints_goes_to_the_oldest(
-    train_tiny: Train, probe: Probe
+def test_a_rollback_with_only_younger_checkpoints_goes_to_the_oldest(
+    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
-    """Three are kept: with frequent saves a long patience outlives them all, and the run must not start anew."""
+    """Three are kept, and a long patience outlives them; the run must not start from scratch."""
     overrides = [
         "callbacks.health.patience=4",
         "trainer.checkpoint_every_steps=1",
         "trainer.max_steps=12",
     ]
-    train_tiny(*overrides)
-    broken = [window for step in range(5, 9) for window in probe.windows[step]]
-    probe.windows.clear()
+    broken = [window for step in range(5, 9) for window in windows[step]]
     probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
     probe.at(4, lambda: probe.at(4, lambda: pytest.fail("the run went back too far")))
-    folder = train_tiny(*overrides)
+    folder = train_short(*overrides)
     assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[20, 36]]
     assert not any(window in broken for step in range(6, 12) for window in probe.windows[step])
 
 
-def test_too_many_roll_backs_end_the_run_with_a_message(train_tiny: Train, probe: Probe) -> None:
+def test_too_many_rollbacks_end_the_run_with_a_message(train_short: Train, probe: Probe) -> None:
     probe.factor = lambda step, batch: math.nan if step >= 5 else 1.0
-    with pytest.raises(ValueError, match=r"steps 6 to 7 .* after 2 roll backs too.* optimizer\.lr"):
-        train_tiny("callbacks.health.patience=2", "callbacks.health.max_rollbacks=2")
+    with pytest.raises(ValueError, match=r"steps 6 to 7.* after 2 rollbacks.* optimizer\.lr"):
+        train_short("callbacks.health.patience=2", "callbacks.health.max_rollbacks=2")
+
+
+def test_a_loss_that_stays_high_is_one_spike(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(health.log, "warning", lines.append)
+    callback = Health(HealthConfig(patience=2, spike=2.0, max_rollbacks=1, overfit_rise=0.01))
+    module = Mock(spec=CausalLM)
+    trainer: Any = SimpleNamespace(global_step=0)
+
+    def step(loss: float, scale: float = 1.0) -> None:
+        trainer.global_step += 1
+        module.step_report = StepReport(loss, 1.0 if math.isfinite(loss) else math.nan, 1e-3, scale)
+        callback.on_train_batch_end(trainer, module)
+
+    for loss in (3.0, 3.0, 9.0, 9.0, 3.0, 9.0):
+        step(loss)
+    assert [line.split(":")[0] for line in lines] == ["step 3", "step 6"]
+    step(math.nan, scale=2.0**13)
+    restored = Health(callback.config)
+    restored.load_state_dict(callback.state_dict())
+    callback = restored
+    with pytest.raises(RollBack, match="in steps 7 to 8"):
+        step(math.nan)
+    step(9.0)  # still high, which was reported before the restart
+    assert [line.split(":")[0] for line in lines if "jumped" in line] == ["step 3", "step 6"]
+    assert max(len(part) for line in lines for part in line.splitlines()) <= 80
+    assert callback.skipped_steps == 2
+
+
+def test_an_overflow_of_fp16_is_no_broken_step() -> None:
+    callback = Health(HealthConfig(patience=1, spike=2.0, max_rollbacks=1, overfit_rise=0.01))
+    module = Mock(spec=CausalLM)
+    module.step_report = StepReport(3.0, math.inf, 1e-3, loss_scale=2.0**13)
+    trainer: Any = SimpleNamespace(global_step=1)
+    callback.on_train_batch_end(trainer, module)
+    assert callback.skipped_steps == 0
+    module.step_report = StepReport(3.0, math.inf, 1e-3, loss_scale=1.0)
+    with pytest.raises(RollBack, match=r"in step 1$"):
+        callback.on_train_batch_end(trainer, module)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [((0, 2.0, 3), "patience=0"), ((1, 0.0, 3), "spike=0.0"), ((1, 2.0, -1), "max_rollbacks=-1")],
+    [
+        ((0, 2.0, 3, 0.01), "patience=0"),
+        ((1, 0.0, 3, 0.01), "spike=0.0"),
+        ((1, 2.0, -1, 0.01), "max_rollbacks=-1"),
+        ((1, 2.0, 3, 0.0), "overfit_rise=0.0"),
+    ],
 )
-def test_health_settings_are_checked(values: tuple[int, float, int], message: str) -> None:
+def test_health_settings_are_checked(values: tuple[int, float, int, float], message: str) -> None:
+    names = ("patience", "spike", "max_rollbacks", "overfit_rise")
     with pytest.raises(ValueError, match=message):
-        HealthConfig(*values)
+        HealthConfig(**dict(zip(names, values, strict=True)))

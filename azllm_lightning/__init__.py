@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from azllm_lightning.training.causal_lm import CausalLM
 
 # How long a thread spins before it sleeps, for GNU's OpenMP (PyTorch's on Linux). Spinning threads
-# starve each other wherever anything else runs; sleeping at once makes small models a sixth slower on an
-# idle machine. A short spin loses little of either (benchmarks/omp_wait.py). It must be set before torch
-# is imported.
+# starve each other wherever anything else runs; sleeping at once makes small models a sixth slower
+# on an idle machine. A short spin loses little of either (benchmarks/omp_wait.py). It must be set
+# before torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

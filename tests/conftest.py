@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 # Before torch is imported: tests run in parallel, and so do their subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import filelock
 import torch
 from training_runs import Probe, Uninterrupted
 
+from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
@@ -26,6 +29,11 @@ TINY = {
     "global_batch_size=4 compile=false accelerator=cpu precision=32-true",
     "callbacks": "samples.max_new_tokens=2",
 }
+
+
+def tiny_overrides() -> list[str]:
+    settings = [f"{group}.{pair}" for group, pairs in TINY.items() for pair in pairs.split()]
+    return ["run_name=tiny", *settings]
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +58,7 @@ def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # Event files of one second differ by a number that starts at 0 in each process; here, in each
     # test.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    settings = [f"{group}.{pair}" for group, pairs in TINY.items() for pair in pairs.split()]
-    return ["run_name=tiny", *settings]
+    return tiny_overrides()
 
 
 @pytest.fixture
@@ -173,3 +180,36 @@ def model(config: GPTConfig) -> GPT:
             else:
                 parameter.uniform_(0.5, 1.5)
     return model
+
+
+@pytest.fixture(scope="session")
+def trained(shared_folder: Path) -> Path:
+    """The folder lightning_logs of one tiny run, trained once for all tests."""
+    from azllm_lightning.config.compose import compose
+    from azllm_lightning.train import train
+
+    folder = shared_folder / "trained"
+    with filelock.FileLock(shared_folder / "trained.lock"), pytest.MonkeyPatch.context() as patch:
+        if not folder.exists():
+            unfinished = shared_folder / "unfinished"
+            unfinished.mkdir()
+            patch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
+            patch.chdir(unfinished)
+            train(compose(tiny_overrides()))
+            unfinished.rename(folder)
+    return folder / "lightning_logs"
+
+
+@pytest.fixture
+def tiny_run(trained: Path, tiny: list[str], tmp_path: Path) -> Path:
+    """The folder of a trained tiny run in the current folder: a copy, which a test may spoil."""
+    shutil.copytree(trained, tmp_path / "lightning_logs", symlinks=True)
+    return Path("lightning_logs", "tiny", "version_0")
+
+
+@pytest.fixture(autouse=True)
+def _english() -> Iterator[None]:
+    """Each test begins in English, whatever language the one before it chose."""
+    use_language("en")
+    yield
+    use_language(None)

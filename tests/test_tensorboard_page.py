@@ -1,4 +1,6 @@
-"""TensorBoard's page as a browser shows it: there are charts, samples and rows where the README says so."""
+"""TensorBoard's page as a browser shows it: there are charts, samples and rows where the README
+says so.
+"""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     """Rewrite the event files of folder `source` as one file in `target`, up to `last_step`.
 
     With source == target, the old files are replaced. A killed run has logged steps after its last
-    checkpoint, and the resumed one logs them again; TensorBoard can be told to purge them, but other
-    readers would see both. The new file takes the name of the first one: readers sort by name, and it
-    must come before what is logged next.
+    checkpoint, and the resumed one logs them again; TensorBoard can be told to purge them, but
+    other readers would see both. The new file takes the name of the first one: readers sort by
+    name, and it must come before what is logged next.
 
-    Settings, environment and layout are omitted: the next session writes them again, and TensorBoard
-    shows the first that it finds.
+    Settings, environment and layout are omitted: the next session writes them again, and
+    TensorBoard shows the first that it finds.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -78,14 +78,15 @@ def read_run(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """The curves of a run as a pandas DataFrame: rows are steps, columns are TensorBoard's scalars.
 
     `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest
-    version; NAME and NAME/version_K mean those in lightning_logs here. A run still in training is read
-    as far as it got, a resumed or forked one as one curve. `.attrs["folder"]` is its folder, and
-    `.attrs["summary"]` the content of its summary.json ({} while there is none).
+    version; NAME and NAME/version_K mean those in lightning_logs here. A run still in training is
+    read as far as it got, a resumed or forked one as one curve. `.attrs["folder"]` is its folder,
+    and `.attrs["summary"]` the content of its summary.json ({} while there is none).
 
     For a list of such paths, the columns are (tag, run) with runs called NAME/version_K:
     `read_run([...])["val_loss"]` has a column per run. Both attrs are then dicts by run.
 
-    Raises ValueError where pandas (the extra `notebooks`) is missing and where there is no such run.
+    Raises ValueError where pandas (the extra `notebooks`) is missing and where there is no such
+    run.
     """
     try:
         import pandas as pd

@@ -13,7 +13,8 @@ import filelock
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import check_run_name
-from azllm_lightning.formats.load import HF_CONFIG, checkpoint_of, read_checkpoint
+from azllm_lightning.formats.huggingface import HF_CONFIG
+from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
 from azllm_lightning.runs.atomic import sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
@@ -218,7 +219,9 @@ def _in_folder(folder: Path, resume: bool) -> Path:
 
 
 def _check_logs(logs: Path) -> None:
-    """Raise ValueError unless `logs` or its parent exists: nobody wants a drive created as a folder."""
+    """Raise ValueError unless `logs` or its parent exists: nobody wants a drive created as a
+    folder.
+    """
     parent = logs.absolute().parent
     if not logs.exists() and not parent.is_dir():
         raise ValueError(

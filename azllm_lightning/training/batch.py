@@ -97,8 +97,8 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
         raise ValueError(
             tr(
                 "out of memory with trainer.micro_batch_size={micro}, and a run on {devices} "
-                "devices "
-                "cannot change it by itself: resume with trainer.micro_batch_size={smaller}",
+                "devices cannot change it by itself: resume with "
+                "trainer.micro_batch_size={smaller}",
                 micro=micro,
                 devices=devices,
                 smaller=smaller,
@@ -225,7 +225,6 @@ def _divisors(number: int, at_most: int) -> list[int]:
 def _remedies() -> str:
     return tr(
         "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores "
-        "less "
-        "than adamw), or trainer.precision=auto if it is 32-true, or close other programs that use "
-        "the GPU"
+        "less than adamw), or trainer.precision=auto if it is 32-true, or close other programs "
+        "that use the GPU"
     )

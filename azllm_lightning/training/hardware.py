@@ -39,9 +39,8 @@ def resolve_accelerator(accelerator: str) -> str:
         raise ValueError(
             tr(
                 "trainer.accelerator={accelerator}, but PyTorch {version} finds no GPU on this "
-                "machine. On Colab choose Runtime > Change runtime type > T4 GPU; to try the same "
-                "run "
-                "on the CPU add trainer.accelerator=cpu (slow: reduce the batch and max_steps)",
+                "machine. On Colab choose Runtime > Change runtime type > T4 GPU; to try it on "
+                "the CPU add trainer.accelerator=cpu (slow: reduce the batch and max_steps)",
                 accelerator=accelerator,
                 version=torch.__version__,
             )

@@ -280,7 +280,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         """Nothing: the state of a failing step cannot be trusted."""
 
     def save(self, trainer: Trainer) -> None:
-        """Write the full state, delete the oldest beyond KEEP, and link last.ckpt to it."""
+        """Write the full state, link last.ckpt to it, and delete the oldest beyond KEEP."""
         for logger in trainer.loggers:
             logger.save()  # a kill must not lose the curve up to a checkpoint that survives it
         path = step_path(self.folder, trainer.global_step)
@@ -302,7 +302,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
             if trainer.global_step != self._saved_step:
                 self.save(trainer)
-            raise Stopped(self.stop.reason or tr("a stop of another process"))
+            raise Stopped(self.stop.reason or tr("a request of another process"))
 
     @staticmethod
     def _agreed(trainer: Trainer, mine: bool) -> bool:

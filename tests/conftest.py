@@ -1,27 +1,44 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# Before torch is imported: tests run side by side, and so do their subprocesses.
+# Before torch is imported: tests run in parallel, and so do their subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch  # noqa: E402
-from training_runs import Probe  # noqa: E402
+import filelock
+import torch
+from training_runs import Probe, Uninterrupted
 
-from azllm_lightning.config.model import GPTConfig  # noqa: E402
-from azllm_lightning.model.gpt import GPT  # noqa: E402
-from azllm_lightning.training.causal_lm import CausalLM  # noqa: E402
+from azllm_lightning.cli.messages import use_language
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.causal_lm import CausalLM
+
+TINY = {
+    "data": "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1",
+    "model": "n_layer=1 n_head=2 n_embd=32",
+    "schedule": "warmup_steps=2",
+    "trainer": "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 "
+    "global_batch_size=4 compile=false accelerator=cpu precision=32-true",
+    "callbacks": "samples.max_new_tokens=2",
+}
+
+
+def tiny_overrides() -> list[str]:
+    settings = [f"{group}.{pair}" for group, pairs in TINY.items() for pair in pairs.split()]
+    return ["run_name=tiny", *settings]
 
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all processes of this test run: what is slow to make is made in it once."""
+    """One folder for all processes of this test run, for what is slow to make."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
@@ -30,26 +47,18 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides for the smallest useful run; the test's folder is the current one, the data are made once for all."""
+    """Overrides for the smallest useful run.
+
+    The current folder is the test's own; the data is prepared once for all tests.
+    """
     from tensorboard.summary.writer import event_file_writer
 
     monkeypatch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
     monkeypatch.chdir(tmp_path)
-    # Event files of one second differ by a number that starts at 0 in each process; here, in each test.
+    # Event files of one second differ by a number that starts at 0 in each process; here, in each
+    # test.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    data = "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1"
-    model = "n_layer=1 n_head=2 n_embd=32"
-    trainer = "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 global_batch_size=4 compile=false accelerator=cpu"
-    groups = {
-        "data": data,
-        "model": model,
-        "trainer": f"{trainer} precision=32-true",
-        "schedule": "warmup_steps=2",
-    }
-    return [
-        "run_name=tiny",
-        *(f"{group}.{pair}" for group, pairs in groups.items() for pair in pairs.split()),
-    ]
+    return tiny_overrides()
 
 
 @pytest.fixture
@@ -66,9 +75,39 @@ def train_tiny(tiny: list[str]) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="session")
+def uninterrupted_runs() -> dict[tuple[str, ...], Uninterrupted]:
+    """The runs of `uninterrupted` so far, by their overrides."""
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(
+    uninterrupted_runs: dict[tuple[str, ...], Uninterrupted],
+    tmp_path_factory: pytest.TempPathFactory,
+    train_tiny: Callable[..., Path],
+) -> Callable[..., Uninterrupted]:
+    """uninterrupted(*overrides): the tiny run that nothing interferes with, to compare others with.
+
+    It is trained once per test process, in a folder of its own: tests must not change it.
+    """
+
+    def run(*overrides: str) -> Uninterrupted:
+        if overrides not in uninterrupted_runs:
+            with pytest.MonkeyPatch.context() as patch:
+                probe = watched_training(patch)
+                patch.chdir(tmp_path_factory.mktemp("uninterrupted"))
+                folder = train_tiny(*overrides).absolute()
+            uninterrupted_runs[overrides] = Uninterrupted(folder, dict(probe.windows))
+        return uninterrupted_runs[overrides]
+
+    return run
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit code.
+    """command(*args): `python -m azllm_lightning.train ARGS` in this process; returns its exit
+    code.
 
     `run` replaces the training by another function of the RunConfig.
     """
@@ -91,6 +130,11 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     """Watches every training in this process, and interferes where the test asks it to."""
+    return watched_training(monkeypatch)
+
+
+def watched_training(monkeypatch: pytest.MonkeyPatch) -> Probe:
+    """A probe in every training in this process, until `monkeypatch` is undone."""
     probe = Probe()
     training_step, forward = CausalLM.training_step, GPT.forward
     factor = 1.0
@@ -126,7 +170,7 @@ def config() -> GPTConfig:
 
 @pytest.fixture
 def model(config: GPTConfig) -> GPT:
-    """A small model whose weights are far from their start, so that its predictions are far from even."""
+    """A small model whose weights are far from their start, so that its predictions are uneven."""
     torch.manual_seed(0)
     model = GPT(config)
     with torch.no_grad():
@@ -136,3 +180,36 @@ def model(config: GPTConfig) -> GPT:
             else:
                 parameter.uniform_(0.5, 1.5)
     return model
+
+
+@pytest.fixture(scope="session")
+def trained(shared_folder: Path) -> Path:
+    """The folder lightning_logs of one tiny run, trained once for all tests."""
+    from azllm_lightning.config.compose import compose
+    from azllm_lightning.train import train
+
+    folder = shared_folder / "trained"
+    with filelock.FileLock(shared_folder / "trained.lock"), pytest.MonkeyPatch.context() as patch:
+        if not folder.exists():
+            unfinished = shared_folder / "unfinished"
+            unfinished.mkdir()
+            patch.setenv("AZLLM_DATA_DIR", str(shared_folder / "data"))
+            patch.chdir(unfinished)
+            train(compose(tiny_overrides()))
+            unfinished.rename(folder)
+    return folder / "lightning_logs"
+
+
+@pytest.fixture
+def tiny_run(trained: Path, tiny: list[str], tmp_path: Path) -> Path:
+    """The folder of a trained tiny run in the current folder: a copy, which a test may spoil."""
+    shutil.copytree(trained, tmp_path / "lightning_logs", symlinks=True)
+    return Path("lightning_logs", "tiny", "version_0")
+
+
+@pytest.fixture(autouse=True)
+def _english() -> Iterator[None]:
+    """Each test begins in English, whatever language the one before it chose."""
+    use_language("en")
+    yield
+    use_language(None)

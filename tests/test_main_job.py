@@ -1,4 +1,6 @@
-"""The main job through the real command line: what it leaves, how it resumes, and what it has learned in the end."""
+"""The main job through the real command line: what it writes, how it resumes, and what the model
+has learned.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +19,12 @@ from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import read_scalars
 
 SUMMARY = (
-    "run_name version steps tokens_seen val_loss val_ppl val_bpb best_val_loss best_step tokens_per_sec wall_seconds "
-    "peak_memory_bytes precision compile num_params resumed_from status"
+    "run_name version steps tokens_seen val_loss val_ppl val_bpb best_val_loss best_step "
+    "tokens_per_sec wall_seconds peak_memory_bytes precision compile num_params resumed_from status"
 )
 TAGS = (
-    "train_loss train_ppl val_loss val_ppl val_bpb best_val_loss best_step lr grad_norm generalization_gap tokens_seen "
-    "tokens_per_sec mfu peak_memory_gb"
+    "train_loss train_ppl val_loss val_ppl val_bpb best_val_loss best_step lr grad_norm "
+    "generalization_gap tokens_seen tokens_per_sec mfu peak_memory_gb"
 )
 
 
@@ -45,7 +48,12 @@ def files(run: Path) -> set[str]:
     }
 
 
-def test_the_debug_job_and_its_resume(tmp_path: Path) -> None:
+def test_the_debug_job_and_its_resume(
+    tmp_path: Path,
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     name = "Bakı'dan, ilk"
     done = train(
         tmp_path,
@@ -75,11 +83,7 @@ def test_the_debug_job_and_its_resume(tmp_path: Path) -> None:
 
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert sorted(summary) == sorted(SUMMARY.split())
-    told = {
-        key: summary[key]
-        for key in ("run_name", "version", "status", "steps", "tokens_seen", "resumed_from")
-    }
-    assert told == {
+    expected = {
         "run_name": name,
         "version": 0,
         "status": "done",
@@ -87,6 +91,7 @@ def test_the_debug_job_and_its_resume(tmp_path: Path) -> None:
         "tokens_seen": 10 * 4 * 64,
         "resumed_from": [],
     }
+    assert {key: summary[key] for key in expected} == expected
 
     scalars = read_scalars(run)
     assert set(TAGS.split()) <= scalars.keys()
@@ -103,10 +108,10 @@ def test_the_debug_job_and_its_resume(tmp_path: Path) -> None:
         assert text in done.stdout
         assert text in (run / "train.log").read_text(encoding="utf-8")
 
-    again = train(
-        tmp_path, tmp_path / "data", f"run_name={name}", "ckpt_path=last", "trainer.max_steps=15"
-    )
-    assert "resuming from" in again.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(tmp_path / "data"))
+    assert command(f"run_name={name}", "ckpt_path=last", "trainer.max_steps=15") == 0
+    assert "resuming from" in capsys.readouterr().out
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert (summary["steps"], summary["status"]) == (15, "done")

@@ -11,9 +11,11 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -21,18 +23,16 @@ from torch import Tensor
 from azllm_lightning.cli import entrance
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files
-from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.runs.curves import EVENTS, read_records, read_scalars
 from azllm_lightning.train import train
 from azllm_lightning.training.causal_lm import CausalLM
 
-TRAIN = [sys.executable, "-m", "azllm_lightning.train"]
-HERE = Path(__file__).parent
 MEASURED = ("tokens_per_sec", "mfu", "peak_memory_gb")
 """Scalars that no two runs share."""
 
 
 class Recorder(Callback):
-    """Writes down, for other processes to read, which windows each step is trained on."""
+    """Records, for other processes to read, which windows each step is trained on."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -40,26 +40,26 @@ class Recorder(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
     ) -> None:
-        """One line a micro-batch: the step (0 is the first) and its windows."""
-        with (Path(self.folder) / f"rank{trainer.global_rank}.jsonl").open(
-            "a", encoding="utf-8"
-        ) as file:
+        """One line per micro-batch: the step (0 is the first) and its windows."""
+        path = Path(self.folder) / f"rank{trainer.global_rank}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([trainer.global_step, batch.tolist()]) + "\n")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """How far the run has come."""
+        """The number of completed steps."""
         file = os.open(Path(self.folder) / "reached", os.O_CREAT | os.O_WRONLY)
-        os.write(
-            file, b"%08d" % trainer.global_step
-        )  # one write of one length: a kill leaves the old or the new
+        # One write of one length: a kill leaves the old number or the new one.
+        os.write(file, b"%08d" % trainer.global_step)
         os.close(file)
 
 
 class Pause(Callback):
-    """Tells that a step has come, and stays in it."""
+    """Creates the file `flag` at the end of step `step`, and waits there."""
 
     def __init__(self, step: int, flag: str, seconds: float = 60) -> None:
-        self.step, self.flag, self.seconds = step, flag, seconds
+        self.step = step
+        self.flag = flag
+        self.seconds = seconds
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Wait at the end of a step."""
@@ -75,21 +75,23 @@ def add_callback(name: str, **settings: object) -> list[str]:
 
 
 def command_line(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
-    """`python -m azllm_lightning.train ARGUMENTS` in `folder`, with what it says in the file "output" there."""
+    """`python -m azllm_lightning.train ARGUMENTS` in `folder`; its output goes to the file "output"
+    there.
+    """
     multiprocessing.set_start_method(None, force=True)  # workers start as they do by default
     os.environ.update(environment)
     os.chdir(folder)
     output = os.open("output", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.argv = ["train", *arguments]
+    sys.argv = [__file__, *arguments]  # what Lightning starts again for another device
     entrance.main("train", train, RunConfig.from_mapping)
 
 
 def start(
     arguments: list[str], folder: Path, **environment: str
 ) -> multiprocessing.process.BaseProcess:
-    """`command_line` in a process of its own, forked from one that has all imports done: that saves seconds."""
+    """`command_line` in a new process, forked from one that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_runs", "azllm_lightning.session.session"])
     environment = {"AZLLM_DATA_DIR": os.environ["AZLLM_DATA_DIR"], **environment}
@@ -98,16 +100,24 @@ def start(
     return process
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
-    """Return when `path` is there."""
+def wait_for(path: Path, seconds: float = 120) -> None:
+    """Return when `path` exists."""
     end = time.monotonic() + seconds
     while not path.exists():
-        assert time.monotonic() < end, f"{path} did not come"
+        assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.005)
 
 
+@dataclass(frozen=True)
+class Uninterrupted:
+    """A run that nothing interfered with, and the token windows of each step (0 is the first)."""
+
+    folder: Path
+    windows: dict[int, list[list[int]]]
+
+
 class Crash(Exception):
-    """What a probe raises where a test wants the session to fall over."""
+    """Raised by a probe where a test wants the session to crash."""
 
 
 class Probe:
@@ -124,28 +134,33 @@ class Probe:
         """The module in training."""
 
     def at(self, step: int, action: Callable[[], object], micro: int = 0) -> None:
-        """Do `action` once in the forward pass of micro-batch `micro` of the step after `step` completed ones."""
+        """Call `action` once, in the forward pass of micro-batch `micro` after `step` completed
+        steps.
+        """
         self.actions[step, micro] = action
 
     def signal(self, step: int, number: int, micro: int = 0) -> None:
-        """Send this process the signal `number` then."""
+        """Send this process the signal `number` there."""
         self.at(step, lambda: signal.raise_signal(number), micro)
+
+    def crash(self, step: int, micro: int = 0) -> None:
+        """Raise Crash there."""
+
+        def fail() -> None:
+            raise Crash
+
+        self.at(step, fail, micro)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the present weights."""
         return {name: tensor.clone() for name, tensor in self.module.net.state_dict().items()}
 
-    def crash(self, step: int, micro: int = 0) -> None:
-        """Raise Crash then."""
-
-        def fall_over() -> None:
-            raise Crash
-
-        self.at(step, fall_over, micro)
-
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """Weights, optimizer, schedule and scaler of a run's newest full state, flat: path -> tensor or plain value."""
+    """What the newest full state restores: weights, optimizer, schedule, scaler and data position.
+
+    Flat: path -> tensor or plain value.
+    """
     checkpoint = torch.load(step_files(folder / "checkpoints")[0][1], weights_only=True)
     parts = (
         "state_dict",
@@ -172,7 +187,7 @@ def final_state(folder: Path) -> dict[str, Any]:
 
 
 def curve(folder: Path) -> dict[str, dict[int, float]]:
-    """The logged scalars but for those that measure time and memory."""
+    """The logged scalars except those that measure time and memory."""
     return {tag: values for tag, values in read_scalars(folder).items() if tag not in MEASURED}
 
 
@@ -181,16 +196,19 @@ def assert_same_end(left: Path, right: Path) -> None:
     ours, theirs = final_state(left), final_state(right)
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
-        same = (
-            torch.equal(value, theirs[path])
-            if isinstance(value, torch.Tensor)
-            else value == theirs[path]
-        )
+        other = theirs[path]
+        same = torch.equal(value, other) if isinstance(value, Tensor) else value == other
         assert same, f"{path} differs"
     ours, theirs = curve(left), curve(right)
     assert ours.keys() == theirs.keys()
     for tag, values in ours.items():
         assert str(values) == str(theirs[tag]), tag  # as text, since nan is not nan
+
+
+def assert_close(ours: dict[int, float], theirs: dict[int, float]) -> None:
+    """The same steps, and losses within what another order of additions changes in fp32."""
+    assert ours.keys() == theirs.keys()
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=1e-5, rel=0)
 
 
 def sha256(path: Path) -> str:
@@ -201,7 +219,9 @@ def raw_points(folder: Path) -> list[tuple[str, int]]:
     """Every (tag, step) in the raw event files, in the order of writing."""
     from tensorboard.compat.proto.event_pb2 import Event
 
-    from azllm_lightning.runs.curves import EVENTS, read_records
-
     events = map(Event.FromString, read_records(sorted(folder.glob(EVENTS))))
     return [(value.tag, event.step) for event in events for value in event.summary.value]
+
+
+if __name__ == "__main__":
+    entrance.main("train", train, RunConfig.from_mapping)

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.cli.overrides import ParsedOverride, parse_override
+from azllm_lightning.cli.overrides import ParsedOverride, hydra_overrides, parse_override
 from azllm_lightning.config.callbacks import is_custom
 from azllm_lightning.config.run import RunConfig
 
@@ -25,12 +24,7 @@ CODE = ("callbacks", "logger")
 file.
 """
 
-FIXED = {
-    "seed": "seed",
-    "data.block_size": "block_size",
-    "optimizer.name": "optimizer",
-    "trainer.global_batch_size": "global_batch_size",
-}
+FIXED = ("seed", "data.block_size", "optimizer.name", "trainer.global_batch_size")
 """Settings besides the model's shape that make a run this run; another value is another run."""
 
 
@@ -49,11 +43,12 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
         key: value for key, value in copy.deepcopy(dict(stored)).items() if key != "overrides"
     }
     composed = typed.to_mapping()
+    known = hydra_overrides(started_with)
     for text in typed.overrides:
         override = parse_override(text)
         if not override.is_group(composed):
             _lay_over(values, override, composed)
-        elif text not in started_with:
+        elif hydra_overrides([text])[0] not in known:
             _lay_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
     for group in ("data", "schedule", "trainer", "callbacks"):
         _fill(values[group], composed[group])  # keys younger than the run, at their defaults
@@ -65,29 +60,26 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
         values[group] = own | theirs
     overrides = list(dict.fromkeys([*started_with, *typed.overrides]))
     config = RunConfig.from_mapping(values, overrides)
-    _check_same_run(RunConfig.from_mapping({**values, **_identity(stored)}), config, checkpoint)
+    _check_same_run(stored, config, checkpoint)
     return config
 
 
-def _identity(stored: Mapping[str, Any]) -> Values:
-    """The parts of a stored config in which FIXED and the model's shape are."""
-    return {key: stored[key] for key in ("seed", "data", "model", "optimizer", "trainer")}
-
-
-def _check_same_run(stored: RunConfig, config: RunConfig, checkpoint: str) -> None:
-    before = stored.to_mapping()
+def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: str) -> None:
     now = config.to_mapping()
-    shape = asdict(stored.model)
-    wanted = asdict(config.model)
-    pairs = {f"model.{key}": (shape[key], wanted.get(key)) for key in shape if key != "dropout"}
-    for key in FIXED:
-        path = key.split(".")
-        pairs[key] = (_get(before, path), _get(now, path))
-    differing = [
-        tr("{key}: {before} in the checkpoint, {now} asked for", key=key, before=old, now=new)
-        for key, (old, new) in pairs.items()
-        if old != new
-    ]
+    keys = [*FIXED, *(f"model.{key}" for key in stored["model"] if key != "dropout")]
+    differing = []
+    for key in keys:
+        before = _get(stored, key.split("."))
+        asked = _get(now, key.split("."))
+        if before != asked:
+            differing.append(
+                tr(
+                    "{key}: {before} in the checkpoint, {now} asked for",
+                    key=key,
+                    before=before,
+                    now=asked,
+                )
+            )
     if differing:
         raise ValueError(
             tr(
@@ -111,6 +103,8 @@ def _lay_over(values: Values, override: ParsedOverride, composed: Values) -> Non
 
 
 def _lay_difference(values: Values, base: Values, changed: Values) -> None:
+    for key in base.keys() - changed.keys():  # another optimizer has other settings
+        values.pop(key, None)
     for key, value in changed.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             _lay_difference(values.setdefault(key, {}), base[key], value)
@@ -126,7 +120,7 @@ def _fill(values: Values, defaults: Values) -> None:
             values.setdefault(key, copy.deepcopy(value))
 
 
-def _get(values: Values, path: list[str]) -> Any:
+def _get(values: Mapping[str, Any], path: list[str]) -> Any:
     found: Any = values
     for key in path:
         found = found[key]

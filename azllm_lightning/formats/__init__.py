@@ -1,1 +1,1 @@
-"""What a model is on disk: checkpoints, Hugging Face folders, GGUF, plain state dicts."""
+"""What a model is on disk: checkpoints, Hugging Face folders, GGUF, state_dicts, model cards."""

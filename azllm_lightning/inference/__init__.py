@@ -1,1 +1,1 @@
-"""A model at work: sampling, decoding with a cache, scoring."""
+"""A model in use: sampling, decoding with a cache, scoring texts and minimal pairs."""

@@ -1,4 +1,7 @@
-"""The decoder once more, for writing: a few tokens at a time behind a KV cache. Shape letters as in gpt.py."""
+"""The model laid out for generation: a token at a time, with a KV cache.
+
+Shape letters as in gpt.py.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from torch import Tensor, nn
 from azllm_lightning.model.gpt import GPT, Block, RMSNorm, attend, rotate
 
 ONE_THREAD = 2**20
-"""Numbers in a layer's keys, below which one thread reads them: on a CPU, waking another takes as long as the work, and
-where other programs keep the cores busy, ten times as long."""
+"""Elements of a layer's keys below which one thread attends: on a CPU, waking another thread takes
+as long as the work, and ten times as long if other programs keep the cores busy."""
 
 
 class _Layer(NamedTuple):
-    """What `CachedDecoder` reads of a Block, and the layer's part of the cache."""
+    """The weights of a Block, and its part of the cache."""
 
     input_norm: RMSNorm
     qkv: Tensor  # ((H + 2 K) D, C)
@@ -30,18 +33,19 @@ class _Layer(NamedTuple):
 
 
 class CachedDecoder:
-    """A GPT without dropout and gradients, laid out for continuing B texts up to `capacity` tokens.
+    """A GPT without dropout and gradients, for continuing B texts up to `capacity` tokens.
 
-    The time of a token goes into reading every matrix once and into starting many small operations. So what is applied
-    to the same input is one operation, and matrices are copied: one for queries, keys and values, one for gate and up,
-    and on a CPU all are stored by columns, which BLAS reads 1.5 to 1.8 times as fast for a single vector (measured:
-    MKL on Zen 5). Make it anew after a change of the weights.
+    Generating a token takes as long as reading every matrix once and starting many small
+    operations. So what is applied to the same input is one operation, with copied matrices: one for
+    queries, keys and values, one for gate and up. On a CPU they are stored by columns, which BLAS
+    reads 1.5 to 1.8 times as fast for a single vector (measured: MKL on Zen 5). Changes of the
+    model's weights need a new CachedDecoder.
     """
 
     def __init__(self, model: GPT, batch_size: int, capacity: int) -> None:
         assert model.config.n_kv_head is not None
         assert capacity <= model.config.block_size
-        self.length = 0  # tokens read so far; set to 0, the texts begin anew
+        self.length = 0  # tokens read so far; setting it to 0 starts new texts
         self.config = model.config
         self._decoder = model.model
         self._cache = (batch_size, model.config.n_kv_head, capacity, model.config.head_dim)
@@ -50,7 +54,8 @@ class CachedDecoder:
 
     def _lay_out(self, block: nn.Module) -> _Layer:
         assert isinstance(block, Block)
-        attention, mlp = block.self_attn, block.mlp
+        attention = block.self_attn
+        mlp = block.mlp
         q_norm = attention.q_norm.weight.expand(self.config.n_head, -1)
         k_norm = attention.k_norm.weight.expand(self._cache[1], -1)
         return _Layer(
@@ -67,18 +72,20 @@ class CachedDecoder:
 
     @torch.inference_mode()
     def read(self, input_ids: Tensor) -> Tensor:
-        """Logits (B, V), in fp32, of what comes after input_ids (B, T): a whole prompt first, then one token at a time.
+        """Logits (B, V), in fp32, of the token after input_ids (B, T).
 
-        input_ids follow the `length` tokens that were read before.
+        input_ids follow the `length` tokens read before: first a complete prompt, then one token
+        at a time.
         """
-        (B, T), (_, K, capacity, D), H = input_ids.shape, self._cache, self.config.n_head
-        start, end = self.length, self.length + T
-        assert T == 1 or start == 0, "a prompt comes first and whole"
+        B, T = input_ids.shape
+        _, K, capacity, D = self._cache
+        H = self.config.n_head
+        start = self.length
+        end = self.length + T
+        assert T == 1 or start == 0, "a prompt is read first and at once"
         assert end <= capacity, f"{end} tokens do not fit a cache of {capacity}"
-        cos, sin = (
-            self._decoder.cos[start:end, None],
-            self._decoder.sin[start:end, None],
-        )  # (T, 1, D)
+        cos = self._decoder.cos[start:end, None]  # (T, 1, D)
+        sin = self._decoder.sin[start:end, None]
         x = self._decoder.embed_tokens(input_ids)
         for layer in self._layers:
             qkv = F.linear(layer.input_norm(x), layer.qkv).view(B, T, -1, D)
@@ -87,7 +94,8 @@ class CachedDecoder:
             q = qk[:, :, :H]
             layer.keys[:, :, start:end] = qk[:, :, H:].transpose(1, 2)
             layer.values[:, :, start:end] = qkv[:, :, -K:].transpose(1, 2)
-            keys, values = layer.keys[:, :, :end], layer.values[:, :, :end]
+            keys = layer.keys[:, :, :end]
+            values = layer.values[:, :, :end]
             if T == 1:
                 y = _attend_singly(q.reshape(B, K, H // K, D), keys, values)
             else:
@@ -100,7 +108,7 @@ class CachedDecoder:
 
 
 def _attend_singly(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of one token, which sees all keys: q (B, K, H / K, D) has the query heads of a group as positions."""
+    """Attention of one token over all keys; q (B, K, H / K, D) has a group's heads as positions."""
     threads = torch.get_num_threads()
     if keys.numel() < ONE_THREAD:
         torch.set_num_threads(1)
@@ -111,7 +119,7 @@ def _attend_singly(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _matrix(first: nn.Linear, *others: nn.Linear) -> Tensor:
-    """The weights of linear layers with a common input, one below the other: (sum of outputs, inputs)."""
+    """The stacked weights of linear layers with the same input: (sum of outputs, inputs)."""
     weight = first.weight.detach()
     if others:
         weight = torch.cat((weight, *(layer.weight.detach() for layer in others)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.inference.decoding import CachedDecoder
 from azllm_lightning.model.gpt import GPT
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
 
 NUCLEUS = 1024
-"""Tokens that mostly reach top_p together; to sort a whole vocabulary takes a quarter of a small model's step."""
+"""Tokens that usually reach top_p: sorting all tokens takes a quarter of a small model's step."""
 
 UNFINISHED = "\ufffd"
-"""What the first bytes of a letter decode to, until its last byte is there."""
+"""What the first bytes of a letter decode to until its last byte is there."""
 
 
 def sample(
@@ -38,13 +39,14 @@ def sample(
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
 ) -> list[str]:
-    """`num_samples` texts that begin with `prompt`; of several prompts those of the first, then of the second, ...
+    """`num_samples` texts that begin with `prompt`; with several prompts, those of the first first.
 
-    Several prompts are read and continued together, and each gets what it would get alone. A text ends at end of text,
-    before the first of the `stop` strings that the model writes, or after max_new_tokens. The other settings are those
-    of `SamplingConfig`, what happens to long prompts is told at `generate_ids`, and `stream` gives the same in pieces.
+    Several prompts are continued together, and each gets the texts that it would get alone. A text
+    ends at end-of-text, before the first `stop` string that the model writes, or after
+    max_new_tokens. The other settings are those of `SamplingConfig`; `generate_ids` says what
+    happens to long prompts, and `stream` gives the same texts piece by piece.
 
-    Raises ValueError for settings out of range.
+    Raises ValueError for a setting out of range.
     """
     settings = SamplingConfig(
         max_new_tokens=max_new_tokens,
@@ -67,10 +69,11 @@ def stream(
     num_samples: int = 1,
     stop: str | Sequence[str] = (),
 ) -> Iterator[list[str]]:
-    """Yield what is new of each text of `sample`, step by step, the prompts first.
+    """Yield the new part of each text of `sample`, step by step, beginning with the prompts.
 
-    Pieces are whole letters, and none is the beginning of a stop string that may yet be completed. A text starts as
-    documents do in training, after an end-of-text token, which is not part of what comes back.
+    Pieces are complete letters, and none is the beginning of a stop string that may still come. As
+    documents in training, a text follows an end-of-text token, which is not part of the result.
+
     Raises ValueError, at the call, as `sample` does.
     """
     prompts = [tokenizer.encode(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
@@ -78,16 +81,11 @@ def stream(
         unicodedata.normalize("NFC", text) for text in ([stop] if isinstance(stop, str) else stop)
     ]
     if "" in stops:
-        raise ValueError("stop has an empty text, at which every text would end: leave it out")
-    steps = generate_ids(
-        model, [[model.config.eos_id, *ids] for ids in prompts], settings, num_samples
-    )
-    return _pieces(
-        tokenizer,
-        steps,
-        [tokenizer.decode(ids) for ids in prompts for _ in range(num_samples)],
-        stops,
-    )
+        raise ValueError(tr("stop has an empty text, which would end every text: leave it out"))
+    starts = [[model.config.eos_id, *ids] for ids in prompts]
+    steps = generate_ids(model, starts, settings, num_samples)
+    shown = [tokenizer.decode(ids) for ids in prompts for _ in range(num_samples)]
+    return _pieces(tokenizer, steps, shown, stops)
 
 
 def _pieces(
@@ -97,25 +95,20 @@ def _pieces(
     shown = [0] * len(prompts)  # characters of each continuation
     running = set(range(len(prompts)))
     yield prompts
-    for drawn in steps:
+    for step in steps:
         pieces = [""] * len(prompts)
         for i in running.copy():
-            token = drawn[i]
+            token = step[i]
             if token is None:
                 continue
             ids[i].append(token)
             text = tokenizer.decode(ids[i])
-            end = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
-            if end is not None:
+            end, stopped = _showable(text, stops)
+            if stopped:
                 running.remove(i)
-            elif text.endswith(UNFINISHED):
-                continue
-            else:
-                end = len(text) - max(
-                    (n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])),
-                    default=0,
-                )
-            pieces[i], shown[i] = text[shown[i] : end], end
+            if end > shown[i]:
+                pieces[i] = text[shown[i] : end]
+                shown[i] = end
         yield pieces
         if not running:
             return
@@ -124,29 +117,55 @@ def _pieces(
     ]
 
 
+def _showable(text: str, stops: list[str]) -> tuple[int, bool]:
+    """How many characters of `text` may be shown, and whether a stop string ended it."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if found:
+        return min(found), True
+    if text.endswith(UNFINISHED):
+        return 0, False
+    begun = [n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])]
+    return len(text) - max(begun, default=0), False
+
+
 def generate_ids(
     model: GPT, prompts: Sequence[Sequence[int]], settings: SamplingConfig, num_samples: int = 1
 ) -> Iterator[list[int | None]]:
-    """Yield, step by step, the next token of each of `num_samples` samples of each prompt (lists of token ids).
+    """Yield, step by step, the next token of each of `num_samples` samples of each prompt.
 
-    None stands for a sample that has ended, with end of text or after max_new_tokens, or whose prompt is still being
-    read; the iteration ends with the last sample. Each sample has random numbers of its own, so that it does not
-    matter what is drawn beside it; the global random state is neither read nor changed.
+    Prompts are lists of token ids. None stands for a sample that has ended, with end-of-text or
+    after max_new_tokens, or whose prompt is still being read; the iteration ends with the last
+    sample. Each sample has its own random numbers, so it does not depend on the other samples; the
+    global random state is neither read nor changed.
 
-    A prompt longer than block_size loses its beginning; when the context is full, the newer half of it is read anew,
-    from position 0, and the older half is forgotten.
+    A prompt longer than block_size loses its beginning. When the context is full, its newer half is
+    read again from position 0, and the older half is forgotten.
 
-    Raises ValueError, at the call, for no samples, no prompts, and token ids outside the vocabulary.
+    Raises ValueError, at the call, for no samples, no prompts, and ids outside the vocabulary.
     """
     if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} is out of range: it must be at least 1")
+        raise ValueError(
+            tr(
+                "{key}={value} must be {wanted}",
+                key="num_samples",
+                value=num_samples,
+                wanted=tr("at least 1"),
+            )
+        )
     if not prompts or not all(prompts):
         raise ValueError(
-            f"there is no token to start from: begin with end of text, [{model.config.eos_id}]"
+            tr(
+                "there is no token to start from: begin with the end-of-text token, [{eos_id}]",
+                eos_id=model.config.eos_id,
+            )
         )
     if not all(0 <= token < model.config.vocab_size for prompt in prompts for token in prompt):
         raise ValueError(
-            f"the prompt has tokens outside the model's vocabulary of {model.config.vocab_size}: is this its tokenizer?"
+            tr(
+                "the prompt has tokens outside the model's vocabulary of {vocab_size}: is this the "
+                "model's tokenizer?",
+                vocab_size=model.config.vocab_size,
+            )
         )
     return _generate(model, prompts, settings, num_samples)
 
@@ -154,14 +173,16 @@ def generate_ids(
 def _generate(
     model: GPT, prompts: Sequence[Sequence[int]], settings: SamplingConfig, num_samples: int
 ) -> Iterator[list[int | None]]:
-    block_size, eos_id = model.config.block_size, model.config.eos_id
+    block_size = model.config.block_size
+    eos_id = model.config.eos_id
     device = model.lm_head.weight.device
     rows = [list(prompt[-block_size:]) for prompt in prompts for _ in range(num_samples)]
     generators = [own for _ in prompts for own in _generators(settings.seed, num_samples)]
     left = [settings.max_new_tokens] * len(rows)
-    # The prompts are read together up to the end of the shortest; the longer ones then go on token by token while
-    # the others are continued, so that all rows stand at the same position and no mask is needed.
-    read, longest = min(map(len, rows)), max(map(len, rows))
+    # Up to the end of the shortest prompt all are read at once. Then the longer ones are read token
+    # by token while the others are continued: all rows are at the same position and need no mask.
+    read = min(map(len, rows))
+    longest = max(map(len, rows))
     context = torch.tensor([row[:read] for row in rows], device=device)
     decoder = CachedDecoder(model, len(rows), min(block_size, longest + settings.max_new_tokens))
     written = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
@@ -172,10 +193,7 @@ def _generate(
         logits = decoder.read(unread)
         written[:, eos_id] = False
         if settings.repetition_penalty != 1:
-            penalty = settings.repetition_penalty
-            logits = torch.where(
-                written, torch.where(logits > 0, logits / penalty, logits * penalty), logits
-            )
+            logits = _penalised(logits, written, settings.repetition_penalty)
         draws = [read >= len(row) and left[i] > 0 for i, row in enumerate(rows)]
         uniform = [
             torch.rand((), generator=generator, dtype=torch.float64).item() if draw else 0.0
@@ -193,19 +211,23 @@ def _generate(
             row[read] if read < len(row) else token for row, token in zip(rows, chosen, strict=True)
         ]
         read += 1
-        token = torch.tensor(tokens, device=device)[:, None]
-        written.scatter_(1, token, True)
-        context = torch.cat((context, token), dim=1)
+        unread = torch.tensor(tokens, device=device)[:, None]
+        written.scatter_(1, unread, True)
+        context = torch.cat((context, unread), dim=1)
         if decoder.length == block_size:
             decoder.length = 0
             context = context[:, -((block_size + 1) // 2) :]
             unread = context
-        else:
-            unread = token
+
+
+def _penalised(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V) with those of the `written` tokens (B, V) made smaller."""
+    smaller = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(written, smaller, logits)
 
 
 def _generators(seed: int | None, num_samples: int) -> list[torch.Generator]:
-    """A source of random numbers for each sample, on the CPU, so that all devices draw the same."""
+    """A random number generator per sample, on the CPU, so that all devices draw the same."""
     root = torch.Generator()
     if seed is None:
         root.seed()
@@ -216,7 +238,7 @@ def _generators(seed: int | None, num_samples: int) -> list[torch.Generator]:
 
 
 def _choose(logits: Tensor, settings: SamplingConfig, uniform: Tensor) -> Tensor:
-    """One token for each row of logits (B, V), as (B,); uniform (B,) in [0, 1) decides which."""
+    """One token per row of logits (B, V), as (B,); uniform (B,) in [0, 1) decides which."""
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits / settings.temperature).softmax(dim=-1)
@@ -226,14 +248,13 @@ def _choose(logits: Tensor, settings: SamplingConfig, uniform: Tensor) -> Tensor
         probabilities, tokens = probabilities.topk(min(settings.top_k, vocab_size))
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     elif settings.top_p is not None:
-        everything = probabilities
-        probabilities, tokens = everything.topk(min(NUCLEUS, vocab_size))
+        all_probabilities = probabilities
+        probabilities, tokens = all_probabilities.topk(min(NUCLEUS, vocab_size))
         if (probabilities.sum(dim=-1) < settings.top_p).any():
-            probabilities, tokens = everything.sort(descending=True)
+            probabilities, tokens = all_probabilities.sort(descending=True)
     if settings.top_p is not None:
-        before = (
-            probabilities.cumsum(dim=-1) - probabilities
-        )  # 0 for the likeliest, which therefore always stays
+        # 0 for the most likely token, which is therefore always kept.
+        before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= settings.top_p, 0.0)
     if settings.min_p is not None:
         least = settings.min_p * probabilities.amax(dim=-1, keepdim=True)

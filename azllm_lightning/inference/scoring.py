@@ -1,7 +1,7 @@
-"""How well a model predicts given texts: the same code for a model of ours and for any causal one of transformers.
+"""How well a model predicts texts: one code for our models and for those of transformers.
 
-Documents are scored one by one in windows that slide by a stride, so that every token but a document's first has
-tokens before it. Shape letters: B batch, T tokens.
+Each document is scored on its own, in windows that slide by a stride, so that every token but a
+document's first has context. Shape letters as in gpt.py.
 """
 
 from __future__ import annotations
@@ -18,40 +18,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from azllm_lightning.formats.load import HF_CONFIG, optional
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.formats.huggingface import HF_CONFIG
+from azllm_lightning.formats.optional import import_optional
 
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.model.gpt import GPT
 
 MAX_BLOCK_SIZE = 2048
-"""Tokens in a window at most, where nobody asks for more: memory grows with them, and documents are seldom longer."""
+"""Tokens in a window unless more are asked for: it costs memory, and few documents are longer."""
 
 TOKENS_AT_ONCE = 4096
-_DOCUMENTS_AT_ONCE = 32  # among which windows of like length find each other
+"""Tokens in a batch of windows."""
+
+DOCUMENTS_AT_ONCE = 32
+"""Documents whose windows are sorted by length, so that a batch needs little padding."""
 
 
 class Scorer(NamedTuple):
-    """A model and its tokenizer, as far as scoring asks."""
+    """What scoring needs of a model and its tokenizer."""
 
-    token_nll: Callable[
-        [Tensor, Tensor], Tensor
-    ]  # input_ids and labels (B, T) to nats (B, T), fp32
+    token_nll: Callable[[Tensor, Tensor], Tensor]
+    """input_ids and labels (B, T) to negative log-likelihoods (B, T) in nats, fp32."""
     encode: Callable[[Sequence[str]], list[list[int]]]
-    start: list[
-        int
-    ]  # what stands before a document: its start token, or nothing where the model has none
-    unscored_bytes: Callable[
-        [str], int
-    ]  # UTF-8 bytes of the token that nothing stands before; 0 with a start token
-    unknown_id: int | None  # the token of what the tokenizer cannot spell
+    """Texts to token ids."""
+    start: list[int]
+    """The start token that precedes a document; empty if the model has none."""
+    unscored_bytes: Callable[[str], int]
+    """UTF-8 bytes of a text's first token if there is no start token before it, else 0."""
+    unknown_id: int | None
+    """The token for what the tokenizer cannot represent."""
     block_size: int
     device: torch.device
 
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over documents; `nll`, in nats, is of the scored tokens, and so are `scored_tokens` and `scored_bytes`."""
+    """Sums over documents; `nll`, in nats, is that of the scored tokens."""
 
     documents: int = 0
     words: int = 0
@@ -68,7 +72,7 @@ class Score:
         )
 
     def figures(self) -> dict[str, float]:
-        """val_loss (nats a token), val_ppl, val_bpb (bits a byte) and what tells of text and tokenizer."""
+        """val_loss (nats per token), val_ppl, val_bpb (bits per byte), and counts of the text."""
         loss = self.nll / max(1, self.scored_tokens)
         return {
             "val_loss": loss,
@@ -85,22 +89,32 @@ class Score:
         }
 
 
+def default_stride(block_size: int) -> int:
+    """Half a window, in tokens."""
+    return max(1, block_size // 2)
+
+
 def score(
     scorer: Scorer,
     texts: Iterable[str],
     stride: int | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> Iterator[Score]:
-    """The score of each text, in order; `stride` is in tokens, by default half of the scorer's block_size.
+    """The score of each text, in order; `stride` is in tokens, `default_stride` if None.
 
-    Each window but a text's first begins with block_size - stride tokens that only give context. End of text is not
-    scored. `tokens_at_once` bounds memory and leaves the results as they are. Raises ValueError for a stride that is
-    not between 1 and block_size.
+    Each window but a text's first begins with block_size - stride tokens that are context only. The
+    end-of-text token is not scored. `tokens_at_once` bounds memory and does not change results.
+
+    Raises ValueError, at the call, for a stride that is not in 1..block_size.
     """
-    stride = max(1, scorer.block_size // 2) if stride is None else stride
+    stride = default_stride(scorer.block_size) if stride is None else stride
     if not 1 <= stride <= scorer.block_size:
         raise ValueError(
-            f"stride={stride} is out of range: it must be from 1 to block_size={scorer.block_size}"
+            tr(
+                "stride={stride} is out of range: it must be from 1 to block_size={block_size}",
+                stride=stride,
+                block_size=scorer.block_size,
+            )
         )
     return _score(scorer, iter(texts), stride, tokens_at_once)
 
@@ -108,7 +122,7 @@ def score(
 def _score(
     scorer: Scorer, texts: Iterator[str], stride: int, tokens_at_once: int
 ) -> Iterator[Score]:
-    while pool := list(islice(texts, _DOCUMENTS_AT_ONCE)):
+    while pool := list(islice(texts, DOCUMENTS_AT_ONCE)):
         encoded = scorer.encode(pool)
         sequences = [scorer.start + ids for ids in encoded]
         nll = _sum_nll(scorer, sequences, stride, tokens_at_once)
@@ -127,7 +141,10 @@ def _score(
 
 
 class _Window(NamedTuple):
-    """Labels first to last (exclusive) of `sequence`, after the inputs from `start` on; label i follows input i."""
+    """Inputs `start` to `last` of a sequence, of which labels `first` to `last` are scored.
+
+    `last` is exclusive, and label i is the token after input i.
+    """
 
     sequence: int
     start: int
@@ -138,7 +155,8 @@ class _Window(NamedTuple):
 def _windows(sequence: int, num_labels: int, block_size: int, stride: int) -> Iterator[_Window]:
     last = 0
     while last < num_labels:
-        first, last = last, min(num_labels, last + stride if last else block_size)
+        first = last
+        last = min(num_labels, last + stride if last else block_size)
         yield _Window(sequence, max(0, last - block_size), first, last)
 
 
@@ -146,7 +164,7 @@ def _windows(sequence: int, num_labels: int, block_size: int, stride: int) -> It
 def _sum_nll(
     scorer: Scorer, sequences: list[list[int]], stride: int, tokens_at_once: int
 ) -> list[float]:
-    """The negative log-likelihood of each sequence's tokens after its first, in nats."""
+    """The negative log-likelihood of each sequence, without its first token, in nats."""
     sums = [0.0] * len(sequences)
     windows = [
         window
@@ -157,8 +175,9 @@ def _sum_nll(
     while windows:
         length = windows[0].last - windows[0].start
         count = max(1, tokens_at_once // length)
-        batch, windows = windows[:count], windows[count:]
-        # What stands after a window's end does not change it: attention is causal.
+        batch = windows[:count]
+        windows = windows[count:]
+        # Padding at the end changes nothing before it: attention is causal.
         tokens = torch.zeros(len(batch), length + 1, dtype=torch.int64)
         for row, window in zip(tokens, batch, strict=True):
             row[: window.last - window.start + 1] = torch.tensor(
@@ -173,10 +192,10 @@ def _sum_nll(
     return sums
 
 
-def scorer_of(model: GPT, tokenizer: Tokenizer, block_size: int | None = None) -> Scorer:
-    """A model of ours, documents beginning with end-of-text as they do in training.
+def gpt_scorer(model: GPT, tokenizer: Tokenizer, block_size: int | None = None) -> Scorer:
+    """A scorer of our own model; documents begin with end-of-text, as in training.
 
-    `block_size` shortens the window. Raises ValueError where it is above the model's.
+    `block_size` shortens the window. Raises ValueError if it is above the model's.
     """
     return Scorer(
         token_nll=partial(model, reduction="none"),
@@ -192,30 +211,44 @@ def scorer_of(model: GPT, tokenizer: Tokenizer, block_size: int | None = None) -
 def hf_scorer(
     folder: str | Path, device: str | torch.device = "cpu", block_size: int | None = None
 ) -> Scorer:
-    """The causal language model and tokenizer that transformers loads from `folder`, in fp32; no code in it is run.
+    """A scorer of the causal language model in `folder`, in fp32; code in the folder is not run.
 
-    Raises ValueError where transformers is not installed, `folder` holds no such model, or `block_size` is too much.
+    Raises ValueError if transformers is not installed, `folder` has no such model, or `block_size`
+    is above the model's.
     """
-    transformers = optional("transformers")
+    transformers = import_optional("transformers")
     if not (Path(folder) / HF_CONFIG).is_file():
         raise ValueError(
-            f"hf={folder} is not a folder with a transformers model: there is no {HF_CONFIG} in it"
+            tr(
+                "hf={folder}: no {file} there; give a folder with a transformers model",
+                folder=folder,
+                file=HF_CONFIG,
+            )
         )
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True
         )
-    except Exception as error:  # a dozen kinds, by what is missing
-        raise ValueError(f"hf={folder}: transformers cannot load it ({error})") from error
+    except Exception as error:  # a dozen kinds, depending on what is missing
+        raise ValueError(
+            tr(
+                "hf={folder}: transformers cannot load this model ({error})",
+                folder=folder,
+                error=error,
+            )
+        ) from error
     model = model.float().to(device).eval()
-    start_id = (
-        model.config.bos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    )
+    start_id = tokenizer.bos_token_id
+    if start_id is None:
+        start_id = model.config.bos_token_id
     if start_id is None and not tokenizer.is_fast:
         raise ValueError(
-            f"hf={folder} has no start token and a tokenizer that does not tell which text a token stands for: "
-            "the bytes of a document's first token cannot be left out"
+            tr(
+                "hf={folder} has no start token, and its tokenizer does not report which text a "
+                "token covers: the bytes of a document's first token cannot be left out",
+                folder=folder,
+            )
         )
 
     def token_nll(input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -251,22 +284,16 @@ def hf_scorer(
     )
 
 
-def _block_size(asked: int | None, largest: int | None) -> int:
-    """Tokens in a window: those `asked` for, else all that the model takes, up to MAX_BLOCK_SIZE."""
-    if asked is None:
+def _block_size(requested: int | None, largest: int | None) -> int:
+    """Tokens in a window: `requested`, else as many as the model takes, up to MAX_BLOCK_SIZE."""
+    if requested is None:
         return min(MAX_BLOCK_SIZE, largest or MAX_BLOCK_SIZE)
-    if not 1 <= asked <= (largest or asked):
+    if not 1 <= requested <= (largest or requested):
         raise ValueError(
-            f"block_size={asked} is out of range: it must be from 1 to {largest}, which the model takes"
+            tr(
+                "block_size={block_size} is out of range: this model takes 1 to {largest} tokens",
+                block_size=requested,
+                largest=largest,
+            )
         )
-    return asked
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (Wilson, 1927), which stays within 0 and 1 and fits small samples."""
-    z = 1.959963984540054
-    share = successes / trials
-    scale = 1 + z * z / trials
-    middle = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return requested

@@ -1,1 +1,1 @@
-"""The model, in pure torch: its shape, its loss, its samples and its files."""
+"""The model in pure torch: architecture and loss."""

@@ -1,6 +1,11 @@
-"""The decoder: weight for weight `Qwen3ForCausalLM` of transformers, its parameter names included.
+"""The model: weight for weight `Qwen3ForCausalLM` of transformers, parameter names included.
 
-Shape letters: B batch, T tokens, C n_embd, V vocab_size, H query heads, K key and value heads, D head_dim.
+Shape letters, here and in the other files that work on tensors:
+
+    B  texts in a batch         H  query heads (n_head)
+    T  tokens of each text      K  key and value heads (n_kv_head)
+    C  width (n_embd)           D  width of a head (head_dim)
+    V  vocabulary (vocab_size)
 """
 
 from __future__ import annotations
@@ -11,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model.loss import next_token_loss, token_nll
 
 CPU_BLOCK = 128
-"""Queries of one block of attention on a CPU: of 64, 128 and 256 the fastest at a context of 256."""
+"""Queries per block of attention on a CPU: the fastest of 64, 128, 256 at a context of 256."""
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis (arXiv:1910.07467), computed in fp32 whatever the input's type."""
+    """Root-mean-square norm over the last axis (arXiv:1910.07467), computed in fp32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -27,7 +33,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Norm x (..., size)."""
+        """Normalise x (..., size), in any dtype, which the result has too."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -49,12 +55,10 @@ class Attention(nn.Module):
         """Attend over x (B, T, C); cos and sin are (T, D)."""
         B, T, C = x.shape
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(
-            1, 2
-        )  # (B, H, T, D)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(
-            1, 2
-        )  # (B, K, T, D)
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))
+        q = q.transpose(1, 2)  # (B, H, T, D)
+        k = k.transpose(1, 2)  # (B, K, T, D)
         y = attend(rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v)
         out: Tensor = self.o_proj(y.reshape(B, T, C))
         return out
@@ -77,7 +81,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each normed before and added to the residual stream after."""
+    """One layer: attention, then MLP, each with a norm before it and a residual around it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -111,10 +115,16 @@ class Decoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Token ids (B, T) to what the head reads, (B, T, C)."""
+        """Token ids (B, T) to the input of the head, (B, T, C)."""
         T = input_ids.shape[1]
         if len(self.cos) < T:
-            raise ValueError(f"{T} tokens do not fit the model's block_size={len(self.cos)}")
+            raise ValueError(
+                tr(
+                    "{tokens} tokens do not fit the model's block_size={block_size}",
+                    tokens=T,
+                    block_size=len(self.cos),
+                )
+            )
         cos, sin = self.cos[:T], self.sin[:T]
         x = self.dropout(self.embed_tokens(input_ids))
         for layer in self.layers:
@@ -137,10 +147,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Matrices from N(0, 0.02) as in GPT-2, norms at one, the projections that end a residual branch at zero.
+        """Matrices from N(0, 0.02) as in GPT-2, norms at one, last matrices of branches at zero.
 
-        Each branch then adds nothing until it has learnt something (as in KellerJordan/modded-nanogpt), and the first
-        loss is close to ln V.
+        A residual branch then starts by adding nothing (as in KellerJordan/modded-nanogpt), and the
+        first loss is close to ln V.
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -151,7 +161,7 @@ class GPT(nn.Module):
                 nn.init.ones_(parameter)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
-        """What the head reads, (B, T, C), for input_ids (B, T). Raises ValueError where T passes block_size."""
+        """The input of the head, (B, T, C), of input_ids (B, T); ValueError if T > block_size."""
         out: Tensor = self.model(input_ids)
         return out
 
@@ -163,8 +173,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) of input_ids (B, T), or with `labels` (B, T) the loss in nats, in fp32.
 
-        labels[b, t] is the token after input_ids[b, t]. The loss is the mean over all tokens, a scalar, or with
-        reduction="none" that of each token, (B, T), which is for evaluation.
+        labels[b, t] is the token after input_ids[b, t]. The loss is the mean over all tokens, a
+        scalar; with reduction="none", for evaluation, it is that of each token, (B, T).
         """
         hidden = self.hidden(input_ids)
         if labels is None:
@@ -179,13 +189,14 @@ class GPT(nn.Module):
 def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles (arXiv:2104.09864), both (block_size, D) in fp32.
 
-    The sines of the first D/2 are negative, as `rotate` wants them.
+    The first D/2 sines are negative, as `rotate` needs them.
     """
     wavelength = config.rope_theta ** (
         torch.arange(0, config.head_dim, 2).float() / config.head_dim
     )
     angles = torch.arange(config.block_size).float()[:, None] / wavelength
-    cos, sin = angles.cos(), angles.sin()
+    cos = angles.cos()
+    sin = angles.sin()
     return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
 
 
@@ -197,18 +208,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q (B, H, T, D) over k and v (B, K, T, D), as (B, T, H, D)."""
     groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # expanded by hand: enable_gqa=True falls back to the slow kernel on a T4
-        k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    if groups > 1:  # not by enable_gqa=True, which falls back to the slow kernel on a T4
+        k = k.repeat_interleave(groups, dim=1)
+        v = v.repeat_interleave(groups, dim=1)
     if q.device.type == "cuda":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     return attend_in_blocks(q, k, v).transpose(1, 2)
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by plain products and a softmax in fp32; q, k, v and the result are (B, H, T, D).
+    """Causal attention of q, k, v (B, H, T, D), as (B, H, T, D), with a softmax in fp32.
 
-    On CPUs PyTorch's fused kernel took a quarter of a step; this takes half of that. Each block of queries meets
-    only the keys that it may see.
+    On CPUs PyTorch's fused kernel took a quarter of a training step, and this takes half of that.
+    Each block of queries is multiplied only with the keys that it may see.
     """
     q = q * q.shape[-1] ** -0.5
     blocks = []

@@ -1,6 +1,7 @@
-"""Next-token cross-entropy in fp32, in chunks of tokens, so that the logits of a whole batch never exist at once.
+"""Next-token cross-entropy in fp32, in chunks, so that a batch's logits never exist all at once.
 
-A batch of 12 x 512 over a vocabulary of 32,000 has 786 MB of fp32 logits, and the plain path holds about three such.
+A batch of 12 x 512 tokens over a vocabulary of 32,000 has 786 MB of fp32 logits, and the plain path
+holds about three times that. Shape letters as in gpt.py; N is the number of tokens, B T.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from torch import Tensor
 
 
 def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of `labels` under softmax(hidden @ weight.T), an fp32 scalar in nats.
+    """Mean negative log-likelihood of `labels` under softmax(hidden @ weight.T), in nats, fp32.
 
-    hidden (N, C) and weight (V, C) may be of any floating dtype, and autocast chooses that of the products;
-    labels (N,) are token ids in [0, V).
+    hidden (N, C) and weight (V, C) may have any floating dtype, and autocast chooses that of the
+    products; labels (N,) are token ids in [0, V).
     """
     if not torch.is_grad_enabled():
         return token_nll(hidden, weight, labels).mean()
@@ -27,7 +28,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of each label in nats, (N,) in fp32; shapes as in `next_token_loss`.
 
-    Meant for evaluation: with gradients on, autograd keeps what the chunks were to spare.
+    Meant for evaluation: with gradients enabled, autograd keeps the logits of all chunks.
     """
     rows = _chunk_size(hidden)
     return torch.cat(
@@ -39,16 +40,16 @@ def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def _chunk_size(hidden: Tensor) -> int:
-    """Tokens whose logits exist at once: a CPU is fastest with what stays near its cache, a GPU wants more."""
+    """Tokens per chunk: a CPU is fastest with what fits its cache, a GPU with more."""
     return 512 if hidden.device.type == "cpu" else 1024
 
 
 class _NextTokenLoss(torch.autograd.Function):
-    """The gradient of each chunk is taken while its logits are there, so nothing is computed twice.
+    """Computes the gradient of each chunk while its logits exist, so nothing is computed twice.
 
-    The idea is Liger Kernel's fused linear cross-entropy (arXiv:2410.10989). Here the gradient of the logits is
-    kept as softmax - onehot, and the 1/N and the loss scale are applied in fp32 in the backward pass: neither
-    fp16's smallest nor its largest number is near.
+    The idea is Liger Kernel's fused linear cross-entropy (arXiv:2410.10989). Here the gradient of
+    the logits is kept as softmax - onehot, and 1/N and the loss scale are applied in fp32 in the
+    backward pass, which keeps fp16 from underflow and overflow.
     """
 
     @staticmethod

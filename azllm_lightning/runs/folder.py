@@ -13,7 +13,8 @@ import filelock
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import check_run_name
-from azllm_lightning.formats.load import HF_CONFIG, checkpoint_of, read_checkpoint
+from azllm_lightning.formats.huggingface import HF_CONFIG
+from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
 from azllm_lightning.runs.atomic import sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve

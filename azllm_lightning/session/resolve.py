@@ -13,6 +13,7 @@ from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable
 from azllm_lightning.runs.folder import Run, find_checkpoint
 from azllm_lightning.training import batch, hardware
@@ -113,7 +114,7 @@ def _resumed(config: RunConfig) -> tuple[RunConfig, Source]:
     assert config.ckpt_path is not None
     path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir), resume=True)
     checkpoint = load_resumable(path)
-    stored = yaml.safe_load(checkpoint["azllm"]["config"])
+    stored = stored_config(checkpoint)
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)

@@ -1,1 +1,3 @@
-"""Lightning: the module, its optimizer and schedule, the run folder, and checkpoints that survive."""
+"""How a run is trained: the Lightning module, optimizers, schedule, hardware, batch sizes and
+saving.
+"""

@@ -1,7 +1,7 @@
-"""The micro-batch: what fits in memory. It never changes what is learned.
+"""The micro-batch: what fits in memory. It does not change what is learned.
 
-A step takes `trainer.global_batch_size` sequences, whatever the micro-batch and the number of
-devices; gradients are accumulated over as many micro-batches as that takes.
+A step takes `trainer.global_batch_size` sequences for any micro-batch and any number of devices;
+gradients are accumulated over as many micro-batches as necessary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from azllm_lightning.training.hardware import muon_dtype, precision_plugin
 from azllm_lightning.training.optimizer import build_optimizer
 
 HEADROOM = 0.1
-"""Share of the card that the chosen micro-batch leaves free, for fragmentation and for the desktop.
+"""Share of GPU memory that the chosen micro-batch leaves free, for fragmentation and the desktop.
 """
 
 CPU_BYTES = 2**30
@@ -39,8 +39,7 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
     This is the only place where the three batch sizes meet:
     global_batch_size = micro_batch_size x accumulation x devices.
 
-    Raises ValueError, with the micro-batches that are possible, where the division leaves a
-    remainder.
+    Raises ValueError if a division leaves a remainder.
     """
     micro = config.micro_batch_size
     assert isinstance(micro, int), "auto is settled before"
@@ -49,9 +48,8 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
         raise ValueError(
             tr(
                 "trainer.micro_batch_size={micro} does not divide the {share} sequences that each "
-                "device "
-                "takes per step (trainer.global_batch_size={batch}, devices: {devices}); possible: "
-                "{choices}, or auto",
+                "device takes per step (trainer.global_batch_size={batch}, devices: {devices}); "
+                "possible: {choices}, or auto",
                 micro=micro,
                 share=share,
                 batch=config.global_batch_size,
@@ -63,14 +61,12 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
 
 
 def fitted(config: RunConfig, device: str, devices: int) -> int:
-    """The largest micro-batch that divides a step of `config` and fits on `device` ("cpu" or
-    "cuda").
+    """The largest micro-batch that divides a step of `config` and fits on `device` ("cpu", "cuda").
 
-    `config` has its shape and precision settled. On a GPU the size is tried out, on a copy of the
-    network; on a CPU it follows from the model's sizes, because a timing would differ from run to
-    run.
+    The shape and the precision of `config` are settled. On a GPU, sizes are tried out with a copy
+    of the network; on a CPU, the size follows from the model's, because a timing would vary.
 
-    Raises ValueError where not even one sequence fits.
+    Raises ValueError if not even one sequence fits.
     """
     share = _share(config.trainer, devices)
     if device == "cpu":
@@ -85,7 +81,7 @@ def fitted(config: RunConfig, device: str, devices: int) -> int:
 def halved(config: RunConfig, devices: int) -> RunConfig:
     """`config` with half the micro-batch, or the next smaller one that divides a step.
 
-    Raises ValueError where there is none, or where several devices would have to agree on it.
+    Raises ValueError if there is none, and if several devices would have to agree on it.
     """
     micro = config.trainer.micro_batch_size
     assert isinstance(micro, int), "auto is settled before"
@@ -100,8 +96,7 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
     if devices > 1:
         raise ValueError(
             tr(
-                "out of memory with trainer.micro_batch_size={micro}, and a run on {devices} "
-                "devices "
+                "out of memory with trainer.micro_batch_size={micro}, and a run on {devices} devices "
                 "cannot change it by itself: resume with trainer.micro_batch_size={smaller}",
                 micro=micro,
                 devices=devices,
@@ -112,10 +107,10 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
 
 
 def is_between_steps(trainer: Trainer, module: CausalLM) -> bool:
-    """Whether an exception left the complete state after the last optimizer step.
+    """Whether an exception left the complete state of the last optimizer step.
 
-    It did if it came out of a forward or backward pass. It may not have if the optimizer or a
-    callback was at work, or in the validation after the last step, which no resume would run again.
+    It did if it was raised in a forward or backward pass. It may not have if it was raised in the
+    optimizer or a callback, or in the validation of the last step, which no resume would run again.
     """
     validation: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
     is_validating = validation.started > validation.processed
@@ -123,7 +118,7 @@ def is_between_steps(trainer: Trainer, module: CausalLM) -> bool:
 
 
 def free_memory() -> None:
-    """Release what a finished fit held; its exception must be gone, because it holds the fit's
+    """Release the memory of a finished fit. Its exception must be gone: that holds the fit's
     tensors.
     """
     if "torch._dynamo" in sys.modules:
@@ -135,9 +130,9 @@ def free_memory() -> None:
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of `share` before the first that does not fit.
+    """The largest divisor of `share` before the first one that does not fit.
 
-    Raises ValueError where that first one is 1.
+    Raises ValueError if not even 1 fits.
     """
     best = 0
     for size in _divisors(share, at_most=share):
@@ -155,11 +150,11 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
 
 
 def trial(config: RunConfig, device: str) -> Callable[[int], bool]:
-    """A function that trains two steps with micro-batches of a size and returns whether HEADROOM
-    stayed free.
+    """A function that trains two steps with a micro-batch of a given size, and returns whether
+    HEADROOM stayed free.
 
-    The second step meets the gradients and the optimizer's moments of the first, as accumulation
-    does. The network is a copy and not compiled: compiled, it needs less.
+    The second step has the gradients and the optimizer's moments of the first in memory, as
+    accumulation does. The network is a copy and not compiled, which needs more than a compiled one.
     """
     precision = config.trainer.precision
     try:
@@ -179,7 +174,7 @@ def trial(config: RunConfig, device: str) -> Callable[[int], bool]:
                     loss = net(window, window)
                 loss.backward()
                 optimizer.step()
-            free, total = torch.cuda.mem_get_info()  # the allocator still holds the steps' memory
+            free, total = torch.cuda.mem_get_info()  # the allocator still holds the peak
             return free >= HEADROOM * total
         except torch.OutOfMemoryError:
             return False
@@ -228,8 +223,7 @@ def _divisors(number: int, at_most: int) -> list[int]:
 
 def _remedies() -> str:
     return tr(
-        "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores "
-        "less than "
-        "adamw), or trainer.precision=auto if it is 32-true, or close other programs that use the "
-        "GPU"
+        "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores less "
+        "than adamw), or trainer.precision=auto if it is 32-true, or close other programs that use "
+        "the GPU"
     )

@@ -1,4 +1,6 @@
-"""The LightningModule around the network: what a step is, what is measured, what a checkpoint must restore."""
+"""The LightningModule around the network: one optimizer step, its metrics, and what a checkpoint
+restores.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,19 @@ import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
+from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.formats.load import FORMAT, load
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.hardware import muon_dtype
@@ -25,19 +29,22 @@ from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 from azllm_lightning.training.schedule import lr_factor
 
-WRITE_EVERY_SECONDS = 2.0
-"""In training, curves are written out this often: to wait for the disk at each log would cost small models some %."""
+FLUSH_SECONDS = 2.0
+"""Seconds between two flushes of the curves during training. Waiting for the disk at each point
+would cost a small model some percent of its speed."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step was, read from the device once: losses in nats, the gradient norm before clipping."""
+    """One optimizer step, read from the device once."""
 
     loss: float
+    """Mean over the step's micro-batches, in nats per token."""
     grad_norm: float
+    """Before clipping."""
     lr: float
     loss_scale: float
-    """What the loss was multiplied by in the backward pass; 1 without a scaler."""
+    """The factor on the loss in the backward pass; 1 without a scaler."""
 
     @property
     def finite(self) -> bool:
@@ -46,16 +53,17 @@ class StepReport:
 
 
 class CausalLM(LightningModule):
-    """Trains `net`, a GPT, to predict the next token.
+    """Trains `net`, a GPT, to predict the next token. Batches are token ids (B, T + 1).
 
-    Batches are token ids (B, T + 1). Logged at optimizer steps: train_loss and train_ppl (mean over the accumulated
-    micro-batches), lr, grad_norm, tokens_seen; at validations: val_loss (sum of NLL / tokens, nats), val_ppl, val_bpb,
-    generalization_gap (val_loss less the mean training loss of all steps since the validation before), and
-    val_loss_by_source/<source> where there are several (`TokenDataModule.val_sources`). Hyperparameters are plain
-    types, so that a checkpoint loads with `weights_only=True`. Dropout draws from a stream that is a pure function of
-    (seed, step, micro-batch, rank).
+    Logged at optimizer steps: train_loss and train_ppl (mean over the accumulated micro-batches),
+    lr, grad_norm, tokens_seen and, with a scaler, loss_scale. Logged at validations: val_loss (sum
+    of NLL / tokens, in nats), val_ppl, val_bpb, generalization_gap (val_loss minus the mean
+    training loss of all steps since the previous validation), and val_loss_by_source/<source> if
+    there are several sources (`TokenDataModule.val_sources`).
 
-    Works under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule` too.
+    Hyperparameters are plain types, so that checkpoints load with `weights_only=True`. Dropout is
+    seeded by (seed, step, micro-batch, rank), so that no RNG state has to be saved. Also works
+    under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class CausalLM(LightningModule):
         log_every_steps: int = 10,
     ) -> None:
         super().__init__()
+        # `load_from_checkpoint` passes the hyperparameters, which are dicts.
         self.model_config = GPTConfig(**model) if isinstance(model, dict) else model
         self.optimizer_config = (
             OptimizerConfig.read(optimizer, "optimizer")
@@ -76,89 +85,82 @@ class CausalLM(LightningModule):
         self.schedule_config = (
             ScheduleConfig(**schedule) if isinstance(schedule, dict) else schedule
         )
-        self.seed, self.log_every_steps = seed, log_every_steps
+        self.seed = seed
+        self.log_every_steps = log_every_steps
+        betas = list(self.optimizer_config.betas)
         self.save_hyperparameters(
             {
                 "model": self.model_config.to_dict(),
-                "optimizer": {
-                    **asdict(self.optimizer_config),
-                    "betas": list(self.optimizer_config.betas),
-                },
+                "optimizer": {**asdict(self.optimizer_config), "betas": betas},
                 "schedule": asdict(self.schedule_config),
                 "seed": seed,
                 "log_every_steps": log_every_steps,
             }
         )
-        # Weights depend on the seed alone, not on what was drawn before.
+        # The weights depend on the seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_stream(seed, "weights"))
+            torch.manual_seed(derived_seed(seed, "weights"))
             self.net = GPT(self.model_config)
         self.run_config = ""
-        """The composed config of the run as YAML; every checkpoint carries it."""
+        """The settled config of the run as YAML, for its checkpoints."""
         self.step_report: StepReport | None = None
         """The optimizer step that this batch completed; None in mid-accumulation."""
         self.validated_step = -1
-        """The last step whose validation is done, so that a resume neither repeats nor forgets one."""
-        self._train_loss_sum, self._train_steps = 0.0, 0  # since the last validation
+        """The last validated step, so that a resume neither repeats nor omits a validation."""
         self.last_validation: dict[str, float] = {}
         """What the last validation logged."""
-        self._written_at = -math.inf
+        # Losses of the steps since the last validation.
+        self._train_loss_sum = 0.0
+        self._train_steps = 0
+        self._flushed_at = -math.inf
         self.register_buffer("_loss_sum", torch.zeros(()), persistent=False)
         self._loss_sum: Tensor
         self.token_bytes: Tensor
         self.val_metric: TokenLoss
-        self._val_sources: Tensor | None = (
-            None  # no buffer: DDP would want the same on all processes
-        )
-
-    # --- one step ---------------------------------------------------------------------------------------------------
+        # Not a buffer: DDP would want the same one in all processes.
+        self._val_sources: Tensor | None = None
 
     def setup(self, stage: str) -> None:
-        """Take from the data the UTF-8 bytes of each token, for bits per byte, and the sources to validate apart."""
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        """Read from the data the UTF-8 bytes of each token and the sources of the validation set.
+
+        Raises ValueError if the tokenizer does not fit the model.
+        """
+        data = datamodule_of(self.trainer)
+        tokenizer = data.tokenizer
         if tokenizer.vocab_size != self.model_config.vocab_size:
             raise ValueError(
-                f"the model has {self.model_config.vocab_size} token embeddings, the tokenizer of the data has "
-                f"{tokenizer.vocab_size} tokens: they do not belong together"
+                tr(
+                    "the model has {embeddings} token embeddings, but the tokenizer of the data "
+                    "has {tokens} tokens: they do not belong together",
+                    embeddings=self.model_config.vocab_size,
+                    tokens=tokenizer.vocab_size,
+                )
             )
-        self.register_buffer(
-            "token_bytes", torch.from_numpy(tokenizer.token_bytes).to(self.device), persistent=False
-        )
+        token_bytes = torch.from_numpy(tokenizer.token_bytes).to(self.device)
+        self.register_buffer("token_bytes", token_bytes, persistent=False)
         self.tokenizer_json = tokenizer.to_json()
-        names, self._val_sources = self.trainer.datamodule.val_sources()  # type: ignore[attr-defined]
+        names, self._val_sources = data.val_sources()
         self.val_metric = TokenLoss(names)
 
+    # Training
+
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        """Forget the report of the step before."""
+        """Clear the report of the previous step."""
         self.step_report = None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Mean NLL of a micro-batch (B, T + 1), in nats."""
         if self.model_config.dropout > 0:
             micro = batch_idx % self.trainer.accumulate_grad_batches
-            torch.manual_seed(
-                _stream(self.seed, self.trainer.global_step, micro, self.trainer.global_rank)
-            )
+            rank = self.trainer.global_rank
+            torch.manual_seed(derived_seed(self.seed, self.trainer.global_step, micro, rank))
         loss: Tensor = self.net(batch[:, :-1], batch[:, 1:])
         self._loss_sum += loss.detach()
         return loss
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Add the NLL of a batch (B, T + 1) to the sums."""
-        size = self.trainer.datamodule.micro_batch_size  # type: ignore[attr-defined]
-        # A smaller last batch would make a compiled network compile again: it takes the uncompiled way.
-        net = self.net if len(batch) == size else self.net.forward
-        labels, first = batch[:, 1:], batch_idx * size
-        sources = (
-            None if self._val_sources is None else self._val_sources[first : first + len(batch)]
-        )
-        self.val_metric.update(
-            net(batch[:, :-1], labels, reduction="none"), self.token_bytes[labels], sources
-        )
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, and the schedule as a function of the step."""
-        if self.schedule_config.total_steps is None:  # under a plain Trainer: to its end
+        if self.schedule_config.total_steps is None:  # under a plain Trainer
             self.schedule_config = replace(self.schedule_config, total_steps=self.trainer.max_steps)
         dtype = muon_dtype(str(self.trainer.precision), self.device)
         optimizer = build_optimizer(self.net, self.optimizer_config, dtype)
@@ -168,16 +170,32 @@ class CausalLM(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_train_start(self) -> None:
+        """Replace the restored learning rates and decays by this run's, so that a changed setting
+        takes effect.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler = config.scheduler
+            assert isinstance(scheduler, LambdaLR)
+            fresh = parameter_groups(self.net, self.optimizer_config)
+            scheduler.base_lrs = [group["lr"] for group in fresh]
+            for group, new, factor in zip(
+                scheduler.optimizer.param_groups, fresh, scheduler.lr_lambdas, strict=True
+            ):
+                settings = {key: value for key, value in new.items() if key not in ("params", "lr")}
+                group.update(settings, lr=new["lr"] * factor(scheduler.last_epoch))
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm, and leave the step out where it or the loss is not finite.
+        """Clip the norm of the gradient, and skip the step if that or the loss is not finite.
 
-        This is the step's one wait for the device: all that is to be known of it comes at once. Parameters without a
-        gradient are passed over by the optimizer: no update, no decay, no moments. A short gradient is not touched.
+        This is the only place where a step waits for the device; all its values are read at once.
+        To skip a step, its gradients are removed: optimizers leave parameters without a gradient as
+        they are (no update, no decay, no moments).
         """
         parameters = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
@@ -196,20 +214,17 @@ class CausalLM(LightningModule):
         elif gradient_clip_val and norm_value > gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
-    # --- what is told -----------------------------------------------------------------------------------------------
-
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
-        """Log a completed optimizer step, and let the last step be validated."""
-        report, step = self.step_report, self.trainer.global_step
+        """Log a completed optimizer step, and have the last one validated."""
+        report = self.step_report
         if report is None:
             return
         if report.finite:
             self._train_loss_sum += report.loss
             self._train_steps += 1
-        if step >= self.trainer.max_steps:
-            self.trainer.should_stop = (
-                True  # Lightning then validates once more, unless it is due anyway
-            )
+        if self.trainer.global_step >= self.trainer.max_steps:
+            # Lightning then validates once more, unless a validation is due anyway.
+            self.trainer.should_stop = True
         if self.logs_now:
             loss = self._mean_over_processes(report.loss)
             values = {
@@ -217,88 +232,119 @@ class CausalLM(LightningModule):
                 "train_ppl": perplexity(loss),
                 "lr": report.lr,
                 "grad_norm": report.grad_norm,
+                "tokens_seen": float(self.tokens_seen),
             }
-            values["tokens_seen"] = float(self.tokens_seen)
             if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
                 values["loss_scale"] = report.loss_scale
             self.log_pinned(values)
 
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the sums, which an interrupted validation may have left."""
+        self.val_metric.reset()
+        if self._val_sources is not None:
+            self._val_sources = self._val_sources.to(self.device)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Add the NLL of a batch (B, T + 1) to the sums."""
+        size = datamodule_of(self.trainer).micro_batch_size
+        # A smaller last batch would make a compiled network compile again: it is run uncompiled.
+        net = self.net if len(batch) == size else self.net.forward
+        labels = batch[:, 1:]
+        sources = None
+        if self._val_sources is not None:
+            first = batch_idx * size
+            sources = self._val_sources[first : first + len(batch)]
+        nll = net(batch[:, :-1], labels, reduction="none")
+        self.val_metric.update(nll, self.token_bytes[labels], sources)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val_loss, val_ppl, val_bpb and the gap to the training loss, over all processes."""
+        metric = self.val_metric.compute()
+        self.validated_step = self.trainer.global_step
+        values = {f"val_{name}": value for name, value in metric.items()}
+        mean = self._train_loss_sum / self._train_steps if self._train_steps else math.nan
+        mean = self._mean_over_processes(mean)
+        self._train_loss_sum = 0.0
+        self._train_steps = 0
+        if not math.isnan(mean):
+            values["generalization_gap"] = metric["loss"] - mean
+        self.last_validation = values
+        self.log_pinned(values)
+
+    # Logging
+
     @property
     def logs_now(self) -> bool:
-        """Whether the completed optimizer step is one to log: the first, the last, and every log_every_steps."""
+        """Whether the completed step is logged: the first, the last, and every log_every_steps."""
         step = self.trainer.global_step
         return step == 1 or step >= self.trainer.max_steps or step % self.log_every_steps == 0
 
-    def log_pinned(self, values: dict[str, float]) -> None:
-        """Log `values` of the step or validation just finished, once, at the optimizer step.
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens that the completed optimizer steps were trained on."""
+        sequences = self.trainer.global_step * datamodule_of(self.trainer).global_batch_size
+        return sequences * self.model_config.block_size
 
-        Loggers get them directly: Lightning's x starts again on a resume, it writes the last values again at every
-        step that logs none, and it logs nothing of the validation at step 0. So do callbacks: Lightning's log would
-        copy each value to the device and wait for it.
+    def log_pinned(self, values: dict[str, float]) -> None:
+        """Log `values` once, at the current optimizer step.
+
+        Instead of Lightning's `self.log` (2.6): its x axis restarts on a resume, it repeats the
+        last values at every step that logs none, it drops the validation at step 0, and it copies
+        each value to the device, which waits.
         """
         if not self.trainer.sanity_checking:
             self.trainer.callback_metrics.update(
                 {name: torch.tensor(value) for name, value in values.items()}
             )
         now = time.monotonic()
-        write = not self.trainer.training or now - self._written_at >= WRITE_EVERY_SECONDS
+        flush = not self.trainer.training or now - self._flushed_at >= FLUSH_SECONDS
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)
-            if write:
+            if flush:
                 logger.save()
-                self._written_at = now
-
-    @property
-    def tokens_seen(self) -> int:
-        """Tokens that the completed optimizer steps were trained on."""
-        windows = self.trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
-        return int(self.trainer.global_step * windows * self.model_config.block_size)
-
-    def on_validation_epoch_start(self) -> None:
-        """Start the sums anew, whatever an interrupted validation left in them."""
-        self.val_metric.reset()
-        if self._val_sources is not None:
-            self._val_sources = self._val_sources.to(self.device)
-
-    def on_validation_epoch_end(self) -> None:
-        """Turn the sums of all processes into val_loss, val_ppl, val_bpb and the gap to the training loss."""
-        metric = self.val_metric.compute()
-        self.validated_step = self.trainer.global_step
-        values = {f"val_{name}": value for name, value in metric.items()}
-        mean = self._train_loss_sum / self._train_steps if self._train_steps else math.nan
-        mean = self._mean_over_processes(mean)
-        self._train_loss_sum, self._train_steps = 0.0, 0
-        if not math.isnan(mean):
-            values["generalization_gap"] = metric["loss"] - mean
-        self.last_validation = values
-        self.log_pinned(values)
+                self._flushed_at = now
 
     def _mean_over_processes(self, value: float) -> float:
         if self.trainer.world_size == 1:
             return value
-        mean = self.trainer.strategy.reduce(
-            torch.tensor(value, device=self.device), reduce_op="mean"
-        )
-        return float(mean)
+        tensor = torch.tensor(value, device=self.device)
+        return float(self.trainer.strategy.reduce(tensor, reduce_op="mean"))
+
+    # Checkpoints
 
     def start_from(self, path: str) -> None:
-        """Take the weights of `path` (a checkpoint, a run folder or an exported one) as the start of a new run."""
+        """Initialise the weights from `path`: a checkpoint, a run folder or an exported folder.
+
+        Raises ValueError if that is a model of another shape.
+        """
         net, _ = load(path)
-        theirs, ours = net.config.to_dict(), self.model_config.to_dict()
-        different = [
-            key for key in ours if key not in ("dropout", "block_size") and ours[key] != theirs[key]
+        theirs = net.config.to_dict()
+        ours = self.model_config.to_dict()
+        differing = [
+            tr(
+                "{key} is {theirs} there and {ours} here",
+                key=key,
+                theirs=theirs[key],
+                ours=ours[key],
+            )
+            for key in ours
+            if key not in ("dropout", "block_size") and ours[key] != theirs[key]
         ]
-        if different:
-            told = ", ".join(f"{key} {theirs[key]} there and {ours[key]} here" for key in different)
+        if differing:
             raise ValueError(
-                f"init_from={path} has another model: {told}; choose model= and data.tokenizer= accordingly"
+                tr(
+                    "init_from={path} has another model: {differing}; choose model= and "
+                    "data.tokenizer= accordingly",
+                    path=path,
+                    differing=", ".join(differing),
+                )
             )
         self.net.load_state_dict(net.state_dict())
 
-    # --- what is kept -----------------------------------------------------------------------------------------------
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the file stand alone: tokenizer and config as text, and where the run stood."""
+        """Add what the file needs to be used alone (tokenizer, config as text), and to resume."""
         checkpoint["azllm"] = {
             "format": FORMAT,
             "tokenizer": self.tokenizer_json,
@@ -311,37 +357,25 @@ class CausalLM(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue between two optimizer steps, whenever the file was written."""
+        """Continue between two optimizer steps, wherever in Lightning's loops the run saved."""
         if self._trainer is None:  # load_from_checkpoint wants the weights only
             return
         state = checkpoint["azllm"]
         self.validated_step = state["validated_step"]
-        # Checkpoints of 0.1.0 have no sum: there the mean starts at the resume.
-        self._train_loss_sum, self._train_steps = (
-            state.get("train_loss_sum", 0.0),
-            state.get("train_steps", 0),
-        )
+        self._train_loss_sum = state["train_loss_sum"]
+        self._train_steps = state["train_steps"]
         self.last_validation = dict(state["metrics"])
         checkpoint["loops"]["fit_loop"] = canonical_loops(
             self.trainer, state["step"], validation_done=self.validated_step == state["step"]
         )
 
-    def on_train_start(self) -> None:
-        """Lay this run's rates over the restored ones, so that a changed setting takes effect and is not forgotten."""
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            assert isinstance(scheduler, LambdaLR)
-            fresh = parameter_groups(self.net, self.optimizer_config)
-            scheduler.base_lrs = [group["lr"] for group in fresh]
-            for group, new, factor in zip(
-                scheduler.optimizer.param_groups, fresh, scheduler.lr_lambdas, strict=True
-            ):
-                settings = {key: value for key, value in new.items() if key not in ("params", "lr")}
-                group.update(settings, lr=new["lr"] * factor(scheduler.last_epoch))
+
+def module_of(trainer: Trainer) -> CausalLM:
+    """The module of `trainer`, which Lightning knows as a LightningModule only."""
+    return cast(CausalLM, trainer.lightning_module)
 
 
-def _stream(*key: object) -> int:
-    """A seed for one use of random numbers, far from that of any other key."""
-    return (
-        int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
-    )
+def derived_seed(*key: object) -> int:
+    """A seed for one use of random numbers, unrelated to that of any other key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

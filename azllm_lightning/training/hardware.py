@@ -1,4 +1,4 @@
-"""What the hardware at hand can really do: device, precision, compilation, and the FLOP/s that MFU is a share of."""
+"""What this machine can do: device, precision, compilation, and the peak FLOP/s for MFU."""
 
 from __future__ import annotations
 
@@ -7,41 +7,54 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins import precision as plugins
 from lightning.pytorch.plugins.precision import Precision
 
+from azllm_lightning.cli.messages import tr
+
 log = logging.getLogger(__name__)
 
 FP16_INIT_SCALE = 2.0**13
-"""Below PyTorch's 2**16, which makes the first steps of a small fp16 run overflow and be skipped."""
+"""Below PyTorch's 2**16, with which the first steps of a small fp16 run overflow and are skipped.
+"""
 
 COMPILE_PAYS_AFTER = 300.0
-"""Seconds of eager training from which the 30 to 60 seconds of compiling come back."""
+"""Seconds of eager training from which the 30 to 60 seconds of compiling are won back."""
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """ "cpu" or "cuda" for the configured name; ValueError if a GPU is asked for that is not there."""
+    """ "cpu" or "cuda" for trainer.accelerator.
+
+    Raises ValueError if a GPU is asked for and there is none.
+    """
     if torch.cuda.is_available():
         return "cpu" if accelerator == "cpu" else "cuda"
     if accelerator in ("gpu", "cuda"):
         raise ValueError(
-            f"this run asks for a GPU (trainer.accelerator={accelerator}) and this machine has none that PyTorch "
-            f"{torch.__version__} can use. On Colab choose Runtime > Change runtime type > T4 GPU; "
-            "to try the same run on the CPU add trainer.accelerator=cpu (slow: make the batch and max_steps small)"
+            tr(
+                "trainer.accelerator={accelerator}, but PyTorch {version} finds no GPU on this "
+                "machine. On Colab choose Runtime > Change runtime type > T4 GPU; to try the same run "
+                "on the CPU add trainer.accelerator=cpu (slow: reduce the batch and max_steps)",
+                accelerator=accelerator,
+                version=torch.__version__,
+            )
         )
     return "cpu"
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """The precision that `auto` stands for on `device`, or the asked one if the hardware has it.
+    """The precision to use on `device` for trainer.precision; `auto` is the best one that is fast.
 
-    `torch.cuda.is_bf16_supported()` says True on a T4, where bf16 is emulated and slow; the compute capability decides
-    instead. On CPUs bf16 pays only where the cores have bf16 arithmetic (AMX or AVX512-BF16).
+    `torch.cuda.is_bf16_supported()` is True on a T4, where bf16 is emulated and slow, so the
+    compute capability decides. On CPUs, bf16 pays only with bf16 arithmetic (AMX or AVX512-BF16).
+
+    Raises ValueError for bf16 on a GPU without it.
     """
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
@@ -49,35 +62,46 @@ def resolve_precision(precision: str, device: str) -> str:
             return "bf16-mixed" if major >= 8 else "16-mixed"
         if precision == "bf16-mixed" and major < 8:
             raise ValueError(
-                f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} (sm_{major}{minor}) has no bf16 "
-                "arithmetic, only a slow emulation; use trainer.precision=16-mixed or auto"
+                tr(
+                    "trainer.precision=bf16-mixed: {name} (sm_{major}{minor}) has no bf16 "
+                    "arithmetic, only a slow emulation; use trainer.precision=16-mixed or auto",
+                    name=torch.cuda.get_device_name(),
+                    major=major,
+                    minor=minor,
+                )
             )
         return precision
     best = "bf16-mixed" if _cpu_has_bf16() else "32-true"
     if precision == "16-mixed":
         log.warning(
-            f"trainer.precision=16-mixed needs an NVIDIA GPU; on this CPU the run uses {best}"
+            tr(
+                "trainer.precision=16-mixed needs an NVIDIA GPU; on this CPU the run uses "
+                "{precision}",
+                precision=best,
+            )
         )
         return best
     return best if precision == "auto" else precision
 
 
 def fast_half(device: torch.device) -> torch.dtype:
-    """The 16-bit type that `device` multiplies matrices fastest in; fp32 on CPUs without one."""
+    """The 16-bit type in which `device` multiplies matrices fastest; fp32 on CPUs without one."""
     if device.type == "cuda":
-        return (
-            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        )
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_bf16 else torch.float16
     return torch.bfloat16 if _cpu_has_bf16() else torch.float32
 
 
 def muon_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type Muon orthogonalises in: fp32 in an fp32 run, where another micro-batch must not show in the losses."""
+    """The type in which Muon orthogonalises: `fast_half`, but fp32 in an fp32 run.
+
+    There, losses must not depend on the micro-batch, and half precision would amplify rounding.
+    """
     return torch.float32 if precision == "32-true" else fast_half(device)
 
 
 def num_devices(devices: int | str, device: str) -> int:
-    """How many processes `trainer.devices` means: a number, a list like "0,1", or auto."""
+    """The number of processes for trainer.devices: a number, a list like "0,1", or auto."""
     if devices == "auto":
         return max(1, torch.cuda.device_count()) if device == "cuda" else 1
     if isinstance(devices, str) and "," in devices:
@@ -86,11 +110,12 @@ def num_devices(devices: int | str, device: str) -> int:
 
 
 class MixedPrecision(plugins.MixedPrecision):
-    """Lightning's, without the scaler's own wait for the device at each step.
+    """Lightning's plugin (2.6) without the wait of its scaler for the device at each step.
 
-    `GradScaler.step` asks the device whether a gradient overflowed. `CausalLM.configure_gradient_clipping` has asked
-    by then: an overflow makes the norm infinite, and it has left the optimizer nothing to do. The name is Lightning's
-    too, since checkpoints file the scaler under it.
+    `GradScaler.step` asks the device whether a gradient overflowed.
+    `CausalLM.configure_gradient_clipping` has asked already: after an overflow the norm is
+    infinite, and it has removed the gradients. The class has Lightning's name, because checkpoints
+    file the scaler's state under it.
     """
 
     def optimizer_step(  # type: ignore[override]
@@ -108,39 +133,57 @@ class MixedPrecision(plugins.MixedPrecision):
 
 
 def precision_plugin(precision: str, device: str) -> Precision:
-    """The plugin for `precision`, with a gradient scale to start from that small models can bear."""
+    """Lightning's plugin for `precision`; in fp16 with an initial loss scale that suits small
+    models.
+    """
     if precision == "32-true":
         return Precision()
     if precision == "16-mixed":
-        return MixedPrecision(
-            "16-mixed", device, torch.amp.GradScaler(device, init_scale=FP16_INIT_SCALE)
-        )
+        scaler = torch.amp.GradScaler(device, init_scale=FP16_INIT_SCALE)
+        return MixedPrecision("16-mixed", device, scaler)
     return MixedPrecision("bf16-mixed", device)
 
 
 def resolve_compile(setting: bool | str, device: str, eager_seconds: float) -> bool:
-    """Whether to compile the network: what was asked, or for `auto` whether the run is long enough to win it back."""
-    if str(setting).lower() == "false" or (
-        setting == "auto" and eager_seconds < COMPILE_PAYS_AFTER
-    ):
+    """Whether to compile the network, for trainer.compile and a run of `eager_seconds` uncompiled.
+
+    Raises ValueError if it is asked for and something that it needs is missing.
+    """
+    if setting is False or (setting == "auto" and eager_seconds < COMPILE_PAYS_AFTER):
         return False
-    missing = _missing_for_compile(device)
+    missing = missing_for_compile(device)
     if missing and setting != "auto":
-        raise ValueError(f"trainer.compile=true needs {missing}; use trainer.compile=auto or false")
+        raise ValueError(
+            tr(
+                "trainer.compile=true needs {missing}; use trainer.compile=auto or false",
+                missing=missing,
+            )
+        )
     return not missing
 
 
+def missing_for_compile(device: str) -> str:
+    """What torch.compile needs on `device` and does not find; "" if nothing is missing."""
+    if device == "cuda":
+        if torch.cuda.get_device_capability() < (7, 0):
+            return tr("a GPU of compute capability 7.0 or newer")
+        has_triton = importlib.util.find_spec("triton") is not None
+        return "" if has_triton else tr("Triton, which this PyTorch does not include")
+    has_compiler = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
+    return "" if has_compiler else tr("a C++ compiler")
+
+
 def expected_flops(device: str) -> float:
-    """A rough FLOP/s of eager training, by which to judge whether compiling pays; unlike a timing it never varies."""
+    """A rough FLOP/s of eager training, to judge whether compiling pays; a timing would vary."""
     return 1e13 if device == "cuda" else 5e10 * torch.get_num_threads()
 
 
+@cache
 def matmul_flops(device: str, precision: str) -> float:
-    """FLOP/s of large matrix products on this device, timed for a fraction of a second."""
-    size, dtype = (1024, DTYPES[precision]) if device == "cpu" else (4096, DTYPES[precision])
-    a = torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(0)).to(
-        dtype
-    )
+    """FLOP/s of large matrix products on `device`, timed for a fraction of a second."""
+    size = 1024 if device == "cpu" else 4096
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(size, size, device=device, generator=generator).to(DTYPES[precision])
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
@@ -152,7 +195,9 @@ def matmul_flops(device: str, precision: str) -> float:
 
 
 def peak_flops(device: str, precision: str) -> float:
-    """The FLOP/s that MFU is a share of: the maker's figure where Lightning knows the card, else `matmul_flops`."""
+    """The FLOP/s that MFU is a share of: the vendor's figure if Lightning has it, else
+    `matmul_flops`.
+    """
     if device == "cuda":
         import warnings
 
@@ -167,16 +212,5 @@ def peak_flops(device: str, precision: str) -> float:
 
 
 def _cpu_has_bf16() -> bool:
-    cpu = torch.cpu
-    return any(
-        bool(getattr(cpu, name, bool)())
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-
-
-def _missing_for_compile(device: str) -> str:
-    if device == "cuda":
-        if torch.cuda.get_device_capability() < (7, 0):
-            return "a GPU of compute capability 7.0 or newer"
-        return "" if importlib.util.find_spec("triton") else "Triton, which this PyTorch has not"
-    return "" if any(map(shutil.which, ("c++", "g++", "clang++", "cl"))) else "a C++ compiler"
+    supports = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in supports)

@@ -1,4 +1,4 @@
-"""Lightning's loop counters, said in terms of optimizer steps."""
+"""The state of Lightning's loops in terms of optimizer steps."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lightning.pytorch import Trainer
 
 
 def canonical_loops(trainer: Trainer, step: int, validation_done: bool) -> dict[str, Any]:
-    """The state of Lightning's fit loop between optimizer step `step` and the next.
+    """The state of Lightning's fit loop (2.6) between optimizer step `step` and the next.
 
-    What Lightning stores depends on the hook that saved (mid-batch, mid-validation, in
-    mid-accumulation, with the old micro-batch). Weights and optimizer only ever change between
-    steps, so every checkpoint is one of a boundary, and this says so in Lightning's terms: `step` x
+    What Lightning stores depends on the hook that saved: in mid-batch, in mid-validation, in
+    mid-accumulation, with the old micro-batch size. Weights and optimizer change only between
+    steps, so every checkpoint is one of a step boundary, and this state says so: `step` x
     accumulation batches are completed. If a validation is due at `step` and not `validation_done`,
-    the loop is told that it was cut off in it, and runs it before the next step.
+    the state says that it was interrupted, and the loop runs it before the next step.
     """
     state: dict[str, Any] = trainer.fit_loop.state_dict()
     batches = step * trainer.accumulate_grad_batches
@@ -29,12 +29,12 @@ def canonical_loops(trainer: Trainer, step: int, validation_done: bool) -> dict[
     state["epoch_loop.scheduler_progress"] = {"total": steps, "current": dict(steps)}
     optimizer = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     optimizer["step"] = {"total": dict(steps), "current": dict(steps)}
-    cut_off = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    interrupted = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     if not validation_done:
         state["epoch_loop.val_loop.batch_progress"] = {
-            "total": cut_off,
-            "current": dict(cut_off),
+            "total": interrupted,
+            "current": dict(interrupted),
             "is_last_batch": False,
         }
-    state["epoch_progress"] = {"total": dict(cut_off), "current": dict(cut_off)}
+    state["epoch_progress"] = {"total": dict(interrupted), "current": dict(interrupted)}
     return state

@@ -1,4 +1,4 @@
-"""MuonAdamW: one optimizer that orthogonalises the updates of hidden matrices and leaves all else to AdamW."""
+"""MuonAdamW: one optimizer that applies Muon to hidden matrices and AdamW to everything else."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from azllm_lightning.cli.messages import tr
+
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -21,45 +23,50 @@ POLAR_EXPRESS = (
 """Coefficients of the five polynomials, from table 1 of Amsel et al. 2025 (arXiv:2505.16932)."""
 
 SAFETY = 1.01
-"""Room for rounding, as the paper leaves it: singular values lifted over 1 in half precision would run away."""
+"""Margin for rounding, as in the paper: in half precision, singular values above 1 would diverge.
+"""
 
-AT_ONCE = 2**25
-"""Most elements that are orthogonalised together: 64 MiB in half precision, so that a 4 GB card bears it."""
+BATCH_ELEMENTS = 2**25
+"""Most elements per batch of matrices: 64 MiB in half precision, which fits a GPU with 4 GB."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for groups of kind "muon", AdamW for "adamw".
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for groups of kind "muon", AdamW
+    for groups of kind "adamw".
 
-    A group of kind "muon" holds matrices (out, in) and needs lr, weight_decay and momentum; its step moves each matrix
-    by lr * sqrt(out / in) in every direction of its momentum alike, which keeps one lr right over widths (Bernstein
-    and Newhouse 2024, arXiv:2409.20325). A group of kind "adamw" needs lr, weight_decay, betas and eps. In both, decay
-    is a share lr * weight_decay of the weights. Parameters without a gradient stay as they are.
+    A "muon" group holds matrices (out, in) and needs lr, weight_decay and momentum. A step moves a
+    matrix by lr * sqrt(out / in) in every direction of its momentum, which keeps one lr right for
+    all widths (Bernstein and Newhouse 2024, arXiv:2409.20325). An "adamw" group needs lr,
+    weight_decay, betas and eps. In both, weights decay by the share lr * weight_decay. Parameters
+    without a gradient are not changed.
 
-    Raises ValueError for a group of another kind, or a muon group with anything but matrices.
+    Raises ValueError for a group of another kind, and for a "muon" group with anything but
+    matrices.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        """The type that matrices are orthogonalised in; the momentum stays in the parameter's own."""
+        """The type in which matrices are orthogonalised; the momentum has the parameter's own."""
         super().__init__(groups, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, checked."""
+        """Add a group; raises ValueError as the class does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if group.get("kind") not in ("muon", "adamw"):
-            raise ValueError(
-                f"a parameter group of kind {group.get('kind')!r}; there are 'muon' and 'adamw'"
+            message = tr(
+                "a parameter group of kind {kind}; it must be 'muon' or 'adamw'",
+                kind=repr(group.get("kind")),
             )
+            raise ValueError(message)
         if group["kind"] == "muon" and any(p.ndim != 2 for p in group["params"]):
-            raise ValueError("a parameter group of kind 'muon' can only hold matrices")
-        group["fused"] = (
-            group["kind"] == "adamw"
-        )  # on loading, torch then puts the step counts beside the parameters
+            raise ValueError(tr("a parameter group of kind 'muon' can only hold matrices"))
+        # With this flag, torch loads the step counts onto the device of the parameters.
+        group["fused"] = group["kind"] == "adamw"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient; returns what `closure` does."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -78,38 +85,24 @@ class MuonAdamW(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        # A wide matrix and the transpose of a tall one are orthogonalised together.
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, p in enumerate(parameters):
-            by_shape[min(p.shape, p.shape[::-1])].append(
-                index
-            )  # a wide matrix and its transpose go together
+            by_shape[min(p.shape, p.shape[::-1])].append(index)
         for shape, indices in by_shape.items():
-            at_once = max(1, AT_ONCE // math.prod(shape))
-            for first in range(0, len(indices), at_once):
-                chosen = indices[first : first + at_once]
-                # Nesterov: the momentum as it will be when this gradient comes once more.
-                updates = [gradients[i].lerp(buffers[i], group["momentum"]) for i in chosen]
-                wide = torch.stack([u if u.shape == shape else u.mT for u in updates]).to(
-                    self.dtype
-                )
-                moved = orthogonalise(wide).unbind()
-                targets = [parameters[i] for i in chosen]
-                turned = [
-                    m if p.shape == shape else m.mT for m, p in zip(moved, targets, strict=True)
-                ]
-                steps = [-group["lr"] * math.sqrt(p.shape[0] / p.shape[1]) for p in targets]
-                torch._foreach_add_(
-                    targets, torch._foreach_mul([m.to(targets[0].dtype) for m in turned], steps)
-                )
+            size = max(1, BATCH_ELEMENTS // math.prod(shape))
+            for first in range(0, len(indices), size):
+                batch = indices[first : first + size]
+                # Nesterov: the momentum as it will be after this gradient once more.
+                updates = [gradients[i].lerp(buffers[i], group["momentum"]) for i in batch]
+                _move([parameters[i] for i in batch], updates, group["lr"], self.dtype)
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = (
-                    torch.zeros_like(p),
-                    torch.zeros_like(p),
-                )
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
@@ -129,10 +122,24 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def orthogonalise(x: Tensor) -> Tensor:
-    """The nearest matrices to x (N, rows, columns), rows <= columns, whose singular values are all about 1.
+def _move(parameters: list[Tensor], updates: list[Tensor], lr: float, dtype: torch.dtype) -> None:
+    """Add the orthogonalised `updates` to matrices that are all (m, n) or (n, m)."""
+    shape = min(parameters[0].shape, parameters[0].shape[::-1])
+    wide = torch.stack([u if u.shape == shape else u.mT for u in updates]).to(dtype)
+    directions = [
+        d.to(p.dtype) if p.shape == shape else d.mT.to(p.dtype)
+        for d, p in zip(orthogonalise(wide).unbind(), parameters, strict=True)
+    ]
+    steps = [-lr * math.sqrt(p.shape[0] / p.shape[1]) for p in parameters]
+    torch._foreach_add_(parameters, torch._foreach_mul(directions, steps))
 
-    A Newton-Schulz iteration in the type of x, with the coefficients of Polar Express: products of matrices only.
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """The matrices nearest to `x` (N, rows, columns), rows <= columns, with singular values of
+    about 1.
+
+    A Newton-Schulz iteration in the type of `x`, with the coefficients of Polar Express; it
+    consists of matrix products only.
     """
     norm = x.float().norm(dim=(-2, -1), keepdim=True)
     x = (x.float() / (norm * SAFETY).clamp_min(1e-30)).to(x.dtype)  # a zero matrix stays zero

@@ -1,4 +1,4 @@
-"""The optimizer: one torch.optim.Optimizer whose groups cover every parameter exactly once."""
+"""The optimizer: one torch.optim.Optimizer whose groups contain every parameter exactly once."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from azllm_lightning.training.muon import MuonAdamW
 
 
 def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """The groups of `net`'s parameters with their settings; every parameter is in exactly one.
+    """The trainable parameters of `net` in groups, with their settings.
 
-    Decay is for matrices; vectors (the gains of norms) have none. With Muon, the token tables have one of their own,
-    for their rate is another.
+    Matrices decay; vectors (the gains of norms) do not. With Muon, the token tables are a group of
+    their own, because AdamW updates them with another learning rate.
     """
-    named = [
-        (name, p) for name, p in net.named_parameters() if p.requires_grad
-    ]  # a tied head appears once
+    # A tied head appears once.
+    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     vectors = [p for _, p in named if p.ndim < 2]
     tables = [
         p
         for name, p in named
         if p.ndim >= 2 and name.endswith(("embed_tokens.weight", "lm_head.weight"))
     ]
-    hidden = [p for name, p in named if p.ndim >= 2 and not any(p is table for table in tables)]
+    hidden = [p for _, p in named if p.ndim >= 2 and not any(p is table for table in tables)]
     if isinstance(config, MuonConfig):
         adam: dict[str, Any] = {
             "kind": "adamw",
@@ -45,22 +44,21 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
             {"params": [*tables, *hidden], "lr": config.lr, "weight_decay": config.weight_decay},
             {"params": vectors, "lr": config.lr, "weight_decay": 0.0},
         ]
-    ids = [id(p) for group in groups for p in group["params"]]
-    assert sorted(ids) == sorted({id(p) for _, p in named}), (
-        "every parameter is in exactly one group"
-    )
+    grouped = sorted(id(p) for group in groups for p in group["params"])
+    assert grouped == sorted({id(p) for _, p in named}), "each parameter is in exactly one group"
     return groups
 
 
 def build_optimizer(
     net: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype = torch.float32
 ) -> torch.optim.Optimizer:
-    """`MuonAdamW`, or AdamW (Loshchilov and Hutter 2019), over all parameters of `net`."""
+    """`MuonAdamW`, or AdamW (Loshchilov and Hutter 2019), of the trainable parameters of `net`."""
     groups = parameter_groups(net, config)
     if isinstance(config, MuonConfig):
         return MuonAdamW(groups, muon_dtype)
     betas = (config.betas[0], config.betas[1])
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
-    # Lightning refuses to clip when a fused optimizer would unscale fp16 gradients itself; this makes the scaler do it.
+    # A fused optimizer would unscale fp16 gradients itself, and then Lightning (2.6) refuses to
+    # clip them. With this flag, the scaler unscales.
     optimizer._step_supports_amp_scaling = False
     return optimizer

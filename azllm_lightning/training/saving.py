@@ -1,4 +1,4 @@
-"""The two roles of ModelCheckpoint: the best weights, and the full state to resume from; and stopping between steps."""
+"""The two kinds of checkpoints: the best weights, and the full states to resume from."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.formats.load import read_checkpoint
 from azllm_lightning.runs.checkpoint_files import (
     BEST,
@@ -30,69 +31,86 @@ from azllm_lightning.training.stopping import Stopped, StopRequest
 log = logging.getLogger(__name__)
 
 KEEP = 3
-"""Full states kept; one would be enough, were disks perfect."""
+"""Full states that are kept; one would be enough if disks were perfect."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes each checkpoint beside its place, syncs it to the disk, and moves it there in one step.
+    """Writes each checkpoint to a temporary file next to its place, syncs it, and renames it.
 
-    Lightning stages files in $TMPDIR and builds them in memory; a kill between its copy's start and end leaves a
-    truncated file under the final name. Here a name is either absent, the old file, or the new file. torch.save streams
-    storage by storage, so that no second copy of the state is held.
+    Lightning (2.6) stages files in $TMPDIR and builds them in memory; a kill while it copies leaves
+    a truncated file under the final name. Here the name is absent, the old file, or the new file,
+    and torch.save writes storage by storage without a second copy of the state.
 
-    Where the disk is full, the oldest step files beyond the newest are removed, one by one, and the save is tried
-    again; if it still fails, training goes on with a warning and `failed` holds the reason until a later save works.
+    On a full disk, the oldest full states except the newest are removed, one by one, and the save
+    is tried again. If it still fails, training continues with a warning, and `failed` is the reason
+    until a later save succeeds.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Time spent in saving, so that throughput can leave it out."""
+        """Time spent in saving, for throughput to leave out."""
         self.longest = 0.0
-        """The longest save so far, in seconds: what a deadline must leave room for."""
+        """The longest save so far in seconds, for which a deadline must leave time."""
         self.failed: str | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write `checkpoint` to `path`, whole or not at all."""
-        target, started = Path(path), time.perf_counter()
+        """Write `checkpoint` to `path`, completely or not at all."""
+        target = Path(path)
+        started = time.perf_counter()
+        self.failed = None
+        try:
+            self._write(checkpoint, target)
+        except OSError as error:
+            self.failed = tr("{path} could not be written: {reason}", path=target, reason=error)
+            log.warning(
+                tr(
+                    "CHECKPOINT NOT SAVED. {reason}. Free some disk space; training continues "
+                    "unsaved.",
+                    reason=self.failed,
+                )
+            )
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds)
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         while True:
             try:
-                write_checkpoint(checkpoint, target)
-                self.failed = None
-                break
+                return write_checkpoint(checkpoint, target)
             except OSError as error:
                 spare = step_files(target.parent)[1:]
-                if spare and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    log.warning(
-                        f"saving {target} failed ({error}); removing {spare[-1][1].name} to try again"
-                    )
-                    spare[-1][1].unlink()
-                    continue
-                self.failed = f"{target} could not be written: {error}"
+                if not spare or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                oldest = spare[-1][1]
                 log.warning(
-                    f"CHECKPOINT NOT SAVED. {self.failed}. Free some space; training goes on unsaved."
+                    tr(
+                        "saving {path} failed ({reason}); removing {oldest} to try again",
+                        path=target,
+                        reason=error,
+                        oldest=oldest.name,
+                    )
                 )
-                break
-        took = time.perf_counter() - started
-        self.seconds, self.longest = self.seconds + took, max(self.longest, took)
+                oldest.unlink()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> Any:
-        """Load tensors and plain types; a pickle that wants to run code is refused whatever `weights_only` says."""
+        """Load tensors and plain types; a pickle with code is refused for any `weights_only`."""
         return read_checkpoint(Path(path), mmap=False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint; one that is gone already is fine."""
+        """Delete a checkpoint, if it exists."""
         Path(path).unlink(missing_ok=True)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt: the weights of the lowest val_loss, and the step they are of.
+    """best.ckpt: the weights with the lowest val_loss, and their step.
 
-    Logs best_val_loss and best_step at each validation, as they are after it. Lightning's forgets the best score when
-    an interval or the folder changed, and keeps a first NaN as the best.
+    Logs best_val_loss and best_step at each validation, including that one. Lightning's own
+    callback (2.6) forgets the best score when an interval or the folder changes, and keeps a first
+    NaN as the best.
     """
 
     def __init__(self, folder: Path, io: AtomicCheckpointIO) -> None:
@@ -111,17 +129,17 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """One key, whatever the settings."""
+        """The same key for all settings; Lightning's depends on them."""
         return type(self).__qualname__
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights if this validation is the best so far."""
+        """Save the weights if this validation is the best so far."""
         loss = trainer.callback_metrics.get("val_loss")
         if loss is None or not math.isfinite(float(loss)):
             return
         before = self.state_dict()
         super().on_validation_end(trainer, pl_module)
-        if self.io.failed is not None:  # what lies there is still the one before
+        if self.io.failed is not None:  # the file is still the previous one
             self.load_state_dict(before)
         if self.best_model_score is not None and self.best_step is not None:
             values = {
@@ -132,36 +150,41 @@ class BestCheckpoint(ModelCheckpoint):
                 logger.log_metrics(values, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the val_loss at hand then may be an old one."""
+        """Nothing: val_loss may be an old one by then."""
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.best_step = trainer.global_step
         super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score and its step; the path follows from the folder."""
+        """The best score and its step; the path is known from the folder."""
         score = None if self.best_model_score is None else float(self.best_model_score)
         return {"best_model_score": score, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score, if its weights are in this run's folder."""
+        """Restore the best score, if its weights are in this run's folder."""
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST)
         if state_dict["best_model_score"] is None or not Path(path).is_file():
-            self.best_step = self.best_model_score = None
+            self.best_step = None
+            self.best_model_score = None
             self.best_k_models = {}
             return
         self.best_step = state_dict["best_step"]
-        self.best_model_score = self.kth_value = torch.tensor(state_dict["best_model_score"])
-        self.best_model_path = self.kth_best_model_path = path
-        self.best_k_models = {path: self.best_model_score}
+        score = torch.tensor(state_dict["best_model_score"])
+        self.best_model_score = score
+        self.kth_value = score
+        self.best_model_path = path
+        self.kth_best_model_path = path
+        self.best_k_models = {path: score}
 
 
 class PeriodicCheckpoint(ModelCheckpoint):
-    """step_<n>.ckpt: the full state every so many steps or minutes, the newest KEEP of them, and at every stop.
+    """step_<n>.ckpt: the full state at an interval of steps or minutes and at every stop; the
+    newest KEEP are kept.
 
-    It acts where a step is wholly over, its logging and its validation included: when the next one begins, or during
-    that validation if a stop is due. Which files are there is asked of the folder, never remembered.
+    It acts where a step is complete, including its logging and its validation: at the start of the
+    next step, or during that validation if a stop is due. The folder says which files there are.
     """
 
     def __init__(
@@ -173,44 +196,47 @@ class PeriodicCheckpoint(ModelCheckpoint):
         io: AtomicCheckpointIO,
     ) -> None:
         super().__init__(dirpath=folder, save_top_k=0, enable_version_counter=False)
-        self.folder, self.every_steps, self.every_minutes, self.stop, self.io = (
-            folder,
-            every_steps,
-            every_minutes,
-            stop,
-            io,
-        )
+        self.folder = folder
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self.stop = stop
+        self.io = io
         self._saved_step = -1
-        self._saved_at = self._step_started = time.monotonic()
-        self._step_seconds = self._first_save_seconds = 0.0
+        self._saved_at = time.monotonic()
+        self._step_started = self._saved_at
+        self._step_seconds = 0.0
+        self._first_save_seconds = 0.0
 
     @property
     def state_key(self) -> str:
-        """One key, whatever the settings."""
+        """The same key for all settings; Lightning's depends on them."""
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the folder knows."""
+        """Nothing: the folder has it."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed step is not saved again over the file it came from."""
+        """Mark the resumed step as saved, so that the file it came from is not overwritten."""
         self._saved_step = trainer.global_step
-        self._saved_at = self._step_started = time.monotonic()
+        self._saved_at = time.monotonic()
+        self._step_started = self._saved_at
         self._first_save_seconds = 2 + _state_bytes(trainer) / 100e6
         self.stop.listen()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
     ) -> None:
-        """Between two steps: save if it is time to, and leave if a stop is due."""
+        """Between two steps: save if it is time, and stop if a stop is due."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        now, step = time.monotonic(), trainer.global_step
-        self._step_seconds, self._step_started = now - self._step_started, now
+        step = trainer.global_step
+        now = time.monotonic()
+        self._step_seconds = now - self._step_started
+        self._step_started = now
         if step == self._saved_step:
             return
         self.stop.unsaved = True
@@ -222,10 +248,10 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Leave in mid-validation if a stop is due; a resume runs that validation from its start.
+        """Stop in mid-validation if a stop is due; a resume runs that validation from its start.
 
-        Not at the last step, since Lightning would not enter a finished training again; and not with several
-        processes, which may have unequal numbers of batches and could not agree in mid-validation.
+        Not at the last step, because Lightning does not enter a finished training again; and not
+        with several processes, which may have different numbers of batches and so could not agree.
         """
         if (
             not trainer.sanity_checking
@@ -235,12 +261,12 @@ class PeriodicCheckpoint(ModelCheckpoint):
             self._stop_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last step is always saved."""
+        """Save the last step."""
         if trainer.global_step != self._saved_step:
             self.save(trainer)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the step's validation is still to come."""
+        """Nothing: the validation of the step follows."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: epochs have no meaning here."""
@@ -251,22 +277,22 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Nothing: a failing step's state is not to be trusted."""
+        """Nothing: the state of a failing step cannot be trusted."""
 
     def save(self, trainer: Trainer) -> None:
-        """Write the full state of the step just finished, drop the oldest beyond KEEP, and point last.ckpt to it."""
+        """Write the full state, delete the oldest beyond KEEP, and link last.ckpt to the new one."""
         for logger in trainer.loggers:
-            logger.save()  # what the checkpoint's step logged must not be lost by a kill that the checkpoint survives
+            logger.save()  # a kill must not lose the curve up to a checkpoint that survives it
         path = step_path(self.folder, trainer.global_step)
         self._save_checkpoint(trainer, str(path))
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
         self.stop.unsaved = False
         if trainer.is_global_zero and self.io.failed is None:
             for _, old in step_files(self.folder)[KEEP:]:
                 old.unlink(missing_ok=True)
-            with contextlib.suppress(
-                OSError
-            ):  # no links here (Windows, Google Drive): nothing depends on it
+            # Windows and Google Drive have no links; nothing depends on this one.
+            with contextlib.suppress(OSError):
                 temporary = self.folder / f".{LAST}.{os.getpid()}.tmp"
                 temporary.symlink_to(path.name)
                 temporary.replace(self.folder / LAST)
@@ -276,18 +302,16 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
             if trainer.global_step != self._saved_step:
                 self.save(trainer)
-            raise Stopped(self.stop.reason or "another process was asked to stop")
+            raise Stopped(self.stop.reason or tr("a stop of another process"))
 
     @staticmethod
     def _agreed(trainer: Trainer, mine: bool) -> bool:
-        """The same decision on every process: yes if one says so."""
-        return (
-            bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
-            if trainer.world_size > 1
-            else mine
-        )
+        """The same decision in every process: true if it is in one of them."""
+        if trainer.world_size == 1:
+            return mine
+        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
 
 
 def _state_bytes(trainer: Trainer) -> int:
-    # weights and two moments in fp32
+    # Weights and two moments in fp32.
     return 12 * sum(p.numel() for p in trainer.lightning_module.parameters())

@@ -1,4 +1,4 @@
-"""When to stop early: on a signal or before a deadline, between two steps; at once if nothing is
+"""Stopping early on a signal or before a deadline: after the current step, or at once if nothing is
 unsaved.
 """
 
@@ -31,9 +31,9 @@ class Stopped(BaseException):
 class StopRequest:
     """Listens for signals and watches the clock.
 
-    A run asks `due` at each boundary where it could save and stop. The first signal asks for a
-    stop. While `unsaved` is False (preparing data, compiling, the first step) it stops the process
-    at once, since nothing would be lost. A second Ctrl+C ends the process without saving.
+    A run checks `due` wherever it could save and stop. The first signal requests a stop; while
+    `unsaved` is False (preparing data, compiling, the first step), it stops the process at once,
+    since nothing would be lost. A second Ctrl+C ends the process without saving.
     """
 
     def __init__(self) -> None:
@@ -55,13 +55,13 @@ class StopRequest:
         self._previous.clear()
 
     def until(self, deadline: str | None) -> None:
-        """Set the deadline; a span counts from the creation of this object, the start of the
-        session.
-        """
+        """Set the deadline; a span starts when this object was created, at the session's start."""
         self.deadline = parse_deadline(deadline, self.started) if deadline is not None else None
 
     def listen(self) -> None:
-        """(Re)install the handlers: Lightning replaces them when a fit starts."""
+        """Install the handlers, again after Lightning (2.6) has replaced them at the start of a
+        fit.
+        """
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only
         for number in SIGNALS:
@@ -69,7 +69,7 @@ class StopRequest:
             self._previous.setdefault(number, previous)
 
     def due(self, seconds_needed: float) -> bool:
-        """Whether to stop now, if a save and one more step would take `seconds_needed`."""
+        """Whether to stop now, where a save and one more step take `seconds_needed`."""
         is_late = self.deadline is not None and time.time() + seconds_needed >= self.deadline
         if self.reason is None and self.deadline is not None and is_late:
             clock = datetime.fromtimestamp(self.deadline)

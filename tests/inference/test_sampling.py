@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.inference import sampling
-from azllm_lightning.inference.sampling import SamplingConfig, generate_ids, sample, stream
+from azllm_lightning.inference.sampling import generate_ids, sample, stream
 from azllm_lightning.model.gpt import GPT
 
 PROMPT = [0, 17, 200, 5]
@@ -22,7 +23,7 @@ def ids_of(model, prompt, num_samples=1, **settings):
 
 
 def without_cache(model: GPT, ids: list[int], steps: int) -> list[int]:
-    """Greedy continuation by whole forward passes, with the same rule for a full context."""
+    """Greedy continuation by complete forward passes, with the same rule for a full context."""
     context, drawn = ids[-model.config.block_size :], []
     for _ in range(steps):
         with torch.no_grad():
@@ -111,9 +112,9 @@ def test_top_p_counts_within_top_k(model):
 
 @pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
 def test_top_p_of_the_likeliest_is_that_of_the_whole_vocabulary(model, monkeypatch, top_p):
-    whole = next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0))
+    full = next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0))
     monkeypatch.setattr(sampling, "NUCLEUS", 10)  # of 300
-    assert next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0)) == whole
+    assert next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0)) == full
 
 
 def test_stops_at_end_of_text_and_each_sample_ends_alone(model):
@@ -164,7 +165,7 @@ def test_min_p_keeps_what_is_likely_enough(model):
 
 
 def test_a_penalty_on_repetition(model):
-    """Greedily: the likeliest token after the logits of what was written are made smaller; 1.0 changes nothing."""
+    """Greedy tokens are those of logits that were made smaller by hand; 1.0 changes nothing."""
     model = never_ends(model)
     written, expected = list(PROMPT), []
     for _ in range(20):
@@ -222,19 +223,19 @@ def test_a_sample_is_the_same_whatever_is_drawn_beside_it(model, tokenizer):
 
 
 def test_stop_strings_end_the_text_before_them(model, tokenizer):
-    whole = sample(model, tokenizer, "Bakıda", 60, seed=1)[0]
-    written = whole.removeprefix("Bakıda")
+    full = sample(model, tokenizer, "Bakıda", 60, seed=1)[0]
+    written = full.removeprefix("Bakıda")
     stop = written[20:23]
     assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=stop) == [
         "Bakıda" + written[: written.index(stop)]
     ]
     assert (
         sample(model, tokenizer, "Bakıda", 60, seed=1, stop=["yoxdur", stop, written[-2:]])[0]
-        in whole
+        in full
     )
     assert sample(
         model, tokenizer, "Bakıda", 60, seed=1, stop=["Bakıda", written[-3:] + "yoxdur"]
-    ) == [whole]
+    ) == [full]
     new = next(i for i in range(5, len(written)) if written.index(written[i]) == i)
     both = [
         written[new],
@@ -248,39 +249,27 @@ def test_stop_strings_end_the_text_before_them(model, tokenizer):
 
 
 def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
-    """Greedily repeated bytes and long stop strings: what is held back must come out once it is harmless."""
+    """What is held back as the possible beginning of a stop string comes out once it is none."""
     settings = SamplingConfig(max_new_tokens=60, seed=2, temperature=1.5)
-    whole = sample(model, tokenizer, "Bakı", 60, 1.5, seed=2)[0]
-    for start in range(4, len(whole) - 6):
-        stop = [whole[start : start + 6], whole[start + 1 : start + 3] + "yox"]
-        end = whole.index(stop[0], 4)
+    full = sample(model, tokenizer, "Bakı", 60, 1.5, seed=2)[0]
+    for start in range(4, len(full) - 6):
+        stop = [full[start : start + 6], full[start + 1 : start + 3] + "yox"]
+        end = full.index(stop[0], 4)
         shown = ""
         for (piece,) in stream(model, tokenizer, "Bakı", settings, stop=stop):
             shown += piece
             assert len(shown) <= end
-        assert shown == whole[:end]
+        assert shown == full[:end]
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("arguments", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens=0 .* at least 1"),
-        ({"num_samples": 0}, "num_samples=0 .* at least 1"),
-        ({"temperature": -0.1}, "temperature=-0.1 .* at least 0"),
-        ({"temperature": float("nan")}, "temperature=nan"),
-        ({"temperature": float("inf")}, "temperature=inf"),
-        ({"top_k": 0}, "top_k=0 .* at least 1"),
-        ({"top_p": 0.0}, r"top_p=0.0 .* in \(0, 1\]"),
-        ({"top_p": 1.5}, "top_p=1.5"),
-        ({"min_p": -0.1}, r"min_p=-0.1 .* in \[0, 1\]"),
-        ({"min_p": 1.1}, "min_p=1.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 .* above 0"),
-        ({"repetition_penalty": float("inf")}, "repetition_penalty=inf"),
-        ({"seed": -1}, "seed=-1 .* from 0 to 18446744073709551615"),
-        ({"prompt": []}, r"begin with end of text, \[0\]"),
+        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
+        ({"prompt": []}, r"begin with the end-of-text token, \[0\]"),
         ({"prompt": [0, 300]}, "outside the model's vocabulary of 300"),
     ],
 )
-def test_wrong_settings_are_told_at_the_call(model, settings, message):
+def test_wrong_arguments_are_refused_at_the_call(model, arguments, message):
     with pytest.raises(ValueError, match=message):
-        ids_of(model, **{"prompt": PROMPT, **settings})
+        ids_of(model, **{"prompt": PROMPT, **arguments})

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.formats.export import write_hf
+from azllm_lightning.formats.huggingface import write_hf
 from azllm_lightning.inference.scoring import (
     MAX_BLOCK_SIZE,
     Score,
     Scorer,
+    gpt_scorer,
     hf_scorer,
     score,
-    scorer_of,
-    wilson_interval,
 )
 from azllm_lightning.model.gpt import GPT
+
+pytestmark = pytest.mark.xdist_group("transformers")
 
 TEXTS = [
     "Şəhərdə yağış yağır.",
@@ -39,7 +40,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def scorer(model: GPT, tokenizer: Tokenizer) -> Scorer:
-    return scorer_of(model.eval(), tokenizer)
+    return gpt_scorer(model.eval(), tokenizer)
 
 
 def nll_one_by_one(model: GPT, ids: list[int], stride: int) -> float:
@@ -48,9 +49,8 @@ def nll_one_by_one(model: GPT, ids: list[int], stride: int) -> float:
     total = 0.0
     tokens = [model.config.eos_id, *ids]
     for i in range(1, len(tokens)):
-        steps = max(
-            0, math.ceil((i - block) / stride)
-        )  # how often the window has moved when it reaches token i
+        # How often the window has moved when it reaches token i.
+        steps = max(0, math.ceil((i - block) / stride))
         end = min(len(tokens) - 1, block + steps * stride)
         context = torch.tensor([tokens[max(0, end - block) : i]])
         with torch.no_grad():
@@ -79,7 +79,7 @@ def test_the_default_stride_is_half_a_window(scorer: Scorer) -> None:
 def test_every_token_but_the_first_windows_has_the_tokens_before_it_in_sight(
     scorer: Scorer,
 ) -> None:
-    """The context that a scored token has, told by a model that answers with the number of tokens before it."""
+    """The model answers with the number of tokens before each one, which shows the context."""
 
     def count(input_ids: Tensor, labels: Tensor) -> Tensor:
         return torch.arange(1, input_ids.shape[1] + 1).expand(input_ids.shape).float()
@@ -92,16 +92,15 @@ def test_every_token_but_the_first_windows_has_the_tokens_before_it_in_sight(
     num_later = one.tokens - 32
     assert num_later > 50
     assert 32 - 8 < later / num_later <= 32
-    whole, rest = divmod(num_later, 8)
-    assert later == whole * sum(range(25, 33)) + sum(range(33 - rest, 33))
+    windows, rest = divmod(num_later, 8)
+    assert later == windows * sum(range(25, 33)) + sum(range(33 - rest, 33))
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 100, 100_000])
 def test_results_do_not_depend_on_the_batch(scorer: Scorer, tokens_at_once: int) -> None:
     texts = [text[:end] for text in TEXTS for end in range(1, len(text), 5)]
-    for one, other in zip(
-        score(scorer, texts), score(scorer, texts, tokens_at_once=tokens_at_once), strict=True
-    ):
+    others = score(scorer, texts, tokens_at_once=tokens_at_once)
+    for one, other in zip(score(scorer, texts), others, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-5)
         assert replace(one, nll=0.0) == replace(other, nll=0.0)
 
@@ -126,36 +125,35 @@ def test_figures() -> None:
     assert figures["val_bpb"] == pytest.approx(16 / 32)
     assert figures["tokens_per_word"] == 4
     assert figures["bytes_per_token"] == 2
-    assert [
-        figures[key] for key in ("documents", "bytes", "tokens", "scored_tokens", "scored_bytes")
-    ] == [*(3, 40, 20, 16, 32)]
-    assert figures["unknown_tokens"] == 1
+    counts = {
+        "documents": 3,
+        "bytes": 40,
+        "tokens": 20,
+        "scored_tokens": 16,
+        "scored_bytes": 32,
+        "unknown_tokens": 1,
+    }
+    assert {key: figures[key] for key in counts} == counts
     assert Score(scored_tokens=1, nll=1e4).figures()["val_ppl"] == math.inf
 
 
 @pytest.mark.parametrize("stride", [0, 33])
-def test_a_stride_out_of_range_is_told(scorer: Scorer, stride: int) -> None:
+def test_a_stride_out_of_range_is_refused(scorer: Scorer, stride: int) -> None:
     with pytest.raises(
         ValueError, match=f"stride={stride} is out of range: it must be from 1 to block_size=32"
     ):
         score(scorer, TEXTS, stride)
 
 
-def test_a_shorter_window_can_be_asked_for_but_no_longer_one(
-    model: GPT, tokenizer: Tokenizer
-) -> None:
-    (short,) = score(scorer_of(model, tokenizer, 8), TEXTS[:1])
-    (whole,) = score(scorer_of(model, tokenizer), TEXTS[:1])
-    assert short.tokens == whole.tokens > 8
-    assert short.nll != whole.nll
-    with pytest.raises(ValueError, match="block_size=33 is out of range: it must be from 1 to 32"):
-        scorer_of(model, tokenizer, 33)
-
-
-def test_wilson_interval() -> None:
-    assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson_interval(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+def test_the_window_can_be_shorter_but_not_longer(model: GPT, tokenizer: Tokenizer) -> None:
+    (short,) = score(gpt_scorer(model, tokenizer, 8), TEXTS[:1])
+    (full,) = score(gpt_scorer(model, tokenizer), TEXTS[:1])
+    assert short.tokens == full.tokens > 8
+    assert short.nll != full.nll
+    with pytest.raises(
+        ValueError, match="block_size=33 is out of range: this model takes 1 to 32 tokens"
+    ):
+        gpt_scorer(model, tokenizer, 33)
 
 
 @pytest.fixture
@@ -184,31 +182,27 @@ def test_a_model_of_transformers_takes_the_same_path(hf_folder: Path, scorer: Sc
 def test_without_a_start_token_the_first_token_and_its_bytes_are_left_out(
     hf_folder: Path, model: GPT, tokenizer: Tokenizer
 ) -> None:
-    assert hf_scorer(without(hf_folder, "tokenizer_config.json", "bos_token")).start == [0], (
-        "config.json has it too"
-    )
+    # config.json has the start token too.
+    assert hf_scorer(without(hf_folder, "tokenizer_config.json", "bos_token")).start == [0]
     peer = hf_scorer(without(hf_folder, "config.json", "bos_token_id"))
     assert peer.start == []
     for text, one in zip(TEXTS, score(peer, TEXTS), strict=True):
         ids = tokenizer.encode(text)
         assert (one.tokens, one.scored_tokens) == (len(ids), len(ids) - 1)
         first = tokenizer.decode(ids[:1])
-        # A first token that is half a letter has no bytes of its own: the letter is scored by its other half.
+        # The bytes of a letter that is split between two tokens count for the second token.
         expected = 0 if "\ufffd" in first else len(first.encode())
-        assert one.num_bytes - one.scored_bytes == (
-            expected if len(ids) > 1 else len(text.encode())
-        )
+        expected = expected if len(ids) > 1 else len(text.encode())
+        assert one.num_bytes - one.scored_bytes == expected
     short = TEXTS[3]
     ids = tokenizer.encode(short)[:32]
     with torch.no_grad():
-        expected_nll = float(
-            model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]), reduction="none").sum()
-        )
+        nll = model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]), reduction="none")
     (found,) = score(peer, [tokenizer.decode(ids)])
-    assert found.nll == pytest.approx(expected_nll, rel=1e-5)
+    assert found.nll == pytest.approx(float(nll.sum()), rel=1e-5)
 
 
-def test_a_long_context_is_not_taken_whole(hf_folder: Path) -> None:
+def test_a_long_context_is_not_used_in_full(hf_folder: Path) -> None:
     path = hf_folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**values, "max_position_embeddings": 40_960}), encoding="utf-8")
@@ -216,16 +210,13 @@ def test_a_long_context_is_not_taken_whole(hf_folder: Path) -> None:
     assert hf_scorer(hf_folder, block_size=4000).block_size == 4000
 
 
-def test_a_folder_that_cannot_be_loaded_is_told(
+def test_a_folder_that_cannot_be_loaded_is_refused(
     tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"is not a folder with a transformers model: there is no config\.json in it",
-    ):
+    with pytest.raises(ValueError, match=r"hf=.*yoxdur: no config\.json there; give a folder"):
         hf_scorer(tmp_path / "yoxdur")
     (hf_folder / "model.safetensors").write_bytes(b"yarim")
-    with pytest.raises(ValueError, match="transformers cannot load it"):
+    with pytest.raises(ValueError, match="transformers cannot load this model"):
         hf_scorer(hf_folder)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="this needs the package transformers"):

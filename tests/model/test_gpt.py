@@ -61,7 +61,12 @@ def test_a_token_changes_nothing_before_it(model):
 def test_the_first_loss_is_that_of_an_even_guess(n_layer, tie):
     torch.manual_seed(0)
     config = GPTConfig(
-        2048, block_size=64, n_layer=n_layer, n_head=4, n_embd=256, tie_embeddings=tie
+        vocab_size=2048,
+        block_size=64,
+        n_layer=n_layer,
+        n_head=4,
+        n_embd=256,
+        tie_embeddings=tie,
     )
     ids = torch.randint(2048, (8, 65))
     with torch.no_grad():

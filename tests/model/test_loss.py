@@ -82,7 +82,7 @@ class Held(TorchDispatchMode):
 
 
 def test_peak_memory_against_the_plain_loss():
-    """8,192 tokens over a vocabulary of 512: 17 MB of logits, of which the plain path holds three at once."""
+    """8,192 tokens over a vocabulary of 512: 17 MB of logits, of which the plain loss holds 3."""
     hidden, weight = (
         torch.randn(8192, 16, requires_grad=True),
         torch.randn(512, 16, requires_grad=True),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
-from training_runs import Crash, Probe, raw_points
+from training_runs import Crash, Probe, Uninterrupted, raw_points
 
 from azllm_lightning.runs.curves import EVENTS, carry_curve, read_run, read_scalars
 
@@ -19,14 +19,14 @@ def write(folder: Path, steps: range, offset: float = 0.0) -> None:
             writer.add_scalar("loss", step + offset, step)
 
 
-def test_what_a_kill_left_behind_the_checkpoint_is_dropped(tmp_path: Path) -> None:
+def test_what_was_logged_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     write(tmp_path, range(7))
     carry_curve(tmp_path, tmp_path, 4)
     assert read_scalars(tmp_path) == {"loss": {step: float(step) for step in range(5)}}
 
 
 def test_carried_twice_and_logged_on_the_steps_stay_in_order(tmp_path: Path) -> None:
-    """Also within one second, when the names of the files do not tell their age."""
+    """Also within one second, when the names of the files do not show their age."""
     for start in (0, 3, 6):
         write(tmp_path, range(start, start + 5))
         carry_curve(tmp_path, tmp_path, start + 2)
@@ -79,21 +79,21 @@ def test_a_run_is_a_table_of_steps_and_tags(train_tiny: Callable[..., Path]) -> 
     assert table.attrs["summary"]["steps"] == 8
     for path in (str(folder), folder.parent, "tiny", "tiny/version_0"):
         assert read_run(path).equals(table), path
-    train_tiny("optimizer.lr=1e-4")
+    train_tiny("trainer.max_steps=1")
     for path in (folder.parent, "tiny"):
         assert Path(read_run(path).attrs["folder"]).name == "version_1", (
             "a name is its newest version"
         )
 
 
-def test_a_crashed_a_resumed_and_a_forked_run_read_as_the_straight_one(
-    train_tiny: Callable[..., Path], probe: Probe
+def test_a_crashed_a_resumed_and_a_forked_run_read_as_the_uninterrupted_one(
+    uninterrupted: Callable[..., Uninterrupted], train_tiny: Callable[..., Path], probe: Probe
 ) -> None:
-    straight = read_run(train_tiny())["train_loss"]
+    straight = read_run(uninterrupted().folder)["train_loss"]
     probe.crash(6)
     with pytest.raises(Crash):
         train_tiny()
-    crashed = read_run("tiny/version_1")
+    crashed = read_run("tiny/version_0")
     assert crashed["train_loss"].dropna().equals(straight.loc[1:6])
     assert crashed.attrs["summary"] == {}
     resumed = train_tiny("ckpt_path=last")
@@ -122,7 +122,7 @@ def test_a_run_in_progress_and_one_cut_off_by_a_crash_read_as_far_as_they_got(
     assert 5 < len(kept) < 9
 
 
-def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_several_runs_are_columns_of_one_table(tmp_path: Path) -> None:
     folders = [tmp_path / name / "version_0" for name in ("b", "a")]
     for folder, steps in zip(folders, (range(3), range(2, 5)), strict=True):
         write(folder, steps)
@@ -140,34 +140,32 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     ]
 
 
-def test_a_wrong_path_is_told_with_the_runs_there_are(
+def test_a_wrong_path_is_reported_with_the_runs_that_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=r"nowhere: no run with curves here.*lightning_logs \(newest there: none\)"
+        ValueError, match=r"nowhere: no run with curves.*lightning_logs \(newest there: none\)"
     ):
         read_run("nowhere")
     write(tmp_path / "lightning_logs" / "mine" / "version_3", range(2))
     (tmp_path / "lightning_logs" / "mine" / "version_4").mkdir()
     for path in ("mine/version_4", "lightning_logs", "mine"):
-        with pytest.raises(
-            ValueError, match=r"no run with curves here.*newest there: mine/version_3"
-        ):
+        with pytest.raises(ValueError, match=r"no run with curves.*newest there: mine/version_3"):
             read_run(path)
     with pytest.raises(ValueError, match="at least one run"):
         read_run([])
 
 
-def test_without_pandas_it_is_told_which_extra_brings_it(
+def test_without_pandas_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = builtins.__import__
+    import_module = builtins.__import__
 
     def without_pandas(name: str, *args: Any, **kwargs: Any) -> Any:
         if name == "pandas":
             raise ModuleNotFoundError("No module named 'pandas'")
-        return whole(name, *args, **kwargs)
+        return import_module(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_pandas)
     with pytest.raises(ValueError, match=r"needs pandas.*\[notebooks\]"):

@@ -1,4 +1,6 @@
-"""The micro-batch that fits, what becomes of a run whose memory runs out, and how often a step waits for the device."""
+"""The micro-batch that fits, what happens when memory runs out, and how often a step waits for the
+device.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import itertools
 import signal
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +17,23 @@ import pytest
 import torch
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import Crash, Probe, assert_same_end, curve, final_state, raw_points
+from training_runs import (
+    Crash,
+    Probe,
+    Uninterrupted,
+    assert_close,
+    assert_same_end,
+    curve,
+    raw_points,
+)
 
-from azllm_lightning.cli.entrance import Resumable, compose
+from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.config.compose import compose
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.runs.checkpoint_files import step_files
-from azllm_lightning.session.build import check
 from azllm_lightning.train import train
 from azllm_lightning.training import batch as micro_batch
 from azllm_lightning.training import hardware
@@ -31,53 +42,48 @@ from azllm_lightning.training.muon import MuonAdamW
 from azllm_lightning.training.saving import PeriodicCheckpoint
 
 Train = Callable[..., Path]
-MODEL = GPTConfig(300, 32, n_layer=2, n_head=2, n_embd=32)
-ADAMW = OptimizerConfig("adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+Straight = Callable[..., Uninterrupted]
+MODEL = GPTConfig(vocab_size=300, block_size=32, n_layer=2, n_head=2, n_embd=32)
 
 
-def config(size: int, accumulate: int) -> dict[str, Any]:
-    return {"data": {"batch_size": size}, "trainer": {"accumulate_grad_batches": accumulate}}
+@pytest.fixture(scope="module")
+def settled() -> RunConfig:
+    """A config whose shape and precision are known; its batch sizes are the test's to choose."""
+    config = compose(["optimizer=adamw", "trainer.precision=32-true"])
+    return replace(config, model=MODEL)
 
 
-def batch_of(values: dict[str, Any]) -> tuple[int, int]:
-    return values["data"]["batch_size"], values["trainer"]["accumulate_grad_batches"]
+def with_batch(config: RunConfig, global_batch: int, micro: int | str = "auto") -> RunConfig:
+    sizes = {"global_batch_size": global_batch, "micro_batch_size": micro}
+    return replace(config, trainer=replace(config.trainer, **sizes))
 
 
-def stored(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load(
-        (folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
-    )
-    return values
-
-
-def assert_close(ours: dict[int, float], theirs: dict[int, float]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=1e-5, rel=0)
-
-
-# --- data.batch_size=auto ---------------------------------------------------------------------------------------------
+def stored_micro_batch(folder: Path) -> int:
+    text = (folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+    size: int = yaml.safe_load(text)["trainer"]["micro_batch_size"]
+    return size
 
 
 @pytest.mark.parametrize(("most", "size"), [(1, 1), (2, 2), (5, 4), (47, 24), (48, 48), (1000, 48)])
-def test_the_largest_divisor_that_fits_is_taken(most: int, size: int) -> None:
-    asked = []
+def test_the_largest_divisor_that_fits_is_chosen(most: int, size: int) -> None:
+    tried = []
 
     def fits(candidate: int) -> bool:
-        asked.append(candidate)
+        tried.append(candidate)
         return candidate <= most
 
     assert micro_batch.largest_that_fits(48, fits) == size
-    assert asked == sorted(asked)
-    assert all(48 % candidate == 0 for candidate in asked)
+    assert tried == sorted(tried)
+    assert all(48 % candidate == 0 for candidate in tried)
 
 
-def test_a_model_that_never_fits_is_told() -> None:
-    with pytest.raises(ValueError, match=r"not even one window.*model=.*data\.block_size"):
+def test_a_model_that_never_fits_is_reported() -> None:
+    with pytest.raises(ValueError, match=r"not even one sequence.*model=.*data\.block_size"):
         micro_batch.largest_that_fits(48, lambda size: False)
 
 
-def test_a_gpu_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit is found by running out of memory, or by how little stays free."""
+def test_a_gpu_is_tried_out(settled: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit runs out of memory, or leaves too little free."""
     forward, free = GPT.forward, 0.5
 
     def small(self: GPT, input_ids: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
@@ -88,13 +94,15 @@ def test_a_gpu_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(GPT, "forward", small)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * 1000, 1000))
-    fits = micro_batch.trial(MODEL, ADAMW, "32-true", "cpu")
+    fits = micro_batch.trial(settled, "cpu")
     assert [fits(size) for size in (1, 4, 8, 2)] == [True, True, False, True]
     free = 0.09
     assert not fits(1)
 
 
-def test_a_cpu_gets_what_a_bounded_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_gets_what_a_bounded_memory_holds(
+    settled: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,69 +114,78 @@ def test_a_cpu_gets_what_a_bounded_memory_holds(monkeypatch: pytest.MonkeyPatch)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         alive = net.hidden(window)
     weights = sum(kept.get(p.untyped_storage().data_ptr(), 0) for p in net.parameters())
-    told = micro_batch.activation_bytes(MODEL)
-    assert told == pytest.approx(sum(kept.values()) - weights, rel=0.3), alive.shape
+    computed = micro_batch.activation_bytes(MODEL)
+    assert computed == pytest.approx(sum(kept.values()) - weights, rel=0.3), alive.shape
     assert torch.equal(torch.get_rng_state(), state)
-    for room, expected in ((100, (24, 2)), (10.5, (8, 6)), (0.1, (1, 48))):
-        monkeypatch.setattr(micro_batch, "CPU_BYTES", int(room * told) if room < 100 else 30 * told)
-        assert (
-            batch_of(micro_batch.fitted(config(12, 4), "cpu", MODEL, ADAMW, "32-true")) == expected
-        )
+    for sequences, size in ((30, 24), (10.5, 8), (0.1, 1)):
+        monkeypatch.setattr(micro_batch, "CPU_BYTES", int(sequences * computed))
+        assert micro_batch.fitted(with_batch(settled, 48), "cpu", devices=1) == size
+        assert micro_batch.fitted(with_batch(settled, 96), "cpu", devices=2) == size
 
 
-def test_auto_keeps_the_windows_of_each_step_and_is_settled(
-    tiny: list[str], train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+def test_auto_keeps_the_windows_of_each_step_and_is_stored_as_a_number(
+    uninterrupted: Straight, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = train_tiny("trainer.accumulate_grad_batches=2")
-    order = dict(probe.windows)
-    probe.windows.clear()
+    straight = uninterrupted("trainer.micro_batch_size=1")
     probe.crash(5)
     with pytest.raises(Crash):
-        train_tiny("trainer.accumulate_grad_batches=2", "data.batch_size=auto")
-    folder = straight.with_name("version_1")
-    assert batch_of(stored(folder)) == (8, 1)
+        train_tiny()
+    folder = Path("lightning_logs/tiny/version_0")
+    assert stored_micro_batch(folder) == 4
     monkeypatch.setattr(micro_batch, "activation_bytes", lambda model: micro_batch.CPU_BYTES // 2)
-    train_tiny("ckpt_path=last", "data.batch_size=auto")
-    assert batch_of(stored(folder)) == (2, 4)
-    assert probe.windows == order
+    train_tiny("ckpt_path=last", "trainer.micro_batch_size=auto")
+    assert stored_micro_batch(folder) == 2
+    assert probe.windows == straight.windows
     for tag in ("train_loss", "val_loss"):
-        assert_close(curve(straight)[tag], curve(folder)[tag])
-
-
-def test_auto_that_has_no_number_beneath_is_told(tiny: list[str]) -> None:
-    asked = compose([*tiny, "data.batch_size=auto"])
-    with pytest.raises(
-        ValueError, match=r"data\.batch_size=auto keeps the windows .* train\(compose"
-    ):
-        train(asked)
-    devices = ["data.batch_size=auto", "trainer.devices=2"]
-    with pytest.raises(ValueError, match=r"trainer\.devices=2 set data\.batch_size to a number"):
-        train(compose([*tiny, *devices]), [*tiny, *devices])
-
-
-# --- out of memory ----------------------------------------------------------------------------------------------------
+        assert_close(curve(straight.folder)[tag], curve(folder)[tag])
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [((12, 4), (6, 8)), ((3, 16), (1, 48)), ((6, 1), (3, 2)), ((5, 4), (2, 10)), ((2, 1), (1, 2))],
+    ("global_batch", "micro", "devices", "accumulation"),
+    [(48, 12, 1, 4), (48, 12, 2, 2), (5, 5, 1, 1)],
 )
-def test_half_a_micro_batch_keeps_the_effective_one(
-    before: tuple[int, int], after: tuple[int, int]
+def test_accumulation_makes_up_the_global_batch(
+    global_batch: int, micro: int, devices: int, accumulation: int, settled: RunConfig
 ) -> None:
-    assert batch_of(micro_batch.halved(config(*before), 1)) == after
+    config = with_batch(settled, global_batch, micro).trainer
+    assert micro_batch.accumulation(config, devices) == accumulation
 
 
-def test_what_cannot_be_halved_is_told_with_the_way_out() -> None:
-    with pytest.raises(
-        ValueError, match=r"data\.batch_size=1, the smallest there is: .*model=.*data\.block_size"
-    ):
-        micro_batch.halved(config(1, 48), 1)
-    with pytest.raises(
-        ValueError,
-        match=r"data\.batch_size=12, and a run on 2 devices .*resume with data\.batch_size=6",
-    ):
-        micro_batch.halved(config(12, 2), 2)
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (
+            "trainer.micro_batch_size=3",
+            r"micro_batch_size=3 does not divide the 4 .*: 1, 2, 4, or auto",
+        ),
+        ("trainer.devices=3", r"global_batch_size=4 is not divisible by the number of devices, 3"),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_refused_before_a_folder_is_made(
+    typed: str, message: str, tiny: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(compose([*tiny, typed]))
+    assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "before", "after"), [(48, 12, 6), (48, 3, 1), (6, 6, 3), (20, 5, 2), (2, 2, 1)]
+)
+def test_a_halved_micro_batch_divides_the_same_global_batch(
+    share: int, before: int, after: int, settled: RunConfig
+) -> None:
+    halved = micro_batch.halved(with_batch(settled, share, before), devices=1)
+    assert halved == with_batch(settled, share, after)
+
+
+def test_what_cannot_be_halved_is_reported_with_the_way_out(settled: RunConfig) -> None:
+    message = r"micro_batch_size=1, the smallest there is: .*model=.*data\.block_size"
+    with pytest.raises(ValueError, match=message):
+        micro_batch.halved(with_batch(settled, 48, 1), devices=1)
+    message = r"size=12, and a run on 2 devices .*resume with trainer\.micro_batch_size=6"
+    with pytest.raises(ValueError, match=message):
+        micro_batch.halved(with_batch(settled, 48, 12), devices=2)
 
 
 def narrow(probe: Probe, first_step: int, most: int) -> None:
@@ -176,9 +193,8 @@ def narrow(probe: Probe, first_step: int, most: int) -> None:
     failed: list[weakref.ref[CausalLM]] = []
 
     def factor(step: int, batch: torch.Tensor) -> float:
-        assert not any(module() for module in failed), (
-            "the network of a fit that is over is still held"
-        )
+        held = [module for module in failed if module()]
+        assert not held, "the network of a fit that is over is still held"
         if step >= first_step and len(batch) > most:
             failed.append(weakref.ref(probe.module))
             del probe.module
@@ -188,51 +204,55 @@ def narrow(probe: Probe, first_step: int, most: int) -> None:
     probe.factor = factor
 
 
-def test_a_run_goes_on_in_less_memory_and_loses_no_step(
-    train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+def test_a_run_continues_in_less_memory_and_loses_no_step(
+    uninterrupted: Straight, train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [
-        "data.batch_size=8",
-        "trainer.accumulate_grad_batches=2",
-        "trainer.checkpoint_every_steps=100",
-    ]
-    straight = train_tiny(*settings)
-    order = dict(probe.windows)
-    probe.windows.clear()
+    overrides = ["trainer.global_batch_size=8", "trainer.checkpoint_every_steps=100"]
+    straight = uninterrupted(*overrides)
     narrow(probe, 3, most=2)
     probe.at(2, lambda: probe.at(2, lambda: pytest.fail("a step was taken twice")))
     capsys.readouterr()
-    narrowed = train_tiny(*settings)
+    narrowed = train_tiny(*overrides, "trainer.micro_batch_size=8")
     probe.actions.clear()
-    told = capsys.readouterr().err
-    assert told.count("the memory ran out after step 3") == 2
-    assert "micro-batches of 2, 8 of them a step" in told
-    assert probe.windows == order
+    warnings = capsys.readouterr().err
+    assert warnings.count("out of memory after step 3") == 2
+    assert "trainer.micro_batch_size=2 (4 micro-batches per step" in warnings
+    assert probe.windows == straight.windows
     for tag in ("train_loss", "val_loss", "tokens_seen", "lr"):
-        assert_close(curve(straight)[tag], curve(narrowed)[tag])
-    points = raw_points(narrowed)
-    assert len(points) == len(set(points))
-    assert [at for tag, at in points if tag == "train_loss"] == list(range(1, 9))
-    assert batch_of(stored(narrowed)) == (2, 8)
+        assert_close(curve(straight.folder)[tag], curve(narrowed)[tag])
+    assert_each_step_is_logged_once(narrowed)
+    assert stored_micro_batch(narrowed) == 2
     saved = torch.load(step_files(narrowed / "checkpoints")[0][1], weights_only=True)
-    assert batch_of(yaml.safe_load(saved["azllm"]["config"])) == (2, 8)
+    assert yaml.safe_load(saved["azllm"]["config"])["trainer"]["micro_batch_size"] == 2
+    assert saved["TokenDataModule"]["global_batch_size"] == 8
     summary = yaml.safe_load((narrowed / "summary.json").read_text(encoding="utf-8"))
     assert (summary["steps"], summary["status"], summary["resumed_from"]) == (8, "done", [])
 
-    # Stopped after that and resumed, it ends bit for bit the same.
+    # Stopped after that and resumed, its end is bit for bit the same.
     probe.signal(6, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_tiny(*settings)
+        train_tiny(*overrides, "trainer.micro_batch_size=8")
     assert_same_end(narrowed, train_tiny("ckpt_path=last"))
+
+
+def assert_each_step_is_logged_once(folder: Path) -> None:
+    points = raw_points(folder)
+    assert len(points) == len(set(points))
+    assert [at for tag, at in points if tag == "train_loss"] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("step", [4, 8])
 def test_memory_that_runs_out_in_a_validation(
-    step: int, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    uninterrupted: Straight,
+    train_tiny: Train,
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The validation is repeated, not the step before it; but after the last step none would be, without a step."""
-    straight = train_tiny()
-    order = dict(probe.windows)
+    """Only the validation is repeated, not the step before it. Except after the last step: no
+    validation would follow there without a step.
+    """
+    straight = uninterrupted()
     validation_step = CausalLM.validation_step
 
     def narrowed(self: CausalLM, batch: torch.Tensor, batch_idx: int) -> None:
@@ -243,18 +263,23 @@ def test_memory_that_runs_out_in_a_validation(
 
     monkeypatch.setattr(CausalLM, "validation_step", narrowed)
     folder = train_tiny()
-    assert batch_of(stored(folder)) == (2, 2)
-    assert probe.windows == order
+    assert stored_micro_batch(folder) == 2
+    assert probe.windows == straight.windows
     for tag in ("train_loss", "val_loss"):
-        assert_close(curve(straight)[tag], curve(folder)[tag])
+        assert_close(curve(straight.folder)[tag], curve(folder)[tag])
 
 
 @pytest.mark.parametrize(("step", "saved"), [(0, -1), (2, -1), (5, 4)])
 def test_an_optimizer_that_fails_half_way_goes_back_to_the_newest_file(
-    step: int, saved: int, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    saved: int,
+    uninterrupted: Straight,
+    train_tiny: Train,
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    straight = train_tiny()
-    order, again = dict(probe.windows), []
+    straight = uninterrupted()
+    repeated: list[int] = []
     optimizer_step, failed = MuonAdamW.step, []
 
     def half(self: MuonAdamW, closure: Any = None) -> Any:
@@ -262,45 +287,40 @@ def test_an_optimizer_that_fails_half_way_goes_back_to_the_newest_file(
         if probe.module.trainer.global_step == step and not failed:
             failed.append(step)
             for first in range(8):
-                probe.at(first, lambda first=first: again.append(first))
+                probe.at(first, lambda first=first: repeated.append(first))
             raise torch.OutOfMemoryError
         return loss
 
     monkeypatch.setattr(MuonAdamW, "step", half)
     folder = train_tiny()
-    assert again == list(range(max(0, saved), 8))
-    assert probe.windows == order
-    points = raw_points(folder)
-    assert len(points) == len(set(points))
-    assert [at for tag, at in points if tag == "train_loss"] == list(range(1, 9))
+    assert repeated == list(range(max(0, saved), 8))
+    assert probe.windows == straight.windows
+    assert_each_step_is_logged_once(folder)
     for tag in ("train_loss", "val_loss"):
-        assert_close(curve(straight)[tag], curve(folder)[tag])
-    assert final_state(folder)["/TokenDataModule/global_batch_size"] == 4
+        assert_close(curve(straight.folder)[tag], curve(folder)[tag])
 
 
-def test_a_disk_that_is_full_as_well_costs_steps_but_not_the_run(
-    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_as_well_costs_steps_but_not_the_run(
+    uninterrupted: Straight, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = train_tiny()
     monkeypatch.setattr(PeriodicCheckpoint, "save", lambda self, trainer: None)
     narrow(probe, 3, most=2)
     folder = train_tiny()
-    assert_close(curve(straight)["train_loss"], curve(folder)["train_loss"])
+    assert_close(curve(uninterrupted().folder)["train_loss"], curve(folder)["train_loss"])
 
 
-def test_one_window_that_does_not_fit_ends_the_run_with_a_message(
+def test_one_sequence_that_does_not_fit_ends_the_run_with_a_message(
     train_tiny: Train, probe: Probe
 ) -> None:
     narrow(probe, 3, most=0)
-    with pytest.raises(ValueError, match=r"data\.batch_size=1, the smallest there is"):
+    with pytest.raises(ValueError, match=r"trainer\.micro_batch_size=1, the smallest there is"):
         train_tiny()
 
 
-# --- one wait a step --------------------------------------------------------------------------------------------------
-
-
 class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: values read by the host, and values that the host puts on the device."""
+    """Counts what would wait for a GPU: values read by the host, and values that the host puts on
+    the device.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -339,12 +359,7 @@ def test_a_step_waits_once_for_the_device(
 
     monkeypatch.setattr(CausalLM, "training_step", counted)
     with waits:
-        train_tiny(
-            "trainer.accumulate_grad_batches=4",
-            "data.batch_size=1",
-            f"trainer.precision={precision}",
-            *quiet,
-        )
+        train_tiny("trainer.micro_batch_size=1", f"trainer.precision={precision}", *quiet)
     steps = [after - before for before, after in itertools.pairwise(counts)]
     assert steps == [1] * 7
 
@@ -352,7 +367,7 @@ def test_a_step_waits_once_for_the_device(
 def test_batches_are_pinned_and_sent_without_waiting(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = TokenDataModule(check(compose(tiny)).data)
+    data = TokenDataModule(compose(tiny).data, micro_batch_size=4)
     data.setup()
     for device in ("cuda", "cpu"):
         strategy = SimpleNamespace(root_device=torch.device(device))
@@ -365,9 +380,9 @@ def test_batches_are_pinned_and_sent_without_waiting(
             == data.val_dataloader().pin_memory
             == (device == "cuda")
         )
-    told: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, device, **settings: told.update(settings) or self
+        torch.Tensor, "to", lambda self, device, **settings: given.update(settings) or self
     )
     data.transfer_batch_to_device(torch.zeros(2, 33), torch.device("cuda"), 0)
-    assert told == {"non_blocking": True}
+    assert given == {"non_blocking": True}

@@ -1,20 +1,27 @@
-"""A resumed run is the uninterrupted run, bit for bit: weights, optimizer state, curves, order of the data."""
+"""A resumed run equals the uninterrupted one, bit for bit: weights, optimizer state, curves, order
+of the data.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import Strategy
+from torch.optim.lr_scheduler import LambdaLR
 from training_runs import (
     MEASURED,
     Crash,
     Probe,
+    Uninterrupted,
     assert_same_end,
     curve,
     final_state,
@@ -23,99 +30,126 @@ from training_runs import (
 )
 
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.data import datamodule
 from azllm_lightning.runs.checkpoint_files import step_files
-from azllm_lightning.training import hardware, stopping
+from azllm_lightning.training import causal_lm, hardware, stopping
+from azllm_lightning.training.causal_lm import CausalLM
 
 Train = Callable[..., Path]
+Straight = Callable[..., Uninterrupted]
+Cell = tuple[str, float, int, int, bool]
+
 SAVES = ("periodic", "validation", "SIGTERM", "SIGINT", "deadline")
-CHOICES = {
-    "dropout": (0.0, 0.1),
-    "accumulate": (1, 4),
-    "workers": (0, 2),
-    "later_pass": (False, True),
-}
-CELLS = list(itertools.product(SAVES, *CHOICES.values()))
-# Each way of saving with a pattern of the other choices and with its opposite: all pairs of values occur.
-PATTERNS = dict(zip(SAVES, (0b0000, 0b0011, 0b0101, 0b0110, 0b0001), strict=True))
+"""What saves the state that a run is resumed from; after the first two it crashes."""
 
+DROPOUTS = (0.0, 0.1)
+MICRO_BATCHES = (4, 1)
+WORKERS = (0, 2)
+LATER_PASSES = (False, True)
+"""Whether the run is interrupted in a later pass over the data."""
 
-def is_quick(save: str, *values: object) -> bool:
-    chosen = [choices.index(value) for choices, value in zip(CHOICES.values(), values, strict=True)]
-    number = sum(bit << place for place, bit in enumerate(chosen))
-    return number in (PATTERNS[save], PATTERNS[save] ^ 0b1111)
-
-
-def test_the_quick_cells_cover_all_pairs() -> None:
-    quick = [cell for cell in CELLS if is_quick(*cell)]
-    for one, other in itertools.combinations(range(5), 2):
-        assert {(cell[one], cell[other]) for cell in quick} == {
-            (cell[one], cell[other]) for cell in CELLS
-        }
-
-
-def cell_overrides(
-    save: str, dropout: float, accumulate: int, workers: int, later_pass: bool
-) -> list[str]:
-    overrides = [
-        f"model.dropout={dropout}",
-        f"trainer.accumulate_grad_batches={accumulate}",
-        "trainer.max_steps=10",
-    ]
-    overrides += [
-        f"data.num_workers={workers}",
-        f"trainer.checkpoint_every_steps={3 if save == 'periodic' else 4}",
-    ]
-    return overrides + (["data.tales_bytes=12_000", "data.block_size=256"] if later_pass else [])
+CELLS: list[Cell] = list(itertools.product(SAVES, DROPOUTS, MICRO_BATCHES, WORKERS, LATER_PASSES))
+QUICK: list[Cell] = [
+    ("periodic", 0.1, 1, 0, True),
+    ("validation", 0.0, 4, 2, False),
+    ("SIGTERM", 0.1, 1, 2, False),
+    ("SIGINT", 0.0, 4, 0, True),
+    ("deadline", 0.1, 1, 0, False),
+]
 
 
 @pytest.mark.parametrize(
     "cell",
     [
         pytest.param(
-            cell, marks=[] if is_quick(*cell) else pytest.mark.slow, id="-".join(map(str, cell))
+            cell, marks=[] if cell in QUICK else pytest.mark.slow, id="-".join(map(str, cell))
         )
         for cell in CELLS
     ],
 )
-def test_a_run_resumed_twice_is_the_run_that_was_never_stopped(
-    cell: tuple[str, float, int, int, bool],
+def test_a_run_resumed_twice_equals_the_uninterrupted_one(
+    cell: Cell,
+    uninterrupted: Straight,
     train_tiny: Train,
     probe: Probe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """FACTS 1 and 3: no RNG state is saved, a plain loader comes back on other batches, an accumulating run resumes
-    with a short step and saves over the file it came from, signals and max_time save in mid-accumulation or not at all.
+    """What Lightning does not do by itself: it saves no RNG state, a plain loader resumes on other
+    batches, an accumulating run resumes with a short step and overwrites the file it came from, and
+    signals and max_time save in mid-accumulation or not at all.
     """
-    save, _, accumulate, _, later_pass = cell
-    overrides = cell_overrides(*cell)
-    straight = train_tiny(*overrides)
-    order, probe.windows = dict(probe.windows), type(probe.windows)(list)
+    save, dropout, micro_batch, workers, later_pass = cell
+    learned = [f"model.dropout={dropout}", f"trainer.micro_batch_size={micro_batch}"]
+    if later_pass:
+        learned += ["data.tales_bytes=8_000", "data.val_fraction=0.3", "data.block_size=256"]
+    straight = uninterrupted(*learned)
+    # Neither the workers nor the interval of saves may change what is learned.
+    overrides = [*learned, f"data.num_workers={workers}"]
+    overrides += [f"trainer.checkpoint_every_steps={3 if save == 'periodic' else 4}"]
 
-    stops = (5, 8) if later_pass else (4, 7)
+    stops = (4, 6)
+    earlier = [window for step in range(stops[0]) for window in straight.windows[step]]
+    assert any(window in earlier for window in straight.windows[stops[0]]) == later_pass
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(stopping, "time", SimpleNamespace(time=lambda: clock.now))
     for number, step in enumerate(stops):
-        micro = accumulate // 2
+        micro = 2 if micro_batch == 1 else 0
         if save in ("periodic", "validation"):
             probe.crash(step, micro)
         elif save == "deadline":
             probe.at(step, lambda: setattr(clock, "now", clock.now + 3600), micro)
         else:
             probe.signal(step, getattr(signal, save), micro)
-        how = [*overrides, "trainer.deadline=1h"] if number == 0 else ["ckpt_path=last"]
+        start = [*overrides, "trainer.deadline=1h"] if number == 0 else ["ckpt_path=last"]
         with pytest.raises(Crash if save in ("periodic", "validation") else Resumable):
-            train_tiny(*how)
+            train_tiny(*start)
     resumed = train_tiny("ckpt_path=last")
-    assert resumed != straight
-    assert_same_end(straight, resumed)
-    assert probe.windows == order
-    assert len(order) == 10
+    assert_same_end(straight.folder, resumed)
+    assert probe.windows == straight.windows
+    assert len(probe.windows) == 8
 
 
-def test_fp16_comes_back_with_its_loss_scale(
+def test_whatever_is_not_restored_is_noticed(
+    uninterrupted: Straight, train_tiny: Train, probe: Probe, tmp_path: Path
+) -> None:
+    """The negative control of this file: each part of the restore is broken on purpose."""
+    overrides = ("model.dropout=0.1", "trainer.micro_batch_size=2")
+    straight = uninterrupted(*overrides).folder
+    probe.signal(5, signal.SIGTERM)
+    with pytest.raises(Resumable):
+        train_tiny(*overrides)
+    stopped = Path("lightning_logs").absolute()
+
+    draws = itertools.count()
+    sampler, load = datamodule.StepSampler, CausalLM.on_load_checkpoint
+
+    def without_loss_sum(self: CausalLM, checkpoint: dict[str, Any]) -> None:
+        load(self, checkpoint | {"azllm": checkpoint["azllm"] | {"train_loss_sum": 0.0}})
+
+    breakages: dict[str, tuple[Any, str, Any]] = {
+        "nothing": (causal_lm, "__doc__", ""),
+        "dropout": (causal_lm, "derived_seed", lambda *key: next(draws)),
+        "data": (datamodule, "StepSampler", lambda first_step, **k: sampler(first_step=0, **k)),
+        "optimizer": (Strategy, "load_optimizer_state_dict", lambda self, checkpoint: None),
+        "schedule": (LambdaLR, "load_state_dict", lambda self, state: None),
+        "mean loss": (CausalLM, "on_load_checkpoint", without_loss_sum),
+    }
+    for name, breakage in breakages.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(shutil.copytree(stopped, tmp_path / name / "lightning_logs").parent)
+            patch.setattr(*breakage)
+            resumed = train_tiny("ckpt_path=last").absolute()
+        if name == "nothing":
+            assert_same_end(straight, resumed)
+        else:
+            with pytest.raises(AssertionError):
+                assert_same_end(straight, resumed)
+
+
+def test_fp16_is_resumed_with_its_loss_scale(
     train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FACTS 4 and 6: an injected CPU scaler runs the fp16 logic; a step that overflows is left out, and counted."""
+    """A scaler on the CPU runs the logic of fp16: a step that overflows is skipped, and counted."""
 
     def plugin(precision: str, device: str) -> hardware.MixedPrecision:
         assert precision == "16-mixed"
@@ -126,39 +160,44 @@ def test_fp16_comes_back_with_its_loss_scale(
 
     monkeypatch.setattr(hardware, "resolve_precision", lambda precision, device: "16-mixed")
     monkeypatch.setattr(hardware, "precision_plugin", plugin)
-    monkeypatch.setattr(
-        hardware, "peak_flops", lambda device, precision: 1e12
-    )  # timing fp16 on a CPU takes long
+    # Timing fp16 on a CPU takes long.
+    monkeypatch.setattr(hardware, "peak_flops", lambda device, precision: 1e12)
     overrides = [
-        "trainer.max_steps=10",
-        "trainer.accumulate_grad_batches=2",
-        "data.batch_size=1",
+        "trainer.precision=16-mixed",
+        "trainer.global_batch_size=2",
+        "trainer.micro_batch_size=1",
         "data.val_windows=2",
+        # An overflow above the floor of the scale is no reason to roll back.
+        "callbacks.health.patience=1",
     ]
-    overrides += [
-        "callbacks.health.patience=1"
-    ]  # an overflow above the floor of the scale is no reason to roll back
-    straight = train_tiny(*overrides, "trainer.precision=16-mixed")
+    straight = train_tiny(*overrides)
     scales = list(curve(straight)["loss_scale"].values())
     assert scales[1:] != scales[:-1]
     assert any(not math.isfinite(norm) for norm in curve(straight)["grad_norm"].values())
 
     probe.signal(2, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_tiny(*overrides, "trainer.precision=16-mixed")
-    probe.crash(7, micro=1)
+        train_tiny(*overrides)
+    probe.crash(6, micro=1)
     with pytest.raises(Crash):
         train_tiny("ckpt_path=last")
+    with pytest.MonkeyPatch.context() as patch:  # the negative control
+        patch.setattr(hardware.MixedPrecision, "load_state_dict", lambda self, state: None)
+        shutil.copytree("lightning_logs", "copy/lightning_logs")
+        patch.chdir("copy")
+        forgetful = train_tiny("ckpt_path=last").absolute()
     resumed = train_tiny("ckpt_path=last")
     assert "/MixedPrecision/scale" in final_state(resumed)
     assert_same_end(straight, resumed)
+    with pytest.raises(AssertionError):
+        assert_same_end(straight, forgetful)
 
 
 def test_the_file_resumed_from_is_not_changed(train_tiny: Train, probe: Probe) -> None:
-    """FACTS 1: with accumulation, Lightning saves again after the first resumed micro-batch, over the same file."""
+    """With accumulation, Lightning saves over that file after the first resumed micro-batch."""
     probe.crash(6)
     with pytest.raises(Crash):
-        train_tiny("trainer.accumulate_grad_batches=2")
+        train_tiny("trainer.micro_batch_size=2")
     source = Path("lightning_logs/tiny/version_0/checkpoints/step_00000004.ckpt")
     before = sha256(source)
     probe.crash(5, micro=1)
@@ -169,22 +208,25 @@ def test_the_file_resumed_from_is_not_changed(train_tiny: Train, probe: Probe) -
     assert sha256(source) == before
 
 
-def test_two_resumes_leave_one_curve_in_one_folder(train_tiny: Train, probe: Probe) -> None:
-    """FACTS 4: a resumed TensorBoardLogger makes a new version, or writes the same steps again."""
-    straight = train_tiny()
+def test_two_resumes_leave_one_curve_in_one_folder(
+    uninterrupted: Straight, train_tiny: Train, probe: Probe
+) -> None:
+    """A resumed TensorBoardLogger makes a new version by default, or logs the same steps again."""
     for step in (5, 7):
         probe.crash(step)
         with pytest.raises(Crash):
             train_tiny(*([] if step == 5 else ["ckpt_path=last"]))
     folder = train_tiny("ckpt_path=last")
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["version_0", "version_1"]
+    assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
     points = [(tag, step) for tag, step in raw_points(folder) if tag != "hp_metric"]
-    assert len(points) == len(set(points)), "a step is doubled"
+    assert len(points) == len(set(points)), "a step is there twice"
     for tag in {tag for tag, _ in points}:
         steps = [step for name, step in points if name == tag]
         assert steps == sorted(steps), tag
     assert {point for point in points if point[0] not in MEASURED} == {
-        point for point in raw_points(straight) if point[0] not in ("hp_metric", *MEASURED)
+        point
+        for point in raw_points(uninterrupted().folder)
+        if point[0] not in ("hp_metric", *MEASURED)
     }
 
 
@@ -194,9 +236,9 @@ def test_two_resumes_leave_one_curve_in_one_folder(train_tiny: Train, probe: Pro
 def test_the_best_score_survives_changed_intervals(
     change: str, train_tiny: Train, probe: Probe
 ) -> None:
-    """FACTS 1: a changed every_n_* makes ModelCheckpoint forget its best score; a worse one replaces it."""
-    from azllm_lightning.training.causal_lm import CausalLM
-
+    """With another every_n_*, Lightning's ModelCheckpoint forgets its best score and keeps a worse
+    one.
+    """
     probe.signal(5, signal.SIGTERM)
     with pytest.raises(Resumable):
         train_tiny()
@@ -215,7 +257,6 @@ def test_the_best_score_survives_changed_intervals(
     assert curve(folder)["val_loss"][8] > 10
     assert sha256(best) == before
     saved = torch.load(step_files(folder / "checkpoints")[0][1], weights_only=True)
-    assert saved["callbacks"]["BestCheckpoint"]["best_step"] == 4
-    assert saved["callbacks"]["BestCheckpoint"]["best_model_score"] == pytest.approx(
-        curve(folder)["val_loss"][4]
-    )
+    state = saved["callbacks"]["BestCheckpoint"]
+    assert state["best_step"] == 4
+    assert state["best_model_score"] == pytest.approx(curve(folder)["val_loss"][4])

@@ -1,4 +1,6 @@
-"""val_loss is a sum over tokens divided by their number, however they came in batches and processes."""
+"""val_loss is a sum over tokens divided by their number, however they came in batches and
+processes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from azllm_lightning.training.metrics import TokenLoss, perplexity
 
 
 def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Ragged batches of logits (B, T, V), labels (B, T), and the bytes of the labels, 0 for one that is no text."""
+    """Ragged batches of logits (B, T, V), labels (B, T), and the bytes of the labels, 0 for one
+    that is no text.
+    """
     generator = torch.Generator().manual_seed(0)
     made = []
     for size in (4, 4, 1):
@@ -61,7 +65,9 @@ def test_bits_per_byte_leave_out_what_is_no_text() -> None:
 
 
 def test_processes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchmetrics does at `compute` with two processes, without any: gather each sum, and add."""
+    """What torchmetrics does at `compute` with two processes, without any: gather each sum, and
+    add.
+    """
     mine, theirs = fed(batches()[:1]), fed(batches()[1:])
     others = iter([getattr(theirs, name) for name in mine._reductions])
     mine.dist_sync_fn = lambda value, group: [value, next(others)]

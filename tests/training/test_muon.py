@@ -1,4 +1,6 @@
-"""MuonAdamW: what a step does to matrices and to all else, and that it lives with whatever Lightning does to it."""
+"""MuonAdamW: what a step does to matrices and to the other parameters, and what Lightning needs of
+it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from azllm_lightning.training.muon import MuonAdamW, orthogonalise
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 
 CONFIG = MuonConfig(
-    name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, adam_lr=3e-3, betas=[0.9, 0.95], eps=1e-8
+    name="muon",
+    lr=0.02,
+    weight_decay=0.1,
+    momentum=0.9,
+    adam_lr=3e-3,
+    adam_weight_decay=0.0,
+    betas=[0.9, 0.95],
+    eps=1e-8,
 )
 SMALL = GPTConfig(vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=16, tie_embeddings=True)
 
@@ -63,7 +72,7 @@ def test_orthogonalising_keeps_the_singular_vectors() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 32), (32, 8)])
-def test_a_step_moves_a_matrix_alike_in_all_directions_by_lr_and_its_shape(
+def test_a_step_moves_a_matrix_equally_in_all_directions(
     shape: tuple[int, int],
 ) -> None:
     torch.manual_seed(0)
@@ -79,11 +88,11 @@ def test_a_step_moves_a_matrix_alike_in_all_directions_by_lr_and_its_shape(
     assert ((before - weight.detach()) * weight.grad).sum() > 0  # downhill
 
 
-def test_many_matrices_at_once_are_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batched_matrices_move_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [(8, 8), (8, 24), (24, 8), (8, 24), (8, 8), (8, 24)]
 
-    def trained(at_once: int) -> list[Tensor]:
-        monkeypatch.setattr(muon, "AT_ONCE", at_once)
+    def trained(batch: int) -> list[Tensor]:
+        monkeypatch.setattr(muon, "BATCH_ELEMENTS", batch)
         torch.manual_seed(0)
         weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
         optimizer = MuonAdamW([muon_group(*weights)], torch.float32)
@@ -114,7 +123,8 @@ def test_momentum_decay_and_nesterov() -> None:
     optimizer.step()
     buffer = optimizer.state[weight]["momentum_buffer"]
     torch.testing.assert_close(buffer, 0.9 * 0.1 * first + 0.1 * second)
-    # The buffer still points forward in the first direction (0.04), 0.1 x gradient + 0.9 x buffer back (-0.014).
+    # The buffer still points forward in the first direction (0.04), 0.1 x gradient + 0.9 x buffer
+    # back (-0.014).
     assert weight[0, 0] > 0.95 * after_one[0, 0]
     assert weight[1, 1] < 0.95 * after_one[1, 1]
 
@@ -142,7 +152,7 @@ def test_a_parameter_without_gradient_stays_and_keeps_its_momentum() -> None:
     assert not optimizer.state
 
 
-def test_saved_and_loaded_it_goes_on_bit_for_bit() -> None:
+def test_saved_and_loaded_it_continues_bit_for_bit() -> None:
     def step(net: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:
         tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(seed))
         net(tokens[:, :-1], tokens[:, 1:]).backward()
@@ -165,7 +175,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_hidden_matrices_go_to_muon_and_all_else_to_adamw(tie: bool) -> None:
+def test_hidden_matrices_go_to_muon_and_everything_else_to_adamw(tie: bool) -> None:
     net = GPT(GPTConfig(**{**SMALL.to_dict(), "tie_embeddings": tie}))
     kinds = {
         id(p): group["kind"]
@@ -196,15 +206,15 @@ def test_a_closure_is_called_with_gradients_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "told"),
+    ("group", "message"),
     [
         ({"params": [nn.Parameter(torch.ones(2))], "kind": "muon"}, "only hold matrices"),
         ({"params": [nn.Parameter(torch.ones(2))], "kind": "sgd"}, "'sgd'"),
         ({"params": [nn.Parameter(torch.ones(2))]}, "None"),
     ],
 )
-def test_wrong_groups(group: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_groups(group: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MuonAdamW([group], torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints there are, and what a run does where it cannot go on in its folder."""
+"""Which checkpoints are kept, and what a run does where it cannot continue in its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_runs import Probe, assert_same_end, curve
+from training_runs import Probe, Uninterrupted, assert_same_end, curve
 
 from azllm_lightning.runs import folder as run
 from azllm_lightning.runs.checkpoint_files import step_files
@@ -28,7 +28,9 @@ def steps(folder: Path) -> list[int]:
 def test_the_newest_three_stay_the_last_step_is_saved_and_last_points_to_it(
     train_tiny: Train,
 ) -> None:
-    """FACTS 1: save_last=True writes the file twice, and two callbacks in one folder make last-v1.ckpt."""
+    """Lightning's save_last=True writes the file twice, and two callbacks in one folder make
+    last-v1.ckpt.
+    """
     folder = train_tiny("trainer.checkpoint_every_steps=2", "trainer.max_steps=9")
     assert steps(folder) == [9, 8, 6]
     names = {path.name for path in (folder / "checkpoints").iterdir()}
@@ -44,7 +46,7 @@ def test_the_newest_three_stay_the_last_step_is_saved_and_last_points_to_it(
 def test_saving_by_the_clock(
     train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FACTS 1: train_time_interval can save in mid-accumulation."""
+    """Lightning's train_time_interval can save in mid-accumulation."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(
         saving, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
@@ -53,7 +55,7 @@ def test_saving_by_the_clock(
     folder = train_tiny(
         "trainer.checkpoint_every_steps=100",
         "trainer.checkpoint_every_minutes=1",
-        "trainer.accumulate_grad_batches=4",
+        "trainer.micro_batch_size=1",
     )
     assert steps(folder) == [8, 3]
 
@@ -65,7 +67,7 @@ def test_a_first_val_loss_that_is_not_finite_is_no_best(
     train_tiny: Train,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """FACTS 1: a NaN at the first validation is kept as the best."""
+    """Lightning keeps a NaN of the first validation as the best."""
     compute = CausalLM.on_validation_epoch_end
 
     def spoiled(self: CausalLM) -> None:
@@ -75,18 +77,20 @@ def test_a_first_val_loss_that_is_not_finite_is_no_best(
 
     monkeypatch.setattr(CausalLM, "on_validation_epoch_end", spoiled)
     best = train_tiny() / "checkpoints/best.ckpt"
-    assert (
-        torch.load(best, weights_only=True)["azllm"]["step"] if best.is_file() else None
-    ) == best_step
+    assert best.is_file() == (best_step is not None)
+    if best_step is not None:
+        assert torch.load(best, weights_only=True)["azllm"]["step"] == best_step
 
 
-def test_a_run_in_a_folder_that_cannot_be_written_goes_on_in_a_new_version(
-    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+def test_a_run_in_a_read_only_folder_continues_in_a_new_version(
+    uninterrupted: Callable[..., Uninterrupted], train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kaggle's inputs are such folders. The curve and the best weights come along; the source stays as it is."""
-    straight = train_tiny(
+    """Such as Kaggle's inputs. The curve and the best weights come along; the source is not
+    changed.
+    """
+    straight = uninterrupted(
         "trainer.max_steps=10", "schedule.total_steps=8", "schedule.min_lr_ratio=0.1"
-    )
+    ).folder
     source = train_tiny("schedule.min_lr_ratio=0.1")
     before = {path: path.read_bytes() for path in source.rglob("*.*") if path.is_file()}
 
@@ -97,20 +101,20 @@ def test_a_run_in_a_folder_that_cannot_be_written_goes_on_in_a_new_version(
     resumed = train_tiny(
         f"ckpt_path={source}/checkpoints/step_00000008.ckpt", "trainer.max_steps=10"
     )
-    assert resumed.name == "version_2"
+    assert resumed.name == "version_1"
     assert (resumed / "checkpoints/best.ckpt").is_file()
     assert {path: path.read_bytes() for path in before} == before
     assert_same_end(straight, resumed)
 
 
-def test_last_takes_the_newest_version_that_has_a_whole_checkpoint(train_tiny: Train) -> None:
-    train_tiny()
-    second = train_tiny()
+def test_last_is_in_the_newest_version_that_has_a_complete_checkpoint(train_tiny: Train) -> None:
+    train_tiny("trainer.max_steps=1")
+    second = train_tiny("trainer.max_steps=2", "trainer.checkpoint_every_steps=1")
     assert find_checkpoint("last", "tiny").parent.parent == second
     for _, path in step_files(second / "checkpoints"):
         os.truncate(path, 100)
     assert find_checkpoint("last", "tiny") == Path(
-        "lightning_logs/tiny/version_0/checkpoints/step_00000008.ckpt"
+        "lightning_logs/tiny/version_0/checkpoints/step_00000001.ckpt"
     )
-    with pytest.raises(ValueError, match=r"no whole checkpoint under .*other"):
+    with pytest.raises(ValueError, match=r"no complete checkpoint in .*other"):
         find_checkpoint("last", "other")

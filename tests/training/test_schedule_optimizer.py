@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from azllm_lightning.cli.entrance import compose
+from azllm_lightning.config.compose import compose
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import OptimizerConfig, optimizer_config
+from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.optimizer import build_optimizer
@@ -73,9 +73,9 @@ def test_a_run_shorter_than_its_warm_up_has_rates_all_the_same(total_steps: int)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"name": "cos"}, "schedule.name='cos'"),
+        ({"name": "cos"}, "schedule.name=cos must be one of"),
         ({"warmup_steps": -1}, "schedule.warmup_steps=-1"),
         ({"total_steps": 0}, "schedule.total_steps=0"),
         ({"decay_ratio": 0.0}, "schedule.decay_ratio=0.0"),
@@ -83,8 +83,8 @@ def test_a_run_shorter_than_its_warm_up_has_rates_all_the_same(total_steps: int)
         ({"min_lr_ratio": 1.5}, "schedule.min_lr_ratio=1.5"),
     ],
 )
-def test_wrong_schedules(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_schedules(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(COSINE, **change)
 
 
@@ -124,9 +124,9 @@ def test_the_settings_arrive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"name": "sgd"}, "optimizer.name='sgd'"),
+        ({"name": "sgd"}, "optimizer.name=sgd must be one of"),
         ({"lr": 0.0}, "optimizer.lr=0.0"),
         ({"lr": math.nan}, "optimizer.lr=nan"),
         ({"eps": -1e-8}, "optimizer.eps"),
@@ -135,20 +135,18 @@ def test_the_settings_arrive() -> None:
         ({"betas": [0.9, 1.0]}, "optimizer.betas"),
     ],
 )
-def test_wrong_optimizers(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_optimizers(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(ADAMW, **change)
 
 
 def test_muons_settings_are_refused_with_adamw_and_the_way_out_works() -> None:
-    with pytest.raises(
-        ValueError, match=r"optimizer\.adam_weight_decay is no setting of the optimizer chosen here"
-    ):
+    with pytest.raises(ValueError, match=r"optimizer\.adam_weight_decay"):
         compose(["optimizer=adamw", "optimizer.adam_weight_decay=3"])
     typed = ["+experiment=small_text", "data.path=x", "optimizer=adamw"]
     with pytest.raises(
         ValueError, match=r"no adam_weight_decay: add ~optimizer\.adam_weight_decay"
-    ) as told:
-        optimizer_config(compose(typed)["optimizer"])
-    way_out = str(told.value).partition("add ")[2]
-    assert optimizer_config(compose([*typed, way_out])["optimizer"]).name == "adamw"
+    ) as raised:
+        compose(typed)
+    way_out = str(raised.value).partition("add ")[2]
+    assert compose([*typed, way_out]).optimizer.name == "adamw"

@@ -1,8 +1,11 @@
-"""Signals and deadlines: the step is finished and saved, the way on is told, and nothing is left running."""
+"""Signals and deadlines: the step is finished and saved, the command to resume is printed, and no
+process is left.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -13,16 +16,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training_runs import Probe, add_callback, assert_same_end, start, wait_for
+from training_runs import Probe, Uninterrupted, add_callback, assert_same_end, start, wait_for
 
 from azllm_lightning.cli.entrance import EXIT_RESUMABLE, Resumable
+from azllm_lightning.config.trainer import parse_deadline
 from azllm_lightning.data import datamodule
-from azllm_lightning.runs.checkpoint_files import step_files, write_atomically
-from azllm_lightning.training import saving, stopping
+from azllm_lightning.runs.checkpoint_files import step_files, write_checkpoint
+from azllm_lightning.training import causal_lm, saving, stopping
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.stopping import parse_deadline
 
 Train = Callable[..., Path]
+Straight = Callable[..., Uninterrupted]
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
 RESUME = "python -m azllm_lightning.train run_name=tiny ckpt_path=last"
 
@@ -31,17 +35,23 @@ def terminate() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+def saved_steps() -> list[int]:
+    return [step for step, _ in step_files(Path("lightning_logs/tiny/version_0/checkpoints"))]
+
+
 @pytest.mark.parametrize("step", [4, 8])
 def test_sigterm_during_validation(
-    step: int, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+    step: int, uninterrupted: Straight, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The validation is run from its start by the resume, and logged once; that of the last step is finished first."""
-    straight, validate = train_tiny(), CausalLM.validation_step
-    told: list[int] = []
+    """The resume runs the validation from its start, and it is logged once. That of the last step
+    is finished before the process ends.
+    """
+    straight, validate = uninterrupted().folder, CausalLM.validation_step
+    interruptions: list[int] = []
 
     def interrupted(self: CausalLM, batch: Any, batch_idx: int) -> None:
-        if self.trainer.global_step == step and not told:
-            told.append(step)
+        if self.trainer.global_step == step and not interruptions:
+            interruptions.append(step)
             terminate()
         validate(self, batch, batch_idx)
 
@@ -49,44 +59,55 @@ def test_sigterm_during_validation(
     if step == 4:
         with pytest.raises(Resumable, match=RESUME):
             train_tiny()
-        assert [
-            number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))
-        ] == [4]
+        assert saved_steps() == [4]
+        with pytest.MonkeyPatch.context() as patch:  # the negative control: it is forgotten
+            loops = causal_lm.canonical_loops
+            patch.setattr(
+                causal_lm,
+                "canonical_loops",
+                lambda trainer, step, validation_done: loops(trainer, step, True),
+            )
+            shutil.copytree("lightning_logs", "copy/lightning_logs")
+            patch.chdir("copy")
+            forgetful = train_tiny("ckpt_path=last").absolute()
+        with pytest.raises(AssertionError):
+            assert_same_end(straight, forgetful)
         assert_same_end(straight, train_tiny("ckpt_path=last"))
     else:
         assert_same_end(straight, train_tiny())
-    assert told == [step]
+    assert interruptions == [step]
 
 
-def test_sigterm_during_a_save(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FACTS 3: a SIGTERM saves nothing in Lightning and exits 0."""
-    straight = train_tiny()
-    told: list[str] = []
+def test_sigterm_during_a_save(
+    uninterrupted: Straight, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a SIGTERM, plain Lightning saves nothing and exits with 0."""
+    interruptions: list[str] = []
 
     def interrupted(checkpoint: dict[str, Any], target: Path) -> None:
-        if target.name == "step_00000004.ckpt" and not told:
-            told.append(target.name)
+        if target.name == "step_00000004.ckpt" and not interruptions:
+            interruptions.append(target.name)
             terminate()
-        write_atomically(checkpoint, target)
+        write_checkpoint(checkpoint, target)
 
-    monkeypatch.setattr(saving, "write_atomically", interrupted)
+    monkeypatch.setattr(saving, "write_checkpoint", interrupted)
     with pytest.raises(Resumable, match=RESUME):
         train_tiny()
-    assert told
-    assert [
-        number for number, _ in step_files(Path("lightning_logs/tiny/version_1/checkpoints"))
-    ] == [5, 4]
-    assert_same_end(straight, train_tiny("ckpt_path=last"))
+    assert interruptions
+    assert saved_steps() == [5, 4]
+    assert_same_end(uninterrupted().folder, train_tiny("ckpt_path=last"))
 
 
-def test_sigterm_before_the_first_step_is_over_stops_at_once(
+def test_sigterm_before_the_end_of_the_first_step_stops_at_once(
     train_tiny: Train, probe: Probe
 ) -> None:
-    """Compiling happens there, and may take a minute: nothing is unsaved yet, so nothing is waited for."""
+    """Compiling happens there, and may take a minute; nothing is unsaved yet, so nothing is
+    finished first.
+    """
     probe.signal(0, signal.SIGTERM)
-    probe.at(0, lambda: pytest.fail("the step went on"), micro=1)
+    probe.at(0, lambda: pytest.fail("the step continued"), micro=1)
     with pytest.raises(Resumable, match=r"azllm_lightning.train run_name=tiny .*max_steps=8"):
-        train_tiny("trainer.accumulate_grad_batches=2")
+        train_tiny("trainer.micro_batch_size=2")
 
 
 def test_sigterm_while_preparing_data_stops_at_once(
@@ -94,7 +115,7 @@ def test_sigterm_while_preparing_data_stops_at_once(
 ) -> None:
     def interrupted(config: object) -> Path:
         terminate()
-        raise AssertionError("preparing went on")
+        raise AssertionError("preparing continued")
 
     monkeypatch.setattr(datamodule, "prepare", interrupted)
     with pytest.raises(Resumable, match=r"azllm_lightning.train run_name=tiny .*max_steps=8"):
@@ -111,10 +132,12 @@ def descendants(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_stopped_command_says_how_to_go_on_and_leaves_no_process(
+def test_a_stopped_command_prints_how_to_resume_and_leaves_no_process(
     tiny: list[str], tmp_path: Path
 ) -> None:
-    """Exit code 75, the resume command last, workers gone; a signal to the whole group, as Ctrl+C sends it."""
+    """Exit code 75, the command to resume last, workers gone; the signal goes to all processes, as
+    with Ctrl+C.
+    """
     flag = tmp_path / "here"
     process = start(
         [*tiny, "data.num_workers=2", *add_callback("Pause", step=3, flag=flag, seconds=1)],
@@ -128,7 +151,7 @@ def test_a_stopped_command_says_how_to_go_on_and_leaves_no_process(
     process.join()
     assert process.exitcode == EXIT_RESUMABLE
     last_line = (tmp_path / "output").read_text(encoding="utf-8").splitlines()[-1]
-    assert last_line == f"To go on: {RESUME}"
+    assert last_line == f"resume: {RESUME}"
     assert step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")[0][0] == 3
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
@@ -147,13 +170,15 @@ def test_a_second_ctrl_c_stops_at_once(tiny: list[str], tmp_path: Path) -> None:
 
 
 def test_three_short_sessions_are_one_long_session(
-    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Straight, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FACTS 3: max_time saves nothing, stops in mid-accumulation, and counts the time of the sessions before."""
-    overrides = ["trainer.max_steps=30", "trainer.accumulate_grad_batches=2"]
-    straight = train_tiny(*overrides)
+    """Lightning's max_time saves nothing, stops in mid-accumulation, and counts the time of earlier
+    sessions.
+    """
+    overrides = ["trainer.max_steps=30", "trainer.micro_batch_size=2"]
+    straight = uninterrupted(*overrides).folder
 
-    # On this clock a micro-batch takes 2 seconds and a save 5; saves beside those of the deadline measure that.
+    # On this clock a micro-batch takes 2 seconds and a save 5.
     clock = SimpleNamespace(now=1e9)
     watch = SimpleNamespace(
         time=lambda: clock.now, monotonic=lambda: clock.now, perf_counter=lambda: clock.now
@@ -167,10 +192,10 @@ def test_three_short_sessions_are_one_long_session(
 
     def slow_write(checkpoint: dict[str, Any], target: Path) -> None:
         clock.now += 5
-        write_atomically(checkpoint, target)
+        write_checkpoint(checkpoint, target)
 
     probe.factor = tick
-    monkeypatch.setattr(saving, "write_atomically", slow_write)
+    monkeypatch.setattr(saving, "write_checkpoint", slow_write)
     reached = []
     for session in range(2):
         began = clock.now
@@ -179,7 +204,7 @@ def test_three_short_sessions_are_one_long_session(
                 *([*overrides, "trainer.deadline=1m30s"] if session == 0 else ["ckpt_path=last"])
             )
         assert 90 - 2 * (5 + 4) * 1.5 < clock.now - began <= 90
-        reached.append(step_files(Path("lightning_logs/tiny/version_1/checkpoints"))[0][0])
+        reached.append(saved_steps()[0])
     assert 5 < reached[0] < reached[1] - 5
     assert_same_end(straight, train_tiny("ckpt_path=last"))
 

@@ -1,0 +1,159 @@
+"""README.md of an exported model: what it is, how it was trained, how to use it."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.tokenizer import EOT
+from azllm_lightning.formats.gguf import gguf_name
+from azllm_lightning.formats.load import stored_config
+from azllm_lightning.formats.state_dict import STATE_DICT
+
+if TYPE_CHECKING:
+    from azllm_lightning.config.model import GPTConfig
+
+PROMPT = "Bir gün"
+"""What the examples begin with."""
+
+
+def model_card(
+    name: str, model: GPTConfig, license: str, usage: str, training: dict[str, str]
+) -> str:
+    """The card of model `name` in the language in use, with Hugging Face's front matter.
+
+    `usage` is a section of Markdown (`hf_usage`, `gguf_usage`, `state_dict_usage`), and `training`
+    the rows of `training_rows`.
+    """
+    rows = {
+        tr("parameters"): f"{model.num_params():,}",
+        tr("shape"): tr(
+            "layers: {layers}, heads: {heads}, width: {width} (Qwen3)",
+            layers=model.n_layer,
+            heads=model.n_head,
+            width=model.n_embd,
+        ),
+        tr("vocabulary"): tr("{tokens:,} tokens, byte-level BPE, NFC", tokens=model.vocab_size),
+        tr("context"): tr("{tokens:,} tokens", tokens=model.block_size),
+        **training,
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    separator = tr(
+        "Training documents were separated by `{token}`: start a prompt with it to begin a new "
+        "text.",
+        token=EOT,
+    )
+    intended_use = tr(
+        "Study, teaching, experiments, and as a starting point for further training. The model "
+        "continues text. It was not trained to answer questions or to follow instructions, it "
+        "repeats the mistakes and biases of its training text, and its output may be false. "
+        "Not for use where anyone relies on its output."
+    )
+    return f"""---
+language: az
+license: {json.dumps(license, ensure_ascii=False)}
+pipeline_tag: text-generation
+tags: [azllm-lightning]
+---
+# {name}
+
+{tr("An Azerbaijani language model, trained from scratch with azllm-lightning.")}
+
+| | |
+|---|---|
+{table}
+
+## {tr("Usage")}
+
+{usage}
+
+{separator}
+
+## {tr("Intended use")}
+
+{intended_use}
+
+## {tr("License")}
+
+{tr("Weights: {license}. The training text has its own license.", license=license)}
+"""
+
+
+def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]:
+    """Rows of the card's table: training text, tokens seen, and the figures of the validation.
+
+    Of local files only the name is shown: cards are made to be published.
+    """
+    rows = {}
+    config = stored_config(checkpoint)
+    if config:
+        data = config["data"]
+        paths = [data["path"]] if isinstance(data["path"], str) else data["path"] or []
+        files = [path if "://" in path else Path(path).name for path in paths]
+        rows[tr("training text")] = ", ".join([data["name"], *files])
+    saved = checkpoint["azllm"]
+    windows = saved["step"] * checkpoint["TokenDataModule"]["global_batch_size"]
+    rows[tr("tokens seen")] = tr(
+        "{tokens:,} in {steps:,} steps", tokens=windows * block_size, steps=saved["step"]
+    )
+    metrics = saved["metrics"]
+    if metrics:
+        rows[tr("val_loss at step {step:,}", step=saved["validated_step"])] = tr(
+            "{loss:.4f} nats per token", loss=metrics["val_loss"]
+        )
+        rows[tr("bits per byte")] = tr("{bpb:.4f} on held-out text", bpb=metrics["val_bpb"])
+    return rows
+
+
+def hf_usage(folder: str) -> str:
+    """How to use what `write_hf` wrote into `folder`."""
+    return f"""```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model="{folder}")
+print(write("{EOT}{PROMPT}", max_new_tokens=60)[0]["generated_text"])
+```"""
+
+
+def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
+    """How to use what `write_gguf` wrote into `folder`, in Ollama under a name made of `name`."""
+    ours = ollama_name(name)
+    note = tr(
+        "With Ollama, whose Modelfile adds that token to each prompt: `ollama create {name} -f "
+        'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalise text: its '
+        "input must be NFC.",
+        name=ours,
+        prompt=PROMPT,
+    )
+    return f"""```python
+from llama_cpp import Llama
+
+llama = Llama("{folder}/{gguf_name(quant)}", n_ctx={block_size}, verbose=False)
+print(llama("{EOT}{PROMPT}", max_tokens=60)["choices"][0]["text"])
+```
+
+{note}"""
+
+
+def state_dict_usage(folder: str, model: GPTConfig) -> str:
+    """How to use what `write_state_dict` wrote into `folder`."""
+    sizes = ", ".join(f"{key}={value!r}" for key, value in model.to_dict().items())
+    return f"""```python
+import torch
+from azllm_lightning import GPT, GPTConfig, Tokenizer, sample
+
+model = GPT(GPTConfig({sizes}))
+model.load_state_dict(torch.load("{folder}/{STATE_DICT}", weights_only=True))
+print(sample(model, Tokenizer.from_file("{folder}"), "{PROMPT}", max_new_tokens=60)[0])
+```"""
+
+
+def ollama_name(name: str) -> str:
+    """`name` in ASCII letters, digits, dots, hyphens and underscores, which Ollama requires."""
+    ascii_name = unicodedata.normalize("NFKD", name.translate(str.maketrans("əƏı", "eEi")))
+    ascii_name = ascii_name.encode("ascii", "ignore").decode("ascii")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_name).strip("-._") or "azllm"

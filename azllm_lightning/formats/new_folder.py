@@ -1,0 +1,41 @@
+"""A folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from azllm_lightning.cli.messages import tr
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` to write into; it is renamed to `out` on success, else removed.
+
+    Raises ValueError if `out` exists, and OSError if it cannot be written.
+    """
+    if out.exists():
+        raise ValueError(
+            tr("out={out} already exists: remove it or choose another folder", out=out)
+        )
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(out)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # torch's writer raises a RuntimeError that hides the system's error.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise OSError(
+                tr(
+                    "out={out} cannot be written ({error}): make room or choose another folder",
+                    out=out,
+                    error=cause,
+                )
+            ) from error
+        raise

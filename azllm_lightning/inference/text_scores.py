@@ -1,0 +1,193 @@
+"""How well a model predicts the documents of a text, by source."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.strict import from_mapping
+from azllm_lightning.data.corpus import documents
+from azllm_lightning.data.pipeline import prepared_folder
+from azllm_lightning.data.progress import Progress
+from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.load import read_checkpoint, stored_config
+from azllm_lightning.inference.scoring import Score, default_stride, score
+from azllm_lightning.inference.tables import table
+
+if TYPE_CHECKING:
+    from azllm_lightning.inference.scoring import Scorer
+
+
+class TextToScore(NamedTuple):
+    """(source, text) of each document, where they come from, and their UTF-8 bytes if known."""
+
+    documents: Iterable[tuple[str, str]]
+    origin: str
+    num_bytes: int | None
+
+
+def text_to_score(data: DataConfig, checkpoint: Path | None) -> TextToScore:
+    """The text of data.path, else the validation split of data.dir or of the checkpoint's run.
+
+    Raises ValueError if the text is not there.
+    """
+    if data.path is not None:
+        found = ((document.source, document.text) for document in documents(data))
+        return TextToScore(found, ", ".join(data.paths), None)
+    if data.dir is not None:
+        folder = Path(data.dir).expanduser()
+    else:
+        assert checkpoint is not None
+        folder = _prepared_folder_of(checkpoint)
+    return TextToScore(
+        _validation_documents(folder),
+        tr("{folder}, validation split", folder=folder),
+        Manifest.read(folder).splits["val"].text_bytes,
+    )
+
+
+def _prepared_folder_of(checkpoint: Path) -> Path:
+    """The prepared data that a checkpoint's run was trained on."""
+    way_out = tr(
+        "give data.dir=FOLDER (prepared data; its validation split is scored) or data.path=TEXT"
+    )
+    stored = stored_config(read_checkpoint(checkpoint)) if checkpoint.is_file() else {}
+    if not stored:
+        raise ValueError(
+            tr(
+                "{checkpoint} does not say what text it was trained on: {way_out}",
+                checkpoint=checkpoint,
+                way_out=way_out,
+            )
+        )
+    try:
+        folder = prepared_folder(from_mapping(DataConfig, stored["data"], "data"))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            tr(
+                "the validation text of {checkpoint} was not found ({error}): {way_out}",
+                checkpoint=checkpoint,
+                error=error,
+                way_out=way_out,
+            )
+        ) from None
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(
+            tr(
+                "the validation text of {checkpoint} is no longer in {folder}: {way_out}",
+                checkpoint=checkpoint,
+                folder=folder,
+                way_out=way_out,
+            )
+        )
+    return folder
+
+
+def _validation_documents(folder: Path) -> Iterator[tuple[str, str]]:
+    """(source, text) of each validation document of prepared data."""
+    tokenizer = Tokenizer.from_file(folder)
+    shards = TokenShards.open(folder, "val", tokenizer)
+    for span in shards.manifest.spans:
+        if span.split == "val":
+            tokens = shards.read(span.start, span.end - span.start)
+            for ids in np.split(tokens, np.flatnonzero(tokens == tokenizer.eot_id) + 1)[:-1]:
+                yield span.source, tokenizer.decode(ids.tolist())
+
+
+def score_by_source(scorer: Scorer, text: TextToScore, stride: int | None) -> dict[str, Score]:
+    """The score of each source, in alphabetical order; `stride` as in `score`."""
+    sources: deque[str] = deque()
+
+    def texts() -> Iterator[str]:
+        for source, document in text.documents:
+            sources.append(source)
+            yield document
+
+    sums: dict[str, Score] = {}
+    with Progress(tr("evaluating"), text.num_bytes) as progress:
+        for one in score(scorer, texts(), stride):
+            source = sources.popleft()
+            sums[source] = sums.get(source, Score()) + one
+            progress.add(one.num_bytes)
+    return {source: sums[source] for source in sorted(sums)}
+
+
+def text_results(scorer: Scorer, scores: dict[str, Score], stride: int | None) -> dict[str, Any]:
+    """What is stored as JSON: the window, and the figures by source and of all together."""
+    total = sum(scores.values(), Score())
+    return {
+        "block_size": scorer.block_size,
+        "stride": stride or default_stride(scorer.block_size),
+        "sources": {source: one.figures() for source, one in scores.items()},
+        "all": total.figures(),
+    }
+
+
+def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
+    """What is printed of `text_results`: a table, and how it was measured."""
+    heads = [
+        tr("source"),
+        tr("loss"),
+        "ppl",
+        "bpb",
+        tr("tokens/word"),
+        tr("bytes/token"),
+        tr("docs"),
+        tr("bytes"),
+    ]
+    total = results["all"]
+    rows = [
+        _row(source, figures)
+        for source, figures in [*results["sources"].items(), (tr("all"), total)]
+    ]
+    lines = [
+        table(heads, rows),
+        tr(
+            "windows of {window:,} tokens, stride {stride:,}, fp32",
+            window=results["block_size"],
+            stride=results["stride"],
+        ),
+        tr("loss: nats per token; bpb: bits per byte of the normalised text"),
+        tr("the end-of-text token is context only and is not scored"),
+    ]
+    if not scorer.start:
+        lines.append(
+            tr(
+                "no start token: the first token of each document is not scored "
+                "({tokens:,} tokens, {size:,} bytes)",
+                tokens=total["tokens"] - total["scored_tokens"],
+                size=total["bytes"] - total["scored_bytes"],
+            )
+        )
+    if total["unknown_tokens"]:
+        lines.append(
+            trn(
+                "{count:,} token stands for text that the tokenizer does not know: bpb is too "
+                "good for this model",
+                "{count:,} tokens stand for text that the tokenizer does not know: bpb is too "
+                "good for this model",
+                total["unknown_tokens"],
+            )
+        )
+    return "\n".join(lines)
+
+
+def _row(source: str, figures: dict[str, Any]) -> list[str]:
+    ppl = figures["val_ppl"]
+    return [
+        source,
+        f"{figures['val_loss']:.4f}",
+        f"{ppl:.2f}" if ppl < 1000 else f"{ppl:,.0f}",
+        f"{figures['val_bpb']:.4f}",
+        f"{figures['tokens_per_word']:.2f}",
+        f"{figures['bytes_per_token']:.2f}",
+        f"{figures['documents']:,}",
+        f"{figures['bytes']:,}",
+    ]

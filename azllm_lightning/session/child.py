@@ -1,0 +1,49 @@
+"""A training in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from azllm_lightning.cli import entrance
+from azllm_lightning.cli.messages import tr
+
+
+def train_in_child(folder: Path, name: str, settings: list[str], ends_early: bool = False) -> None:
+    """Run `azllm train SETTINGS run_name=NAME` in `folder` and wait for its end.
+
+    Raises ValueError with the end of its output if it fails, or if it does not end as `ends_early`
+    says.
+    """
+    command = [sys.executable, "-m", "azllm_lightning.train", *settings, f"run_name={name}"]
+    # The user's own callbacks are found in the user's current folder.
+    python_path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    with (folder / "output.txt").open("w+", encoding="utf-8", errors="replace") as output:
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": python_path},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait()
+        finally:
+            if os.name == "posix":  # the other processes of a distributed run that was killed
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+        output.seek(0)
+        if code in (1, entrance.EXIT_USAGE) or ends_early == (code == entrance.EXIT_DONE):
+            raise ValueError(
+                tr(
+                    "the run {name} ended with exit code {code}:\n{output}",
+                    name=name,
+                    code=code,
+                    output=output.read()[-3000:],
+                )
+            )

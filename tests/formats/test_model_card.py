@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from azllm_lightning.cli.messages import use_language
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.formats.model_card import (
+    gguf_usage,
+    hf_usage,
+    model_card,
+    ollama_name,
+    state_dict_usage,
+    training_rows,
+)
+
+CONFIG = """run_name: nağıl
+data: {name: text, path: ["/home/mən/gizli yer/kitab.txt", "https://az.example/mətn.txt"]}
+"""
+
+
+@pytest.fixture
+def checkpoint() -> dict[str, object]:
+    saved = {
+        "config": CONFIG,
+        "step": 2000,
+        "validated_step": 1500,
+        "metrics": {"val_loss": 3.25, "val_bpb": 1.125},
+    }
+    return {"azllm": saved, "TokenDataModule": {"global_batch_size": 8}}
+
+
+def card(checkpoint: dict[str, object], usage: str) -> str:
+    shape = GPTConfig(vocab_size=2048, block_size=256, n_layer=4, n_head=2, n_embd=64)
+    return model_card("nağıl", shape, "cc-by-4.0", usage, training_rows(checkpoint, 256))
+
+
+def rows(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^\| (.+) \| (.+) \|$", text, re.MULTILINE))
+
+
+def test_a_card_in_english(checkpoint: dict[str, object]) -> None:
+    text = card(checkpoint, hf_usage("model"))
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "cc-by-4.0"
+    assert rows(body)["val_loss at step 1,500"] == "3.2500 nats per token"
+    assert rows(body)["tokens seen"] == "4,096,000 in 2,000 steps"
+    assert "trained from scratch" in body
+    assert "separated by `<|endoftext|>`: start a prompt with it" in body
+
+
+def test_a_card_in_azerbaijani(checkpoint: dict[str, object]) -> None:
+    use_language("az")
+    text = card(checkpoint, gguf_usage("model", "f16", "nağıl", 256))
+    assert rows(text)["val_loss (1,500 addımında)"] == "token başına 3.2500 nat"
+    assert re.findall("^## (.+)$", text, re.MULTILINE) == ["İstifadə", "Təyinatı", "Lisenziya"]
+    english = {"the", "and", "with", "model's", "training", "tokens", "was", "its"}
+    code = re.compile("```.*?```|`[^`]*`|---.*?---", re.DOTALL)
+    assert english.isdisjoint(code.sub("", text).lower().split())
+
+
+def test_a_card_names_local_text_by_its_last_part(checkpoint: dict[str, object]) -> None:
+    shape = GPTConfig(vocab_size=300, block_size=32, n_layer=1, n_head=2, n_embd=32)
+    text = card(checkpoint, state_dict_usage("model", shape))
+    assert rows(text)["training text"] == "text, kitab.txt, https://az.example/mətn.txt"
+    assert "gizli yer" not in text
+
+
+def test_the_name_in_ollama_is_the_runs_name(checkpoint: dict[str, object]) -> None:
+    usage = gguf_usage("model", "q8_0", "nağıl", 256)
+    assert "`ollama create nagil -f Modelfile`" in usage
+    assert '`ollama run nagil "Bir gün"`' in usage
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("mini", "mini"), ("Şəki, 2-ci cild", "Seki-2-ci-cild"), ("漢字", "azllm"), ("İlıq", "Iliq")],
+)
+def test_names_are_spelt_as_ollama_takes_them(name: str, expected: str) -> None:
+    assert ollama_name(name) == expected

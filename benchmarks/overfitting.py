@@ -1,9 +1,8 @@
 """How soon the overfitting rule warns, and whether it warns of healthy runs: many tiny runs,
 replayed.
 
-    python benchmarks/overfitting.py train --text TEXT  # 56 seeds, three kinds, two CPUs: half an
-    hour python benchmarks/overfitting.py judge              # the table, from the recorded runs:
-    seconds
+    python benchmarks/overfitting.py train --text TEXT  # 56 seeds, 3 kinds, 2 CPUs: half an hour
+    python benchmarks/overfitting.py judge              # the table, from the recorded runs: seconds
 
 `train` appends each run's validations (step, mean train_loss since the one before, val_loss) to a
 file of JSON lines, and skips the runs that are in it. The settings of a run are drawn from its kind

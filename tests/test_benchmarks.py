@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +369,30 @@ def test_loss_per_token_with_the_real_commands(
     monkeypatch.setattr(sys, "argv", ["loss_per_token.py", *args])
     loss_per_token.main()
     assert re.search(r"seed 1234: peer \d\.\d{4} in \d+ s; ours", capsys.readouterr().out)
+
+
+# --- overfitting ---------------------------------------------------------------------------------
+
+
+def test_recorded_runs_are_replayed_against_the_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import overfitting
+
+    monkeypatch.setattr(overfitting, "PLENTY_BYTES", 20_000)
+    monkeypatch.setattr(overfitting, "VAL_BYTES", 10_000)
+    settings = replace(overfitting.draw("plenty", 0, natural=False), val_every_steps=1, max_steps=4)
+    history = overfitting.train_one(settings, overfitting.Texts(None))
+    assert [step for step, _, _ in history] == [0, 1, 2, 3, 4]
+    runs = [
+        {"cpu": cpu, "settings": asdict(settings), "history": history}
+        for cpu in overfitting.CPU_KINDS
+    ]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("\n".join(map(json.dumps, runs)), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["overfitting.py", "judge", "--runs", str(path)])
+    overfitting.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "type    fp32" in lines
+    assert any(line.startswith("2 runs; the last val_loss differs") for line in lines)
+    assert "| all | healthy | 2 | 0 | 0 | 0 |  |  |" in lines

@@ -1,6 +1,4 @@
-"""TensorBoard's page as a browser shows it: there are charts, samples and rows where the README
-says so.
-"""
+"""TensorBoard in a real browser: charts, samples and rows are where the documentation says."""
 
 from __future__ import annotations
 
@@ -19,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from azllm_lightning import compose
 from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.runs.curves import read_scalars
@@ -27,7 +26,7 @@ BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
-# What a page shows lies in shadow roots within shadow roots.
+# What the page shows is in shadow roots inside shadow roots.
 WALK = """
 (() => {
   const found = {text: [], drawn: {}};
@@ -35,11 +34,12 @@ WALK = """
     if (node.nodeType === Node.TEXT_NODE) found.text.push(node.data);
     if (["STYLE", "SCRIPT", "TEMPLATE"].includes(node.nodeName)) return;
     if (/^(tf-custom-scalar-multi-line-chart-card|scalar-card)$/i.test(node.nodeName)) {
-      chart = (node.title || node.querySelector("[title]")?.title || "") + "#" + Object.keys(found.drawn).length;
+      const title = node.title || node.querySelector("[title]")?.title || "";
+      chart = title + "#" + Object.keys(found.drawn).length;
       found.drawn[chart] = 0;
     }
-    if (chart && node.nodeName.toLowerCase() === "path" && (node.getAttribute("d") || "").split("L").length > 2)
-      found.drawn[chart] += 1;
+    const points = (node.getAttribute?.("d") || "").split("L").length;
+    if (chart && node.nodeName.toLowerCase() === "path" && points > 2) found.drawn[chart] += 1;
     if (node.shadowRoot) walk(node.shadowRoot, chart);
     node.childNodes.forEach(child => walk(child, chart));
   };
@@ -50,10 +50,11 @@ WALK = """
 
 
 class Page:
-    """A tab of a headless browser, spoken to through a pipe (Chrome DevTools Protocol)."""
+    """A tab of a headless browser, controlled through a pipe (Chrome DevTools Protocol)."""
 
     def __init__(self, to: int, back: int) -> None:
-        self._to, self._back = os.fdopen(to, "wb"), os.fdopen(back, "rb")
+        self._to = os.fdopen(to, "wb")
+        self._back = os.fdopen(back, "rb")
         self._numbers = itertools.count(1)
         self._rest = b""
         self._session: str | None = None
@@ -65,7 +66,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def call(self, method: str, **params: Any) -> Any:
-        """Send a command and wait for its result."""
+        """Send a command and return its result."""
         message = {"id": next(self._numbers), "method": method, "params": params}
         if self._session is not None:
             message["sessionId"] = self._session
@@ -74,7 +75,7 @@ class Page:
         while True:
             while b"\0" not in self._rest:
                 piece = os.read(self._back.fileno(), 1 << 16)
-                assert piece, "the browser is gone"
+                assert piece, "the browser has ended"
                 self._rest += piece
             text, self._rest = self._rest.split(b"\0", 1)
             answer = json.loads(text)
@@ -85,7 +86,7 @@ class Page:
     def see(
         self, url: str, enough: Callable[[dict[str, Any]], bool], seconds: float = 120
     ) -> dict[str, Any]:
-        """What `url` shows as soon as that is enough, or when the time is over."""
+        """What `url` shows, as soon as it is `enough` or after `seconds`."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
         end = time.monotonic() + seconds
@@ -100,15 +101,21 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A headless Chromium that writes and phones nowhere."""
+    """A headless Chromium that contacts no other server and writes only to `profile`."""
     assert BROWSER is not None
     profile.mkdir()
     to_read, to_write = os.pipe()
     back_read, back_write = os.pipe()
-    flags = "--headless=new --no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-sync"
-    flags += " --disable-component-update --use-angle=swiftshader --enable-unsafe-swiftshader --remote-debugging-pipe"
+    flags = (
+        "--headless=new --no-sandbox --disable-quic --no-first-run --disable-sync "
+        "--disable-background-networking --disable-component-update --use-angle=swiftshader "
+        "--enable-unsafe-swiftshader --remote-debugging-pipe"
+    )
     # It reads commands from file descriptor 3 and answers on 4.
-    start = f"import os, sys; os.dup2({to_read}, 3); os.dup2({back_write}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+    start = (
+        f"import os, sys; os.dup2({to_read}, 3); os.dup2({back_write}, 4); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     command = [sys.executable, "-c", start, BROWSER, *flags.split()]
     with (profile / "browser.log").open("wb") as log:
         process = subprocess.Popen(
@@ -128,22 +135,14 @@ def browser(profile: Path) -> Iterator[Page]:
 
 @contextmanager
 def tensorboard(logs: Path, folder: Path) -> Iterator[str]:
-    """Its address, with `logs` loaded."""
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(logs),
-        "--port",
-        "0",
-        "--host",
-        "127.0.0.1",
-    ]
+    """The address of a TensorBoard that has loaded `logs`."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)]
+    command += ["--port", "0", "--host", "127.0.0.1"]
     with (folder / "tensorboard.log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        end, address = time.monotonic() + 120, ""
+        end = time.monotonic() + 120
+        address = ""
         while not address:
             assert process.poll() is None
             assert time.monotonic() < end, "TensorBoard did not start"
@@ -161,8 +160,10 @@ def tensorboard(logs: Path, folder: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the browser is driven through inherited pipes")
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt install chromium)")
-def test_the_page_explains_itself(train_tiny: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt install chromium)")
+def test_the_page_shows_charts_samples_and_settings(
+    train_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
     lines = [
         {"text": f"{number} kitab və {number % 7} dəftər", "source": f"s{number % 2}"}
         for number in range(600)
@@ -186,7 +187,7 @@ def test_the_page_explains_itself(train_tiny: Callable[..., Path], tmp_path: Pat
         address = stack.enter_context(tensorboard(folder.parent.parent, tmp_path))
         page = stack.enter_context(browser(tmp_path / "profile"))
 
-        # Everything that is drawn has at least this many lines; an empty chart has one, of an icon.
+        # Every chart that is drawn has two lines or more; an empty one has one, of an icon.
         seen = page.see(
             f"{address}?tagFilter=%5E(train%7Cval)_loss%24#timeseries", lambda seen: drawn(seen, 2)
         )
@@ -219,9 +220,10 @@ def test_the_page_explains_itself(train_tiny: Callable[..., Path], tmp_path: Pat
         )
 
         rows = [(run, read_scalars(folder.parent / Path(run).name)["val_loss"][8]) for run in runs]
+        optimizer = compose([]).optimizer
         cells = [
-            f"{run} text {rate} adamw"
-            for run, rate in zip(runs, ("0.0030000", "0.00010000"), strict=True)
+            f"{run} text {rate:#.5g} {optimizer.name}"
+            for run, rate in zip(runs, (optimizer.lr, 1e-4), strict=True)
         ]
         seen = page.see(
             f"{address}#hparams", lambda seen: all(cell in seen["text"] for cell in cells)
@@ -232,5 +234,5 @@ def test_the_page_explains_itself(train_tiny: Callable[..., Path], tmp_path: Pat
 
 
 def drawn(seen: dict[str, Any], charts: int) -> bool:
-    """Whether there are so many charts, each with a line in it."""
+    """Whether there are at least `charts` charts, each with a line in it."""
     return len(seen["drawn"]) >= charts and all(lines > 1 for lines in seen["drawn"].values())

@@ -1,4 +1,4 @@
-"""A run's curves: read for notebooks, and carried over a resume so that no step is in them twice."""
+"""A run's curves: read for notebooks, and carried over a resume so that each step is there once."""
 
 from __future__ import annotations
 

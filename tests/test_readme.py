@@ -24,7 +24,6 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 COMMAND = re.compile(r"^!?(?:python -m azllm_lightning\.|azllm )(?=\w)(.*)$")
-VERBS_WITHOUT_CONFIG = {"runs"}  # these list what there is
 
 
 def translations(name: str) -> tuple[Path, Path]:
@@ -88,18 +87,13 @@ def table(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
 def test_every_command_is_accepted(command: list[str]) -> None:
     verb, *overrides = command
-    if verb in VERBS_WITHOUT_CONFIG:
-        return
     assert (conf_dir() / f"{verb}.yaml").is_file()
-    here = (
-        ["logs_dir=lightning_logs"] if verb == "train" else []
-    )  # colab's and kaggle's folders are not here
-    compose([*overrides, *here], verb)
+    compose(overrides, verb)
 
 
 def test_there_are_commands_of_every_verb() -> None:
     verbs = {command[0] for command in all_commands()}
-    assert verbs - VERBS_WITHOUT_CONFIG == {path.stem for path in conf_dir().glob("*.yaml")}
+    assert verbs == {path.stem for path in conf_dir().glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", ["README", *PAGES])

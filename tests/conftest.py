@@ -208,8 +208,11 @@ def tiny_run(trained: Path, tiny: list[str], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _english() -> Iterator[None]:
-    """Each test begins in English, whatever language the one before it chose."""
+def _one_setting_for_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test begins in English, whatever language the one before it chose, and a command of ours
+    begins with python, wherever the tests run.
+    """
+    monkeypatch.setenv("VIRTUAL_ENV", "active")
     use_language("en")
     yield
     use_language(None)

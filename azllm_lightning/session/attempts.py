@@ -102,14 +102,12 @@ def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
                 weights_only=True,
             )
     except Stopped as stopped:
-        message = tr(
-            "stopped by {reason} at step {step:,}, saved",
-            reason=stopped,
-            step=parts.trainer.global_step,
-        )
-        log.info(message)
+        step = parts.trainer.global_step
         if step_files(run.checkpoints):
+            log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=step))
             parts.summary.write(parts.trainer, parts.module, "stopped")
+        else:
+            log.info(tr("stopped by {reason} before the first step", reason=stopped))
         raise
     except RollBack as broken:
         return RolledBack(broken.with_traceback(None))

@@ -8,10 +8,10 @@ import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -368,11 +368,6 @@ class CausalLM(LightningModule):
         checkpoint["loops"]["fit_loop"] = canonical_loops(
             self.trainer, state["step"], validation_done=self.validated_step == state["step"]
         )
-
-
-def module_of(trainer: Trainer) -> CausalLM:
-    """The module of `trainer`, which Lightning knows as a LightningModule only."""
-    return cast(CausalLM, trainer.lightning_module)
 
 
 def derived_seed(*key: object) -> int:

@@ -239,11 +239,14 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self._step_started = now
         if step == self._saved_step:
             return
-        self.stop.unsaved = True
         self._stop_if_due(trainer)
         elapsed = self.every_minutes is not None and now - self._saved_at >= 60 * self.every_minutes
         if step % self.every_steps == 0 or self._agreed(trainer, elapsed):
             self.save(trainer)
+
+    def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """From here on the weights are newer than the newest file."""
+        self.stop.unsaved = True
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

@@ -39,6 +39,16 @@ def saved_steps() -> list[int]:
     return [step for step, _ in step_files(Path("lightning_logs/tiny/version_0/checkpoints"))]
 
 
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_signal_loses_no_step_right_after_a_save_either(step: int, train_tiny: Train) -> None:
+    """Files are due at every third step; the signal comes when the weights are one step newer."""
+    target = "_target_=azllm_lightning.callbacks.interrupt.Interrupt"
+    interrupt = [f"+callbacks.interrupt.{pair}" for pair in (target, f"step={step}", "kill=false")]
+    with pytest.raises(Resumable):
+        train_tiny("trainer.checkpoint_every_steps=3", *interrupt)
+    assert saved_steps()[0] == step
+
+
 @pytest.mark.parametrize("step", [4, 8])
 def test_sigterm_during_validation(
     step: int, uninterrupted: Straight, train_tiny: Train, monkeypatch: pytest.MonkeyPatch

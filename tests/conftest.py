@@ -213,6 +213,7 @@ def _one_setting_for_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     begins with python, wherever the tests run.
     """
     monkeypatch.setenv("VIRTUAL_ENV", "active")
-    use_language("en")
+    monkeypatch.delenv("AZLLM_LANG", raising=False)
+    use_language(None)
     yield
     use_language(None)

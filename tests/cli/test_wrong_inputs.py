@@ -224,12 +224,12 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "weights of another model": (
         [*TINY, "init_from=lightning_logs/tiny/version_0", "model.n_layer=2"],
-        ["init_from=lightning_logs/tiny/version_0", "n_layer 1 there and 2 here"],
+        ["init_from=lightning_logs/tiny/version_0", "n_layer is 1 there and 2 here"],
     ),
     "missing weights": ([*TINY, "init_from=yox.ckpt"], ["yox.ckpt", "does not exist"]),
     "T4 job without a GPU": (
         ["+experiment=t4"],
-        ["trainer.accelerator=gpu", "this machine has none", "Runtime", "trainer.accelerator=cpu"],
+        ["trainer.accelerator=gpu", "finds no GPU", "Runtime", "trainer.accelerator=cpu"],
     ),
     "compiling without a compiler": (
         [*TINY, "trainer.compile=true"],

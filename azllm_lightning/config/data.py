@@ -71,14 +71,21 @@ class DataConfig:
         problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
         share = self.val_fraction
         problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
+        problems.raise_if_any()
+
+    def check_source(self) -> None:
+        """Raise ValueError if data.path is set but ignored.
+
+        Not a rule of every config: what is typed for a resume is composed over the defaults, and
+        their data=tales is not the data of that run.
+        """
         if self.name == "tales" and (self.path is not None or self.val_path is not None):
-            problems.add(
+            raise ValueError(
                 tr(
                     "data=tales generates its own text and ignores data.path={path}; add data=text",
                     path=self.path or self.val_path,
                 )
             )
-        problems.raise_if_any()
 
     @property
     def paths(self) -> list[str]:

@@ -61,6 +61,7 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     overrides = list(dict.fromkeys([*started_with, *typed.overrides]))
     config = RunConfig.from_mapping(values, overrides)
     _check_same_run(stored, config, checkpoint)
+    config.data.check_source()
     return config
 
 

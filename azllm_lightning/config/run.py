@@ -51,6 +51,8 @@ class RunConfig:
         wanted = tr("from 0 to {highest}", highest=2**32 - 1)
         problems.require(0 <= self.seed < 2**32, "seed", self.seed, wanted)
         problems.attempt(lambda: check_run_name(self.run_name))
+        if self.ckpt_path is None:
+            problems.attempt(self.data.check_source)
         problems.raise_if_any()
 
     @classmethod

@@ -23,6 +23,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         problems = Problems()
         problems.require_choice("lang", self.lang, LANGUAGES)
+        problems.attempt(self.data.check_source)
         problems.raise_if_any()
 
     @classmethod

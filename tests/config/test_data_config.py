@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.strict import from_mapping
 
@@ -13,11 +14,11 @@ CONF = Path(__file__).parents[2] / "conf" / "data"
 
 def composed(name: str) -> dict[str, Any]:
     """conf/data/NAME.yaml on top of what it names in its defaults."""
-    from hydra import compose, initialize_config_dir
+    import hydra
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        values = OmegaConf.to_container(compose(overrides=[f"+data={name}"]))
+    with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        values = OmegaConf.to_container(hydra.compose(overrides=[f"+data={name}"]))
     assert isinstance(values, dict)
     return values["data"]
 
@@ -56,13 +57,18 @@ def test_hub_urls_are_pinned_to_a_commit(name: str) -> None:
         ({"prepare_workers": 0}, "data.prepare_workers=0 must be at least 1"),
         ({"txt_documents": "lines"}, "data.txt_documents=lines must be one of blank_lines, file"),
         ({"on_bad_utf8": "ignore"}, "data.on_bad_utf8=ignore must be one of replace, refuse"),
-        ({"name": "tales", "path": "a.txt"}, "ignores data.path=a.txt; add data=text"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         DataConfig(**values)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("verb", ["train", "prepare"])
+def test_a_text_that_would_be_ignored_is_refused(verb: str) -> None:
+    with pytest.raises(ValueError, match=r"ignores data\.path=a\.txt; add data=text"):
+        compose(["data=tales", "data.path=a.txt"], verb)
 
 
 def test_all_mistakes_at_once() -> None:

@@ -23,6 +23,7 @@ from training_runs import (
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.resume import resumed_config
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files
 
 Train = Callable[..., Path]
@@ -45,8 +46,13 @@ def test_another_micro_batch_keeps_the_windows_of_each_step(
         assert_close(curve(straight.folder)[tag], curve(resumed)[tag])
 
 
+def settled(config: RunConfig) -> RunConfig:
+    """`config` with the complete shape that a checkpoint's has."""
+    return replace(config, model=config.model.for_data(vocab_size=300, block_size=32, eos_id=0))
+
+
 def test_settings_younger_than_the_run_get_their_defaults() -> None:
-    typed = compose(["run_name=old", "trainer.max_steps=7", "model=tiny"])
+    typed = settled(compose(["run_name=old", "trainer.max_steps=7", "model=tiny"]))
     stored = typed.to_mapping()
     for group, key in [
         ("schedule", "decay_ratio"),
@@ -58,6 +64,17 @@ def test_settings_younger_than_the_run_get_their_defaults() -> None:
     resumed = resumed_config(stored, compose(["ckpt_path=last"]), "step_00000001.ckpt")
     assert resumed == replace(typed, ckpt_path="last", overrides=resumed.overrides)
     assert resumed.overrides == (*typed.overrides, "ckpt_path=last")
+
+
+def test_what_is_typed_belongs_to_the_run_and_not_to_the_defaults() -> None:
+    """By default, data=tales reads no text; but this run has a text, which was moved."""
+    typed = compose(["+experiment=small_text", "data.path=here.txt", "data.vocab_size=500"])
+    moved = compose(["ckpt_path=last", "data.path=there.txt"])
+    stored = settled(typed).to_mapping()
+    resumed = resumed_config(stored, moved, "step_00000001.ckpt")
+    assert resumed.data == replace(typed.data, path="there.txt")
+    with pytest.raises(ValueError, match=r"data=tales .* ignores data\.path=there\.txt"):
+        resumed_config(settled(compose()).to_mapping(), moved, "step_00000001.ckpt")
 
 
 def test_two_processes_keep_the_windows_and_the_losses(
@@ -83,7 +100,7 @@ def test_two_processes_keep_the_windows_and_the_losses(
             steps.setdefault(step, []).extend(windows)
     assert steps == {step: straight.windows[step] for step in range(4, 8)}
     resumed = Path("lightning_logs/tiny/version_0")
-    for tag in ("train_loss", "val_loss", "val_bpb", "tokens_seen"):
+    for tag in ("train_loss", "val_loss", "val_bpb", "tokens_seen", "grad_norm"):
         assert_close(curve(straight.folder)[tag], curve(resumed)[tag])
 
 

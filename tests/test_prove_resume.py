@@ -70,7 +70,7 @@ def test_what_differs_first_is_named(
     with pytest.raises(SystemExit, match="1"):
         prove_resume.prove_resume(compose(tiny, "prove_resume"))
     printed = capsys.readouterr().out
-    step = {"again": 1, "stopped": 4}[label]
+    step = {"again": 1, "stopped": 5}[label]
     pattern = rf"FAIL  {label}: step {step}: \w+ is .* in straight, .* in {label}"
     assert re.search(pattern, printed)
     assert ("trainer.deterministic=true" in printed) == (label == "again")

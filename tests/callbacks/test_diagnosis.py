@@ -39,6 +39,8 @@ from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import read_scalars
 from azllm_lightning.training.causal_lm import CausalLM
 
+pytestmark = pytest.mark.numerics
+
 Train = Callable[..., Path]
 
 

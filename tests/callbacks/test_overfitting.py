@@ -14,6 +14,8 @@ from recorded_runs import FLAT, HEALTHY, OVERFIT, validations
 from azllm_lightning.callbacks.history import Validation, best_of
 from azllm_lightning.callbacks.rules import jitter, overfitting, setback
 
+pytestmark = pytest.mark.numerics
+
 SHARE = 0.01
 Curve = Sequence[tuple[int, float | None, float]]
 

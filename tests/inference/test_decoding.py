@@ -8,6 +8,8 @@ from azllm_lightning.inference import decoding
 from azllm_lightning.inference.decoding import CachedDecoder
 from azllm_lightning.model.gpt import GPT
 
+pytestmark = pytest.mark.numerics
+
 
 def randomised(config, **changes) -> GPT:
     """A model in whose every weight a mistake would show, norms and all."""

@@ -7,6 +7,8 @@ from azllm_lightning.inference import sampling
 from azllm_lightning.inference.sampling import generate_ids, sample, stream
 from azllm_lightning.model.gpt import GPT
 
+pytestmark = pytest.mark.numerics
+
 PROMPT = [0, 17, 200, 5]
 
 

@@ -8,6 +8,8 @@ import torch
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model.gpt import GPT, attend_in_blocks
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("n_kv_head", [1, 2, 4])

@@ -7,6 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from azllm_lightning.model.loss import next_token_loss, token_nll
 
+pytestmark = pytest.mark.numerics
+
 TOKENS, WIDTH, VOCAB = 1100, 16, 100  # three chunks on a CPU, the last one short
 
 

@@ -26,6 +26,8 @@ from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files
 
+pytestmark = pytest.mark.numerics
+
 Train = Callable[..., Path]
 Straight = Callable[..., Uninterrupted]
 

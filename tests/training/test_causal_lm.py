@@ -25,6 +25,8 @@ from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.hardware import MixedPrecision
 from azllm_lightning.training.schedule import lr_factor
 
+pytestmark = pytest.mark.numerics
+
 ADAMW = OptimizerConfig(name="adamw", lr=1e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
 COSINE = ScheduleConfig(
     name="cosine", warmup_steps=2, total_steps=None, decay_ratio=1.0, min_lr_ratio=0.1

@@ -35,6 +35,8 @@ from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.training import causal_lm, hardware, stopping
 from azllm_lightning.training.causal_lm import CausalLM
 
+pytestmark = pytest.mark.numerics
+
 Train = Callable[..., Path]
 Straight = Callable[..., Uninterrupted]
 Cell = tuple[str, float, int, int, bool]

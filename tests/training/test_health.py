@@ -22,6 +22,8 @@ from azllm_lightning.config.callbacks import HealthConfig
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
 
+pytestmark = pytest.mark.numerics
+
 Train = Callable[..., Path]
 
 

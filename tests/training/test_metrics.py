@@ -13,6 +13,8 @@ from torchmetrics.text import Perplexity
 
 from azllm_lightning.training.metrics import TokenLoss, perplexity
 
+pytestmark = pytest.mark.numerics
+
 
 def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
     """Ragged batches of logits (B, T, V), labels (B, T), and the bytes of the labels, 0 for one

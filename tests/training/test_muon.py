@@ -20,6 +20,8 @@ from azllm_lightning.training import muon
 from azllm_lightning.training.muon import MuonAdamW, orthogonalise
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 
+pytestmark = pytest.mark.numerics
+
 CONFIG = MuonConfig(
     name="muon",
     lr=0.02,

@@ -22,7 +22,7 @@ from azllm_lightning.inference.scoring import (
 )
 from azllm_lightning.model.gpt import GPT
 
-pytestmark = pytest.mark.xdist_group("transformers")
+pytestmark = [pytest.mark.numerics, pytest.mark.xdist_group("transformers")]
 
 TEXTS = [
     "Şəhərdə yağış yağır.",

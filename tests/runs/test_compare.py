@@ -8,8 +8,6 @@ import torch
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.compare import first_difference
 
-pytestmark = pytest.mark.numerics
-
 
 def test_a_tensor_that_differs_is_named(tiny_run: Path) -> None:
     other = tiny_run.with_name("version_1")

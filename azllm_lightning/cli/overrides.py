@@ -46,7 +46,7 @@ class ParsedOverride:
     is_deletion: bool
 
     def is_group(self, values: Mapping[str, Any]) -> bool:
-        """Whether it chooses a file of a group (model=tiny, +experiment=t4) in a config like
+        """Whether it chooses a file of a group (model=tiny, experiment=t4) in a config like
         `values`.
         """
         name = self.path[0]

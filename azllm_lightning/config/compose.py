@@ -40,7 +40,7 @@ def compose(overrides: Sequence[str], verb: str) -> Any: ...
 def compose(overrides: Sequence[str] = (), verb: str = "train") -> Any:
     """The settings of `verb`, with `overrides` on top of the defaults as on the command line.
 
-    Example: ``compose(["+experiment=t4", "trainer.max_steps=10"])`` is a `RunConfig`.
+    Example: ``compose(["experiment=t4", "trainer.max_steps=10"])`` is a `RunConfig`.
 
     Raises ValueError with every mistake at once.
     """

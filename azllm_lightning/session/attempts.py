@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from azllm_lightning.callbacks.health import RollBack
+from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.runs.checkpoint_files import load_resumable, step_files, valid_steps
+from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.build import Parts, build
@@ -130,13 +131,12 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
     step, checkpoint = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
     carry_curve(run.folder, run.folder, step)
     parts.data.skip_steps(broken.first_step, broken.last_step)
-    log.warning(
-        tr(
-            "{problem}: rolling back to {place} and skipping those batches",
-            problem=broken,
-            place=checkpoint or tr("the start"),
-        )
+    message = tr(
+        "{problem}: rolling back to {place} and skipping those batches",
+        problem=broken,
+        place=checkpoint or tr("the start"),
     )
+    log.warning(paragraph(message))
     return Start(start.config, checkpoint, step, checkpoint, rollbacks)
 
 
@@ -158,23 +158,17 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
     describe(run, config, parts.data)
     assert isinstance(config.trainer.micro_batch_size, int)
     parts.data.micro_batch_size = config.trainer.micro_batch_size
-    log.warning(
-        tr(
-            "out of memory after step {step:,}: continuing with trainer.micro_batch_size={size} "
-            "({count} micro-batches per step; trainer.global_batch_size is unchanged)",
-            step=reached,
-            size=config.trainer.micro_batch_size,
-            count=batch.accumulation(config.trainer, parts.trainer.world_size),
-        )
+    message = tr(
+        "out of memory after step {step:,}: continuing with trainer.micro_batch_size={size} "
+        "({count} micro-batches per step; trainer.global_batch_size is unchanged)",
+        step=reached,
+        size=config.trainer.micro_batch_size,
+        count=batch.accumulation(config.trainer, parts.trainer.world_size),
     )
+    log.warning(paragraph(message))
     return replace(
         start, config=config, checkpoint=checkpoint, step=step, resumed_from=resumed_from
     )
-
-
-def step_of(checkpoint: Path | None) -> int:
-    """The optimizer step of a full state; -1 for none."""
-    return -1 if checkpoint is None else int(load_resumable(checkpoint)["azllm"]["step"])
 
 
 def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -> None:

@@ -24,10 +24,13 @@ def opened(resolved: Resolved) -> Iterator[tuple[Run, RunConfig]]:
 
     Other processes of a run join the first one's.
     """
-    run = joined_run() or _claim_or_reopen(resolved)
-    config = replace(resolved.config, run_name=run.name)
-    os.environ[RUN_FOLDER] = str(run.folder.absolute())
-    describe(run, config, resolved.data)
+    run = joined_run()
+    config = resolved.config
+    if run is None:
+        run = _claim_or_reopen(resolved)
+        config = replace(config, run_name=run.name)
+        os.environ[RUN_FOLDER] = str(run.folder.absolute())
+        describe(run, config, resolved.data)
     try:
         with _log_file(run):
             yield run, config

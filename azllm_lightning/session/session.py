@@ -8,6 +8,7 @@ from pathlib import Path
 
 from azllm_lightning.callbacks.console import TqdmHandler
 from azllm_lightning.callbacks.panels import start_panel
+from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.cli.overrides import command
@@ -35,7 +36,8 @@ def run_session(config: RunConfig) -> Path:
             with opened(resolved) as (run, config):
                 _announce(resolved, config, run)
                 try:
-                    report(attempts(resolved, config, run, stop), run)
+                    parts = attempts(resolved, config, run, stop)
+                    report(parts, run)
                 finally:
                     if step_files(run.checkpoints):
                         again = command("train", [*run.address, "ckpt_path=last"])
@@ -48,14 +50,13 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     log.info(start_panel(config, run, resolved.data, resolved.device))
     last_step = config.trainer.max_steps
     if lr_factor(last_step - 1, config.schedule) == 0:
-        log.warning(
-            tr(
-                "from step {step:,} on the learning rate is 0 and nothing is learned: "
-                "add schedule.total_steps={max_steps}",
-                step=config.schedule.total_steps,
-                max_steps=last_step,
-            )
+        message = tr(
+            "from step {step:,} on the learning rate is 0 and nothing is learned: "
+            "add schedule.total_steps={max_steps}",
+            step=config.schedule.total_steps,
+            max_steps=last_step,
         )
+        log.warning(paragraph(message))
 
 
 def _listen_to_logs() -> None:

@@ -41,7 +41,7 @@ from azllm_lightning.azerbaijani.tales import write_tales
 from azllm_lightning.callbacks.history import Validation
 from azllm_lightning.callbacks.rules import overfitting
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.sampler import window_order
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -272,7 +272,7 @@ def optimizer_config(settings: Settings) -> OptimizerConfig:
     much of it."""
     lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "adamw":
-        return OptimizerConfig(name="adamw", lr=lr, weight_decay=decay, betas=(0.9, 0.95), eps=1e-8)
+        return AdamWConfig(name="adamw", lr=lr, weight_decay=decay, betas=(0.9, 0.95), eps=1e-8)
     return MuonConfig(
         name="muon",
         lr=lr,

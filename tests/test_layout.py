@@ -19,7 +19,7 @@ from azllm_lightning.config.callbacks import CallbacksConfig, HealthConfig, Samp
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.model import ModelConfig
-from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.config.trainer import TrainerConfig
 
@@ -198,7 +198,7 @@ def names(cls: type) -> set[str]:
 GROUPS = {
     "data/text": names(DataConfig),
     "model/nano": names(ModelConfig),
-    "optimizer/adamw": names(OptimizerConfig),
+    "optimizer/adamw": names(AdamWConfig),
     "optimizer/muon": names(MuonConfig),
     "schedule/linear": names(ScheduleConfig),
     "trainer/default": names(TrainerConfig),
@@ -213,6 +213,7 @@ def test_conf_and_dataclass_have_the_same_keys(choice: str) -> None:
     values = yaml.safe_load((conf_dir() / f"{choice}.yaml").read_text(encoding="utf-8"))
     defaults = values.pop("defaults", None)
     if defaults is None:
+        assert choice in GROUPS, f"{choice}.yaml has every key of its group: add it to GROUPS"
         assert values.keys() == GROUPS[choice]
     else:
         group = choice.partition("/")[0]

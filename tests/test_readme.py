@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from azllm_lightning.cli.composition import conf_dir
+from azllm_lightning.cli.reference import choices
 from azllm_lightning.config.compose import compose
 
 ROOT = Path(__file__).parents[1]
@@ -150,4 +151,14 @@ def test_the_tour_of_the_code_names_every_file() -> None:
     files = [
         path.name for path in (ROOT / "azllm_lightning").rglob("*.py") if path.name != "__init__.py"
     ]
-    assert not [name for name in files if name not in re.findall(r"[\w.]+", tour)]
+    missing = [name for name in files if name not in re.findall(r"[\w.]+", tour)]
+    assert not missing, f"add to the tour in CONTRIBUTING.md: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("lang", ["en", "az"])
+@pytest.mark.parametrize("group", ["data", "model", "optimizer", "schedule"])
+def test_the_table_of_settings_lists_the_choices(group: str, lang: str) -> None:
+    text = (ROOT / "docs" / lang / "settings.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{group}` \| `\w+` \| ([^|]*) \|$", text, re.MULTILINE)
+    assert row is not None
+    assert set(row[1].rpartition(": ")[2].split(", ")) == set(choices(group))

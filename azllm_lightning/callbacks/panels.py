@@ -23,7 +23,6 @@ from azllm_lightning.callbacks.text import (
 )
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
-from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
@@ -118,14 +117,14 @@ def _disk(run: Run, needed: int) -> str:
 def checkpoint_bytes(config: RunConfig) -> int:
     """About the size of a run's checkpoints: the full states kept, and the best weights, in fp32.
 
-    AdamW keeps two moments of each parameter, Muon one of each hidden matrix.
+    Token tables and norms have the two moments of AdamW; how many the matrices of the layers have
+    depends on the optimizer.
     """
     model = config.shape
     params = model.num_params()
     tables = model.vocab_size * model.n_embd * (1 if model.tie_embeddings else 2)
-    state = 12 * params
-    if isinstance(config.optimizer, MuonConfig):
-        state -= 4 * (params - tables)
+    moments = 2 * tables + config.optimizer.hidden_moments * (params - tables)
+    state = 4 * (params + moments)
     trainer = config.trainer
     states = min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
     return states * state + 4 * params

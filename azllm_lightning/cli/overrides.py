@@ -120,8 +120,9 @@ def command(verb: str, overrides: Sequence[str]) -> str:
 
 
 def _as_typed(override: str) -> str:
-    """`override` without the quotes that only Hydra needs."""
+    """`override` without the quotes and the plus sign that only Hydra needs."""
     key, _, value = override.partition("=")
+    key = "experiment" if key == "+experiment" else key
     unquoted = f"{key}={_parsed(value)}"
     return unquoted if hydra_overrides([unquoted]) == hydra_overrides([override]) else override
 

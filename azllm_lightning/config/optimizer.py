@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.strict import Problems, from_mapping
@@ -12,32 +12,31 @@ from azllm_lightning.config.strict import Problems, from_mapping
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, as conf/optimizer/adamw.yaml explains it."""
+    """What every optimizer has: its name, a learning rate, and weight decay for matrices."""
+
+    hidden_moments: ClassVar[int]
+    """Values that the optimizer stores per parameter of the layers' matrices."""
 
     name: str
     lr: float
     weight_decay: float
-    betas: tuple[float, ...] | list[float]
-    eps: float
 
     def __post_init__(self) -> None:
         problems = Problems("optimizer")
         problems.require_choice("name", self.name, CHOICES)
         problems.require(self.lr > 0, "lr", self.lr, tr("above 0"))
-        problems.require(self.eps > 0, "eps", self.eps, tr("above 0"))
         decay = self.weight_decay
         problems.require(decay >= 0, "weight_decay", decay, tr("at least 0"))
-        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        problems.require(fits, "betas", list(self.betas), tr("two numbers in [0, 1)"))
         problems.raise_if_any()
 
     @classmethod
     def read(cls, values: Mapping[str, Any], group: str) -> OptimizerConfig:
-        """The config of the optimizer that `values` names; ValueError for settings it does not
-        have.
+        """The config of the optimizer that `values` names.
+
+        Raises ValueError for settings that only another optimizer has.
         """
         name = values.get("name")
-        chosen = CHOICES.get(name, OptimizerConfig) if isinstance(name, str) else OptimizerConfig
+        chosen = CHOICES.get(name, AdamWConfig) if isinstance(name, str) else AdamWConfig
         other = {field.name for config in CHOICES.values() for field in fields(config)}
         foreign = sorted((other - {field.name for field in fields(chosen)}) & values.keys())
         if foreign:  # an experiment may set them for another optimizer
@@ -51,14 +50,41 @@ class OptimizerConfig:
             )
         return from_mapping(chosen, values, group)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain types."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
-class MuonConfig(OptimizerConfig):
+class AdamWConfig(OptimizerConfig):
+    """AdamW, as conf/optimizer/adamw.yaml explains it."""
+
+    hidden_moments: ClassVar[int] = 2
+
+    betas: tuple[float, ...] | list[float]
+    eps: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = Problems("optimizer")
+        problems.require(self.eps > 0, "eps", self.eps, tr("above 0"))
+        is_pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        problems.require(is_pair, "betas", list(self.betas), tr("two numbers in [0, 1)"))
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig(AdamWConfig):
     """Muon, as conf/optimizer/muon.yaml explains it.
 
     lr, weight_decay and momentum are for hidden matrices; all other settings are for the AdamW that
     updates token tables and norms.
     """
+
+    hidden_moments: ClassVar[int] = 1
 
     momentum: float
     adam_lr: float
@@ -74,5 +100,5 @@ class MuonConfig(OptimizerConfig):
         problems.raise_if_any()
 
 
-CHOICES: dict[str, type[OptimizerConfig]] = {"adamw": OptimizerConfig, "muon": MuonConfig}
-"""The settings of each optimizer, by its name; to add an optimizer, add it here first."""
+CHOICES: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}
+"""The settings of each optimizer, by its name."""

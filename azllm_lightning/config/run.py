@@ -70,7 +70,7 @@ class RunConfig:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types in the form of conf/, so that `from_mapping` gives an equal config."""
         values = asdict(self)
-        values["optimizer"]["betas"] = list(self.optimizer.betas)
+        values["optimizer"] = self.optimizer.to_dict()
         values["overrides"] = list(self.overrides)
         for group in ("callbacks", "logger"):
             values[group] |= values[group].pop("custom")

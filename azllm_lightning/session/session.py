@@ -29,7 +29,8 @@ def run_session(config: RunConfig) -> Path:
     """Train or resume the run of `config`, and return its folder; see `azllm_lightning.train`."""
     _listen_to_logs()
     use_language(config.lang)
-    again = command("train", config.overrides)
+    start_again = command("train", config.overrides)
+    resume = None
     try:
         with StopRequest() as stop:
             resolved = resolve(config, stop)
@@ -40,10 +41,13 @@ def run_session(config: RunConfig) -> Path:
                     report(parts, run)
                 finally:
                     if step_files(run.checkpoints):
-                        again = command("train", [*run.address, "ckpt_path=last"])
+                        resume = command("train", [*run.address, "ckpt_path=last"])
                 return run.folder
     except Stopped:
-        raise Resumable(again) from None
+        if resume is None:  # nothing was saved yet
+            message = tr("start again: {command}", command=start_again)
+            raise Resumable(start_again, message) from None
+        raise Resumable(resume) from None
 
 
 def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:

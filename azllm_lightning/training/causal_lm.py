@@ -87,11 +87,10 @@ class CausalLM(LightningModule):
         )
         self.seed = seed
         self.log_every_steps = log_every_steps
-        betas = list(self.optimizer_config.betas)
         self.save_hyperparameters(
             {
                 "model": self.model_config.to_dict(),
-                "optimizer": {**asdict(self.optimizer_config), "betas": betas},
+                "optimizer": self.optimizer_config.to_dict(),
                 "schedule": asdict(self.schedule_config),
                 "seed": seed,
                 "log_every_steps": log_every_steps,

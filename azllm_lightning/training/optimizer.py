@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 from azllm_lightning.training.muon import MuonAdamW
 
 
@@ -27,26 +28,44 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
     ]
     hidden = [p for _, p in named if p.ndim >= 2 and not any(p is table for table in tables)]
     if isinstance(config, MuonConfig):
-        adam: dict[str, Any] = {
-            "kind": "adamw",
-            "lr": config.adam_lr,
-            "betas": tuple(config.betas),
-            "eps": config.eps,
-        }
-        muon: dict[str, Any] = {"kind": "muon", "lr": config.lr, "momentum": config.momentum}
-        groups = [
-            {"params": hidden, "weight_decay": config.weight_decay, **muon},
-            {"params": tables, "weight_decay": config.adam_weight_decay, **adam},
-            {"params": vectors, "weight_decay": 0.0, **adam},
-        ]
+        groups = _muon_groups(config, hidden, tables, vectors)
     else:
-        groups = [
-            {"params": [*tables, *hidden], "lr": config.lr, "weight_decay": config.weight_decay},
-            {"params": vectors, "lr": config.lr, "weight_decay": 0.0},
-        ]
+        assert isinstance(config, AdamWConfig)
+        groups = _adamw_groups(config, [*tables, *hidden], vectors)
     grouped = sorted(id(p) for group in groups for p in group["params"])
     assert grouped == sorted({id(p) for _, p in named}), "each parameter is in exactly one group"
     return groups
+
+
+def _muon_groups(
+    config: MuonConfig,
+    hidden: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+) -> list[dict[str, Any]]:
+    muon: dict[str, Any] = {"kind": "muon", "lr": config.lr, "momentum": config.momentum}
+    adam: dict[str, Any] = {
+        "kind": "adamw",
+        "lr": config.adam_lr,
+        "betas": tuple(config.betas),
+        "eps": config.eps,
+    }
+    return [
+        {"params": hidden, "weight_decay": config.weight_decay, **muon},
+        {"params": tables, "weight_decay": config.adam_weight_decay, **adam},
+        {"params": vectors, "weight_decay": 0.0, **adam},
+    ]
+
+
+def _adamw_groups(
+    config: AdamWConfig, matrices: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> list[dict[str, Any]]:
+    # In the groups, and not only in the constructor: a resume replaces what the groups have.
+    adam = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
+    return [
+        {"params": matrices, "weight_decay": config.weight_decay, **adam},
+        {"params": vectors, "weight_decay": 0.0, **adam},
+    ]
 
 
 def build_optimizer(
@@ -56,8 +75,7 @@ def build_optimizer(
     groups = parameter_groups(net, config)
     if isinstance(config, MuonConfig):
         return MuonAdamW(groups, muon_dtype)
-    betas = (config.betas[0], config.betas[1])
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     # A fused optimizer would unscale fp16 gradients itself, and then Lightning (2.6) refuses to
     # clip them. With this flag, the scaler unscales.
     optimizer._step_supports_amp_scaling = False

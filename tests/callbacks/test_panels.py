@@ -22,6 +22,7 @@ from azllm_lightning.callbacks.panels import (
 from azllm_lightning.callbacks.summary import RunSummary
 from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
 from azllm_lightning.config.compose import compose
+from azllm_lightning.config.optimizer import CHOICES
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.runs.folder import Run
@@ -98,7 +99,7 @@ def test_a_disk_that_is_too_small_is_reported(
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", CHOICES)
 @pytest.mark.parametrize("tied", ["true", "false"])
 def test_checkpoints_take_what_was_announced(optimizer: str, tied: str) -> None:
     small = ["data.vocab_size=512", "data.block_size=32", "model.n_embd=96"]

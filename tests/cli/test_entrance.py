@@ -119,7 +119,7 @@ def test_overrides_reach_the_run_in_a_form_that_composes_again(command: Callable
     again = compose(config.overrides)
     assert again == config
     typed = shlex.split(command_of("train", config.overrides))
-    assert typed[-2:] == ["run_name=Bakı'dan, ə", "+experiment=debug"]
+    assert typed[-2:] == ["run_name=Bakı'dan, ə", "experiment=debug"]
 
 
 def test_a_sweep_is_a_sweep(

@@ -62,8 +62,9 @@ def fields(text: str) -> set[str]:
 
 def test_every_text_has_its_translation_and_every_translation_its_text() -> None:
     missing = sorted(texts() - translations().keys())
-    assert missing == []
-    assert sorted(translations().keys() - texts()) == []
+    assert not missing, "add to cli/messages.tsv:\n" + "\n".join(map(repr, missing))
+    stale = sorted(translations().keys() - texts())
+    assert not stale, "remove from cli/messages.tsv:\n" + "\n".join(map(repr, stale))
 
 
 # The grammar's own errors are for those who edit its tables; no setting of a user leads to them.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from training_runs import (
     Probe,
     Uninterrupted,
@@ -22,6 +23,7 @@ from training_runs import (
 
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
+from azllm_lightning.config.optimizer import CHOICES
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files
@@ -180,3 +182,17 @@ def test_a_resume_from_an_older_step_forks(train_tiny: Train) -> None:
     assert fork.name == "version_1"
     assert_same_end(first, fork)
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("optimizer", CHOICES)
+def test_changed_settings_of_the_optimizer_take_effect(optimizer: str, train_tiny: Train) -> None:
+    train_tiny(f"optimizer={optimizer}", "trainer.max_steps=4")
+    changed = ["optimizer.betas=[0.5,0.6]", "optimizer.eps=1e-6", "optimizer.weight_decay=0.3"]
+    folder = train_tiny("ckpt_path=last", "trainer.max_steps=5", *changed)
+    _, newest = step_files(folder / "checkpoints")[0]
+    groups = torch.load(newest, weights_only=True)["optimizer_states"][0]["param_groups"]
+    adam = [group for group in groups if group.get("kind") != "muon"]
+    assert [(tuple(group["betas"]), group["eps"]) for group in adam] == [((0.5, 0.6), 1e-6)] * len(
+        adam
+    )
+    assert 0.3 in [group["weight_decay"] for group in groups]

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.config.optimizer import AdamWConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.model.gpt import GPT
@@ -27,7 +27,7 @@ from azllm_lightning.training.schedule import lr_factor
 
 pytestmark = pytest.mark.numerics
 
-ADAMW = OptimizerConfig(name="adamw", lr=1e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
+ADAMW = AdamWConfig(name="adamw", lr=1e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
 COSINE = ScheduleConfig(
     name="cosine", warmup_steps=2, total_steps=None, decay_ratio=1.0, min_lr_ratio=0.1
 )

@@ -47,7 +47,7 @@ def prove_resume(config: RunConfig) -> None:
     if config.ckpt_path is not None:
         raise ValueError(
             tr(
-                "ckpt_path={ckpt_path}: prove_resume trains its own runs; leave out ckpt_path",
+                "ckpt_path={ckpt_path}: prove_resume trains its own runs; omit ckpt_path",
                 ckpt_path=config.ckpt_path,
             )
         )
@@ -64,13 +64,13 @@ def prove_resume(config: RunConfig) -> None:
             if (difference := first_difference(straight, run)) is not None:
                 print(tr("FAIL  {label}: {difference}", label=label, difference=difference))
                 if label == "again":
-                    print(tr("Two straight runs differ: try trainer.deterministic=true"))
+                    print(tr("Two uninterrupted runs differ: try trainer.deterministic=true"))
                 sys.exit(1)
             shutil.rmtree(run)  # the checkpoints of a large model need much room
     print(
         tr(
-            "PASS  {steps} steps straight, stopped and resumed, killed and resumed: equal bit for "
-            "bit",
+            "PASS  {steps} steps uninterrupted, stopped and resumed, killed and resumed: "
+            "identical bit for bit",
             steps=STEPS,
         )
     )

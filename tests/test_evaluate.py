@@ -105,7 +105,7 @@ def test_the_checkpoint_and_the_window_that_are_named(tiny_run: Path, own_text: 
     write_hf(model, tokenizer, Path("hf"))
     for exported in (run("ckpt_path=hf", *text), run("hf=hf", *text)):
         assert exported["all"] == pytest.approx(named["all"])
-    with pytest.raises(ValueError, match="hf does not say what text it was trained on: give data"):
+    with pytest.raises(ValueError, match="hf does not record what text it was trained on: give data"):
         run("ckpt_path=hf")
     shorter = run(f"ckpt_path={alone}", *text, "block_size=4")
     assert (shorter["block_size"], shorter["stride"]) == (4, 2)
@@ -196,7 +196,7 @@ def test_what_a_tokenizer_does_not_know_is_reported(
         10,
         5,
     )
-    assert "5 tokens stand for text that the tokenizer does not know" in capsys.readouterr().out
+    assert "5 unknown tokens, for text that the tokenizer cannot represent" in capsys.readouterr().out
 
 
 def test_pairs(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

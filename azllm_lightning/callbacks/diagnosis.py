@@ -258,9 +258,9 @@ def too_small_text(last: Validation, middle: Validation, lr: float) -> str:
     """That the losses stay high."""
     assert last.train_loss is not None
     return tr(
-        "step {step:,}: underfitting. val_loss ({val:.3f}) and train_loss ({train:.3f}) "
-        "have hardly moved since step {middle_step:,}. "
-        "Try a larger model, or another optimizer.lr (now {lr:g}), a higher one first",
+        "step {step:,}: underfitting. val_loss ({val:.3f}) and train_loss ({train:.3f}) have "
+        "hardly changed since step {middle_step:,}. Try a larger model, or a different "
+        "optimizer.lr (now {lr:g}; try a higher one first)",
         step=last.step,
         val=last.val_loss,
         train=last.train_loss,

@@ -65,9 +65,9 @@ def explanation(error: BaseException, verb: str) -> str:
         )
     if match := re.match("Ambiguous value for argument '(.+)'\n", message):
         return tr(
-            "{setting} is ambiguous: write a decimal number with a point (0.5), a text with a "
-            "comma in "
-            "double quotes (\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
+            "{setting} is ambiguous: write a decimal number with a point (0.5), text with a "
+            "comma in two kinds of quotes (\"key='a,b'\"), a list as key=[a,b], or add -m for "
+            "one run per value",
             setting=match[1],
         )
     if isinstance(error, OmegaConfBaseException):
@@ -81,9 +81,8 @@ def _unreadable_override(text: str, verb: str) -> str:
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or key != key.strip():
         return tr(
-            "{text} is not a setting: type key=value without spaces around the sign, and put "
-            "quotes around "
-            'a text with spaces: prompt="Bir gün"',
+            "{text} is not a setting: type key=value without spaces around the equals sign, and "
+            'put quotes around text with spaces: prompt="Bir gün"',
             text=text,
         )
     group = conf_dir() / key.lstrip("+")
@@ -92,9 +91,8 @@ def _unreadable_override(text: str, verb: str) -> str:
             group.name, value, sorted(file.stem for file in group.glob("*.yaml"))
         )
     return tr(
-        "{text} cannot be read: a number is written in digits, and a text here needs quotes inside "
-        "the "
-        "quotes of the shell, \"{key}='{value}'\"",
+        "{text} cannot be read: write a number in digits; text needs quotes inside the shell's "
+        "quotes, \"{key}='{value}'\"",
         text=text,
         key=key,
         value=value,

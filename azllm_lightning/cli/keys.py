@@ -31,8 +31,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if key in RENAMED:
         return tr(
             "{key} is now {new}: trainer.global_batch_size is the number of sequences per "
-            "optimizer "
-            "step, trainer.micro_batch_size how many of them go through the model at once",
+            "optimizer step, trainer.micro_batch_size the number that a device processes at once",
             key=key,
             new=RENAMED[key],
         )

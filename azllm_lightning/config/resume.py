@@ -75,7 +75,7 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
         if before != asked:
             differing.append(
                 tr(
-                    "{key}: {before} in the checkpoint, {now} asked for",
+                    "{key}: {before} in the checkpoint, {now} requested",
                     key=key,
                     before=before,
                     now=asked,
@@ -84,9 +84,9 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
     if differing:
         raise ValueError(
             tr(
-                "{path} cannot be resumed with other values of settings that define the run:\n"
-                "  {differing}\nOmit these, or start a new run (init_from= starts it from these "
-                "weights)",
+                "{path} cannot be resumed with different values of settings that define the "
+                "run:\n  {differing}\nOmit these, or start a new run (init_from= starts it from "
+                "these weights)",
                 path=checkpoint,
                 differing="\n  ".join(differing),
             )

@@ -39,7 +39,7 @@ class SamplingConfig:
         length = self.max_new_tokens
         problems.require(length >= 1, "max_new_tokens", length, tr("at least 1"))
         heat = self.temperature
-        wanted = tr("at least 0 (0 takes the most likely token)")
+        wanted = tr("at least 0 (0: always the most likely token)")
         problems.require(0 <= heat < infinity, "temperature", heat, wanted)
         wanted = tr("at least 1, or null for all tokens")
         problems.require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, wanted)

@@ -59,7 +59,7 @@ class TrainerConfig:
             self._devices_are_valid(),
             "devices",
             self.devices,
-            tr("a number from 1, a list like '0,1', or auto"),
+            tr("a number of at least 1, a list like '0,1', or auto"),
         )
         if self.deadline is not None:
             deadline = self.deadline
@@ -93,7 +93,7 @@ def parse_deadline(text: str, now: float) -> float:
     except ValueError:
         raise ValueError(
             tr(
-                "trainer.deadline={deadline} is neither a span (11h30m, 45m, 90s) nor a time "
+                "trainer.deadline={deadline} is neither a duration (11h30m, 45m, 90s) nor a time "
                 "(06:30, 2026-11-23T06:30)",
                 deadline=repr(text),
             )

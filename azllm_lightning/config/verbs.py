@@ -89,8 +89,8 @@ class EvaluateConfig:
         if self.pairs and self.has_text:
             problems.add(
                 tr(
-                    "pairs=true scores sentences of its own and reads no text: "
-                    "omit data.path and data.dir"
+                    "pairs=true scores its own sentences and reads no text: omit data.path and "
+                    "data.dir"
                 )
             )
         problems.raise_if_any()

@@ -205,7 +205,7 @@ class TokenDataModule(LightningDataModule):
             raise ValueError(
                 tr(
                     "the checkpoint has trainer.global_batch_size={theirs}, this run has {ours}; "
-                    "leave trainer.global_batch_size alone, or start a new run",
+                    "omit trainer.global_batch_size=, or start a new run",
                     theirs=state_dict["global_batch_size"],
                     ours=self.global_batch_size,
                 )
@@ -217,9 +217,9 @@ class TokenDataModule(LightningDataModule):
         if fingerprint != self.fingerprint:
             raise ValueError(
                 tr(
-                    "the checkpoint was trained on other data (fingerprint {theirs}) than {folder} "
-                    "({ours}); resume with the same data (data.dir=, data.path=), "
-                    "or start a new run",
+                    "the checkpoint was trained on different data (fingerprint {theirs}) from "
+                    "{folder} ({ours}); resume with the same data (data.dir=, data.path=), or "
+                    "start a new run",
                     theirs=fingerprint,
                     folder=self.folder,
                     ours=self.fingerprint,

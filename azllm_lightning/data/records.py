@@ -67,7 +67,7 @@ class _Decoder:
             if number == 1:
                 if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise ValueError(
-                        tr("{path}: encoded as UTF-16; save it as UTF-8", path=self.path)
+                        tr("{path}: the encoding is UTF-16; save the file as UTF-8", path=self.path)
                     )
                 line = line.removeprefix(codecs.BOM_UTF8)
             yield number, self.decode(line, number)

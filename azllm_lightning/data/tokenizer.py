@@ -201,7 +201,7 @@ def _difference(parts: dict[str, Any]) -> str | None:
     if [split["type"] for split in splits] != ["Split", "ByteLevel"]:
         return tr("it does not split text into words and then bytes")
     if splits[0]["pattern"] != {"Regex": SPLIT_PATTERN}:
-        return tr("it splits words by another pattern")
+        return tr("it splits words by a different pattern")
     if (parts.get("normalizer") or {}).get("type") != "NFC":
         return tr("it does not normalize text to NFC")
     if added != [(EOT_ID, EOT)]:

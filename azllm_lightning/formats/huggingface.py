@@ -151,8 +151,8 @@ def _read_config(folder: Path) -> GPTConfig:
         foreign = [f"head_dim={values.get('head_dim')}"]
     raise ValueError(
         tr(
-            "{folder} holds a different kind of model ({settings}): only Qwen3 models of the shape "
-            "that azllm-lightning trains can be loaded",
+            "{folder} contains a different kind of model ({settings}): only Qwen3 models of the "
+            "shape that azllm-lightning trains can be loaded",
             folder=folder,
             settings=", ".join(foreign),
         )

@@ -92,9 +92,9 @@ def read_checkpoint(path: Path, mmap: bool = os.name != "nt") -> dict[str, Any]:
         if "GLOBAL" in str(error):  # torch's word for a name that the pickle wants to import
             raise ValueError(
                 tr(
-                    "{path} was refused: it holds more than tensors and plain values, and loading "
-                    "it would run code. Load only checkpoints of azllm-lightning, from people you "
-                    "trust",
+                    "{path} was refused: it contains more than tensors and plain values, and "
+                    "loading it would run code. Load only checkpoints of azllm-lightning, from "
+                    "people you trust",
                     path=path,
                 )
             ) from error

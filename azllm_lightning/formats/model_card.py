@@ -48,10 +48,10 @@ def model_card(
         token=EOT,
     )
     intended_use = tr(
-        "Study, teaching, experiments, and as a starting point for further training. The model "
+        "Study, teaching, experiments, and a starting point for further training. The model "
         "continues text. It was not trained to answer questions or to follow instructions, it "
-        "repeats the mistakes and biases of its training text, and its output may be false. "
-        "Not for use where anyone relies on its output."
+        "repeats the mistakes and biases of its training text, and its output may be false. Not "
+        "for use where anyone relies on its output."
     )
     return f"""---
 language: az
@@ -124,7 +124,7 @@ def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
     ours = ollama_name(name)
     note = tr(
         "With Ollama, whose Modelfile adds that token to each prompt: `ollama create {name} -f "
-        'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalise text: its '
+        'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalize text: its '
         "input must be NFC.",
         name=ours,
         prompt=PROMPT,

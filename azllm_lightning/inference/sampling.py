@@ -81,7 +81,7 @@ def stream(
         unicodedata.normalize("NFC", text) for text in ([stop] if isinstance(stop, str) else stop)
     ]
     if "" in stops:
-        raise ValueError(tr("stop has an empty text, which would end every text: leave it out"))
+        raise ValueError(tr("stop contains an empty string, which would end every text: omit it"))
     starts = [[model.config.eos_id, *ids] for ids in prompts]
     steps = generate_ids(model, starts, settings, num_samples)
     shown = [tokenizer.decode(ids) for ids in prompts for _ in range(num_samples)]

@@ -245,8 +245,9 @@ def hf_scorer(
     if start_id is None and not tokenizer.is_fast:
         raise ValueError(
             tr(
-                "hf={folder} has no start token, and its tokenizer does not report which text a "
-                "token covers: the bytes of a document's first token cannot be left out",
+                "hf={folder} has no start token, and its tokenizer does not report which "
+                "characters a token covers, so the bytes of a document's first token, which is "
+                "not scored, cannot be subtracted",
                 folder=folder,
             )
         )

@@ -62,7 +62,7 @@ def _prepared_folder_of(checkpoint: Path) -> Path:
     if not stored:
         raise ValueError(
             tr(
-                "{checkpoint} does not say what text it was trained on: {way_out}",
+                "{checkpoint} does not record what text it was trained on: {way_out}",
                 checkpoint=checkpoint,
                 way_out=way_out,
             )
@@ -154,7 +154,7 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
             window=results["block_size"],
             stride=results["stride"],
         ),
-        tr("loss: nats per token; bpb: bits per byte of the normalised text"),
+        tr("loss: nats per token; bpb: bits per byte of the normalized text"),
         tr("the end-of-text token is context only and is not scored"),
     ]
     if not scorer.start:
@@ -169,10 +169,10 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     if total["unknown_tokens"]:
         lines.append(
             trn(
-                "{count:,} token stands for text that the tokenizer does not know: bpb is too "
-                "good for this model",
-                "{count:,} tokens stand for text that the tokenizer does not know: bpb is too "
-                "good for this model",
+                "{count:,} unknown token, for text that the tokenizer cannot represent: the bpb of "
+                "this model is too low",
+                "{count:,} unknown tokens, for text that the tokenizer cannot represent: the bpb of "
+                "this model is too low",
                 total["unknown_tokens"],
             )
         )

@@ -85,7 +85,7 @@ def claim(name: str, logs: Path = LOGS) -> Run:
             continue
         except OSError as error:
             message = tr(
-                "{folder} cannot be written ({reason}): run the command in a folder that can, or "
+                "{folder} cannot be written ({reason}): run the command in a writable folder, or "
                 "set logs_dir",
                 folder=folder,
                 reason=error,
@@ -259,7 +259,8 @@ def _lock(folder: Path) -> Run:
     except NotImplementedError:  # Google Drive's file system has no locks
         log.warning(
             tr(
-                "{folder}: this file system has no locks; do not resume this run twice at once",
+                "{folder}: this file system does not support locks; do not resume this run in "
+                "two processes at once",
                 folder=folder,
             )
         )

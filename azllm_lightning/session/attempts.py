@@ -179,9 +179,9 @@ def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -
     else:
         return
     message = tr(
-        "{problem}, and {reason}: the data or the settings are at fault. Look at the last "
-        "validations, "
-        "lower optimizer.lr, or try trainer.precision=32-true; the last good state is in {folder}",
+        "{problem}, and {reason}: the data or the settings are at fault. Check the last "
+        "validations, lower optimizer.lr, or try trainer.precision=32-true; the last good "
+        "checkpoint is in {folder}",
         problem=broken,
         reason=reason,
         folder=run.checkpoints,

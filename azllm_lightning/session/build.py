@@ -161,7 +161,7 @@ def _instantiate(entries: Mapping[str, Any], group: str, kind: type) -> list[Any
             raise ValueError(message) from error
         if not isinstance(made[-1], kind):
             message = tr(
-                "{target} is not a {kind}, which {group} consists of",
+                "{target} is not a {kind}, as every entry of {group} must be",
                 target=target,
                 kind=kind.__name__,
                 group=group,

@@ -51,8 +51,8 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     last_step = config.trainer.max_steps
     if lr_factor(last_step - 1, config.schedule) == 0:
         message = tr(
-            "from step {step:,} on the learning rate is 0 and nothing is learned: "
-            "add schedule.total_steps={max_steps}",
+            "from step {step:,} on the learning rate is 0, so nothing is learned: add "
+            "schedule.total_steps={max_steps}",
             step=config.schedule.total_steps,
             max_steps=last_step,
         )

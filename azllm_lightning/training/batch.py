@@ -88,7 +88,7 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
     if micro == 1:
         raise ValueError(
             tr(
-                "out of memory with trainer.micro_batch_size=1, the smallest there is: {remedies}",
+                "out of memory with trainer.micro_batch_size=1, the smallest possible: {remedies}",
                 remedies=_remedies(),
             )
         )

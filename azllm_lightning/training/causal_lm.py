@@ -131,7 +131,7 @@ class CausalLM(LightningModule):
             raise ValueError(
                 tr(
                     "the model has {embeddings} token embeddings, but the tokenizer of the data "
-                    "has {tokens} tokens: they do not belong together",
+                    "has {tokens} tokens: this model was made for a different tokenizer",
                     embeddings=self.model_config.vocab_size,
                     tokens=tokenizer.vocab_size,
                 )
@@ -335,7 +335,7 @@ class CausalLM(LightningModule):
         if differing:
             raise ValueError(
                 tr(
-                    "init_from={path} has another model: {differing}; choose model= and "
+                    "init_from={path} has a different model: {differing}; choose model= and "
                     "data.tokenizer= accordingly",
                     path=path,
                     differing=", ".join(differing),

@@ -305,7 +305,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
             if trainer.global_step != self._saved_step:
                 self.save(trainer)
-            raise Stopped(self.stop.reason or tr("a request of another process"))
+            raise Stopped(self.stop.reason or tr("a request from another process"))
 
     @staticmethod
     def _agreed(trainer: Trainer, mine: bool) -> bool:

@@ -246,7 +246,7 @@ def test_stop_strings_end_the_text_before_them(model, tokenizer):
     assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=both) == [
         "Bakıda" + written[: new - 1]
     ]
-    with pytest.raises(ValueError, match="stop has an empty text"):
+    with pytest.raises(ValueError, match="stop contains an empty string"):
         sample(model, tokenizer, stop=["a", ""])
 
 

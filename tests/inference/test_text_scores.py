@@ -59,6 +59,6 @@ def test_what_a_report_says_of_the_model() -> None:
 
     *_, unknown = notes([0])
     assert notes([0])[0] == "windows of 8 tokens, stride 4, fp32"
-    assert unknown.startswith("3 tokens stand for text that the tokenizer does not know: bpb is")
+    assert unknown.startswith("3 unknown tokens, for text that the tokenizer cannot represent: the bpb of")
     *_, no_start, _ = notes([])
     assert "the first token of each document is not scored (3 tokens, 3 bytes)" in no_start

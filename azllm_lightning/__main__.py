@@ -1,4 +1,4 @@
-"""azllm VERB, or python -m azllm_lightning VERB: the list of verbs, and the way to each."""
+"""`azllm VERB`, or `python -m azllm_lightning VERB`: runs a verb, or lists them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def module_of(verb: str) -> str:
-    """The module of a verb; the listing of runs is in the room of runs."""
+    """The module that runs a verb, relative to the package."""
     return "runs.__main__" if verb == "runs" else verb
 
 

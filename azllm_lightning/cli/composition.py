@@ -1,4 +1,4 @@
-"""Hydra: conf/ and overrides become one plain mapping, or one clear message."""
+"""Compose conf/ and overrides with Hydra into a plain mapping, or explain in one message why not."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def conf_dir() -> Path:
 
 
 def composed_mapping(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The composed config of `verb` as plain containers, not checked.
+    """The composed config of `verb` as plain containers, not yet validated.
 
-    Raises ValueError for what Hydra cannot compose.
+    Raises ValueError, with a message for the user, if Hydra cannot compose it.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -50,7 +50,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def explanation(error: BaseException, verb: str) -> str:
-    """What a complaint of Hydra means for the user, with the way out."""
+    """What an error of Hydra means for the user, and how to fix it."""
     message = str(error).strip() or type(error).__name__
     if isinstance(error, OverrideParseException):
         return _unreadable_override(str(error.override), verb)

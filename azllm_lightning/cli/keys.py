@@ -1,4 +1,4 @@
-"""The names of settings: all of them, old ones, misspelt ones."""
+"""The names of settings: known, renamed and misspelled ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RENAMED = {
     "data.batch_size": "trainer.micro_batch_size",
     "trainer.accumulate_grad_batches": "trainer.global_batch_size",
 }
-"""Keys of earlier versions: refused, with the name that they have now."""
+"""Keys of earlier versions and their present names; the old ones are refused."""
 
 
 def keys_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The settings of the verbs around training: one dataclass for each of conf/<verb>.yaml."""
+"""The settings of all verbs but train: one dataclass per conf/<verb>.yaml."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class GenerateConfig(SamplingConfig):
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings; a shell passes a line break most easily as \\n."""
+        """The stop strings, in which the two characters \\n, easier to type, become a line break."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [text.replace("\\n", "\n") for text in given]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from azllm_lightning.config.model import GPTConfig
 
 PROMPT = "Bir gün"
-"""What the examples begin with."""
+"""The prompt of the examples."""
 
 
 def model_card(
@@ -84,7 +84,7 @@ tags: [azllm-lightning]
 
 
 def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]:
-    """Rows of the card's table: training text, tokens seen, and the figures of the validation.
+    """Rows of the card's table: training text, tokens seen, and the losses of the last validation.
 
     Of local files only the name is shown: cards are made to be published.
     """
@@ -120,13 +120,13 @@ print(write("{EOT}{PROMPT}", max_new_tokens=60)[0]["generated_text"])
 
 
 def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
-    """How to use what `write_gguf` wrote into `folder`, in Ollama under a name made of `name`."""
-    ours = ollama_name(name)
+    """How to use what `write_gguf` wrote into `folder`, in Ollama under a name derived from `name`."""
+    ollama = ollama_name(name)
     note = tr(
         "With Ollama, whose Modelfile adds that token to each prompt: `ollama create {name} -f "
         'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalize text: its '
         "input must be NFC.",
-        name=ours,
+        name=ollama,
         prompt=PROMPT,
     )
     return f"""```python

@@ -112,21 +112,21 @@ def score_by_source(scorer: Scorer, text: TextToScore, stride: int | None) -> di
 
     sums: dict[str, Score] = {}
     with Progress(tr("evaluating"), text.num_bytes) as progress:
-        for one in score(scorer, texts(), stride):
+        for document_score in score(scorer, texts(), stride):
             source = sources.popleft()
-            sums[source] = sums.get(source, Score()) + one
-            progress.add(one.num_bytes)
+            sums[source] = sums.get(source, Score()) + document_score
+            progress.add(document_score.num_bytes)
     return {source: sums[source] for source in sorted(sums)}
 
 
 def text_results(scorer: Scorer, scores: dict[str, Score], stride: int | None) -> dict[str, Any]:
-    """What is stored as JSON: the window, and the figures by source and of all together."""
+    """What is stored as JSON: the window, and the metrics by source and of all together."""
     total = sum(scores.values(), Score())
     return {
         "block_size": scorer.block_size,
         "stride": stride or default_stride(scorer.block_size),
-        "sources": {source: one.figures() for source, one in scores.items()},
-        "all": total.figures(),
+        "sources": {source: score.metrics() for source, score in scores.items()},
+        "all": total.metrics(),
     }
 
 
@@ -144,8 +144,8 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     ]
     total = results["all"]
     rows = [
-        _row(source, figures)
-        for source, figures in [*results["sources"].items(), (tr("all"), total)]
+        _row(source, metrics)
+        for source, metrics in [*results["sources"].items(), (tr("all"), total)]
     ]
     lines = [
         table(heads, rows),
@@ -179,15 +179,15 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(source: str, figures: dict[str, Any]) -> list[str]:
-    ppl = figures["val_ppl"]
+def _row(source: str, metrics: dict[str, Any]) -> list[str]:
+    ppl = metrics["val_ppl"]
     return [
         source,
-        f"{figures['val_loss']:.4f}",
+        f"{metrics['val_loss']:.4f}",
         f"{ppl:.2f}" if ppl < 1000 else f"{ppl:,.0f}",
-        f"{figures['val_bpb']:.4f}",
-        f"{figures['tokens_per_word']:.2f}",
-        f"{figures['bytes_per_token']:.2f}",
-        f"{figures['documents']:,}",
-        f"{figures['bytes']:,}",
+        f"{metrics['val_bpb']:.4f}",
+        f"{metrics['tokens_per_word']:.2f}",
+        f"{metrics['bytes_per_token']:.2f}",
+        f"{metrics['documents']:,}",
+        f"{metrics['bytes']:,}",
     ]

@@ -154,7 +154,10 @@ def test_a_resume_with_a_learning_rate_of_zero_is_warned_of(
             r"trainer\.global_batch_size: 4 in the checkpoint, 8 requested",
         ),
         ("trainer.micro_batch_size=3", r"micro_batch_size=3 does not divide the 4 .*: 1, 2, 4"),
-        ("data.tales_seed=1", r"different data \(fingerprint [0-9a-f]{32}\) from .* \([0-9a-f]{32}\)"),
+        (
+            "data.tales_seed=1",
+            r"different data \(fingerprint [0-9a-f]{32}\) from .* \([0-9a-f]{32}\)",
+        ),
         ("data.vocab_size=290", r"different data \(fingerprint [0-9a-f]{32}\) from .*"),
     ],
 )

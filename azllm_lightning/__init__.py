@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # How long an idle thread spins before it sleeps, for GNU OpenMP (which PyTorch uses on Linux).
 # Spinning threads starve each other on a busy machine; sleeping at once makes small models a sixth
-# slower on an idle one. A short spin costs little in both cases (benchmarks/omp_wait.py). It must be
-# set before torch is imported.
+# slower on an idle one. A short spin costs little in both cases (benchmarks/omp_wait.py). The
+# variable must be set before torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

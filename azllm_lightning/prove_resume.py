@@ -79,7 +79,7 @@ def prove_resume(config: RunConfig) -> None:
 def train_run(
     folder: Path, name: str, settings: list[str], interruption: Interruption | None = None
 ) -> Path:
-    """Train run `name` to its end, with an interruption and a resume if given; returns its folder."""
+    """Train run `name` to its end, interrupted and resumed if so given; returns its folder."""
     from azllm_lightning.session.child import train_in_child
 
     if interruption is not None:

@@ -1,4 +1,4 @@
-"""Compose conf/ and overrides with Hydra into a plain mapping, or explain in one message why not."""
+"""Compose conf/ and overrides with Hydra into a plain mapping, or explain why that fails."""
 
 from __future__ import annotations
 

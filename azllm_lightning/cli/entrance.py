@@ -1,5 +1,6 @@
 """The entry point that all verbs share: sys.argv becomes checked settings, errors become exit
-codes."""
+codes.
+"""
 
 from __future__ import annotations
 

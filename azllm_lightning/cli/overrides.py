@@ -1,4 +1,4 @@
-"""Settings as people type them: key=value with any characters, without the quotes that Hydra needs."""
+"""Settings as people type them: key=value with any characters, without Hydra's extra quotes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _as_typed(override: str) -> str:
 
 
 def _python() -> str:
-    """ "python", or the path of this interpreter if its environment, in this folder, is not active."""
+    """The interpreter to type: python, or its path if its environment here is not active."""
     here = Path(sys.prefix)
     folder = Path.cwd()
     is_plain = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ

@@ -113,7 +113,7 @@ class GPTConfig(ModelConfig):
         problems.raise_if_any()
 
     def num_params(self, embeddings: bool = True) -> int:
-        """Exact number of parameters; without `embeddings`, token embeddings and head are left out."""
+        """Exact number of parameters; without `embeddings`, no token embeddings and no head."""
         assert self.n_kv_head is not None
         assert self.intermediate_size is not None
         heads = self.n_head + self.n_kv_head

@@ -56,7 +56,7 @@ class GenerateConfig(SamplingConfig):
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings, in which the two characters \\n, easier to type, become a line break."""
+        """The stop strings; a typed \\n becomes a line break."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [text.replace("\\n", "\n") for text in given]
 

@@ -25,8 +25,8 @@ VALIDATION_SEED = 0
 """Every run is validated on the same windows, whatever its seed, so that losses are comparable."""
 
 ORDER_BLOCK = 1024
-"""Positions whose windows are computed at once: one by one would slow down the steps of a small
-model by some tenths of a millisecond."""
+"""Positions whose windows are computed at once; one by one would add tenths of a millisecond to
+each step of a small model."""
 
 MAX_SOURCES = 12
 """Sources with a validation loss of their own; more curves would be unreadable."""

@@ -1,4 +1,4 @@
-"""Reading the formats: plain text, JSON Lines, CSV and Parquet to the texts in them."""
+"""Read the texts in plain text, JSON Lines, CSV and Parquet files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = tuple[str, str | None]
 """A text and, if data.source_field is set and the format has fields, its source."""
 
 MAX_BLOCK_BYTES = 1 << 23
-"""Of plain text: longer lines and documents are returned in parts, to bound memory."""
+"""Longer lines and documents of plain text are returned in parts, to bound memory."""
 
 _MAX_WARNINGS = 5
 _PARQUET_ROWS = 512

@@ -162,7 +162,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that decides the ids, independent of the library version that wrote it."""
+        """sha256 of everything that decides the ids, independent of the version of the library."""
         model = json.loads(self.to_json())["model"]
         decisive = [
             SPLIT_PATTERN,

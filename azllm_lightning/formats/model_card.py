@@ -120,7 +120,7 @@ print(write("{EOT}{PROMPT}", max_new_tokens=60)[0]["generated_text"])
 
 
 def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
-    """How to use what `write_gguf` wrote into `folder`, in Ollama under a name derived from `name`."""
+    """How to use what `write_gguf` wrote into `folder`; `name` gives the model's name in Ollama."""
     ollama = ollama_name(name)
     note = tr(
         "With Ollama, whose Modelfile adds that token to each prompt: `ollama create {name} -f "

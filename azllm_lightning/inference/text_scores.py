@@ -125,7 +125,7 @@ def text_results(scorer: Scorer, scores: dict[str, Score], stride: int | None) -
     return {
         "block_size": scorer.block_size,
         "stride": stride or default_stride(scorer.block_size),
-        "sources": {source: score.metrics() for source, score in scores.items()},
+        "sources": {source: sums.metrics() for source, sums in scores.items()},
         "all": total.metrics(),
     }
 
@@ -171,8 +171,8 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
             trn(
                 "{count:,} unknown token, for text that the tokenizer cannot represent: the bpb of "
                 "this model is too low",
-                "{count:,} unknown tokens, for text that the tokenizer cannot represent: the bpb of "
-                "this model is too low",
+                "{count:,} unknown tokens, for text that the tokenizer cannot represent: the bpb "
+                "of this model is too low",
                 total["unknown_tokens"],
             )
         )

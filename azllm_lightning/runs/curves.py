@@ -1,4 +1,4 @@
-"""The curves of a run: reading them, and rewriting them at a resume so that no step is there twice."""
+"""The curves of a run: reading them, and rewriting them at a resume so that no step is doubled."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ log = logging.getLogger("azllm_lightning")
 
 def run_session(config: RunConfig) -> Path:
     """Train or resume the run of `config`, and return its folder; see `azllm_lightning.train`."""
-    _listen_to_logs()
+    _set_up_logging()
     use_language(config.lang)
     again = command("train", config.overrides)
     try:
@@ -59,11 +59,14 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
         log.warning(paragraph(message))
 
 
-def _listen_to_logs() -> None:
+def _set_up_logging() -> None:
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     log.setLevel(logging.INFO if is_first else logging.WARNING)  # one process reports progress
     log.propagate = False
     if not any(isinstance(handler, TqdmHandler) for handler in log.handlers):
         log.addHandler(TqdmHandler())
-    for noisy in ("lightning.pytorch", "lightning.fabric"):  # the start panel has what they say
+    for noisy in (
+        "lightning.pytorch",
+        "lightning.fabric",
+    ):  # the start panel has the same information
         logging.getLogger(noisy).setLevel(logging.WARNING)

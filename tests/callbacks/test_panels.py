@@ -12,7 +12,7 @@ import torch
 
 from azllm_lightning.callbacks.history import Validation
 from azllm_lightning.callbacks.panels import (
-    MOST_ROWS,
+    MAX_ROWS,
     checkpoint_bytes,
     end_panel,
     start_panel,
@@ -181,7 +181,7 @@ def test_a_long_table_is_thinned(best: int) -> None:
     losses[best] = 4.0
     steps = [int(line.split()[0]) for line in table(course(1, losses))[1:]]
     assert {0, 39, best} <= set(steps)
-    assert MOST_ROWS - 1 <= len(steps) <= MOST_ROWS
+    assert MAX_ROWS - 1 <= len(steps) <= MAX_ROWS
     assert max(b - a for a, b in pairwise(steps)) <= 4
 
 

@@ -119,8 +119,8 @@ def test_a_cpu_gets_what_a_bounded_memory_holds(
     assert torch.equal(torch.get_rng_state(), state)
     for sequences, size in ((30, 24), (10.5, 8), (0.1, 1)):
         monkeypatch.setattr(micro_batch, "CPU_BYTES", int(sequences * computed))
-        assert micro_batch.fitted(with_batch(settled, 48), "cpu", devices=1) == size
-        assert micro_batch.fitted(with_batch(settled, 96), "cpu", devices=2) == size
+        assert micro_batch.largest_micro_batch(with_batch(settled, 48), "cpu", devices=1) == size
+        assert micro_batch.largest_micro_batch(with_batch(settled, 96), "cpu", devices=2) == size
 
 
 def test_auto_keeps_the_windows_of_each_step_and_is_stored_as_a_number(

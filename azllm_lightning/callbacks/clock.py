@@ -8,7 +8,7 @@ import time
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 RECENT = 50
-"""Number of steps averaged to predict the next ones: few enough to adapt within a minute or so."""
+"""Number of steps averaged to predict the next ones: few enough to adapt soon."""
 
 
 class Clock:
@@ -65,8 +65,9 @@ class Clock:
         self._batch_ended = time.perf_counter()
 
     def step_ends(self, logs_now: bool) -> None:
-        """An optimizer step is done; with `logs_now`, the next wait is not measured, for it
-        includes logging."""
+        """An optimizer step is done; with `logs_now`, the next wait is not measured,
+        because it includes logging.
+        """
         self.step_seconds.append(self._since_mark())
         self.waits.append(self._wait)
         self._wait = math.nan if logs_now else 0.0

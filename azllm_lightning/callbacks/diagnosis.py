@@ -131,10 +131,9 @@ class Diagnosis(Callback):
             return
         lr = module.optimizer_config.lr
         text = tr(
-            "step {step:,}: the learning rate looks too high. "
-            "train_loss {loss:.2f} (was {lowest:.2f}), grad_norm {norm:.2g} (was {usual:.2g}). "
-            "Try optimizer.lr={lower:.1g} (now {lr:g}) "
-            "or a higher schedule.warmup_steps (now {warmup})",
+            "step {step:,}: the learning rate looks too high. train_loss {loss:.2f} (was "
+            "{lowest:.2f}), grad_norm {norm:.2g} (was {usual:.2g}). Try optimizer.lr={lower:.1g} "
+            "(now {lr:g}) or a higher schedule.warmup_steps (now {warmup})",
             step=trainer.global_step,
             loss=statistics.fmean(losses[-rules.SHORT :]),
             lowest=chance if lowest is None else min(chance, lowest.value),
@@ -202,7 +201,10 @@ class Diagnosis(Callback):
             self._report(trainer, "data_bound", severity, text)
 
     def _should_report(self, name: str, severity: float) -> bool:
-        """Whether to report a problem: it is present, and new or much worse than when reported."""
+        """Whether to report a problem, which is then remembered as reported.
+
+        It must be present, and either new or much worse than when it was last reported.
+        """
         if severity < OVER:
             self._reported.pop(name, None)
         if severity < max(1.0, WORSE * self._reported.get(name, 0.0)):
@@ -243,9 +245,8 @@ def overfitting_text(last: Validation, best: Validation, module: CausalLM) -> st
 def undertrained_text(last: Validation, middle: Validation) -> str:
     """The message that the run ended while it was still learning fast."""
     return tr(
-        "step {step:,}: undertrained. Both losses are still falling fast "
-        "(val_loss {val:.3f}; {middle:.3f} at step {middle_step:,}). "
-        "Try a new run with trainer.max_steps={longer}",
+        "step {step:,}: undertrained. Both losses are still falling fast (val_loss {val:.3f}; "
+        "{middle:.3f} at step {middle_step:,}). Try a new run with trainer.max_steps={longer}",
         step=last.step,
         val=last.val_loss,
         middle=middle.val_loss,

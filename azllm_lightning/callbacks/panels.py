@@ -76,8 +76,8 @@ def _length(config: RunConfig, training_tokens: int) -> str:
     tokens_per_step = config.trainer.global_batch_size * config.shape.block_size
     total = config.trainer.max_steps * tokens_per_step
     return tr(
-        "{steps:,} x {tokens:,} tokens = {total} tokens "
-        "({epochs} epochs; {ratio} tokens per parameter, Chinchilla ~20)",
+        "{steps:,} x {tokens:,} tokens = {total} tokens ({epochs} epochs; {ratio} tokens per "
+        "parameter, Chinchilla ~20)",
         steps=config.trainer.max_steps,
         tokens=tokens_per_step,
         total=count_text(total),

@@ -87,9 +87,8 @@ def check_run_name(name: str) -> None:
     if is_special or re.search(r'[<>:"/\\|?*\x00-\x1f]', name):
         raise ValueError(
             tr(
-                "run_name={name} cannot be a folder name: it must not contain {forbidden} or begin "
-                "or "
-                "end with a dot or a space",
+                "run_name={name} cannot be a folder name: it must not contain {forbidden} or "
+                "begin or end with a dot or a space",
                 name=repr(name),
                 forbidden='< > : " / \\ | ? *',
             )

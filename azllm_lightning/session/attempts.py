@@ -58,7 +58,7 @@ class Start:
     config: RunConfig
     checkpoint: Path | None
     step: int
-    """-1 without a checkpoint, so that even step 0 counts as later."""
+    """-1 without a checkpoint: not even the validation at step 0 is kept."""
     resumed_from: Path | None
     """The checkpoint that the summary names; None if this session wrote it."""
     rollbacks: int = 0

@@ -345,7 +345,8 @@ class CausalLM(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file usable on its own (tokenizer, config as YAML), and what a resume
-        needs."""
+        needs.
+        """
         checkpoint["azllm"] = {
             "format": FORMAT,
             "tokenizer": self.tokenizer_json,

@@ -176,7 +176,8 @@ def missing_for_compile(device: str) -> str:
 
 def expected_flops(device: str) -> float:
     """A rough FLOP/s of eager training, to decide whether compiling is worth it; a timing would
-    vary."""
+    vary.
+    """
     return 1e13 if device == "cuda" else 5e10 * torch.get_num_threads()
 
 

@@ -56,7 +56,8 @@ class StopRequest:
 
     def until(self, deadline: str | None) -> None:
         """Set the deadline; a duration counts from the creation of this object, at the session's
-        start."""
+        start.
+        """
         self.deadline = parse_deadline(deadline, self.started) if deadline is not None else None
 
     def listen(self) -> None:

@@ -49,9 +49,8 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
         elif hydra_overrides([text])[0] not in known:
             _apply_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
     for group in ("data", "schedule", "trainer", "callbacks"):
-        _add_missing(
-            values[group], composed[group]
-        )  # keys added since the run started, at their defaults
+        # Keys added since the run started get their defaults.
+        _add_missing(values[group], composed[group])
     for key in FRESH:
         values[key] = composed[key]
     for group in CODE:

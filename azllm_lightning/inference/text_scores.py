@@ -125,7 +125,7 @@ def text_results(scorer: Scorer, scores: dict[str, Score], stride: int | None) -
     return {
         "block_size": scorer.block_size,
         "stride": stride or default_stride(scorer.block_size),
-        "sources": {source: sums.metrics() for source, sums in scores.items()},
+        "sources": {source: one.metrics() for source, one in scores.items()},
         "all": total.metrics(),
     }
 

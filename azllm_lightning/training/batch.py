@@ -35,8 +35,9 @@ CPU_BYTES = 2**30
 def accumulation(config: TrainerConfig, devices: int) -> int:
     """Micro-batches per optimizer step on each of `devices`.
 
-    The only place that relates the batch sizes: global_batch_size = micro_batch_size x accumulation
-    x devices.
+    The only place that relates the batch sizes:
+
+        global_batch_size = micro_batch_size x accumulation x devices
 
     Raises ValueError if they do not divide each other.
     """

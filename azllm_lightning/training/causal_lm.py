@@ -292,7 +292,7 @@ class CausalLM(LightningModule):
 
         Replaces Lightning's `self.log` (2.6), whose x axis restarts on a resume, and which repeats
         the last values at every step that logs none, drops the validation at step 0, and copies
-        each value to the device, which synchronizes.
+        each value to the device, which forces a synchronization.
         """
         if not self.trainer.sanity_checking:
             self.trainer.callback_metrics.update(

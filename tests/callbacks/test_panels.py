@@ -68,7 +68,7 @@ def start(folder: Path, *overrides: str) -> list[str]:
 def test_the_start_panel_fits_80_columns(experiment: str, lang: str, tmp_path: Path) -> None:
     use_language(lang)
     panel = start(tmp_path, f"+experiment={experiment}")
-    # Paths stay whole.
+    # Paths are not broken.
     lines = [line for line in panel if str(tmp_path) not in line and line != tr("run")]
     assert len(lines) >= 6
     assert max(map(len, lines)) <= 80
@@ -236,7 +236,7 @@ def test_the_end_panel_in_azerbaijani() -> None:
     assert end()[-2:] == ["təlimi uzatmaq", LONGER]
 
 
-def test_a_run_that_more_steps_do_not_help_is_not_told_to_train_longer() -> None:
+def test_train_longer_is_not_offered_if_more_steps_do_not_help() -> None:
     assert end(extendable=False) == end()[:-2]
 
 

@@ -318,7 +318,7 @@ def test_a_foreign_shard(command: Command, place: Path, capsys: pytest.CaptureFi
     assert f"{shard} is missing" in capsys.readouterr().err
 
 
-def test_a_foreign_tokenizer_beside_the_shards(
+def test_a_foreign_tokenizer_next_to_the_shards(
     command: Command, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = prepared(command, place / "data")

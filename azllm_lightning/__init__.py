@@ -1,6 +1,6 @@
 """Train an Azerbaijani language model from scratch, on one modest GPU or a laptop.
 
-The public names are imported when they are first used, so that importing the package costs nothing.
+The public names are imported on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from azllm_lightning.train import train
     from azllm_lightning.training.causal_lm import CausalLM
 
-# How long a thread spins before it sleeps, for GNU's OpenMP (PyTorch's on Linux). Spinning threads
-# starve each other wherever anything else runs; sleeping at once makes small models a sixth slower
-# on an idle machine. A short spin loses little of either (benchmarks/omp_wait.py). It must be set
-# before torch is imported.
+# How long an idle thread spins before it sleeps, for GNU OpenMP (which PyTorch uses on Linux).
+# Spinning threads starve each other on a busy machine; sleeping at once makes small models a sixth
+# slower on an idle one. A short spin costs little in both cases (benchmarks/omp_wait.py). The
+# variable must be set before torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -1,4 +1,4 @@
-"""azllm VERB, or python -m azllm_lightning VERB: the list of verbs, and the way to each."""
+"""`azllm VERB`, or `python -m azllm_lightning VERB`: runs a verb, or lists them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from azllm_lightning.cli.messages import tr
 
 VERBS = {
     "train": "train a model, or resume a run",
-    "prepare": "make the tokenizer and the token shards of a text",
-    "generate": "let a trained model write",
-    "evaluate": "measure a model on text, or its grammar",
-    "export": "write a model for transformers, llama.cpp or Ollama",
+    "prepare": "train a tokenizer and tokenize a text into shards",
+    "generate": "generate text with a trained model",
+    "evaluate": "evaluate a model on text, or on grammar",
+    "export": "export a model to transformers, llama.cpp or Ollama",
     "prove_resume": "prove on this machine that a resumed run equals an uninterrupted one",
     "runs": "list the runs: status, step, best val_loss, size on disk",
 }
@@ -34,13 +34,13 @@ def main() -> None:
 
 
 def module_of(verb: str) -> str:
-    """The module of a verb; the listing of runs is in the room of runs."""
+    """The module that runs a verb, relative to the package."""
     return "runs.__main__" if verb == "runs" else verb
 
 
 def overview() -> str:
     """What `azllm` prints without a verb."""
-    lines = [tr("azllm VERB [key=value ...]   (azllm VERB --help explains its settings)"), ""]
+    lines = [tr("azllm COMMAND [key=value ...]   (azllm COMMAND --help explains its settings)"), ""]
     return "\n".join([*lines, *(f"  {verb:<14}{tr(text)}" for verb, text in VERBS.items())])
 
 

@@ -12,12 +12,12 @@ from azllm_lightning.config.verbs import EvaluateConfig
 
 
 def main() -> None:
-    """The entrance of the command line."""
+    """Command-line entry point."""
     entrance.main("evaluate", evaluate, EvaluateConfig.from_mapping)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Print a table of figures, write them as JSON, and return them.
+    """Print a table of metrics, write them as JSON, and return them.
 
     Raises ValueError if the model or the text is not found, or a window is too long for the model,
     and OSError if the JSON cannot be written.
@@ -60,7 +60,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _json_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
-    """Where the figures go: out, else the run's folder, else next to the checkpoint or here."""
+    """The file for the metrics: `out`, else in the run's folder, else next to the checkpoint, or in
+    the current folder for a transformers model.
+
+    Raises ValueError if it cannot be written.
+    """
     name = "pairs.json" if config.pairs else "evaluation.json"
     if config.out is not None:
         out = Path(config.out)

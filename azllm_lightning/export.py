@@ -1,4 +1,4 @@
-"""python -m azllm_lightning.export out=FOLDER: a checkpoint in the files of other programs."""
+"""python -m azllm_lightning.export out=FOLDER: write a checkpoint in another format."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """The entrance of the command line."""
+    """Command-line entry point."""
     entrance.main("export", export, ExportConfig.from_mapping)
 
 
 def export(config: ExportConfig) -> Path:
     """Write the model of a checkpoint and its model card into a new folder, and return the folder.
 
-    Raises ValueError for an existing folder and a missing checkpoint or package, and OSError if the
+    Raises ValueError if the folder exists or a checkpoint or package is missing, and OSError if the
     folder cannot be written; in each case nothing is left behind.
     """
     use_language(config.lang)
@@ -51,7 +51,7 @@ def export(config: ExportConfig) -> Path:
 
 
 def _write(model: GPT, tokenizer: Tokenizer, folder: Path, config: ExportConfig, name: str) -> str:
-    """Write the model in the format asked for; returns the card's section on its use."""
+    """Write the model in `config.format`; returns the usage section of the model card."""
     from azllm_lightning.formats import gguf, huggingface, model_card, state_dict
 
     out = Path(config.out or "").name

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.model.gpt import GPT
 
-BETWEEN_SAMPLES = "\n" + "-" * 40 + "\n"
+SAMPLE_SEPARATOR = "\n" + "-" * 40 + "\n"
 
 
 def main() -> None:
-    """The entrance of the command line."""
+    """Command-line entry point."""
     entrance.main("generate", generate, GenerateConfig.from_mapping)
 
 
 def generate(config: GenerateConfig) -> None:
-    """Print texts by a trained model: the first as it is written, further samples after it.
+    """Print texts by a trained model: the first as it is generated, further samples after it.
 
-    Without a prompt it asks for one after the other at a terminal; elsewhere the model begins by
-    itself. Raises ValueError if there is no such checkpoint.
+    Without a prompt it is interactive at a terminal; elsewhere the prompt is empty. Raises
+    ValueError if there is no such checkpoint.
     """
     use_language(config.lang)
     import torch
@@ -70,7 +70,7 @@ def _write(model: GPT, tokenizer: Tokenizer, prompt: str, config: GenerateConfig
         for pieces in steps:
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
             print(pieces[0], end="", flush=True)
-    print(BETWEEN_SAMPLES.join(["", *texts[1:]]))
+    print(SAMPLE_SEPARATOR.join(["", *texts[1:]]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m azllm_lightning.prepare: make the tokenizer and token shards before training."""
+"""python -m azllm_lightning.prepare: train a tokenizer and write token shards before training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_SOURCES = 12
 
 
 def main() -> None:
-    """The entrance of the command line."""
+    """Command-line entry point."""
     entrance.main("prepare", prepare, PrepareConfig.from_mapping)
 
 
@@ -30,7 +30,7 @@ def prepare(config: PrepareConfig) -> Path:
     `cli.entrance.Resumable` on a signal: unfinished files are removed, and the same command starts
     again.
     """
-    # numpy, tokenizers and torch are imported here, and not for --help.
+    # Imported here, so that --help does not load numpy, tokenizers and torch.
     from azllm_lightning.data import pipeline
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.training.stopping import Stopped, StopRequest

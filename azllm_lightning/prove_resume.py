@@ -19,26 +19,26 @@ TRAINER = (
 
 
 class Interruption(NamedTuple):
-    """Where the callback `Interrupt` ends a run, and whether by a kill."""
+    """The step after which the callback `Interrupt` ends a run, and whether it kills it."""
 
     step: int
     kill: bool
 
 
 RUNS = {"again": None, "stopped": Interruption(4, False), "killed": Interruption(5, True)}
-"""The runs that are compared with a straight one, and how they are interrupted."""
+"""The runs that are compared with the uninterrupted baseline, and how each is interrupted."""
 
 
 def main() -> None:
-    """The entrance of the command line."""
+    """Command-line entry point."""
     entrance.main("prove_resume", prove_resume, RunConfig.from_mapping)
 
 
 def prove_resume(config: RunConfig) -> None:
-    """Train a few steps: straight twice, stopped and resumed, killed and resumed; then compare.
+    """Train a few steps: twice uninterrupted, stopped and resumed, killed and resumed; compare.
 
-    Prints PASS if all runs are equal bit for bit; else prints what differs first and exits with
-    code 1. Raises ValueError if a run fails.
+    Prints PASS if all runs are identical bit for bit; else prints the first difference and exits
+    with code 1. Raises ValueError if a run fails.
     """
     use_language(config.lang)
     from azllm_lightning.data.pipeline import prepare
@@ -47,7 +47,7 @@ def prove_resume(config: RunConfig) -> None:
     if config.ckpt_path is not None:
         raise ValueError(
             tr(
-                "ckpt_path={ckpt_path}: prove_resume trains its own runs; leave out ckpt_path",
+                "ckpt_path={ckpt_path}: prove_resume trains its own runs; omit ckpt_path",
                 ckpt_path=config.ckpt_path,
             )
         )
@@ -58,19 +58,19 @@ def prove_resume(config: RunConfig) -> None:
         settings += [f"init_from={Path(config.init_from).absolute()}"]
     with tempfile.TemporaryDirectory(prefix="prove_resume_") as name:
         folder = Path(name)
-        straight = train_run(folder, "straight", settings)
+        baseline = train_run(folder, "baseline", settings)
         for label, interruption in RUNS.items():
             run = train_run(folder, label, settings, interruption)
-            if (difference := first_difference(straight, run)) is not None:
+            if (difference := first_difference(baseline, run)) is not None:
                 print(tr("FAIL  {label}: {difference}", label=label, difference=difference))
                 if label == "again":
-                    print(tr("Two straight runs differ: try trainer.deterministic=true"))
+                    print(tr("Two uninterrupted runs differ: try trainer.deterministic=true"))
                 sys.exit(1)
-            shutil.rmtree(run)  # the checkpoints of a large model need much room
+            shutil.rmtree(run)  # the checkpoints of a large model take a lot of space
     print(
         tr(
-            "PASS  {steps} steps straight, stopped and resumed, killed and resumed: equal bit for "
-            "bit",
+            "PASS  {steps} steps uninterrupted, stopped and resumed, killed and resumed: "
+            "identical bit for bit",
             steps=STEPS,
         )
     )
@@ -79,15 +79,15 @@ def prove_resume(config: RunConfig) -> None:
 def train_run(
     folder: Path, name: str, settings: list[str], interruption: Interruption | None = None
 ) -> Path:
-    """The folder of run `name`, trained to its end; interrupted and resumed on the way if asked."""
+    """Train run `name` to its end, interrupted and resumed if so given; returns its folder."""
     from azllm_lightning.session.child import train_in_child
 
     if interruption is not None:
         target = "azllm_lightning.callbacks.interrupt.Interrupt"
         callback = {"_target_": target, **interruption._asdict()}
-        added = [f"+callbacks.interrupt.{key}={value}" for key, value in callback.items()]
+        interrupt = [f"+callbacks.interrupt.{key}={value}" for key, value in callback.items()]
         print(f"{name:<9}" + tr("to step {step}", step=interruption.step), flush=True)
-        train_in_child(folder, name, [*settings, *added], ends_early=True)
+        train_in_child(folder, name, [*settings, *interrupt], ends_early=True)
         settings = [*settings, "ckpt_path=last"]
     print(f"{name:<9}" + tr("to the end"), flush=True)
     train_in_child(folder, name, settings)

@@ -11,29 +11,29 @@ from azllm_lightning.config.run import RunConfig
 
 
 def main() -> None:
-    """The entrance of the command line."""
+    """Command-line entry point."""
     entrance.main("train", train, RunConfig.from_mapping)
 
 
 def train(config: RunConfig) -> Path:
     """Train the run of `config` (see `azllm_lightning.compose`), or resume one; returns its folder.
 
-    With `ckpt_path`, the run's stored settings hold, and what was typed is laid over them.
+    With `ckpt_path`, the run's stored settings are used, overridden by those typed now.
 
-    Raises ValueError for what the user can mend, and `cli.entrance.Resumable` when a signal or the
+    Raises ValueError for what the user can fix, and `cli.entrance.Resumable` when a signal or the
     deadline stopped the run.
     """
-    # torch and Lightning are imported here, and not for --help.
+    # Imported here, so that --help does not load torch and Lightning.
     from azllm_lightning.session.session import run_session
 
     return run_session(config)
 
 
 class _CallableModule(ModuleType):
-    """Lets `azllm_lightning.train` be called, whether it is the function or this module.
+    """Makes `azllm_lightning.train` callable, whether it is the function or this module.
 
-    `python -m azllm_lightning.train` needs a module of that name, and importing it takes the place
-    of the function in the package.
+    `python -m azllm_lightning.train` needs a module of that name, and importing the module replaces
+    the function in the package.
     """
 
     def __call__(self, config: RunConfig) -> Path:

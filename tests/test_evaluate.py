@@ -45,7 +45,7 @@ def test_a_run_is_scored_on_its_own_validation_documents(
     found = run()
     data = compose(tiny).data
     texts = [document.text for document in documents(data) if document.split == "val"]
-    expected = sum(score(gpt_scorer(*load(tiny_run)), texts, 16), Score()).figures()
+    expected = sum(score(gpt_scorer(*load(tiny_run)), texts, 16), Score()).metrics()
     assert found["all"] == pytest.approx(expected)
     assert found["sources"] == {"tales": pytest.approx(expected)}
     assert (found["block_size"], found["stride"], found["start_token"]) == (32, 16, True)
@@ -105,7 +105,9 @@ def test_the_checkpoint_and_the_window_that_are_named(tiny_run: Path, own_text: 
     write_hf(model, tokenizer, Path("hf"))
     for exported in (run("ckpt_path=hf", *text), run("hf=hf", *text)):
         assert exported["all"] == pytest.approx(named["all"])
-    with pytest.raises(ValueError, match="hf does not say what text it was trained on: give data"):
+    with pytest.raises(
+        ValueError, match="hf does not record what text it was trained on: give data"
+    ):
         run("ckpt_path=hf")
     shorter = run(f"ckpt_path={alone}", *text, "block_size=4")
     assert (shorter["block_size"], shorter["stride"]) == (4, 2)
@@ -196,7 +198,9 @@ def test_what_a_tokenizer_does_not_know_is_reported(
         10,
         5,
     )
-    assert "5 tokens stand for text that the tokenizer does not know" in capsys.readouterr().out
+    assert (
+        "5 unknown tokens, for text that the tokenizer cannot represent" in capsys.readouterr().out
+    )
 
 
 def test_pairs(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,7 +140,10 @@ def test_wrong_inputs_end_in_one_message_and_nothing_stays(
         ("out=var",): "out=var already exists",
         ("out=fayl/o",): f"out={Path('fayl/o')} cannot be written",
         ("out=o", "ckpt_path=tokenizersiz.ckpt"): "is not a checkpoint of azllm-lightning",
-        ("out=o", "ckpt_path=pozuq"): "pozuq holds a different kind of model (model_type='llama'",
+        (
+            "out=o",
+            "ckpt_path=pozuq",
+        ): "pozuq contains a different kind of model (model_type='llama'",
         ("out=o", "run_name=yoxdur"): "no run with a checkpoint in",
     }
     for typed, complaint in complaints.items():

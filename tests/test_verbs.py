@@ -15,7 +15,7 @@ from azllm_lightning.config.compose import compose
 from azllm_lightning.config.verbs import GenerateConfig
 from azllm_lightning.evaluate import evaluate
 from azllm_lightning.export import export
-from azllm_lightning.generate import BETWEEN_SAMPLES, generate
+from azllm_lightning.generate import SAMPLE_SEPARATOR, generate
 
 TrainTiny = Callable[..., Path]
 
@@ -51,7 +51,7 @@ def test_several_samples_stand_apart(tiny_run: Path, capsys: pytest.CaptureFixtu
     model, tokenizer = load(tiny_run)
     generate(settings("prompt=Bakı", "num_samples=3", "top_k=20", "temperature=0.5"))
     texts = sample(model, tokenizer, "Bakı", 20, 0.5, 20, seed=3, num_samples=3)
-    assert capsys.readouterr().out == BETWEEN_SAMPLES.join(texts) + "\n"
+    assert capsys.readouterr().out == SAMPLE_SEPARATOR.join(texts) + "\n"
 
 
 def test_a_text_ends_before_a_stop_string(

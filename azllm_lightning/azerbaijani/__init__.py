@@ -1,1 +1,1 @@
-"""The Azerbaijani language: lexicon, morphology, and a grammar that writes small stories."""
+"""Azerbaijani: lexicon, morphology, a grammar that generates short stories, and minimal pairs."""

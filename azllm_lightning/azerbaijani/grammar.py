@@ -1,4 +1,4 @@
-"""The rules that stories are written by: `tales.tsv`, parsed.
+"""The rules that generate stories: `tales.tsv`, parsed.
 
 A rule is a symbol, a condition and a text.
 
@@ -61,7 +61,7 @@ class Slot(NamedTuple):
 
     @property
     def topic(self) -> str:
-        """What the slot makes its sentence be about, "" if it does not."""
+        """The topic that the slot gives its sentence; "" if none."""
         if "we" in self.features:
             return "we"
         if "A" in self.features:

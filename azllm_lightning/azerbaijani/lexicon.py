@@ -1,4 +1,4 @@
-"""The stems of `lexicon.tsv`, and any form of theirs by a list of features."""
+"""The stems of `lexicon.tsv`, and their inflected forms by features."""
 
 from __future__ import annotations
 

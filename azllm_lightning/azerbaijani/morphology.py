@@ -1,9 +1,9 @@
-"""Azerbaijani inflection, by rule: functions of a stem and its features.
+"""Rule-based Azerbaijani inflection: functions of a stem and its features.
 
 Suffixes are written in the usual notation of Turkic morphology: `A` is a or ə (two-way harmony),
 `I` is ı, i, u or ü (four-way), `K` is q or k. A letter in brackets is a buffer, which appears only
-where two vowels, or two consonants, would meet: `(n)In` gives ata-nın and ev-in, `(I)m` gives
-ata-m and ev-im.
+where two vowels, or two consonants, would meet: `(n)In` gives ata-nın and ev-in, `(I)m` gives ata-m
+and ev-im.
 
 Persons are "1sg" to "3pl". The rules are those of the orthography of 2019 and of the school
 grammars.
@@ -156,7 +156,7 @@ def verb(stem: Stem, form: str, person: str = "3sg", negative: bool = False) -> 
         return attach(stem.plain, _NONFINITE[form][negative], stem.oblique)
     suffix, negative_suffix, endings = _FINITE[form]
     if form == "evid" and person.startswith("1"):
-        raise ValueError("-ıb has no first person in Azerbaijani: take perf (-mışam)")
+        raise ValueError("-ıb has no first person in Azerbaijani: use perf (-mışam)")
     if form == "aor" and negative and person.startswith("1"):
         negative_suffix = "mAr"  # almaram, but almazsan
     if negative:

@@ -1,14 +1,14 @@
 """Minimal pairs: two Azerbaijani sentences that differ in one word, one right and the other wrong.
 
-In the manner of BLiMP (Warstadt et al., 2020; arXiv:1912.00582): a model that knows the rule
-assigns the right sentence the higher probability. `pairs_lexicon.tsv` holds the stems, none of
-which occur in the tales, `pairs.tsv` the frames by phenomenon, and `pairs_phenomena.tsv` the names
-of the phenomena. A slot `{class:features}` is filled with every stem of its class in turn; the
-features are those of `lexicon.inflect`. The sentences differ in the one slot
-`{class:features|wrong}`: `wrong` is other features, or a rule of RULES.
+As in BLiMP (Warstadt et al., 2020; arXiv:1912.00582): a model that knows the rule assigns the right
+sentence the higher probability. `pairs_lexicon.tsv` holds the stems, none of which occur in the
+tales, `pairs.tsv` the frames by phenomenon, and `pairs_phenomena.tsv` the names of the phenomena. A
+slot `{class:features}` is filled with every stem of its class in turn; the features are those of
+`lexicon.inflect`. The sentences differ in the one slot `{class:features|wrong}`: `wrong` is other
+features, or a rule of RULES.
 
 Two caveats. In negation, person_agreement and possessor_agreement the wrong sentence can be the
-shorter one, which a comparison of total probabilities favours. question_order is the written norm
+shorter one, which a comparison of total probabilities favors. question_order is the written norm
 (gecikirsənmi): songs, older prose and dialects have the other order (gecikirmisən), too.
 """
 
@@ -170,4 +170,4 @@ RULES = {
     "n": _no_n,
     "question": _question_first,
 }
-"""The ways in which a slot goes wrong that are not just other features."""
+"""The ways to make a slot wrong that are not just different features."""

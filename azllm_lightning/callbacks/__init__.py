@@ -1,1 +1,1 @@
-"""What watches a run: its history, the diagnosis of it, and the views of both."""
+"""Lightning callbacks: the history of a run, its diagnosis, and their display."""

@@ -8,7 +8,7 @@ import time
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 RECENT = 50
-"""Steps whose mean predicts the next ones: steady, but soon past a busy minute."""
+"""Number of steps averaged to predict the next ones: few enough to adapt soon."""
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
         self.step_seconds: list[float] = []
         """Duration of each optimizer step of this session."""
         self.waits: list[float] = []
-        """Their waits for data; NaN where something else was done in that time."""
+        """The wait for data of each of them; NaN if that time was also used for something else."""
         self.validation_seconds = 0.0
         """Duration of the last validation, with all that callbacks do in it except saving."""
         self.earlier_seconds = 0.0
@@ -44,7 +44,7 @@ class Clock:
 
     @property
     def wall_seconds(self) -> float:
-        """Wall time of all sessions of the run, as far as the restored state knows of them."""
+        """Wall time of all sessions of the run, as far as the checkpoints recorded them."""
         return self.earlier_seconds + time.monotonic() - self._session_started
 
     def start(self) -> None:
@@ -65,7 +65,9 @@ class Clock:
         self._batch_ended = time.perf_counter()
 
     def step_ends(self, logs_now: bool) -> None:
-        """An optimizer step is done; with `logs_now`, the next one is not only waited for."""
+        """An optimizer step is done; with `logs_now`, the next wait is not measured,
+        because it includes logging.
+        """
         self.step_seconds.append(self._since_mark())
         self.waits.append(self._wait)
         self._wait = math.nan if logs_now else 0.0

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.panels import validation_line
-from azllm_lightning.callbacks.text import duration, labelled, perplexity_text
+from azllm_lightning.callbacks.text import duration, labeled, perplexity_text
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
 from azllm_lightning.training.metrics import perplexity
@@ -23,13 +23,13 @@ from azllm_lightning.training.metrics import perplexity
 log = logging.getLogger("azllm_lightning.console")
 
 LINE_EVERY_SECONDS = 30.0
-"""Without a terminal, a plain line this often takes the place of the bar."""
+"""Interval of the plain lines that replace the bar without a terminal."""
 
-SECONDS_TO_JUDGE = 10.0
-"""Seconds of steps after which the expected end is announced, once per session."""
+SECONDS_TO_PREDICT = 10.0
+"""Seconds of measured steps after which the expected end is announced, once per session."""
 
 WORTH_ANNOUNCING = 30.0
-"""Seconds that must be left for that."""
+"""Seconds that must be left for an announcement."""
 
 PLAIN = str.maketrans("↓↑", "-+")
 """Replacements for the arrows where they cannot be written."""
@@ -88,7 +88,7 @@ class Console(Callback):
             log.info("  ".join([line, *self._speed(left)]))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show why the bar does not move."""
+        """Show on the bar that a validation is running."""
         if self._bar is not None and not self._bar.disable:
             self._postfix = str(self._bar.postfix or "")
             self._bar.set_postfix_str(tr("validating"))
@@ -134,7 +134,7 @@ class Console(Callback):
     def _announce_end(self, left: float) -> None:
         """Once per session, after enough steps: how long the run will take, and when it ends."""
         measured = sum(self.history.clock.step_seconds[1:])
-        if self._end_announced or measured < SECONDS_TO_JUDGE:
+        if self._end_announced or measured < SECONDS_TO_PREDICT:
             return
         self._end_announced = True
         if left < WORTH_ANNOUNCING:
@@ -148,7 +148,7 @@ class Console(Callback):
         else:
             date = f"{end:%Y-%m-%d %H:%M}"
             text = tr("about {time}, ends around {date}", time=duration(left), date=date)
-        log.info(labelled(tr("time"), text))
+        log.info(labeled(tr("time"), text))
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -182,5 +182,5 @@ def _size() -> dict[str, Any]:
 def _no_bar() -> bool | None:
     """tqdm's `disable`: True for no bar, None for a bar if standard error is a terminal."""
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":
-        return True  # nobody watches, and each move of the bar is kept in a log
+        return True  # nobody watches, and the log would keep every refresh of the bar
     return False if "ipykernel" in sys.modules else None

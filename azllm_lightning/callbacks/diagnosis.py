@@ -22,19 +22,19 @@ from azllm_lightning.training.causal_lm import CausalLM
 log = logging.getLogger(__name__)
 
 WORSE = 4.0
-"""How many times as severe as when it was reported a problem must be to be reported again."""
+"""A problem is reported again when it is this many times as severe as when it was last reported."""
 
 OVER = 0.5
-"""Severity below which a problem is over, and is reported again when it comes back."""
+"""Below this severity a problem is over; if it comes back, it is reported again."""
 
 
 class Diagnosis(Callback):
     """Asks `rules` about the history, and reports each problem once per episode.
 
     A finding is a warning in the console, and in TensorBoard a text and a scalar `diagnosis/<name>`
-    (its severity) at that step; a healthy run has neither. What was reported is in every
-    checkpoint, so that a resumed run reports what an uninterrupted one would; waits for data are
-    measured within a session.
+    (its severity) at that step; a healthy run has neither. Checkpoints store what was reported, so
+    that a resumed run reports what an uninterrupted one would; waits for data are measured within a
+    session.
 
     With `early_stopping`, the run stops when it overfits, and when val_loss has not fallen for
     `early_stopping_patience` validations.
@@ -44,7 +44,7 @@ class Diagnosis(Callback):
         self.history = history
         self.config = config
         self._reported: dict[str, float] = {}  # name -> severity when it was reported
-        self._waits_judged = 0  # steps of this session
+        self._waits_judged = 0  # number of steps of this session whose waits were judged
 
     @property
     def overfitting(self) -> bool:
@@ -67,13 +67,13 @@ class Diagnosis(Callback):
         report = pl_module.step_report
         if report is None:
             return
-        slow = trainer.global_step % CHECK_EVERY == 0
+        is_check_step = trainer.global_step % CHECK_EVERY == 0
         if report.finite:
-            self._check_learning_rate(trainer, pl_module, slow)
-            if slow:
+            self._check_learning_rate(trainer, pl_module, is_check_step)
+            if is_check_step:
                 self._check_learning(trainer, pl_module)
         self._check_scale(trainer, pl_module)
-        if slow:
+        if is_check_step:
             self._check_waits(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,8 +91,8 @@ class Diagnosis(Callback):
             text = overfitting_text(validations[-1], best, pl_module)
             self._report(trainer, "overfitting", severity, text)
         since_best = sum(row.step > best.step for row in validations)
-        worse = severity >= 1 or since_best >= self.config.early_stopping_patience
-        if self.config.early_stopping and worse:
+        should_stop = severity >= 1 or since_best >= self.config.early_stopping_patience
+        if self.config.early_stopping and should_stop:
             trainer.should_stop = True
             text = tr(
                 "step {step:,}: stopping early (callbacks.early_stopping): "
@@ -119,22 +119,21 @@ class Diagnosis(Callback):
             text = too_small_text(validations[-1], middle, module.optimizer_config.lr)
         self._report(trainer, name, 1.0, text)
 
-    def _check_learning_rate(self, trainer: Trainer, module: CausalLM, slow: bool) -> None:
+    def _check_learning_rate(self, trainer: Trainer, module: CausalLM, is_check_step: bool) -> None:
         losses = list(self.history.losses)
         norms = list(self.history.norms)
         lowest = self.history.lowest
         chance = _chance_loss(module)
         severity = rules.loss_rise(losses, lowest, chance)
-        if slow:
+        if is_check_step:
             severity = max(severity, rules.norm_growth(losses, norms))
-        if not (slow or severity >= 1) or not self._is_news("lr_too_high", severity):
+        if not (is_check_step or severity >= 1) or not self._should_report("lr_too_high", severity):
             return
         lr = module.optimizer_config.lr
         text = tr(
-            "step {step:,}: the learning rate looks too high. "
-            "train_loss {loss:.2f} (was {lowest:.2f}), grad_norm {norm:.2g} (was {usual:.2g}). "
-            "Try optimizer.lr={lower:.1g} (now {lr:g}) "
-            "or a higher schedule.warmup_steps (now {warmup})",
+            "step {step:,}: the learning rate looks too high. train_loss {loss:.2f} (was "
+            "{lowest:.2f}), grad_norm {norm:.2g} (was {usual:.2g}). Try optimizer.lr={lower:.1g} "
+            "(now {lr:g}) or a higher schedule.warmup_steps (now {warmup})",
             step=trainer.global_step,
             loss=statistics.fmean(losses[-rules.SHORT :]),
             lowest=chance if lowest is None else min(chance, lowest.value),
@@ -153,7 +152,7 @@ class Diagnosis(Callback):
         if len(losses) < LONG or not warmed_up:
             return
         severity = rules.deadness(losses, chance)
-        if self._is_news("dead", severity):
+        if self._should_report("dead", severity):
             text = tr(
                 "step {step:,}: the model is not learning: "
                 "train_loss {loss:.3f}, chance is {chance:.3f}. "
@@ -167,7 +166,7 @@ class Diagnosis(Callback):
 
     def _check_scale(self, trainer: Trainer, module: CausalLM) -> None:
         severity = rules.scale_fall(self.history.scales)
-        if self._is_news("scale_falls", severity):
+        if self._should_report("scale_falls", severity):
             text = tr(
                 "step {step:,}: the fp16 loss scale keeps falling: "
                 "{scale:g} after {halvings:.0f} halvings. "
@@ -189,7 +188,7 @@ class Diagnosis(Callback):
             return
         self._waits_judged = len(clock.waits)
         severity = share / rules.WAITING
-        if self._is_news("data_bound", severity):
+        if self._should_report("data_bound", severity):
             workers = datamodule_of(trainer).config.num_workers
             text = tr(
                 "step {step:,}: {share:.0%} of the time is spent waiting for data. "
@@ -201,8 +200,11 @@ class Diagnosis(Callback):
             )
             self._report(trainer, "data_bound", severity, text)
 
-    def _is_news(self, name: str, severity: float) -> bool:
-        """Whether to report it: it is there, and new since it was last over, or far worse now."""
+    def _should_report(self, name: str, severity: float) -> bool:
+        """Whether to report a problem, which is then remembered as reported.
+
+        It must be present, and either new or much worse than when it was last reported.
+        """
         if severity < OVER:
             self._reported.pop(name, None)
         if severity < max(1.0, WORSE * self._reported.get(name, 0.0)):
@@ -222,7 +224,7 @@ class Diagnosis(Callback):
 
 
 def overfitting_text(last: Validation, best: Validation, module: CausalLM) -> str:
-    """That val_loss rises, which weights to use, and what to change in the next run."""
+    """The message that val_loss rises, with the weights to use and what to change next time."""
     remedy = rules.against_overfitting(module.optimizer_config, module.model_config.dropout)
     assert last.train_loss is not None
     return tr(
@@ -241,11 +243,10 @@ def overfitting_text(last: Validation, best: Validation, module: CausalLM) -> st
 
 
 def undertrained_text(last: Validation, middle: Validation) -> str:
-    """That the run ended while it was still learning fast."""
+    """The message that the run ended while it was still learning fast."""
     return tr(
-        "step {step:,}: undertrained. Both losses are still falling fast "
-        "(val_loss {val:.3f}; {middle:.3f} at step {middle_step:,}). "
-        "Try a new run with trainer.max_steps={longer}",
+        "step {step:,}: undertrained. Both losses are still falling fast (val_loss {val:.3f}; "
+        "{middle:.3f} at step {middle_step:,}). Try a new run with trainer.max_steps={longer}",
         step=last.step,
         val=last.val_loss,
         middle=middle.val_loss,
@@ -255,12 +256,12 @@ def undertrained_text(last: Validation, middle: Validation) -> str:
 
 
 def too_small_text(last: Validation, middle: Validation, lr: float) -> str:
-    """That the losses stay high."""
+    """The message that the losses stay high."""
     assert last.train_loss is not None
     return tr(
-        "step {step:,}: underfitting. val_loss ({val:.3f}) and train_loss ({train:.3f}) "
-        "have hardly moved since step {middle_step:,}. "
-        "Try a larger model, or another optimizer.lr (now {lr:g}), a higher one first",
+        "step {step:,}: underfitting. val_loss ({val:.3f}) and train_loss ({train:.3f}) have "
+        "hardly changed since step {middle_step:,}. Try a larger model, or a different "
+        "optimizer.lr (now {lr:g}; try a higher one first)",
         step=last.step,
         val=last.val_loss,
         train=last.train_loss,
@@ -270,5 +271,5 @@ def too_small_text(last: Validation, middle: Validation, lr: float) -> str:
 
 
 def _chance_loss(module: CausalLM) -> float:
-    """The loss of guessing among all tokens alike, in nats."""
+    """The loss of a uniform guess, ln V, in nats."""
     return math.log(module.model_config.vocab_size)

@@ -1,4 +1,4 @@
-"""Protects a run from numbers that are not finite, and warns of spikes."""
+"""Protects a run from non-finite losses and gradients, and warns of spikes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from azllm_lightning.training.causal_lm import CausalLM, StepReport
 log = logging.getLogger(__name__)
 
 SCALE_FLOOR = 1.0
-"""An fp16 overflow above this loss scale is the scaler finding its level; at or below it, the run
-is broken."""
+"""Above this loss scale, an fp16 overflow is a normal adjustment of the scaler; at or below it, the
+run is broken."""
 
 
 class RollBack(Exception):
-    """Steps `first_step` to `last_step` were not finite: go back before them and skip their
+    """Steps `first_step` to `last_step` were non-finite: roll back before them and skip their
     batches.
 
     Steps are counted from 1.
@@ -67,7 +67,7 @@ class Health(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, without forgetting the rollback that may have led to it."""
+        """Continue from a checkpoint, without forgetting a rollback that led back to it."""
         self.rollbacks = max(self.rollbacks, state_dict["rollbacks"])
         self.skipped_steps = state_dict["skipped_steps"]
         self._in_a_row = state_dict["in_a_row"]

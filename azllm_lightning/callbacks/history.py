@@ -16,13 +16,13 @@ from azllm_lightning.training.causal_lm import CausalLM, StepReport
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 LONG = 50
-"""Optimizer steps whose mean shows the level of the loss."""
+"""Number of optimizer steps over which the loss is averaged."""
 
 KEPT = 250
 """Steps whose losses and gradient norms are kept."""
 
 CHECK_EVERY = 10
-"""Optimizer steps between two looks at what changes slowly."""
+"""Optimizer steps between two checks of what changes slowly."""
 
 
 class Validation(NamedTuple):
@@ -36,7 +36,7 @@ class Validation(NamedTuple):
 
     @property
     def gap(self) -> float | None:
-        """val_loss less train_loss; None before the first step."""
+        """val_loss minus train_loss; None before the first step."""
         return None if self.train_loss is None else self.val_loss - self.train_loss
 
 
@@ -44,7 +44,7 @@ class Mean(NamedTuple):
     """The mean of LONG losses, and their standard deviation."""
 
     value: float
-    scatter: float
+    deviation: float
 
 
 def best_of(validations: Sequence[Validation]) -> Validation | None:
@@ -54,9 +54,9 @@ def best_of(validations: Sequence[Validation]) -> Validation | None:
 
 
 class History(Callback):
-    """Records a run for whoever judges or shows it; its state is in every checkpoint.
+    """Records a run for the other callbacks; its state is in every checkpoint.
 
-    Comes first among the callbacks, so that the others find the step or validation just completed.
+    It is the first callback, so that the others see the step or validation just completed.
     """
 
     def __init__(self, io: AtomicCheckpointIO) -> None:

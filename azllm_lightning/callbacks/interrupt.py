@@ -1,4 +1,4 @@
-"""A callback that ends its own run at a chosen step, to prove that nothing is lost by that."""
+"""A callback that ends its own run at a given step, to prove that nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text around a run: what is about to be trained, each validation, and the outcome."""
+"""What the terminal shows around a run: its plan, each validation, and the outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from azllm_lightning.callbacks.summary import RunSummary
 from azllm_lightning.callbacks.text import (
     count_text,
     duration,
-    labelled,
+    labeled,
     loss_text,
     perplexity_text,
     ratio_text,
@@ -31,12 +31,12 @@ from azllm_lightning.runs.folder import Run
 from azllm_lightning.training import hardware
 from azllm_lightning.training.saving import KEEP
 
-MOST_ROWS = 12
-"""Validations shown at the end; the curves have them all."""
+MAX_ROWS = 12
+"""Maximum number of validations in the table at the end; the curves have all of them."""
 
 
 def start_panel(config: RunConfig, run: Run, data: TokenDataModule, device: str) -> str:
-    """What is about to be trained, on what, and for how long, by a settled `config`."""
+    """The model, data, length and hardware of a run that is about to start; `config` is settled."""
     model = config.shape
     training_tokens = data.train_windows.num_windows * model.block_size
     shape = tr(
@@ -56,12 +56,12 @@ def start_panel(config: RunConfig, run: Run, data: TokenDataModule, device: str)
     ]
     rows = [
         verbatim(tr("run"), str(run.folder)),
-        labelled(tr("model"), shape),
-        labelled(tr("data"), ", ".join(sizes)),
+        labeled(tr("model"), shape),
+        labeled(tr("data"), ", ".join(sizes)),
         verbatim("", str(data.folder)),
-        labelled(tr("steps"), _length(config, training_tokens)),
-        labelled(tr("hardware"), _hardware(config.trainer, device)),
-        labelled(tr("disk"), _disk(run, checkpoint_bytes(config))),
+        labeled(tr("steps"), _length(config, training_tokens)),
+        labeled(tr("hardware"), _hardware(config.trainer, device)),
+        labeled(tr("disk"), _disk(run, checkpoint_bytes(config))),
     ]
     return "\n".join(rows)
 
@@ -69,14 +69,14 @@ def start_panel(config: RunConfig, run: Run, data: TokenDataModule, device: str)
 def _length(config: RunConfig, training_tokens: int) -> str:
     """Steps, tokens and epochs.
 
-    About 20 tokens per parameter make the best model for a given compute (Hoffmann et al. 2022,
+    About 20 tokens per parameter are best for a given amount of compute (Hoffmann et al. 2022,
     arXiv:2203.15556).
     """
     tokens_per_step = config.trainer.global_batch_size * config.shape.block_size
     total = config.trainer.max_steps * tokens_per_step
     return tr(
-        "{steps:,} x {tokens:,} tokens = {total} tokens "
-        "({epochs} epochs; {ratio} tokens per parameter, Chinchilla ~20)",
+        "{steps:,} x {tokens:,} tokens = {total} tokens ({epochs} epochs; {ratio} tokens per "
+        "parameter, Chinchilla ~20)",
         steps=config.trainer.max_steps,
         tokens=tokens_per_step,
         total=count_text(total),
@@ -173,14 +173,14 @@ def end_panel(
     )
     if summary.tokens_per_sec is not None:
         done += ", " + tr("{rate:,.0f} tokens/s", rate=summary.tokens_per_sec)
-    rows.append(labelled(tr("done"), done))
+    rows.append(labeled(tr("done"), done))
     if summary.best_val_loss is not None:
         best = tr(
             "val_loss {loss:.4f} at step {step:,}",
             loss=summary.best_val_loss,
             step=summary.best_step,
         )
-        rows.append(labelled(tr("best"), best))
+        rows.append(labeled(tr("best"), best))
         rows.append(verbatim("", str(run.checkpoints / BEST)))
     rows.append(verbatim(tr("watch"), f"tensorboard --logdir {shlex.quote(str(run.logs))}"))
     rows.append(verbatim(tr("talk"), command("generate", run.address)))
@@ -198,13 +198,13 @@ def longer_command(run: Run, steps: int) -> str:
 
 
 def table(validations: Sequence[Validation]) -> list[str]:
-    """Lines of a table of MOST_ROWS validations at most, with first, last and best among them."""
+    """A table of at most MAX_ROWS validations, as lines, with the first, the last and the best."""
     best = best_of(validations)
     last = len(validations) - 1
     # One row is left for the best.
-    evenly = {round(i * last / (MOST_ROWS - 2)) for i in range(MOST_ROWS - 1)}
+    evenly = {round(i * last / (MAX_ROWS - 2)) for i in range(MAX_ROWS - 1)}
     rows = [
-        row for i, row in enumerate(validations) if last < MOST_ROWS or i in evenly or row is best
+        row for i, row in enumerate(validations) if last < MAX_ROWS or i in evenly or row is best
     ]
     cells = [[tr("step"), "train_loss", "val_loss", "ppl", "bpb", tr("gap")]]
     for row in rows:
@@ -228,4 +228,4 @@ def _sources(values: Mapping[str, float]) -> str:
         for tag, loss in values.items()
         if tag.startswith(prefix)
     ]
-    return labelled(tr("sources"), ", ".join(losses)).replace("\u00a0", " ") if losses else ""
+    return labeled(tr("sources"), ", ".join(losses)).replace("\u00a0", " ") if losses else ""

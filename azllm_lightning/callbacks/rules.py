@@ -1,7 +1,7 @@
 """What can go wrong in a run, judged from its history alone, by pure functions.
 
-Most return a severity: at 1 and above the problem is there, below 0.5 it is not, and in between
-nothing has changed.
+Most return a severity: from 1 on the problem is present, below 0.5 it is over, and in between it
+stays as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RECENT = 9
 """Validations up to the best that show how noisy val_loss is."""
 
 IN_A_ROW = 2
-"""Validations above the best before a rise counts: one may be an unlucky set of weights."""
+"""Validations above the best before a rise counts: a single one may be an outlier."""
 
 NOISE = 3.0
 """How many times the noise of val_loss a rise must be."""
@@ -27,10 +27,10 @@ EVIDENCE = 4.0
 """Tolerances that the last three rises must add up to: two steep ones, or three moderate ones."""
 
 FALL = 0.02
-"""Fall of train_loss since the best, as a share of val_loss, that is more than chance."""
+"""Fall of train_loss since the best, as a share of val_loss, above which it is not noise."""
 
 DECAY = 3.0
-"""Weight decay that keeps a model larger than its text from memorising it."""
+"""Weight decay that keeps a model larger than its text from memorizing it."""
 
 LEARNED_LATE = 0.25
 """Share of the total fall of val_loss that happens in the second half of a run cut off too early;
@@ -53,32 +53,32 @@ SHORT = 10
 """Optimizer steps of a mean that shows a jump."""
 
 RISE = 0.5
-"""Nats above its lowest mean from which the loss has gone up, unless it scatters widely."""
+"""Nats above its lowest mean from which the loss counts as risen, unless it is very noisy."""
 
 SCATTER = 3.0
 """Standard deviations of a single step's loss that the mean of SHORT steps must rise by; ten times
 its own error."""
 
 NORM_GROWTH = 4.0
-"""Growth of the median gradient norm that is no drift: healthy runs double it over thousands of
-steps."""
+"""Growth of the median gradient norm that is more than drift: healthy runs double it over thousands
+of steps."""
 
 DEAD = 0.02
-"""Share of ln V that a run must have got below it after its warm-up; healthy ones have got 20 times
-as far."""
+"""Share of ln V by which the loss must be below ln V after warm-up; healthy runs are 20 times as
+far below it."""
 
 HALVINGS = 5
-"""Times the fp16 scale may fall without growing in between; it starts at 2**13, and finds its level
-within four."""
+"""Halvings of the fp16 scale, without growth in between, that are too many; it starts at 2**13, and
+a healthy run needs at most four."""
 
 WAITING = 0.20
 """Share of the steps' time that is too much to wait for data."""
 
 WATCHED_STEPS = 50
-"""Steps that a verdict on waiting for data needs at least."""
+"""Minimum number of steps for a verdict on waiting for data."""
 
 WATCHED_SECONDS = 20.0
-"""Seconds of steps that it needs at least."""
+"""Minimum duration of these steps, in seconds."""
 
 
 def overfitting(history: Sequence[Validation], share: float) -> float:
@@ -112,7 +112,7 @@ def overfitting(history: Sequence[Validation], share: float) -> float:
 
 
 def against_overfitting(optimizer: OptimizerConfig, dropout: float) -> str:
-    """Settings against it: weight decay, as measured in benchmarks/LOG.md, then dropout."""
+    """Settings to try against overfitting: weight decay (see benchmarks/LOG.md), then dropout."""
     if (
         isinstance(optimizer, MuonConfig)
         and min(optimizer.weight_decay, optimizer.adam_weight_decay) < DECAY
@@ -149,39 +149,42 @@ def setback(values: Sequence[float]) -> float:
 
 
 def underfitting(
-    history: Sequence[Validation], guess: float, warmup_steps: int
+    history: Sequence[Validation], chance_loss: float, warmup_steps: int
 ) -> tuple[str, Validation] | None:
     """The verdict at the end of a run: ("undertrained" or "too_small", its middle validation).
 
     Undertrained: both losses still fall steeply. Too small: both are flat, and high compared with
-    `guess`, the chance loss ln V. None if neither, or for a run too short or too seldom validated
-    to judge.
+    `chance_loss`, ln V. None if neither, or for a run too short or too seldom validated to judge.
     """
-    end, steps = history[-1], history[-1].step
+    end = history[-1]
+    steps = end.step
     middle = min(history, key=lambda row: abs(row.step - steps / 2))
     if steps < max(3 * warmup_steps, 2 * LONG) or not steps / 3 <= middle.step <= 2 * steps / 3:
         return None
-    val_loss, fall = end.val_loss, middle.val_loss - end.val_loss
+    val_loss = end.val_loss
+    fall = middle.val_loss - val_loss
     if not val_loss - _train_loss(end) < CLOSE * val_loss:
         return None
     falls = val_loss < history[-2].val_loss and _train_loss(end) < _train_loss(middle)
     if falls and fall > STEEP * val_loss and fall > LEARNED_LATE * (history[0].val_loss - val_loss):
         return "undertrained", middle
-    if abs(fall) < FLAT * val_loss and HIGH * guess < val_loss < (1 - DEAD) * guess:
+    if abs(fall) < FLAT * val_loss and HIGH * chance_loss < val_loss < (1 - DEAD) * chance_loss:
         return "too_small", middle
     return None
 
 
-def loss_rise(losses: Sequence[float], lowest: Mean | None, guess: float) -> float:
+def loss_rise(losses: Sequence[float], lowest: Mean | None, chance_loss: float) -> float:
     """How far the mean of the last SHORT training losses is above the `lowest` mean of LONG steps.
 
-    Until there is one below `guess`, the chance loss, that takes its place.
+    Until that is below `chance_loss`, ln V, it is compared with `chance_loss`.
     """
     if len(losses) < SHORT:
         return 0.0
-    if lowest is None or lowest.value > guess:
-        lowest = Mean(guess, 0.0)
-    return (statistics.fmean(losses[-SHORT:]) - lowest.value) / max(RISE, SCATTER * lowest.scatter)
+    if lowest is None or lowest.value > chance_loss:
+        lowest = Mean(chance_loss, 0.0)
+    return (statistics.fmean(losses[-SHORT:]) - lowest.value) / max(
+        RISE, SCATTER * lowest.deviation
+    )
 
 
 def norm_growth(losses: Sequence[float], norms: Sequence[float]) -> float:
@@ -194,9 +197,9 @@ def norm_growth(losses: Sequence[float], norms: Sequence[float]) -> float:
     return statistics.median(norms[-LONG:]) / (NORM_GROWTH * before) if before > 0 else 0.0
 
 
-def deadness(losses: Sequence[float], guess: float) -> float:
-    """Whether the mean of the last LONG losses is still `guess`, the chance loss."""
-    below = 1 - statistics.fmean(losses[-LONG:]) / guess
+def deadness(losses: Sequence[float], chance_loss: float) -> float:
+    """Whether the mean of the last LONG losses is still `chance_loss`, ln V."""
+    below = 1 - statistics.fmean(losses[-LONG:]) / chance_loss
     return 0.75 if below < -DEAD else min(1.0, DEAD / max(below, DEAD))
 
 

@@ -1,4 +1,4 @@
-"""Texts that the model writes at each validation, for TensorBoard."""
+"""Texts that the model generates at each validation, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Samples(Callback):
 
     def __init__(self, config: SamplesConfig, data_name: str) -> None:
         prompts = config.prompts or PROMPTS["tales" if data_name == "tales" else "text"]
-        # In the form in which they come back at the start of each text.
+        # Normalized as `sample` returns them at the start of each text.
         self.prompts = [unicodedata.normalize("NFC", prompt) for prompt in prompts]
         self.config = config
 

@@ -52,7 +52,7 @@ class Summary:
         self.config = config
 
     def write(self, trainer: Trainer, module: CausalLM, status: str) -> RunSummary:
-        """Write the run's figures with `status` "done" or "stopped", and return them."""
+        """Write the results with `status` "done" or "stopped", and return them."""
         score = self.best.best_model_score
         validation = module.last_validation
         summary = RunSummary(

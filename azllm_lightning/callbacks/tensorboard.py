@@ -37,8 +37,8 @@ LAYOUT = {
         "peak_memory_gb": ["Multiline", ["^peak_memory_gb$"]],
     },
 }
-"""Rows of charts, each with the scalars whose tags match a regular expression; the same for all
-runs, which share them."""
+"""Rows of charts, each with the scalars whose tags match a regular expression; all runs share it.
+"""
 
 HPARAMS = {
     "model": "n_layer n_embd n_head dropout tie_embeddings",
@@ -74,11 +74,11 @@ class TensorBoard(Callback):
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
             table, row, _ = hparams(self._hparams(), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
-            for summary in (_with_choice(table), row):
+            for summary in (_with_default_columns(table), row):
                 writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
             writer.add_text(f"{SESSION}config", code_block(self.config.to_yaml()), 0)
             writer.add_text(f"{SESSION}environment", code_block(environment()), 0)
-            # Lightning writes this file only where it is absent.
+            # Lightning writes this file only if it is absent.
             hparams_file = Path(writer.log_dir) / TensorBoardLogger.NAME_HPARAMS_FILE
             hparams_file.unlink(missing_ok=True)
         for logger in trainer.loggers:
@@ -102,7 +102,7 @@ class TensorBoard(Callback):
         }
 
 
-def _with_choice(table: Any) -> Any:
+def _with_default_columns(table: Any) -> Any:
     """`table`, the definition of the columns, with those of SHOWN marked to come first."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -151,7 +151,7 @@ def environment() -> str:
 def commit() -> str | None:
     """The commit of this code, "-dirty" if files differ from it; None outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # site-packages may lie in the checkout of another project
+    if not (root / ".git").exists():  # site-packages may be inside the checkout of another project
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -16,7 +16,7 @@ def paragraph(text: str) -> str:
     return _wrap(text, indent=2)
 
 
-def labelled(label: str, text: str) -> str:
+def labeled(label: str, text: str) -> str:
     """A label and `text` next to it, broken between words."""
     return _wrap(f"{label:<{LABEL}}{text}", indent=LABEL)
 
@@ -29,7 +29,7 @@ def verbatim(label: str, text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time in its two largest units: 45 s, 2 min 26 s, 1 h 40 min."""
+    """A duration in its two largest units: 45 s, 2 min 26 s, 1 h 40 min."""
     left = round(seconds)
     parts: list[str] = []
     for size, unit in zip((86400, 3600, 60, 1), tr("d h min s").split(), strict=True):
@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 
 def perplexity_text(value: float) -> str:
-    """A perplexity to as many digits as mean something."""
+    """A perplexity with its significant digits."""
     if value >= 1e6:
         return f"{value:.1e}"
     if value >= 1000:

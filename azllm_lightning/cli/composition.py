@@ -1,4 +1,4 @@
-"""Hydra: conf/ and overrides become one plain mapping, or one clear message."""
+"""Compose conf/ and overrides with Hydra into a plain mapping, or explain why that fails."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def conf_dir() -> Path:
 
 
 def composed_mapping(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The composed config of `verb` as plain containers, not checked.
+    """The composed config of `verb` as plain containers, not yet validated.
 
-    Raises ValueError for what Hydra cannot compose.
+    Raises ValueError, with a message for the user, if Hydra cannot compose it.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -50,7 +50,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def explanation(error: BaseException, verb: str) -> str:
-    """What a complaint of Hydra means for the user, with the way out."""
+    """What an error of Hydra means for the user, and how to fix it."""
     message = str(error).strip() or type(error).__name__
     if isinstance(error, OverrideParseException):
         return _unreadable_override(str(error.override), verb)
@@ -65,9 +65,9 @@ def explanation(error: BaseException, verb: str) -> str:
         )
     if match := re.match("Ambiguous value for argument '(.+)'\n", message):
         return tr(
-            "{setting} is ambiguous: write a decimal number with a point (0.5), a text with a "
-            "comma in "
-            "double quotes (\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
+            "{setting} is ambiguous: write a decimal number with a point (0.5), text with a "
+            "comma in two kinds of quotes (\"key='a,b'\"), a list as key=[a,b], or add -m for "
+            "one run per value",
             setting=match[1],
         )
     if isinstance(error, OmegaConfBaseException):
@@ -81,9 +81,8 @@ def _unreadable_override(text: str, verb: str) -> str:
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or key != key.strip():
         return tr(
-            "{text} is not a setting: type key=value without spaces around the sign, and put "
-            "quotes around "
-            'a text with spaces: prompt="Bir gün"',
+            "{text} is not a setting: type key=value without spaces around the equals sign, and "
+            'put quotes around text with spaces: prompt="Bir gün"',
             text=text,
         )
     group = conf_dir() / key.lstrip("+")
@@ -92,9 +91,8 @@ def _unreadable_override(text: str, verb: str) -> str:
             group.name, value, sorted(file.stem for file in group.glob("*.yaml"))
         )
     return tr(
-        "{text} cannot be read: a number is written in digits, and a text here needs quotes inside "
-        "the "
-        "quotes of the shell, \"{key}='{value}'\"",
+        "{text} cannot be read: write a number in digits; text needs quotes inside the shell's "
+        "quotes, \"{key}='{value}'\"",
         text=text,
         key=key,
         value=value,

@@ -1,4 +1,4 @@
-"""The entrance that every verb shares: from sys.argv to checked settings, and from errors to exit
+"""The entry point that all verbs share: sys.argv becomes checked settings, errors become exit
 codes.
 """
 
@@ -47,9 +47,9 @@ def main(
 ) -> None:
     """Call `run` with the settings of `verb`, composed from conf/<verb>.yaml and sys.argv.
 
-    `read` turns the composed mapping and the overrides into settings. Leaves with 0 when done, 2
-    after one message about bad settings or input, and 75 with the command that resumes what was
-    stopped. AZLLM_TRACEBACK=1 shows the traceback of an error.
+    `read` turns the composed mapping and the overrides into settings. Exits with code 0 when done,
+    2 after one message about bad settings or input, and 75 after printing the command that resumes
+    a stopped run. AZLLM_TRACEBACK=1 shows the traceback of an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # the console of Windows may use another encoding
@@ -75,12 +75,12 @@ def _run_under_hydra(
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    # Errors shall reach the handler below instead of Hydra's own printer.
+    # Hydra would print errors itself; this lets them reach `_exit_code`.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = args
 
     def task(config: DictConfig) -> None:
-        with _exit_code(verb):  # here too: Hydra announces exceptions with a line of its own
+        with _exit_code(verb):  # here too: Hydra adds a line of its own to exceptions
             values = plain(config)
             use_language(values.get("lang") if values.get("lang") in LANGUAGES else None)
             run(read(values, list(HydraConfig.get().overrides.task)))
@@ -90,7 +90,7 @@ def _run_under_hydra(
 
 @contextlib.contextmanager
 def _exit_code(verb: str) -> Iterator[None]:
-    """Leave with the exit code of an error, after one message."""
+    """Turn an error into one message and an exit code."""
     try:
         yield
     except Resumable as stop:

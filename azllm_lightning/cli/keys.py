@@ -1,4 +1,4 @@
-"""The names of settings: all of them, old ones, misspelt ones."""
+"""The names of settings: known, renamed and misspelled ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RENAMED = {
     "data.batch_size": "trainer.micro_batch_size",
     "trainer.accumulate_grad_batches": "trainer.global_batch_size",
 }
-"""Keys of earlier versions: refused, with the name that they have now."""
+"""Keys of earlier versions and their present names; the old ones are refused."""
 
 
 def keys_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -31,8 +31,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if key in RENAMED:
         return tr(
             "{key} is now {new}: trainer.global_batch_size is the number of sequences per "
-            "optimizer "
-            "step, trainer.micro_batch_size how many of them go through the model at once",
+            "optimizer step, trainer.micro_batch_size the number that a device processes at once",
             key=key,
             new=RENAMED[key],
         )

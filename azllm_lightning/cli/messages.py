@@ -1,8 +1,8 @@
-"""What people read, in English and in Azerbaijani.
+"""Messages for users, in English and Azerbaijani.
 
-The English text stands where it is used and is the key of its translation, as in gettext:
+The English text is written where it is used and is the key of its translation, as in gettext:
 `tr("{path}: no such file", path=path)`. `messages.tsv` next to this file has the Azerbaijani; a
-test compares it with every text in the code. The language is one per process: `use_language`.
+test compares it with every text in the code. `use_language` sets the language of the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def language() -> str:
 
 
 def use_language(lang: str | None) -> None:
-    """Write all further messages in `lang` ("en" or "az"); None means $AZLLM_LANG, else English.
+    """Use `lang` for all further messages ("en" or "az"); None means $AZLLM_LANG, else English.
 
     Raises ValueError for any other language.
     """

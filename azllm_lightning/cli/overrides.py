@@ -1,6 +1,4 @@
-"""Settings as people type them: key=value in any letters, without the quotes that Hydra's grammar
-wants.
-"""
+"""Settings as people type them: key=value with any characters, without Hydra's extra quotes."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ TEXT_KEYS = frozenset(
     "data.val_path data.dir data.tokenizer data.text_field data.source_field "
     "callbacks.samples.prompts".split()
 )
-"""Keys with text as their value; Hydra's grammar would refuse ə, spaces, commas or apostrophes."""
+"""Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
 LIST_KEYS = frozenset("stop data.path data.val_path callbacks.samples.prompts".split())
 """Those of them that can be a list: [one, two]."""
@@ -62,7 +60,7 @@ def parse_override(text: str) -> ParsedOverride:
 
 
 def hydra_overrides(args: Sequence[str]) -> list[str]:
-    """`args` as Hydra's grammar wants them.
+    """`args` as Hydra's grammar requires them.
 
     The values of TEXT_KEYS are quoted, and experiment=NAME, which adds a group, becomes
     +experiment=NAME; everything else passes unchanged. `null` and a value that is already quoted
@@ -114,7 +112,7 @@ def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
 
 
 def command(verb: str, overrides: Sequence[str]) -> str:
-    """The command of `verb` as one types it in a shell."""
+    """The shell command that runs `verb` with `overrides`."""
     typed = [_as_typed(override) for override in overrides]
     return shlex.join([_python(), "-m", f"azllm_lightning.{verb}", *typed])
 
@@ -128,7 +126,7 @@ def _as_typed(override: str) -> str:
 
 
 def _python() -> str:
-    """python, or the path of this one where its environment is not active and python is another."""
+    """The interpreter to type: python, or its path if its environment here is not active."""
     here = Path(sys.prefix)
     folder = Path.cwd()
     is_plain = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ

@@ -20,9 +20,7 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of a file in conf/: its path there, its default as written, and what its comment
-    says.
-    """
+    """One key of a file in conf/: its path there, its default as written, and its comment."""
 
     key: str
     default: str
@@ -65,7 +63,8 @@ def meanings(verb: str, values: Mapping[str, Any]) -> dict[str, str]:
     for group, chosen in values.items():
         if not isinstance(chosen, dict) or not (conf_dir() / group).is_dir():
             continue
-        # Other choices say only what they change; of a key in several files, the chosen one counts.
+        # Other choices contain only what they change; if several files explain a key, the
+        # chosen one wins.
         files = [file for file in sorted((conf_dir() / group).glob("*.yaml")) if is_complete(file)]
         files += [
             file for file in [conf_dir() / group / f"{chosen.get('name')}.yaml"] if file.is_file()

@@ -1,1 +1,1 @@
-"""What can be set: one frozen dataclass per group of conf/, and the RunConfig that holds them."""
+"""The settings: one frozen dataclass per group of conf/, and the RunConfig that contains them."""

@@ -1,4 +1,4 @@
-"""The settings of conf/callbacks and conf/logger, and the user's own classes among them."""
+"""The settings of conf/callbacks and conf/logger, including the user's own classes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ CONFIGS: dict[str, Any] = {
     "export": ExportConfig,
     "runs": RunsConfig,
 }
-"""What conf/<verb>.yaml becomes."""
+"""The dataclass of conf/<verb>.yaml, by verb."""
 
 
 @overload

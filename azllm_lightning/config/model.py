@@ -12,26 +12,24 @@ from azllm_lightning.config.strict import Problems, from_mapping
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The sizes of a decoder with the architecture of Qwen3, except those that come from the data.
+    """The sizes of a Qwen3 decoder, except those that come from the data.
 
-    Left at None, n_kv_head becomes n_head, and intermediate_size becomes 8/3 n_embd rounded up to a
-    multiple of 64 (a SwiGLU of that width has the parameters of a plain MLP of 4 n_embd; Shazeer
+    If None, n_kv_head becomes n_head, and intermediate_size becomes 8/3 n_embd rounded up to a
+    multiple of 64 (a SwiGLU of that width has as many parameters as an MLP of 4 n_embd; Shazeer
     2020, arXiv:2002.05202).
 
-    Raises ValueError where the sizes cannot make a model.
+    Raises ValueError if the sizes are out of range or do not divide each other as required.
     """
 
     n_layer: int
     n_head: int  # query heads
     n_embd: int  # width of the residual stream
-    n_kv_head: int | None = (
-        None  # key and value heads, each shared by n_head / n_kv_head query heads
-    )
+    # Key and value heads, each shared by n_head / n_kv_head query heads.
+    n_kv_head: int | None = None
     intermediate_size: int | None = None  # width inside the MLP
-    dropout: float = (
-        0.0  # share of each residual branch and of the embeddings set to zero in training
-    )
-    tie_embeddings: bool = False  # the head is the embedding table
+    # Dropout probability of each residual branch and of the embeddings.
+    dropout: float = 0.0
+    tie_embeddings: bool = False  # the output head is the embedding table
     rope_theta: float = 10_000.0  # base of the rotary wavelengths
     norm_eps: float = 1e-6  # added to the mean square before its root
 
@@ -85,9 +83,7 @@ class ModelConfig:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], group: str) -> ModelConfig:
-        """The config of `values`: a GPTConfig where the sizes that come from the data are among
-        them.
-        """
+        """The config of `values`; a GPTConfig if they include the sizes that come from the data."""
         return from_mapping(GPTConfig if "vocab_size" in values else ModelConfig, values, group)
 
     def for_data(self, vocab_size: int, block_size: int, eos_id: int) -> GPTConfig:
@@ -117,7 +113,7 @@ class GPTConfig(ModelConfig):
         problems.raise_if_any()
 
     def num_params(self, embeddings: bool = True) -> int:
-        """Exact number of parameters; without `embeddings`, those of the tables are not counted."""
+        """Exact number of parameters; without `embeddings`, no token embeddings and no head."""
         assert self.n_kv_head is not None
         assert self.intermediate_size is not None
         heads = self.n_head + self.n_kv_head

@@ -1,6 +1,4 @@
-"""What a resumed run is: its stored settings with what was typed on top, as far as it stays the
-same run.
-"""
+"""The config of a resumed run: its stored settings, overridden by those typed now."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from azllm_lightning.config.run import RunConfig
 Values = dict[str, Any]
 
 FRESH = ("ckpt_path", "init_from", "logs_dir")
-"""Keys that say how this session starts, and are never taken from a stored config."""
+"""Keys that decide how this session starts, and are never taken from a stored config."""
 
 CODE = ("callbacks", "logger")
 """Groups whose `_target_` entries name code to run: it comes from the user's config, never from a
@@ -25,18 +23,18 @@ file.
 """
 
 FIXED = ("seed", "data.block_size", "optimizer.name", "trainer.global_batch_size")
-"""Settings besides the model's shape that make a run this run; another value is another run."""
+"""Settings that a resume cannot change, in addition to the shape of the model."""
 
 
 def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str) -> RunConfig:
-    """The config of a resumed run: that of the file `checkpoint`, with what `typed` has on top.
+    """The config stored in the file `checkpoint`, overridden by what was typed for this session.
 
-    `stored` is the mapping in the checkpoint; `typed` is composed over the defaults, of which only
-    the keys that were typed count. A group choice (model=tiny, experiment=t4) that the run was
-    started with changes nothing; another one brings the values in which it differs from the
-    defaults.
+    `stored` is the mapping in the checkpoint. `typed` is composed from the defaults and what was
+    typed; only the keys that were typed are taken from it. A group choice (model=tiny,
+    experiment=t4) that the run was started with changes nothing; a new one sets the values in which
+    it differs from the defaults.
 
-    Raises ValueError, with both values, where the result would be another run.
+    Raises ValueError, with both values, if a setting differs that a resume cannot change.
     """
     started_with = list(stored.get("overrides", []))
     values = {
@@ -47,11 +45,12 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     for text in typed.overrides:
         override = parse_override(text)
         if not override.is_group(composed):
-            _lay_over(values, override, composed)
+            _apply_override(values, override, composed)
         elif hydra_overrides([text])[0] not in known:
-            _lay_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
+            _apply_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
     for group in ("data", "schedule", "trainer", "callbacks"):
-        _fill(values[group], composed[group])  # keys younger than the run, at their defaults
+        # Keys added since the run started get their defaults.
+        _add_missing(values[group], composed[group])
     for key in FRESH:
         values[key] = composed[key]
     for group in CODE:
@@ -75,7 +74,7 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
         if before != asked:
             differing.append(
                 tr(
-                    "{key}: {before} in the checkpoint, {now} asked for",
+                    "{key}: {before} in the checkpoint, {now} requested",
                     key=key,
                     before=before,
                     now=asked,
@@ -84,16 +83,16 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
     if differing:
         raise ValueError(
             tr(
-                "{path} cannot be resumed with other values of settings that define the run:\n"
-                "  {differing}\nOmit these, or start a new run (init_from= starts it from these "
-                "weights)",
+                "{path} cannot be resumed with different values of settings that define the "
+                "run:\n  {differing}\nOmit these, or start a new run (init_from= starts it from "
+                "these weights)",
                 path=checkpoint,
                 differing="\n  ".join(differing),
             )
         )
 
 
-def _lay_over(values: Values, override: ParsedOverride, composed: Values) -> None:
+def _apply_override(values: Values, override: ParsedOverride, composed: Values) -> None:
     *parents, name = override.path
     for key in parents:
         values = values.setdefault(key, {})
@@ -103,20 +102,20 @@ def _lay_over(values: Values, override: ParsedOverride, composed: Values) -> Non
         values[name] = _get(composed, override.path)
 
 
-def _lay_difference(values: Values, base: Values, changed: Values) -> None:
+def _apply_difference(values: Values, base: Values, changed: Values) -> None:
     for key in base.keys() - changed.keys():  # another optimizer has other settings
         values.pop(key, None)
     for key, value in changed.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _lay_difference(values.setdefault(key, {}), base[key], value)
+            _apply_difference(values.setdefault(key, {}), base[key], value)
         elif key not in base or base[key] != value:
             values[key] = value
 
 
-def _fill(values: Values, defaults: Values) -> None:
+def _add_missing(values: Values, defaults: Values) -> None:
     for key, value in defaults.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _fill(values[key], value)
+            _add_missing(values[key], value)
         else:
             values.setdefault(key, copy.deepcopy(value))
 

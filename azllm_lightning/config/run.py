@@ -1,4 +1,4 @@
-"""RunConfig: everything that makes a run what it is, checked once."""
+"""RunConfig: all settings of a run, validated once."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from azllm_lightning.config.trainer import TrainerConfig
 class RunConfig:
     """The settings of one run, as conf/train.yaml and its groups explain them.
 
-    A composed config may say `auto`; `session.resolve` replaces that by what it means on this
-    machine and for this data, and the settled config is what is stored. `overrides` is what was
+    A composed config may contain `auto`; `session.resolve` replaces it by the value for this
+    machine and data. The result, called settled, is what a run stores. `overrides` is what was
     typed on top of the defaults.
 
     Raises ValueError with every mistake at once.
@@ -87,9 +87,8 @@ def check_run_name(name: str) -> None:
     if is_special or re.search(r'[<>:"/\\|?*\x00-\x1f]', name):
         raise ValueError(
             tr(
-                "run_name={name} cannot be a folder name: it must not contain {forbidden} or begin "
-                "or "
-                "end with a dot or a space",
+                "run_name={name} cannot be a folder name: it must not contain {forbidden} or "
+                "begin or end with a dot or a space",
                 name=repr(name),
                 forbidden='< > : " / \\ | ? *',
             )

@@ -1,4 +1,4 @@
-"""How the next token is chosen."""
+"""The settings of sampling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from azllm_lightning.config.strict import Problems
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen; applied in this order.
+    """How the next token is chosen. The settings are applied in this order:
 
     - repetition_penalty divides the positive logits of tokens that the text already has, prompt
       included, and multiplies the negative ones (arXiv:1909.05858); end of text is left alone.
@@ -20,7 +20,7 @@ class SamplingConfig:
       (arXiv:1904.09751).
     - min_p keeps tokens at least min_p times as likely as the most likely one (arXiv:2407.01082).
 
-    The same seed gives the same samples; None draws others each time.
+    The same seed gives the same samples; with None they differ each time.
 
     Raises ValueError for settings out of range.
     """
@@ -38,9 +38,9 @@ class SamplingConfig:
         infinity = float("inf")
         length = self.max_new_tokens
         problems.require(length >= 1, "max_new_tokens", length, tr("at least 1"))
-        heat = self.temperature
-        wanted = tr("at least 0 (0 takes the most likely token)")
-        problems.require(0 <= heat < infinity, "temperature", heat, wanted)
+        temperature = self.temperature
+        wanted = tr("at least 0 (0: always the most likely token)")
+        problems.require(0 <= temperature < infinity, "temperature", temperature, wanted)
         wanted = tr("at least 1, or null for all tokens")
         problems.require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, wanted)
         wanted = tr("above 0 and at most 1, or null for all tokens")

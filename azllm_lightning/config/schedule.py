@@ -12,7 +12,7 @@ from azllm_lightning.config.strict import Problems
 class ScheduleConfig:
     """The learning-rate schedule, as conf/schedule/linear.yaml explains it.
 
-    `total_steps` None means the run's max_steps; the first start of a run settles it.
+    If `total_steps` is None, it becomes trainer.max_steps when the run first starts.
     """
 
     name: str

@@ -1,6 +1,4 @@
-"""One strict door for settings: a mapping becomes a frozen dataclass, or one message with every
-mistake.
-"""
+"""Strict validation: a mapping becomes a frozen dataclass, or one message with every mistake."""
 
 from __future__ import annotations
 
@@ -61,8 +59,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], group: str = "") -> T:
     `group` is the config group that the user would edit ("data", "trainer"; "" for keys outside
     groups); it starts every message. A field whose type is a dataclass takes a mapping; if that
     class has a method `read(values, group)`, that builds it. An int is accepted where a float is
-    wanted; nothing else is converted, so that `max_steps=4.5` or `seed=abc` is reported and not
-    bent. Rules between values belong in the dataclass's `__post_init__`.
+    wanted; nothing else is converted, so that `max_steps=4.5` or `seed=abc` is reported, not
+    coerced. Rules between values belong in the dataclass's `__post_init__`.
 
     Raises ValueError with every mistake.
     """
@@ -96,7 +94,7 @@ def _accept(value: Any, hint: Any, key: str, problems: Problems) -> Any:
         return problems.attempt(lambda: from_mapping(typing.cast("type[Any]", hint), value, key))
     options = _options(hint)
     if not any(_fits(value, option) for option in options):
-        wanted = tr(" or ").join(dict.fromkeys(map(_spelled, options)))
+        wanted = tr(" or ").join(dict.fromkeys(map(_described, options)))
         problems.add(tr("{key}={value} is not {wanted}", key=key, value=repr(value), wanted=wanted))
         return None
     is_int = isinstance(value, int) and not isinstance(value, bool)
@@ -110,7 +108,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, option: Any) -> bool:
-    """Whether `value` is of the type `option`, which is no union."""
+    """Whether `value` is of the type `option`, which is not a union."""
     origin = typing.get_origin(option) or option
     if origin is typing.Literal:
         return value in typing.get_args(option)
@@ -125,7 +123,7 @@ def _fits(value: Any, option: Any) -> bool:
     return isinstance(value, Mapping if origin is dict else origin)
 
 
-def _spelled(option: Any) -> str:
+def _described(option: Any) -> str:
     if typing.get_origin(option) is typing.Literal:
         choices = ", ".join(map(str, typing.get_args(option)))
         return tr("one of {choices}", choices=choices)

@@ -59,7 +59,7 @@ class TrainerConfig:
             self._devices_are_valid(),
             "devices",
             self.devices,
-            tr("a number from 1, a list like '0,1', or auto"),
+            tr("a number of at least 1, a list like '0,1', or auto"),
         )
         if self.deadline is not None:
             deadline = self.deadline
@@ -75,14 +75,14 @@ class TrainerConfig:
 def parse_deadline(text: str, now: float) -> float:
     """Seconds since the epoch of a deadline.
 
-    It is a span from `now` ("11h30m", "45m", "90s") or a clock time ("06:30"). A clock time that
-    has passed today means tomorrow's; "2026-11-23T06:30" names the day too.
+    It is a duration from `now` ("11h30m", "45m", "90s") or a clock time ("06:30"). A clock time
+    that has passed today means tomorrow's; "2026-11-23T06:30" names the day too.
 
     Raises ValueError for any other text.
     """
-    span = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    if span and any(span.groups()):
-        hours, minutes, seconds = (int(part or 0) for part in span.groups())
+    duration = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if duration and any(duration.groups()):
+        hours, minutes, seconds = (int(part or 0) for part in duration.groups())
         return now + timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
     here = datetime.fromtimestamp(now)
     if clock := re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text):
@@ -93,7 +93,7 @@ def parse_deadline(text: str, now: float) -> float:
     except ValueError:
         raise ValueError(
             tr(
-                "trainer.deadline={deadline} is neither a span (11h30m, 45m, 90s) nor a time "
+                "trainer.deadline={deadline} is neither a duration (11h30m, 45m, 90s) nor a time "
                 "(06:30, 2026-11-23T06:30)",
                 deadline=repr(text),
             )

@@ -1,4 +1,4 @@
-"""The settings of the verbs around training: one dataclass for each of conf/<verb>.yaml."""
+"""The settings of all verbs but train: one dataclass per conf/<verb>.yaml."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class GenerateConfig(SamplingConfig):
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings; a shell passes a line break most easily as \\n."""
+        """The stop strings; a typed \\n becomes a line break."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [text.replace("\\n", "\n") for text in given]
 
@@ -89,8 +89,8 @@ class EvaluateConfig:
         if self.pairs and self.has_text:
             problems.add(
                 tr(
-                    "pairs=true scores sentences of its own and reads no text: "
-                    "omit data.path and data.dir"
+                    "pairs=true scores its own sentences and reads no text: omit data.path and "
+                    "data.dir"
                 )
             )
         problems.raise_if_any()

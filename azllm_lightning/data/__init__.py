@@ -1,1 +1,1 @@
-"""From text to tokens, shards and batches."""
+"""Data: from text to tokens, shards and batches."""

@@ -19,7 +19,7 @@ _BOUNDARIES = tuple(
 
 def clean(text: str) -> str:
     """`text` in NFC, with one kind of line break and schwa, and no controls but newline and tab."""
-    # All that the patterns match is not printable, so that most texts need one quick check.
+    # Whatever the patterns match is not printable, so one quick check is enough for most texts.
     if not text.replace("\n", "").isprintable():
         text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
         text = _CONTROLS.sub("", text)

@@ -25,8 +25,8 @@ VALIDATION_SEED = 0
 """Every run is validated on the same windows, whatever its seed, so that losses are comparable."""
 
 ORDER_BLOCK = 1024
-"""Positions whose windows are computed at once: one by one would slow down the steps of a small
-model by some tenths of a millisecond."""
+"""Positions whose windows are computed at once; one by one would add tenths of a millisecond to
+each step of a small model."""
 
 MAX_SOURCES = 12
 """Sources with a validation loss of their own; more curves would be unreadable."""
@@ -205,7 +205,7 @@ class TokenDataModule(LightningDataModule):
             raise ValueError(
                 tr(
                     "the checkpoint has trainer.global_batch_size={theirs}, this run has {ours}; "
-                    "leave trainer.global_batch_size alone, or start a new run",
+                    "omit trainer.global_batch_size=, or start a new run",
                     theirs=state_dict["global_batch_size"],
                     ours=self.global_batch_size,
                 )
@@ -217,9 +217,9 @@ class TokenDataModule(LightningDataModule):
         if fingerprint != self.fingerprint:
             raise ValueError(
                 tr(
-                    "the checkpoint was trained on other data (fingerprint {theirs}) than {folder} "
-                    "({ours}); resume with the same data (data.dir=, data.path=), "
-                    "or start a new run",
+                    "the checkpoint was trained on different data (fingerprint {theirs}) from "
+                    "{folder} ({ours}); resume with the same data (data.dir=, data.path=), or "
+                    "start a new run",
                     theirs=fingerprint,
                     folder=self.folder,
                     ours=self.fingerprint,

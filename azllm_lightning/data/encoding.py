@@ -1,4 +1,4 @@
-"""Documents to tokens: on several threads, in order, in bounded memory."""
+"""Tokenize documents on several threads, in order, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from azllm_lightning.data.tokenizer import Tokenizer
 
 BATCH_CHARS = 1 << 19
-"""Characters that a thread encodes at once; more documents are batched until they have as many."""
+"""Approximate number of characters that a thread encodes at once."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

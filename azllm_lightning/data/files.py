@@ -1,4 +1,4 @@
-"""Finding text: paths, folders, globs and URLs to files, and files to byte streams."""
+"""Find text files by path, folder, glob or URL, and open them as byte streams."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TextFile:
             raise
 
     def stamp(self) -> list[Any]:
-        """What changes when the file does: name, size, and time or tag if there is one."""
+        """Values that change when the file does: name, size, and time or tag if known."""
         info = self.filesystem.info(self.path)
         tags = [
             str(info[key])
@@ -84,7 +84,7 @@ def find_files(given_paths: Sequence[str], setting: str) -> list[TextFile]:
 
 
 def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
-    """What changes when the text at `given_paths` does.
+    """Values that change when the text at `given_paths` does.
 
     A hub URL with a pinned commit never changes, so that it needs no network.
     """

@@ -1,4 +1,4 @@
-"""From text to a folder with tokenizer.json, shards and a manifest: complete, or none at all."""
+"""Prepare text: a folder with tokenizer.json, shards and a manifest, complete or absent."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from azllm_lightning.data.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 CLEANING_VERSION = 1
-"""Increased when the same text would give other documents or tokens, to ignore old caches."""
+"""Increased when the same text would give different documents or tokens, to ignore old caches."""
 
 # An unfinished folder has the final name between these two.
 _UNFINISHED_PREFIX = ".azllm-"
 _UNFINISHED_SUFFIX = ".unfinished"
-# These settings leave the prepared data as it is: they say where, how fast, or how it is used.
+# These settings do not change the prepared data.
 _NOT_CONTENT = ("dir", "block_size", "val_windows", "num_workers", "prepare_workers")
 
 
@@ -72,8 +72,8 @@ def prepare(config: DataConfig) -> Path:
 def prepared_folder(config: DataConfig) -> Path:
     """Where the prepared data of `config` is, or would be.
 
-    This is data.dir, or a folder under $AZLLM_DATA_DIR (else the user's cache) named after all that
-    decides the content. Raises ValueError if the text cannot be found.
+    This is data.dir, or a folder under $AZLLM_DATA_DIR (else the user's cache) named by a hash of
+    everything that decides its content. Raises ValueError if the text cannot be found.
     """
     if config.dir is not None:
         return Path(config.dir).expanduser()
@@ -120,14 +120,14 @@ def _tales_digests() -> list[str]:
 
 
 def _create(config: DataConfig, folder: Path) -> None:
-    """Build under another name and a lock, then rename: a folder with this name is complete."""
+    """Build under a temporary name and a lock, then rename, so that `folder` is always complete."""
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder.parent)
     unfinished = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}{_UNFINISHED_SUFFIX}")
     with FileLock(unfinished.with_suffix(".lock")):
-        if (folder / MANIFEST).exists():  # another process was faster
+        if (folder / MANIFEST).exists():  # another process has created it meanwhile
             return
         unfinished.mkdir()
         try:

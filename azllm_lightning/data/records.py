@@ -1,4 +1,4 @@
-"""Reading the formats: plain text, JSON Lines, CSV and Parquet to the texts in them."""
+"""Read the texts in plain text, JSON Lines, CSV and Parquet files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = tuple[str, str | None]
 """A text and, if data.source_field is set and the format has fields, its source."""
 
 MAX_BLOCK_BYTES = 1 << 23
-"""Of plain text: longer lines and documents are returned in parts, to bound memory."""
+"""Longer lines and documents of plain text are returned in parts, to bound memory."""
 
 _MAX_WARNINGS = 5
 _PARQUET_ROWS = 512
@@ -67,7 +67,7 @@ class _Decoder:
             if number == 1:
                 if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise ValueError(
-                        tr("{path}: encoded as UTF-16; save it as UTF-8", path=self.path)
+                        tr("{path}: the encoding is UTF-16; save the file as UTF-8", path=self.path)
                     )
                 line = line.removeprefix(codecs.BOM_UTF8)
             yield number, self.decode(line, number)

@@ -220,8 +220,8 @@ class TokenShards:
         if tokenizer is not None and tokenizer.fingerprint != manifest.tokenizer:
             raise ValueError(
                 tr(
-                    "{folder} was written with another tokenizer ({theirs}) than the given one "
-                    "({given}); use {path}, or prepare the text again",
+                    "{folder} was prepared with a different tokenizer ({theirs}) from the given "
+                    "one ({given}); use {path}, or prepare the text again",
                     folder=folder,
                     theirs=manifest.tokenizer[:12],
                     given=tokenizer.fingerprint[:12],
@@ -269,7 +269,7 @@ class TokenShards:
 def _check_file(path: Path, expected: ShardFile, vocab_size: int | None) -> None:
     """Check a file's size and, if `vocab_size` is given, its checksum and ids."""
     if not path.is_file():
-        raise _damaged(tr("{path} is missing, although the manifest lists it", path=path))
+        raise _damaged(tr("{path} is missing, but the manifest lists it", path=path))
     size = path.stat().st_size
     expected_size = expected.tokens * DTYPE.itemsize
     if size != expected_size:

@@ -16,7 +16,7 @@ _BUFFER_BYTES = 1 << 18
 
 
 class Spool:
-    """Takes documents in any order and returns them source by source.
+    """Accepts documents in any order and returns them source by source.
 
     The text is read only once, which matters if it comes from a URL, and each source becomes one
     contiguous span of a split. Leaving the context removes `folder`.

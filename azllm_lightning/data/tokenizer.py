@@ -162,7 +162,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that decides the ids, independent of the library version that wrote it."""
+        """sha256 of everything that decides the ids, independent of the version of the library."""
         model = json.loads(self.to_json())["model"]
         decisive = [
             SPLIT_PATTERN,
@@ -201,7 +201,7 @@ def _difference(parts: dict[str, Any]) -> str | None:
     if [split["type"] for split in splits] != ["Split", "ByteLevel"]:
         return tr("it does not split text into words and then bytes")
     if splits[0]["pattern"] != {"Regex": SPLIT_PATTERN}:
-        return tr("it splits words by another pattern")
+        return tr("it splits words by a different pattern")
     if (parts.get("normalizer") or {}).get("type") != "NFC":
         return tr("it does not normalize text to NFC")
     if added != [(EOT_ID, EOT)]:

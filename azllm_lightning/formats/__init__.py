@@ -1,1 +1,1 @@
-"""What a model is on disk: checkpoints, Hugging Face folders, GGUF, state_dicts, model cards."""
+"""Models on disk: checkpoints, Hugging Face folders, GGUF, state_dicts, model cards."""

@@ -1,4 +1,4 @@
-"""Hugging Face folders: what transformers reads and writes, as Qwen3ForCausalLM."""
+"""Hugging Face folders, which transformers reads and writes as Qwen3ForCausalLM."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QWEN3_FIXED = {
 
 
 def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write what AutoModelForCausalLM and AutoTokenizer read; weights are in fp32.
+    """Write the files that AutoModelForCausalLM and AutoTokenizer read; weights are in fp32.
 
     Every value for which Qwen3Config has another default is written out.
 
@@ -72,7 +72,7 @@ def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     _write_json(
         folder / "tokenizer_config.json",
         {
-            # Without it transformers 5 takes Qwen2's tokenizer, which gives other ids.
+            # Without it transformers 5 uses Qwen2's tokenizer, which gives different ids.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "added_tokens_decoder": {str(eos_id): {**token, "special": True}},
             "bos_token": EOT,
@@ -151,8 +151,8 @@ def _read_config(folder: Path) -> GPTConfig:
         foreign = [f"head_dim={values.get('head_dim')}"]
     raise ValueError(
         tr(
-            "{folder} holds a different kind of model ({settings}): only Qwen3 models of the shape "
-            "that azllm-lightning trains can be loaded",
+            "{folder} contains a different kind of model ({settings}): only Qwen3 models of the "
+            "shape that azllm-lightning trains can be loaded",
             folder=folder,
             settings=", ".join(foreign),
         )

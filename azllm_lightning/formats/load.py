@@ -1,4 +1,4 @@
-"""The door: a checkpoint or an exported folder becomes a model and its tokenizer."""
+"""Load a model and its tokenizer from a checkpoint or an exported folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from azllm_lightning.formats.huggingface import HF_CONFIG, read_hf
 from azllm_lightning.model.gpt import GPT
 
 FORMAT = 1
-"""Version of what a checkpoint holds under "azllm"; a newer one is refused."""
+"""Version of what a checkpoint stores under "azllm"; a newer one is refused."""
 
 PREFIX = "net."
-"""The GPT's parameters in a checkpoint, where CausalLM names it so."""
+"""Prefix of the GPT's parameters in a checkpoint: CausalLM stores it as `net`."""
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tokenizer]:
@@ -31,7 +31,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tok
     checkpoints/step_*.ckpt) or a folder written by `export format=hf`, which needs the safetensors
     package. Code in a checkpoint is never run, and Lightning is not imported.
 
-    Raises ValueError if there is no checkpoint, or it is damaged or not of this project.
+    Raises ValueError if there is no checkpoint, or it is damaged or was not written by this
+    project.
     """
     path = checkpoint_of(Path(path))
     config, weights, tokenizer = read_hf(path) if path.is_dir() else _read_model(path)
@@ -92,9 +93,9 @@ def read_checkpoint(path: Path, mmap: bool = os.name != "nt") -> dict[str, Any]:
         if "GLOBAL" in str(error):  # torch's word for a name that the pickle wants to import
             raise ValueError(
                 tr(
-                    "{path} was refused: it holds more than tensors and plain values, and loading "
-                    "it would run code. Load only checkpoints of azllm-lightning, from people you "
-                    "trust",
+                    "{path} was refused: it contains more than tensors and plain values, and "
+                    "loading it would run code. Load only checkpoints of azllm-lightning, from "
+                    "people you trust",
                     path=path,
                 )
             ) from error

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from azllm_lightning.config.model import GPTConfig
 
 PROMPT = "Bir gün"
-"""What the examples begin with."""
+"""The prompt of the examples."""
 
 
 def model_card(
@@ -48,10 +48,10 @@ def model_card(
         token=EOT,
     )
     intended_use = tr(
-        "Study, teaching, experiments, and as a starting point for further training. The model "
+        "Study, teaching, experiments, and a starting point for further training. The model "
         "continues text. It was not trained to answer questions or to follow instructions, it "
-        "repeats the mistakes and biases of its training text, and its output may be false. "
-        "Not for use where anyone relies on its output."
+        "repeats the mistakes and biases of its training text, and its output may be false. Not "
+        "for use where anyone relies on its output."
     )
     return f"""---
 language: az
@@ -84,7 +84,7 @@ tags: [azllm-lightning]
 
 
 def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]:
-    """Rows of the card's table: training text, tokens seen, and the figures of the validation.
+    """Rows of the card's table: training text, tokens seen, and the losses of the last validation.
 
     Of local files only the name is shown: cards are made to be published.
     """
@@ -120,13 +120,13 @@ print(write("{EOT}{PROMPT}", max_new_tokens=60)[0]["generated_text"])
 
 
 def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
-    """How to use what `write_gguf` wrote into `folder`, in Ollama under a name made of `name`."""
-    ours = ollama_name(name)
+    """How to use what `write_gguf` wrote into `folder`; `name` gives the model's name in Ollama."""
+    ollama = ollama_name(name)
     note = tr(
         "With Ollama, whose Modelfile adds that token to each prompt: `ollama create {name} -f "
-        'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalise text: its '
+        'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalize text: its '
         "input must be NFC.",
-        name=ours,
+        name=ollama,
         prompt=PROMPT,
     )
     return f"""```python

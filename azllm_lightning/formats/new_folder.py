@@ -33,7 +33,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         if isinstance(cause, OSError):
             raise OSError(
                 tr(
-                    "out={out} cannot be written ({error}): make room or choose another folder",
+                    "out={out} cannot be written ({error}): free some disk space or choose "
+                    "another folder",
                     out=out,
                     error=cause,
                 )

@@ -15,7 +15,7 @@ STATE_DICT = "best_model.pt"
 
 
 def write_state_dict(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write best_model.pt (`model.state_dict()` and nothing else) and tokenizer.json."""
+    """Write best_model.pt (only `model.state_dict()`) and tokenizer.json."""
     with (folder / STATE_DICT).open("wb") as file:
         torch.save(model.state_dict(), file)
     tokenizer.save(folder / "tokenizer.json")

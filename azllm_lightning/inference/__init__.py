@@ -1,1 +1,1 @@
-"""A model in use: sampling, decoding with a cache, scoring texts and minimal pairs."""
+"""Inference: sampling, decoding with a KV cache, scoring texts and minimal pairs."""

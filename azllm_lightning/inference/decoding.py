@@ -1,4 +1,4 @@
-"""The model laid out for generation: a token at a time, with a KV cache.
+"""The model optimized for generation: one token at a time, with a KV cache.
 
 Shape letters as in gpt.py.
 """
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from azllm_lightning.model.gpt import GPT, Block, RMSNorm, attend, rotate
 
 ONE_THREAD = 2**20
-"""Elements of a layer's keys below which one thread attends: on a CPU, waking another thread takes
-as long as the work, and ten times as long if other programs keep the cores busy."""
+"""If the keys of a layer have fewer elements, one thread computes attention: on a CPU, waking
+another thread takes as long as the work, and ten times as long if other programs keep the cores
+busy."""
 
 
 class _Layer(NamedTuple):
@@ -38,8 +39,8 @@ class CachedDecoder:
     Generating a token takes as long as reading every matrix once and starting many small
     operations. So what is applied to the same input is one operation, with copied matrices: one for
     queries, keys and values, one for gate and up. On a CPU they are stored by columns, which BLAS
-    reads 1.5 to 1.8 times as fast for a single vector (measured: MKL on Zen 5). Changes of the
-    model's weights need a new CachedDecoder.
+    reads 1.5 to 1.8 times as fast for a single vector (measured: MKL on Zen 5). If the model's
+    weights change, create a new CachedDecoder.
     """
 
     def __init__(self, model: GPT, batch_size: int, capacity: int) -> None:
@@ -49,10 +50,10 @@ class CachedDecoder:
         self.config = model.config
         self._decoder = model.model
         self._cache = (batch_size, model.config.n_kv_head, capacity, model.config.head_dim)
-        self._layers = [self._lay_out(block) for block in model.model.layers]
+        self._layers = [self._pack(block) for block in model.model.layers]
         self._head = _matrix(model.lm_head)
 
-    def _lay_out(self, block: nn.Module) -> _Layer:
+    def _pack(self, block: nn.Module) -> _Layer:
         assert isinstance(block, Block)
         attention = block.self_attn
         mlp = block.mlp
@@ -97,7 +98,7 @@ class CachedDecoder:
             keys = layer.keys[:, :, :end]
             values = layer.values[:, :, :end]
             if T == 1:
-                y = _attend_singly(q.reshape(B, K, H // K, D), keys, values)
+                y = _attend_one_token(q.reshape(B, K, H // K, D), keys, values)
             else:
                 y = attend(q.transpose(1, 2), keys, values)
             x = x + F.linear(y.reshape(B, T, -1), layer.out)
@@ -107,7 +108,7 @@ class CachedDecoder:
         return F.linear(self._decoder.norm(x[:, -1]), self._head).float()
 
 
-def _attend_singly(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _attend_one_token(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of one token over all keys; q (B, K, H / K, D) has a group's heads as positions."""
     threads = torch.get_num_threads()
     if keys.numel() < ONE_THREAD:

@@ -1,4 +1,4 @@
-"""How much grammar a model knows: minimal pairs of which it prefers the correct sentence."""
+"""How much grammar a model knows: how often it prefers the correct sentence of a minimal pair."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def pair_results(scorer: Scorer, stride: int | None) -> dict[str, Any]:
     num_bytes = sum(len(sentence.encode("utf-8")) for sentence in sentences)
     nll = []
     with Progress(tr("evaluating"), num_bytes) as progress:
-        for one in score(scorer, sentences, stride):
-            nll.append(one.nll)
-            progress.add(one.num_bytes)
+        for sentence_score in score(scorer, sentences, stride):
+            nll.append(sentence_score.nll)
+            progress.add(sentence_score.num_bytes)
     correct: dict[str, list[bool]] = {}
     for pair, right, wrong in zip(pairs, nll[::2], nll[1::2], strict=True):
         correct.setdefault(pair.phenomenon, []).append(right < wrong)
@@ -74,7 +74,7 @@ def _accuracy(correct: list[bool]) -> dict[str, float]:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a proportion (Wilson, 1927): within [0, 1], also for few."""
+    """The 95 % confidence interval of a proportion (Wilson, 1927); within [0, 1] for any counts."""
     z = 1.959963984540054
     share = successes / trials
     scale = 1 + z * z / trials

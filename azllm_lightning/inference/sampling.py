@@ -1,4 +1,4 @@
-"""Text from a trained model: one token at a time, with a KV cache, for many texts at once."""
+"""Generate text with a trained model: token by token, with a KV cache, many texts at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
 
 NUCLEUS = 1024
-"""Tokens that usually reach top_p: sorting all tokens takes a quarter of a small model's step."""
+"""Most likely tokens tried first for top_p; sorting all takes a quarter of a small model's step."""
 
 UNFINISHED = "\ufffd"
 """What the first bytes of a letter decode to until its last byte is there."""
@@ -39,7 +39,7 @@ def sample(
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
 ) -> list[str]:
-    """`num_samples` texts that begin with `prompt`; with several prompts, those of the first first.
+    """`num_samples` texts that begin with `prompt`, for each of several prompts in order.
 
     Several prompts are continued together, and each gets the texts that it would get alone. A text
     ends at end-of-text, before the first `stop` string that the model writes, or after
@@ -71,17 +71,18 @@ def stream(
 ) -> Iterator[list[str]]:
     """Yield the new part of each text of `sample`, step by step, beginning with the prompts.
 
-    Pieces are complete letters, and none is the beginning of a stop string that may still come. As
-    documents in training, a text follows an end-of-text token, which is not part of the result.
+    Pieces are complete letters, and none is the beginning of a stop string that may still come.
+    Like a document in training, a text follows an end-of-text token, which is not part of the
+    result.
 
-    Raises ValueError, at the call, as `sample` does.
+    Raises ValueError as `sample` does, before the first item is requested.
     """
     prompts = [tokenizer.encode(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
     stops = [
         unicodedata.normalize("NFC", text) for text in ([stop] if isinstance(stop, str) else stop)
     ]
     if "" in stops:
-        raise ValueError(tr("stop has an empty text, which would end every text: leave it out"))
+        raise ValueError(tr("stop contains an empty string, which would end every text: omit it"))
     starts = [[model.config.eos_id, *ids] for ids in prompts]
     steps = generate_ids(model, starts, settings, num_samples)
     shown = [tokenizer.decode(ids) for ids in prompts for _ in range(num_samples)]
@@ -141,7 +142,8 @@ def generate_ids(
     A prompt longer than block_size loses its beginning. When the context is full, its newer half is
     read again from position 0, and the older half is forgotten.
 
-    Raises ValueError, at the call, for no samples, no prompts, and ids outside the vocabulary.
+    Raises ValueError, before the first item is requested, for no samples, no prompts, and ids
+    outside the vocabulary.
     """
     if num_samples < 1:
         raise ValueError(
@@ -193,7 +195,7 @@ def _generate(
         logits = decoder.read(unread)
         written[:, eos_id] = False
         if settings.repetition_penalty != 1:
-            logits = _penalised(logits, written, settings.repetition_penalty)
+            logits = _penalized(logits, written, settings.repetition_penalty)
         draws = [read >= len(row) and left[i] > 0 for i, row in enumerate(rows)]
         uniform = [
             torch.rand((), generator=generator, dtype=torch.float64).item() if draw else 0.0
@@ -220,7 +222,7 @@ def _generate(
             unread = context
 
 
-def _penalised(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
+def _penalized(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
     """Logits (B, V) with those of the `written` tokens (B, V) made smaller."""
     smaller = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(written, smaller, logits)

@@ -1,4 +1,4 @@
-"""How well a model predicts texts: one code for our models and for those of transformers.
+"""How well a model predicts texts: the same code for our models and for those of transformers.
 
 Each document is scored on its own, in windows that slide by a stride, so that every token but a
 document's first has context. Shape letters as in gpt.py.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from azllm_lightning.model.gpt import GPT
 
 MAX_BLOCK_SIZE = 2048
-"""Tokens in a window unless more are asked for: it costs memory, and few documents are longer."""
+"""Largest default window, in tokens: longer ones need memory, and few documents are longer."""
 
 TOKENS_AT_ONCE = 4096
 """Tokens in a batch of windows."""
@@ -37,7 +37,7 @@ DOCUMENTS_AT_ONCE = 32
 
 
 class Scorer(NamedTuple):
-    """What scoring needs of a model and its tokenizer."""
+    """What scoring needs from a model and its tokenizer."""
 
     token_nll: Callable[[Tensor, Tensor], Tensor]
     """input_ids and labels (B, T) to negative log-likelihoods (B, T) in nats, fp32."""
@@ -55,7 +55,7 @@ class Scorer(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over documents; `nll`, in nats, is that of the scored tokens."""
+    """Sums over documents; `nll` is the negative log-likelihood of the scored tokens, in nats."""
 
     documents: int = 0
     words: int = 0
@@ -71,7 +71,7 @@ class Score:
             *(getattr(self, field.name) + getattr(other, field.name) for field in fields(Score))
         )
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """val_loss (nats per token), val_ppl, val_bpb (bits per byte), and counts of the text."""
         loss = self.nll / max(1, self.scored_tokens)
         return {
@@ -105,7 +105,7 @@ def score(
     Each window but a text's first begins with block_size - stride tokens that are context only. The
     end-of-text token is not scored. `tokens_at_once` bounds memory and does not change results.
 
-    Raises ValueError, at the call, for a stride that is not in 1..block_size.
+    Raises ValueError, before the first score is requested, for a stride outside 1..block_size.
     """
     stride = default_stride(scorer.block_size) if stride is None else stride
     if not 1 <= stride <= scorer.block_size:
@@ -245,8 +245,9 @@ def hf_scorer(
     if start_id is None and not tokenizer.is_fast:
         raise ValueError(
             tr(
-                "hf={folder} has no start token, and its tokenizer does not report which text a "
-                "token covers: the bytes of a document's first token cannot be left out",
+                "hf={folder} has no start token, and its tokenizer does not report which "
+                "characters a token covers, so the bytes of a document's first token, which is "
+                "not scored, cannot be subtracted",
                 folder=folder,
             )
         )

@@ -1,4 +1,4 @@
-"""Tables of figures for a terminal of 80 columns."""
+"""Tables for a terminal of 80 columns."""
 
 from __future__ import annotations
 

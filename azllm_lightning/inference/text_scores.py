@@ -62,7 +62,7 @@ def _prepared_folder_of(checkpoint: Path) -> Path:
     if not stored:
         raise ValueError(
             tr(
-                "{checkpoint} does not say what text it was trained on: {way_out}",
+                "{checkpoint} does not record what text it was trained on: {way_out}",
                 checkpoint=checkpoint,
                 way_out=way_out,
             )
@@ -112,21 +112,21 @@ def score_by_source(scorer: Scorer, text: TextToScore, stride: int | None) -> di
 
     sums: dict[str, Score] = {}
     with Progress(tr("evaluating"), text.num_bytes) as progress:
-        for one in score(scorer, texts(), stride):
+        for document_score in score(scorer, texts(), stride):
             source = sources.popleft()
-            sums[source] = sums.get(source, Score()) + one
-            progress.add(one.num_bytes)
+            sums[source] = sums.get(source, Score()) + document_score
+            progress.add(document_score.num_bytes)
     return {source: sums[source] for source in sorted(sums)}
 
 
 def text_results(scorer: Scorer, scores: dict[str, Score], stride: int | None) -> dict[str, Any]:
-    """What is stored as JSON: the window, and the figures by source and of all together."""
+    """What is stored as JSON: the window, and the metrics by source and of all together."""
     total = sum(scores.values(), Score())
     return {
         "block_size": scorer.block_size,
         "stride": stride or default_stride(scorer.block_size),
-        "sources": {source: one.figures() for source, one in scores.items()},
-        "all": total.figures(),
+        "sources": {source: one.metrics() for source, one in scores.items()},
+        "all": total.metrics(),
     }
 
 
@@ -144,8 +144,8 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     ]
     total = results["all"]
     rows = [
-        _row(source, figures)
-        for source, figures in [*results["sources"].items(), (tr("all"), total)]
+        _row(source, metrics)
+        for source, metrics in [*results["sources"].items(), (tr("all"), total)]
     ]
     lines = [
         table(heads, rows),
@@ -154,7 +154,7 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
             window=results["block_size"],
             stride=results["stride"],
         ),
-        tr("loss: nats per token; bpb: bits per byte of the normalised text"),
+        tr("loss: nats per token; bpb: bits per byte of the normalized text"),
         tr("the end-of-text token is context only and is not scored"),
     ]
     if not scorer.start:
@@ -169,25 +169,25 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     if total["unknown_tokens"]:
         lines.append(
             trn(
-                "{count:,} token stands for text that the tokenizer does not know: bpb is too "
-                "good for this model",
-                "{count:,} tokens stand for text that the tokenizer does not know: bpb is too "
-                "good for this model",
+                "{count:,} unknown token, for text that the tokenizer cannot represent: the bpb of "
+                "this model is too low",
+                "{count:,} unknown tokens, for text that the tokenizer cannot represent: the bpb "
+                "of this model is too low",
                 total["unknown_tokens"],
             )
         )
     return "\n".join(lines)
 
 
-def _row(source: str, figures: dict[str, Any]) -> list[str]:
-    ppl = figures["val_ppl"]
+def _row(source: str, metrics: dict[str, Any]) -> list[str]:
+    ppl = metrics["val_ppl"]
     return [
         source,
-        f"{figures['val_loss']:.4f}",
+        f"{metrics['val_loss']:.4f}",
         f"{ppl:.2f}" if ppl < 1000 else f"{ppl:,.0f}",
-        f"{figures['val_bpb']:.4f}",
-        f"{figures['tokens_per_word']:.2f}",
-        f"{figures['bytes_per_token']:.2f}",
-        f"{figures['documents']:,}",
-        f"{figures['bytes']:,}",
+        f"{metrics['val_bpb']:.4f}",
+        f"{metrics['tokens_per_word']:.2f}",
+        f"{metrics['bytes_per_token']:.2f}",
+        f"{metrics['documents']:,}",
+        f"{metrics['bytes']:,}",
     ]

@@ -1,9 +1,9 @@
-"""The model: weight for weight `Qwen3ForCausalLM` of transformers, parameter names included.
+"""The model: the same weights, parameter names included, as `Qwen3ForCausalLM` of transformers.
 
 Shape letters, here and in the other files that work on tensors:
 
     B  texts in a batch         H  query heads (n_head)
-    T  tokens of each text      K  key and value heads (n_kv_head)
+    T  tokens per text          K  key and value heads (n_kv_head)
     C  width (n_embd)           D  width of a head (head_dim)
     V  vocabulary (vocab_size)
 """
@@ -33,7 +33,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (..., size), in any dtype, which the result has too."""
+        """Normalize x (..., size) of any dtype; the result has the same shape and dtype."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -134,7 +134,7 @@ class Decoder(nn.Module):
 
 
 class GPT(nn.Module):
-    """A language model; `GPT(config)` is initialised by `init_weights`."""
+    """A language model; `GPT(config)` is initialized by `init_weights`."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Matrices from N(0, 0.02) as in GPT-2, norms at one, last matrices of branches at zero.
+        """Matrices from N(0, 0.02) as in GPT-2, norms one, the last matrix of each branch zero.
 
         A residual branch then starts by adding nothing (as in KellerJordan/modded-nanogpt), and the
         first loss is close to ln V.
@@ -201,14 +201,14 @@ def rotary_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of x (..., T, D) by the angle of its position."""
+    """Rotate each pair (i, i + D/2) of x (..., T, D) by the angle of its position."""
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q (B, H, T, D) over k and v (B, K, T, D), as (B, T, H, D)."""
     groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # not by enable_gqa=True, which falls back to the slow kernel on a T4
+    if groups > 1:  # enable_gqa=True would fall back to the slow kernel on a T4
         k = k.repeat_interleave(groups, dim=1)
         v = v.repeat_interleave(groups, dim=1)
     if q.device.type == "cuda":
@@ -219,8 +219,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q, k, v (B, H, T, D), as (B, H, T, D), with a softmax in fp32.
 
-    On CPUs PyTorch's fused kernel took a quarter of a training step, and this takes half of that.
-    Each block of queries is multiplied only with the keys that it may see.
+    On a CPU this takes half the time of PyTorch's fused kernel, which was a quarter of a training
+    step. Each block of queries is multiplied only with the keys that it may see.
     """
     q = q * q.shape[-1] ** -0.5
     blocks = []

@@ -1,7 +1,8 @@
-"""Next-token cross-entropy in fp32, in chunks, so that a batch's logits never exist all at once.
+"""Next-token cross-entropy in fp32, in chunks, so that the logits of a batch are never all in
+memory.
 
 A batch of 12 x 512 tokens over a vocabulary of 32,000 has 786 MB of fp32 logits, and the plain path
-holds about three times that. Shape letters as in gpt.py; N is the number of tokens, B T.
+needs about three times that. Shape letters as in gpt.py; N is the number of tokens, B T.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a run is on disk: its folder, its checkpoint files, its curves."""
+"""Runs on disk: folders, checkpoint files, curves."""

@@ -11,7 +11,7 @@ from azllm_lightning.runs.listing import RunRow, list_runs
 
 
 def main() -> None:
-    """The entrance of the command line."""
+    """Command-line entry point."""
     entrance.main("runs", show_runs, RunsConfig.from_mapping)
 
 

@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` as indented JSON, letters of all alphabets as they are."""
+    """Write `values` as indented JSON, with non-ASCII characters unescaped."""
     write_text(path, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
 
 

@@ -39,8 +39,7 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
 def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
     """`torch.save` to `target`, completely or not at all.
 
-    Raises OSError where the system refuses, with what it said: torch's writer hides it in a
-    RuntimeError.
+    Raises the OSError of the operating system, which torch's writer hides in a RuntimeError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -56,7 +55,7 @@ def verify(path: Path) -> dict[str, Any]:
     """`read_checkpoint` after checking the CRC-32 of every part of the file, which torch.load
     omits.
 
-    Raises ValueError where the file is not complete.
+    Raises ValueError if the file is not complete.
     """
     if path.is_file():
         try:

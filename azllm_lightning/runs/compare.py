@@ -1,4 +1,4 @@
-"""Two run folders compared bit for bit: their curves and their full states."""
+"""Compare two run folders bit for bit: their curves and their full states."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import read_scalars
 
 MEASURED = {"tokens_per_sec", "mfu", "peak_memory_gb"}
-"""Scalars that measure time or memory, which no two runs share."""
+"""Scalars that measure time or memory, which differ between any two runs."""
 
 STATES = ("state_dict", "optimizer_states", "lr_schedulers")
-"""What is compared of a full state."""
+"""The parts of a full state that are compared."""
 
 
 def first_difference(left: Path, right: Path) -> str | None:

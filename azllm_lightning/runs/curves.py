@@ -1,4 +1,4 @@
-"""A run's curves: read for notebooks, and carried over a resume so that each step is there once."""
+"""The curves of a run: reading them, and rewriting them at a resume so that no step is doubled."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 EVENTS = "events.out.tfevents.*"
 
 SESSION = "session/"
-"""First part of the tags of texts that describe the run now, and not its state at some step."""
+"""Prefix of the tags of texts that describe the run as a whole, not its state at some step."""
 
 DESCRIBING = ("custom_scalars", "hparams")
-"""TensorBoard plugins whose summaries describe the run now as well."""
+"""TensorBoard plugins whose summaries describe the run as a whole too."""
 
 
 def carry_curve(source: Path, target: Path, last_step: int) -> None:
     """Rewrite the event files of folder `source` as one file in `target`, up to `last_step`.
 
     With source == target, the old files are replaced. A killed run has logged steps after its last
-    checkpoint, and the resumed one logs them again; TensorBoard can be told to purge them, but
-    other readers would see both. The new file takes the name of the first one: readers sort by
-    name, and it must come before what is logged next.
+    checkpoint, and the resumed one logs them again; TensorBoard can purge them, but other readers
+    would see both. The new file takes the name of the first one: readers sort by name, and it must
+    come before what is logged next.
 
     Settings, environment and layout are omitted: the next session writes them again, and
     TensorBoard shows the first that it finds.
@@ -78,15 +78,14 @@ def read_run(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """The curves of a run as a pandas DataFrame: rows are steps, columns are TensorBoard's scalars.
 
     `path` is a run folder (lightning_logs/NAME/version_K), or lightning_logs/NAME for its newest
-    version; NAME and NAME/version_K mean those in lightning_logs here. A run still in training is
-    read as far as it got, a resumed or forked one as one curve. `.attrs["folder"]` is its folder,
-    and `.attrs["summary"]` the content of its summary.json ({} while there is none).
+    version; NAME and NAME/version_K are looked up in ./lightning_logs. A run that is still training
+    is read up to its latest step, a resumed or forked one as one curve. `.attrs["folder"]` is its
+    folder, and `.attrs["summary"]` the content of its summary.json ({} while there is none).
 
     For a list of such paths, the columns are (tag, run) with runs called NAME/version_K:
     `read_run([...])["val_loss"]` has a column per run. Both attrs are then dicts by run.
 
-    Raises ValueError where pandas (the extra `notebooks`) is missing and where there is no such
-    run.
+    Raises ValueError if pandas (the extra `notebooks`) is missing or there is no such run.
     """
     try:
         import pandas as pd
@@ -99,7 +98,7 @@ def read_run(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         raise ValueError(message) from None
 
     if not isinstance(path, (str, Path)):
-        return _side_by_side([read_run(one) for one in path])
+        return _side_by_side([read_run(run) for run in path])
     folder, scalars = _find_curves(Path(path))
     frame = pd.DataFrame(scalars).sort_index().rename_axis("step")
     summary = folder / "summary.json"

@@ -1,6 +1,4 @@
-"""The run folder: claimed by one process at a time, found again by name, continued from a
-checkpoint.
-"""
+"""Run folders: creating and locking them, finding them by name, continuing in them."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """A claimed run folder; the lock is held until `release`, and dies with the process."""
+    """A run folder, locked by this process until `release` or its end."""
 
     folder: Path
     lock: filelock.BaseFileLock | None = field(default=None, repr=False)
@@ -68,10 +66,10 @@ class Run:
 
 
 def claim(name: str, logs: Path = LOGS) -> Run:
-    """Make and lock the next version folder of run `name`; two processes never get the same one.
+    """Create and lock the next version folder of run `name`; no two processes get the same one.
 
-    Raises ValueError for a name that no folder can have and for a missing parent of `logs`, OSError
-    where the folder cannot be written.
+    Raises ValueError if `name` cannot be a folder name or the parent of `logs` is missing, and
+    OSError if the folder cannot be written.
     """
     check_run_name(name)
     _check_logs(logs)
@@ -85,7 +83,7 @@ def claim(name: str, logs: Path = LOGS) -> Run:
             continue
         except OSError as error:
             message = tr(
-                "{folder} cannot be written ({reason}): run the command in a folder that can, or "
+                "{folder} cannot be written ({reason}): run the command in a writable folder, or "
                 "set logs_dir",
                 folder=folder,
                 reason=error,
@@ -99,7 +97,7 @@ def claim(name: str, logs: Path = LOGS) -> Run:
 def reopen(folder: Path) -> Run:
     """Lock an existing run folder to continue in it.
 
-    Raises OSError where it cannot be written, ValueError where another process uses it.
+    Raises OSError if it cannot be written, and ValueError if another process uses it.
     """
     run = _lock(folder)
     run.checkpoints.mkdir(exist_ok=True)
@@ -150,7 +148,9 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
         candidates = versions(logs / name)
     else:
         folders = [path for parent in logs.glob("*") for path in versions(parent)]
-        candidates = sorted(folders, key=lambda path: _age(path / "checkpoints"), reverse=True)
+        candidates = sorted(
+            folders, key=lambda path: _modified_at(path / "checkpoints"), reverse=True
+        )
     for folder in candidates:
         if (folder / "checkpoints" / BEST).is_file() or step_files(folder / "checkpoints"):
             return folder
@@ -166,14 +166,14 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
 def find_checkpoint(
     ckpt_path: str, name: str | None = None, logs: Path = LOGS, resume: bool = False
 ) -> Path:
-    """The file that `ckpt_path` means: "best", "last", a file, or a run folder.
+    """The file of `ckpt_path`: "best", "last", a file, or a run folder.
 
-    "best" is the best weights of the newest run, or its newest full state while it has no best yet.
-    "last" is the newest complete full state, of run `name` or of the newest run; with `resume`, a
-    run folder means that too, else its best weights. Without `resume`, an exported folder means
-    itself.
+    "best" is the best weights of run `name` or of the newest run, or its newest full state if it
+    has none yet. "last" is the newest complete full state, of run `name` or of the newest run; with
+    `resume`, a run folder stands for its newest complete full state, else for its best weights.
+    Without `resume`, the path of an exported folder is returned unchanged.
 
-    Raises ValueError where there is no such file.
+    Raises ValueError if there is no such file.
     """
     if ckpt_path == "best":
         return checkpoint_of(newest_run(name, logs))
@@ -219,8 +219,9 @@ def _in_folder(folder: Path, resume: bool) -> Path:
 
 
 def _check_logs(logs: Path) -> None:
-    """Raise ValueError unless `logs` or its parent exists: nobody wants a drive created as a
-    folder.
+    """Raise ValueError unless `logs` or its parent exists.
+
+    Otherwise a drive that is not mounted would be created as a local folder.
     """
     parent = logs.absolute().parent
     if not logs.exists() and not parent.is_dir():
@@ -242,7 +243,7 @@ def _relative(folder: Path) -> Path:
         return folder
 
 
-def _age(path: Path) -> float:
+def _modified_at(path: Path) -> float:
     return path.stat().st_mtime if path.is_dir() else 0.0
 
 
@@ -259,7 +260,8 @@ def _lock(folder: Path) -> Run:
     except NotImplementedError:  # Google Drive's file system has no locks
         log.warning(
             tr(
-                "{folder}: this file system has no locks; do not resume this run twice at once",
+                "{folder}: this file system does not support locks; do not resume this run in "
+                "two processes at once",
                 folder=folder,
             )
         )

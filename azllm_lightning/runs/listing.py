@@ -1,4 +1,4 @@
-"""What `azllm runs` shows: every run with its status, step, best val_loss and size on disk."""
+"""The rows of `azllm runs`: every run with its status, step, best val_loss and size on disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _row(folder: Path) -> RunRow:
     summary = _summary(folder)
     newest = [step for step, _ in step_files(folder / "checkpoints")[:1]]
     step = max([*newest, *([summary["steps"]] if summary else [])], default=None)
-    # A summary older than the newest checkpoint is of a session before this one.
+    # A summary older than the newest checkpoint was written by an earlier session.
     is_current = bool(summary) and step == summary["steps"]
     files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     return RunRow(

@@ -1,4 +1,4 @@
-"""Where runs are: lightning_logs/NAME/version_K."""
+"""The paths of run folders: lightning_logs/NAME/version_K."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One session of a run, in four stages: resolve, open, attempts, report."""
+"""A session of a run, in four stages: resolve, open, attempts, report."""

@@ -1,5 +1,7 @@
-"""Stage 3: fits, until one is done. A broken one goes back to a checkpoint; one that is too large
-shrinks.
+"""Stage 3: fit until the run is done.
+
+After too many non-finite steps, a fit restarts from an earlier checkpoint; if memory runs out, with
+a smaller micro-batch.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ log = logging.getLogger("azllm_lightning")
 
 @dataclass(frozen=True)
 class Done:
-    """The fit came to its end."""
+    """The fit finished."""
 
 
 @dataclass(frozen=True)
 class RolledBack:
-    """The fit met numbers that are not finite."""
+    """The fit had too many non-finite steps in a row."""
 
     broken: RollBack
 
@@ -51,12 +53,12 @@ Outcome = Done | RolledBack | OutOfMemory
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fit starts: its settled config, and the checkpoint, of optimizer step `step`."""
+    """Where a fit starts: its settled config, and the checkpoint of optimizer step `step`."""
 
     config: RunConfig
     checkpoint: Path | None
     step: int
-    """-1 without a checkpoint: then not even step 0 is certain."""
+    """-1 without a checkpoint: not even the validation at step 0 is kept."""
     resumed_from: Path | None
     """The checkpoint that the summary names; None if this session wrote it."""
     rollbacks: int = 0
@@ -65,8 +67,7 @@ class Start:
 def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest) -> Parts:
     """Fit until the run is done, and return the objects of the last fit.
 
-    Raises `Stopped` when a signal or the deadline ends it, ValueError where going on makes no
-    sense.
+    Raises `Stopped` if a signal or the deadline ends it, and ValueError if it cannot continue.
     """
     source = resolved.source
     path = source.path if source else None
@@ -84,7 +85,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
             start = after_out_of_memory(parts, start, run)
         parts.data.trainer = None
         del parts, outcome
-        batch.free_memory()  # the exception is gone, and with it what its frames held
+        batch.free_memory()  # the exception, whose frames kept tensors alive, has been dropped
 
 
 def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
@@ -118,8 +119,7 @@ def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
 
 
 def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> Start:
-    """Where to start again after steps that were not finite: before them, and without their
-    windows.
+    """Where to restart after non-finite steps: before them, and without their windows.
 
     Raises ValueError after too many rollbacks, and with several devices.
     """
@@ -127,7 +127,7 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
     _check_rollbacks(parts, rollbacks, run, broken)
     complete: list[tuple[int, Path | None]] = list(valid_steps(run.checkpoints))
     earlier = [found for found in complete if found[0] < broken.first_step]
-    # If all are younger, the oldest will do: the skipped steps have changed no weight.
+    # If all are newer, take the oldest: the skipped steps have changed no weights.
     step, checkpoint = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
     carry_curve(run.folder, run.folder, step)
     parts.data.skip_steps(broken.first_step, broken.last_step)
@@ -141,9 +141,9 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
 
 
 def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
-    """Where to start again with a smaller micro-batch.
+    """Where to restart with a smaller micro-batch.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     reached = parts.trainer.global_step
     config = batch.halved(start.config, parts.trainer.world_size)
@@ -152,7 +152,7 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
         parts.periodic.save(parts.trainer)
     newest = (found for found in valid_steps(run.checkpoints) if found[0] <= reached)
     step, checkpoint = next(newest, (start.step, start.checkpoint))
-    # A state of this session already knows what the session resumed from.
+    # A checkpoint of this session already records what the session resumed from.
     resumed_from = None if step > start.step else start.resumed_from
     carry_curve(run.folder, run.folder, step)
     describe(run, config, parts.data)
@@ -179,9 +179,9 @@ def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -
     else:
         return
     message = tr(
-        "{problem}, and {reason}: the data or the settings are at fault. Look at the last "
-        "validations, "
-        "lower optimizer.lr, or try trainer.precision=32-true; the last good state is in {folder}",
+        "{problem}, and {reason}: the data or the settings are at fault. Check the last "
+        "validations, lower optimizer.lr, or try trainer.precision=32-true; the last good "
+        "checkpoint is in {folder}",
         problem=broken,
         reason=reason,
         folder=run.checkpoints,
@@ -191,7 +191,7 @@ def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide Lightning's advice that does not apply here."""
+    """Hide those of Lightning's warnings that do not apply here."""
     with warnings.catch_warnings():
         for text in (
             ".*does not have many workers.*",

@@ -1,4 +1,4 @@
-"""From a settled config to the objects of one fit: module, callbacks, loggers, trainer."""
+"""Build the objects of one fit from a settled config: module, callbacks, loggers, trainer."""
 
 from __future__ import annotations
 
@@ -145,26 +145,29 @@ def _loggers(config: LoggerConfig, run: Run) -> list[Logger]:
 
 
 def _instantiate(entries: Mapping[str, Any], group: str, kind: type) -> list[Any]:
-    """The user's own objects in `group`, each of which has to be a `kind`."""
+    """The user's own objects in `group`, each of which must be a `kind`.
+
+    Raises ValueError if one cannot be built or is of another type.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    made = []
+    objects = []
     for name, value in entries.items():
         target = f"{group}.{name}._target_={value['_target_']}"
         try:
-            made.append(instantiate(value))
+            objects.append(instantiate(value))
         except InstantiationException as error:
             message = tr(
                 "{target} failed: {reason}", target=target, reason=error.__cause__ or error
             )
             raise ValueError(message) from error
-        if not isinstance(made[-1], kind):
+        if not isinstance(objects[-1], kind):
             message = tr(
-                "{target} is not a {kind}, which {group} consists of",
+                "{target} is not a {kind}, as every entry of {group} must be",
                 target=target,
                 kind=kind.__name__,
                 group=group,
             )
             raise ValueError(message)
-    return made
+    return objects

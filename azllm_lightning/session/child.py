@@ -1,4 +1,4 @@
-"""A training in a process of its own."""
+"""Train in a child process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from azllm_lightning.cli.messages import tr
 def train_in_child(folder: Path, name: str, settings: list[str], ends_early: bool = False) -> None:
     """Run `azllm train SETTINGS run_name=NAME` in `folder` and wait for its end.
 
-    Raises ValueError with the end of its output if it fails, or if it does not end as `ends_early`
-    says.
+    Raises ValueError, with the end of its output, if it fails, if it completes despite
+    `ends_early`, or if it stops early without that.
     """
     command = [sys.executable, "-m", "azllm_lightning.train", *settings, f"run_name={name}"]
     # The user's own callbacks are found in the user's current folder.

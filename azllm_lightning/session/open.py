@@ -1,4 +1,4 @@
-"""Stage 2: the run folder, claimed or reopened, with its config, its tokenizer and its log."""
+"""Stage 2: create or reopen the run folder, with its config, its tokenizer and its log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("azllm_lightning")
 def opened(resolved: Resolved) -> Iterator[tuple[Run, RunConfig]]:
     """The run's folder, locked, and the config with the name that the run has there.
 
-    Other processes of a run join the first one's.
+    The other processes of a distributed run use the first one's folder.
     """
     run = joined_run()
     config = resolved.config
@@ -39,7 +39,7 @@ def opened(resolved: Resolved) -> Iterator[tuple[Run, RunConfig]]:
 
 
 def describe(run: Run, config: RunConfig, data: TokenDataModule) -> None:
-    """Write what the run is next to its checkpoints: its settled config and its tokenizer."""
+    """Write the settled config and the tokenizer into the run folder."""
     run.config_file.parent.mkdir(exist_ok=True)
     write_text(run.config_file, config.to_yaml())
     data.tokenizer.save(run.folder / "tokenizer.json")
@@ -56,7 +56,7 @@ def _claim_or_reopen(resolved: Resolved) -> Run:
 
 @contextlib.contextmanager
 def _log_file(run: Run) -> Iterator[None]:
-    """train.log gets everything that the terminal gets, with the time."""
+    """Write all log lines of the terminal to train.log too, with the time."""
     handler = logging.FileHandler(run.folder / "train.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Stage 4: what came out of the run."""
+"""Stage 4: report the outcome of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: what is to be trained, on what, from where. Every `auto` gets its value here."""
+"""Stage 1: find checkpoint, data and hardware, and give every `auto` its value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from azllm_lightning.training.stopping import StopRequest
 log = logging.getLogger(__name__)
 
 RUN_FOLDER = "AZLLM_RUN_FOLDER"
-"""The environment variable that tells processes started by the first one where the run is."""
+"""Environment variable with the run folder, for processes that the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Source:
     path: Path
     step: int
     fingerprint: str
-    """Of the data that it was trained on."""
+    """The fingerprint of the data that it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Resolved:
     config: RunConfig
     data: TokenDataModule
     device: str
-    """ "cpu" or "cuda"."""
+    """The device type: "cpu" or "cuda"."""
     devices: int
     source: Source | None
 
@@ -50,13 +50,13 @@ class Resolved:
 def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     """Find the checkpoint to resume from, prepare and open the data, and settle the config.
 
-    Raises ValueError for what the user can mend, before any folder of the run is touched.
+    Raises ValueError for what the user can fix, before the run folder is created or changed.
     """
     source = None
     if config.ckpt_path is not None:
         config, source = _resumed(config)
     use_language(config.lang)
-    # Hardware that is missing is reported before the data takes its time.
+    # Report missing hardware before the data is prepared, which may take long.
     device = hardware.resolve_accelerator(config.trainer.accelerator)
     hardware.resolve_precision(config.trainer.precision, device)
     stop.until(config.trainer.deadline)
@@ -68,7 +68,7 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     joined = joined_run()
     if joined is None:
         config = settled(config, data, device, devices)
-    else:  # started by the process that has settled it
+    else:  # started by the process that settled the config
         config = RunConfig.from_mapping(_read_yaml(joined.config_file))
     assert isinstance(config.trainer.micro_batch_size, int)
     data.micro_batch_size = config.trainer.micro_batch_size
@@ -78,7 +78,7 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
 def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int) -> RunConfig:
     """`config` with every `auto` replaced by what it means for this data on this hardware.
 
-    The stored config then says what the run really is, and a resume does the same arithmetic.
+    The stored config then has the values that the run really used, and a resume uses them again.
     """
     tokenizer = data.tokenizer
     shape = config.model.for_data(tokenizer.vocab_size, config.data.block_size, tokenizer.eot_id)
@@ -92,7 +92,9 @@ def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int)
         schedule=replace(config.schedule, total_steps=steps),
     )
     if trainer.micro_batch_size == "auto":
-        trainer = replace(trainer, micro_batch_size=batch.fitted(config, device, devices))
+        trainer = replace(
+            trainer, micro_batch_size=batch.largest_micro_batch(config, device, devices)
+        )
     batch.accumulation(trainer, devices)  # reports a micro-batch that does not divide a step
     sequences = trainer.max_steps * trainer.global_batch_size // devices
     flops = sequences * shape.block_size * shape.flops_per_token()
@@ -103,7 +105,7 @@ def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int)
 
 
 def joined_run() -> Run | None:
-    """The run of the process that started this one, for the other devices of a run."""
+    """The run of the process that started this one for another device; None in that process."""
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         return Run(Path(os.environ[RUN_FOLDER]))
     return None

@@ -27,7 +27,7 @@ log = logging.getLogger("azllm_lightning")
 
 def run_session(config: RunConfig) -> Path:
     """Train or resume the run of `config`, and return its folder; see `azllm_lightning.train`."""
-    _listen_to_logs()
+    _set_up_logging()
     use_language(config.lang)
     start_again = command("train", config.overrides)
     resume = None
@@ -55,19 +55,22 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     last_step = config.trainer.max_steps
     if lr_factor(last_step - 1, config.schedule) == 0:
         message = tr(
-            "from step {step:,} on the learning rate is 0 and nothing is learned: "
-            "add schedule.total_steps={max_steps}",
+            "from step {step:,} on the learning rate is 0, so nothing is learned: add "
+            "schedule.total_steps={max_steps}",
             step=config.schedule.total_steps,
             max_steps=last_step,
         )
         log.warning(paragraph(message))
 
 
-def _listen_to_logs() -> None:
+def _set_up_logging() -> None:
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     log.setLevel(logging.INFO if is_first else logging.WARNING)  # one process reports progress
     log.propagate = False
     if not any(isinstance(handler, TqdmHandler) for handler in log.handlers):
         log.addHandler(TqdmHandler())
-    for noisy in ("lightning.pytorch", "lightning.fabric"):  # the start panel has what they say
+    for noisy in (
+        "lightning.pytorch",
+        "lightning.fabric",
+    ):  # the start panel has the same information
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -26,24 +26,24 @@ from azllm_lightning.training.hardware import muon_dtype, precision_plugin
 from azllm_lightning.training.optimizer import build_optimizer
 
 HEADROOM = 0.1
-"""Share of GPU memory that the chosen micro-batch leaves free, for fragmentation and the desktop.
-"""
+"""Fraction of GPU memory to leave free, for fragmentation and the desktop."""
 
 CPU_BYTES = 2**30
-"""Most bytes of activations per micro-batch on a CPU: larger ones are no faster there."""
+"""Maximum bytes of activations per micro-batch on a CPU, where larger ones are no faster."""
 
 
 def accumulation(config: TrainerConfig, devices: int) -> int:
     """Micro-batches per optimizer step on each of `devices`.
 
-    This is the only place where the three batch sizes meet:
-    global_batch_size = micro_batch_size x accumulation x devices.
+    The only place that relates the batch sizes:
 
-    Raises ValueError if a division leaves a remainder.
+        global_batch_size = micro_batch_size x accumulation x devices
+
+    Raises ValueError if they do not divide each other.
     """
     micro = config.micro_batch_size
-    assert isinstance(micro, int), "auto is settled before"
-    share = _share(config, devices)
+    assert isinstance(micro, int), "auto was resolved before"
+    share = _sequences_per_device(config, devices)
     if share % micro:
         raise ValueError(
             tr(
@@ -60,7 +60,7 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
     return share // micro
 
 
-def fitted(config: RunConfig, device: str, devices: int) -> int:
+def largest_micro_batch(config: RunConfig, device: str, devices: int) -> int:
     """The largest micro-batch that divides a step of `config` and fits on `device` ("cpu", "cuda").
 
     The shape and the precision of `config` are settled. On a GPU, sizes are tried out with a copy
@@ -68,7 +68,7 @@ def fitted(config: RunConfig, device: str, devices: int) -> int:
 
     Raises ValueError if not even one sequence fits.
     """
-    share = _share(config.trainer, devices)
+    share = _sequences_per_device(config.trainer, devices)
     if device == "cpu":
         most = CPU_BYTES // activation_bytes(config.shape)
         return max(_divisors(share, at_most=max(1, most)))
@@ -81,18 +81,18 @@ def fitted(config: RunConfig, device: str, devices: int) -> int:
 def halved(config: RunConfig, devices: int) -> RunConfig:
     """`config` with half the micro-batch, or the next smaller one that divides a step.
 
-    Raises ValueError if there is none, and if several devices would have to agree on it.
+    Raises ValueError if there is none, or if there are several devices.
     """
     micro = config.trainer.micro_batch_size
-    assert isinstance(micro, int), "auto is settled before"
+    assert isinstance(micro, int), "auto was resolved before"
     if micro == 1:
         raise ValueError(
             tr(
-                "out of memory with trainer.micro_batch_size=1, the smallest there is: {remedies}",
+                "out of memory with trainer.micro_batch_size=1, the smallest possible: {remedies}",
                 remedies=_remedies(),
             )
         )
-    smaller = max(_divisors(_share(config.trainer, devices), at_most=micro // 2))
+    smaller = max(_divisors(_sequences_per_device(config.trainer, devices), at_most=micro // 2))
     if devices > 1:
         raise ValueError(
             tr(
@@ -108,10 +108,10 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
 
 
 def is_between_steps(trainer: Trainer, module: CausalLM) -> bool:
-    """Whether an exception left the complete state of the last optimizer step.
+    """Whether an exception left the state of the last optimizer step intact.
 
-    It did if it was raised in a forward or backward pass. It may not have if it was raised in the
-    optimizer or a callback, or in the validation of the last step, which no resume would run again.
+    True if it was raised in a forward or backward pass. False if it was raised in the optimizer or
+    a callback, or in the validation of the last step, which no resume would run again.
     """
     validation: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
     is_validating = validation.started > validation.processed
@@ -119,15 +119,16 @@ def is_between_steps(trainer: Trainer, module: CausalLM) -> bool:
 
 
 def free_memory() -> None:
-    """Release the memory of a finished fit. Its exception must be gone: that holds the fit's
-    tensors.
+    """Release the memory of a finished fit.
+
+    Its exception must have been dropped, because the traceback keeps the tensors alive.
     """
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # compiled code holds its network
+        torch.compiler.reset()  # compiled code keeps its network alive
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()  # the run needs less than what was too much
+        torch.cuda.reset_peak_memory_stats()  # the peak of the failed fit is not the run's
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
@@ -187,7 +188,7 @@ def trial(config: RunConfig, device: str) -> Callable[[int], bool]:
 
 
 def activation_bytes(model: GPTConfig) -> int:
-    """Bytes of fp32 activations kept for the backward pass of one sequence; nothing is computed."""
+    """Bytes of fp32 activations kept for the backward pass of one sequence, on the meta device."""
     with torch.device("meta"):
         net = GPT(model)
         window = torch.zeros((1, model.block_size), dtype=torch.long)
@@ -204,7 +205,7 @@ def activation_bytes(model: GPTConfig) -> int:
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
-def _share(config: TrainerConfig, devices: int) -> int:
+def _sequences_per_device(config: TrainerConfig, devices: int) -> int:
     """Sequences that each of `devices` takes per step."""
     if config.global_batch_size % devices:
         raise ValueError(

@@ -31,7 +31,7 @@ from azllm_lightning.training.schedule import lr_factor
 
 FLUSH_SECONDS = 2.0
 """Seconds between two flushes of the curves during training. Waiting for the disk at each point
-would cost a small model some percent of its speed."""
+would slow down a small model by several percent."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class CausalLM(LightningModule):
         self.run_config = ""
         """The settled config of the run as YAML, for its checkpoints."""
         self.step_report: StepReport | None = None
-        """The optimizer step that this batch completed; None in mid-accumulation."""
+        """The optimizer step that this batch completed; None during accumulation."""
         self.validated_step = -1
         """The last validated step, so that a resume neither repeats nor omits a validation."""
         self.last_validation: dict[str, float] = {}
@@ -116,7 +116,7 @@ class CausalLM(LightningModule):
         self._loss_sum: Tensor
         self.token_bytes: Tensor
         self.val_metric: TokenLoss
-        # Not a buffer: DDP would want the same one in all processes.
+        # Not a buffer: it differs between the processes of DDP.
         self._val_sources: Tensor | None = None
 
     def setup(self, stage: str) -> None:
@@ -130,7 +130,7 @@ class CausalLM(LightningModule):
             raise ValueError(
                 tr(
                     "the model has {embeddings} token embeddings, but the tokenizer of the data "
-                    "has {tokens} tokens: they do not belong together",
+                    "has {tokens} tokens: this model was made for a different tokenizer",
                     embeddings=self.model_config.vocab_size,
                     tokens=tokenizer.vocab_size,
                 )
@@ -214,7 +214,7 @@ class CausalLM(LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
-        """Log a completed optimizer step, and have the last one validated."""
+        """Log a completed optimizer step; after the last one, validate and stop."""
         report = self.step_report
         if report is None:
             return
@@ -240,7 +240,7 @@ class CausalLM(LightningModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the sums, which an interrupted validation may have left."""
+        """Reset the sums, which an interrupted validation may have left behind."""
         self.val_metric.reset()
         if self._val_sources is not None:
             self._val_sources = self._val_sources.to(self.device)
@@ -289,9 +289,9 @@ class CausalLM(LightningModule):
     def log_pinned(self, values: dict[str, float]) -> None:
         """Log `values` once, at the current optimizer step.
 
-        Instead of Lightning's `self.log` (2.6): its x axis restarts on a resume, it repeats the
-        last values at every step that logs none, it drops the validation at step 0, and it copies
-        each value to the device, which waits.
+        Replaces Lightning's `self.log` (2.6), whose x axis restarts on a resume, and which repeats
+        the last values at every step that logs none, drops the validation at step 0, and copies
+        each value to the device, which forces a synchronization.
         """
         if not self.trainer.sanity_checking:
             self.trainer.callback_metrics.update(
@@ -314,7 +314,7 @@ class CausalLM(LightningModule):
     # Checkpoints
 
     def start_from(self, path: str) -> None:
-        """Initialise the weights from `path`: a checkpoint, a run folder or an exported folder.
+        """Initialize the weights from `path`: a checkpoint, a run folder or an exported folder.
 
         Raises ValueError if that is a model of another shape.
         """
@@ -334,7 +334,7 @@ class CausalLM(LightningModule):
         if differing:
             raise ValueError(
                 tr(
-                    "init_from={path} has another model: {differing}; choose model= and "
+                    "init_from={path} has a different model: {differing}; choose model= and "
                     "data.tokenizer= accordingly",
                     path=path,
                     differing=", ".join(differing),
@@ -343,7 +343,9 @@ class CausalLM(LightningModule):
         self.net.load_state_dict(net.state_dict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the file needs to be used alone (tokenizer, config as text), and to resume."""
+        """Add what makes the file usable on its own (tokenizer, config as YAML), and what a resume
+        needs.
+        """
         checkpoint["azllm"] = {
             "format": FORMAT,
             "tokenizer": self.tokenizer_json,
@@ -356,8 +358,8 @@ class CausalLM(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue between two optimizer steps, wherever in Lightning's loops the run saved."""
-        if self._trainer is None:  # load_from_checkpoint wants the weights only
+        """Restore a state between two optimizer steps, whichever hook of Lightning saved it."""
+        if self._trainer is None:  # load_from_checkpoint needs only the weights
             return
         state = checkpoint["azllm"]
         self.validated_step = state["validated_step"]
@@ -370,6 +372,6 @@ class CausalLM(LightningModule):
 
 
 def derived_seed(*key: object) -> int:
-    """A seed for one use of random numbers, unrelated to that of any other key."""
+    """A seed for one use of random numbers, independent of that of any other key."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -23,15 +23,15 @@ FP16_INIT_SCALE = 2.0**13
 """
 
 COMPILE_PAYS_AFTER = 300.0
-"""Seconds of eager training from which the 30 to 60 seconds of compiling are won back."""
+"""Seconds of eager training above which compiling, which takes 30 to 60 seconds, is worth it."""
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """ "cpu" or "cuda" for trainer.accelerator.
+    """The device type for trainer.accelerator: "cpu" or "cuda".
 
-    Raises ValueError if a GPU is asked for and there is none.
+    Raises ValueError if a GPU is requested and there is none.
     """
     if torch.cuda.is_available():
         return "cpu" if accelerator == "cpu" else "cuda"
@@ -93,9 +93,9 @@ def fast_half(device: torch.device) -> torch.dtype:
 
 
 def muon_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type in which Muon orthogonalises: `fast_half`, but fp32 in an fp32 run.
+    """The type in which Muon orthogonalizes: `fast_half`, but fp32 in an fp32 run.
 
-    There, losses must not depend on the micro-batch, and half precision would amplify rounding.
+    In fp32, losses must not depend on the micro-batch, and half precision would amplify rounding.
     """
     return torch.float32 if precision == "32-true" else fast_half(device)
 
@@ -110,12 +110,12 @@ def num_devices(devices: int | str, device: str) -> int:
 
 
 class MixedPrecision(plugins.MixedPrecision):
-    """Lightning's plugin (2.6) without the wait of its scaler for the device at each step.
+    """Lightning's plugin (2.6), without the synchronization of its scaler with the device.
 
     `GradScaler.step` asks the device whether a gradient overflowed.
-    `CausalLM.configure_gradient_clipping` has asked already: after an overflow the norm is
-    infinite, and it has removed the gradients. The class has Lightning's name, because checkpoints
-    file the scaler's state under it.
+    `CausalLM.configure_gradient_clipping` has done so already: after an overflow the norm is not
+    finite, and it has removed the gradients. The class has Lightning's name because checkpoints
+    store the scaler's state under it.
     """
 
     def optimizer_step(  # type: ignore[override]
@@ -145,9 +145,10 @@ def precision_plugin(precision: str, device: str) -> Precision:
 
 
 def resolve_compile(setting: bool | str, device: str, eager_seconds: float) -> bool:
-    """Whether to compile the network, for trainer.compile and a run of `eager_seconds` uncompiled.
+    """Whether to compile the network, given trainer.compile and the duration of the run in eager
+    mode.
 
-    Raises ValueError if it is asked for and something that it needs is missing.
+    Raises ValueError if it is requested and something that it needs is missing.
     """
     if setting is False or (setting == "auto" and eager_seconds < COMPILE_PAYS_AFTER):
         return False
@@ -163,7 +164,7 @@ def resolve_compile(setting: bool | str, device: str, eager_seconds: float) -> b
 
 
 def missing_for_compile(device: str) -> str:
-    """What torch.compile needs on `device` and does not find; "" if nothing is missing."""
+    """What torch.compile needs on `device` and is not installed; "" if nothing is missing."""
     if device == "cuda":
         if torch.cuda.get_device_capability() < (7, 0):
             return tr("a GPU of compute capability 7.0 or newer")
@@ -174,7 +175,9 @@ def missing_for_compile(device: str) -> str:
 
 
 def expected_flops(device: str) -> float:
-    """A rough FLOP/s of eager training, to judge whether compiling pays; a timing would vary."""
+    """A rough FLOP/s of eager training, to decide whether compiling is worth it; a timing would
+    vary.
+    """
     return 1e13 if device == "cuda" else 5e10 * torch.get_num_threads()
 
 
@@ -195,7 +198,7 @@ def matmul_flops(device: str, precision: str) -> float:
 
 
 def peak_flops(device: str, precision: str) -> float:
-    """The FLOP/s that MFU is a share of: the vendor's figure if Lightning has it, else
+    """The FLOP/s that MFU is relative to: the vendor's figure if Lightning knows it, else
     `matmul_flops`.
     """
     if device == "cuda":

@@ -10,11 +10,11 @@ from lightning.pytorch import Trainer
 def canonical_loops(trainer: Trainer, step: int, validation_done: bool) -> dict[str, Any]:
     """The state of Lightning's fit loop (2.6) between optimizer step `step` and the next.
 
-    What Lightning stores depends on the hook that saved: in mid-batch, in mid-validation, in
-    mid-accumulation, with the old micro-batch size. Weights and optimizer change only between
-    steps, so every checkpoint is one of a step boundary, and this state says so: `step` x
-    accumulation batches are completed. If a validation is due at `step` and not `validation_done`,
-    the state says that it was interrupted, and the loop runs it before the next step.
+    What Lightning stores depends on the hook that saved (in the middle of a batch, a validation or
+    an accumulation) and on the micro-batch size of that time. Weights and optimizer change only
+    once per step, so every checkpoint belongs to a step boundary. This state says so: `step` x
+    accumulation batches are completed. Unless `validation_done`, it also says that a validation was
+    interrupted, so that the loop runs a validation due at `step` before the next step.
     """
     state: dict[str, Any] = trainer.fit_loop.state_dict()
     batches = step * trainer.accumulate_grad_batches

@@ -27,7 +27,7 @@ SAFETY = 1.01
 """
 
 BATCH_ELEMENTS = 2**25
-"""Most elements per batch of matrices: 64 MiB in half precision, which fits a GPU with 4 GB."""
+"""Maximum elements per batch of matrices: 64 MiB in half precision, which fits a GPU with 4 GB."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -35,18 +35,18 @@ class MuonAdamW(torch.optim.Optimizer):
     for groups of kind "adamw".
 
     A "muon" group holds matrices (out, in) and needs lr, weight_decay and momentum. A step moves a
-    matrix by lr * sqrt(out / in) in every direction of its momentum, which keeps one lr right for
-    all widths (Bernstein and Newhouse 2024, arXiv:2409.20325). An "adamw" group needs lr,
-    weight_decay, betas and eps. In both, weights decay by the share lr * weight_decay. Parameters
-    without a gradient are not changed.
+    matrix by lr * sqrt(out / in) in every direction of its momentum, so that the best lr does not
+    depend on the width (Bernstein and Newhouse 2024, arXiv:2409.20325). An "adamw" group needs lr,
+    weight_decay, betas and eps. In both, weight decay multiplies the weights by 1 - lr *
+    weight_decay. Parameters without a gradient are not changed.
 
-    Raises ValueError for a group of another kind, and for a "muon" group with anything but
-    matrices.
+    Raises ValueError for a group of another kind, and for a "muon" group with parameters that are
+    not matrices.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        """The type in which matrices are orthogonalised; the momentum has the parameter's own."""
+        """The type in which matrices are orthogonalized; the momentum has the parameter's own."""
         super().__init__(groups, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class MuonAdamW(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        # A wide matrix and the transpose of a tall one are orthogonalised together.
+        # A wide matrix and the transpose of a tall one are orthogonalized together.
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, p in enumerate(parameters):
             by_shape[min(p.shape, p.shape[::-1])].append(index)
@@ -93,7 +93,7 @@ class MuonAdamW(torch.optim.Optimizer):
             size = max(1, BATCH_ELEMENTS // math.prod(shape))
             for first in range(0, len(indices), size):
                 batch = indices[first : first + size]
-                # Nesterov: the momentum as it will be after this gradient once more.
+                # Nesterov: look ahead by applying this gradient to the momentum once more.
                 updates = [gradients[i].lerp(buffers[i], group["momentum"]) for i in batch]
                 _move([parameters[i] for i in batch], updates, group["lr"], self.dtype)
 
@@ -123,18 +123,18 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _move(parameters: list[Tensor], updates: list[Tensor], lr: float, dtype: torch.dtype) -> None:
-    """Add the orthogonalised `updates` to matrices that are all (m, n) or (n, m)."""
+    """Add the orthogonalized `updates` to matrices that are all (m, n) or (n, m)."""
     shape = min(parameters[0].shape, parameters[0].shape[::-1])
     wide = torch.stack([u if u.shape == shape else u.mT for u in updates]).to(dtype)
     directions = [
         d.to(p.dtype) if p.shape == shape else d.mT.to(p.dtype)
-        for d, p in zip(orthogonalise(wide).unbind(), parameters, strict=True)
+        for d, p in zip(orthogonalize(wide).unbind(), parameters, strict=True)
     ]
     steps = [-lr * math.sqrt(p.shape[0] / p.shape[1]) for p in parameters]
     torch._foreach_add_(parameters, torch._foreach_mul(directions, steps))
 
 
-def orthogonalise(x: Tensor) -> Tensor:
+def orthogonalize(x: Tensor) -> Tensor:
     """The matrices nearest to `x` (N, rows, columns), rows <= columns, with singular values of
     about 1.
 

@@ -31,15 +31,15 @@ from azllm_lightning.training.stopping import Stopped, StopRequest
 log = logging.getLogger(__name__)
 
 KEEP = 3
-"""Full states that are kept; one would be enough if disks were perfect."""
+"""Number of full states that are kept; more than one, in case the newest is damaged."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """Writes each checkpoint to a temporary file next to its place, syncs it, and renames it.
 
     Lightning (2.6) stages files in $TMPDIR and builds them in memory; a kill while it copies leaves
-    a truncated file under the final name. Here the name is absent, the old file, or the new file,
-    and torch.save writes storage by storage without a second copy of the state.
+    a truncated file under the final name. Here, the name refers to the old file, the new file, or
+    none, and torch.save writes storage by storage without a second copy of the state.
 
     On a full disk, the oldest full states except the newest are removed, one by one, and the save
     is tried again. If it still fails, training continues with a warning, and `failed` is the reason
@@ -48,9 +48,9 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Time spent in saving, for throughput to leave out."""
+        """Time spent saving, which throughput excludes."""
         self.longest = 0.0
-        """The longest save so far in seconds, for which a deadline must leave time."""
+        """Duration of the longest save so far, which must fit before a deadline."""
         self.failed: str | None = None
 
     def save_checkpoint(
@@ -183,8 +183,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
     """step_<n>.ckpt: the full state at an interval of steps or minutes and at every stop; the
     newest KEEP are kept.
 
-    It acts where a step is complete, including its logging and its validation: at the start of the
-    next step, or during that validation if a stop is due. The folder says which files there are.
+    It acts when a step is complete, including its logging and its validation: at the start of the
+    next step, or during that validation if a stop is due. The files in the folder are its only
+    state.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the folder has it."""
+        """Nothing: the files in the folder are the state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -251,7 +252,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Stop in mid-validation if a stop is due; a resume runs that validation from its start.
+        """Stop during a validation if a stop is due; a resume runs that validation from its start.
 
         Not at the last step, because Lightning does not enter a finished training again; and not
         with several processes, which may have different numbers of batches and so could not agree.
@@ -285,7 +286,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def save(self, trainer: Trainer) -> None:
         """Write the full state, link last.ckpt to it, and delete the oldest beyond KEEP."""
         for logger in trainer.loggers:
-            logger.save()  # a kill must not lose the curve up to a checkpoint that survives it
+            logger.save()  # after a kill, the curve must reach the newest checkpoint
         path = step_path(self.folder, trainer.global_step)
         self._save_checkpoint(trainer, str(path))
         self._saved_step = trainer.global_step
@@ -305,7 +306,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
             if trainer.global_step != self._saved_step:
                 self.save(trainer)
-            raise Stopped(self.stop.reason or tr("a request of another process"))
+            raise Stopped(self.stop.reason or tr("a request from another process"))
 
     @staticmethod
     def _agreed(trainer: Trainer, mine: bool) -> bool:

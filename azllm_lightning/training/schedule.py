@@ -8,14 +8,14 @@ from azllm_lightning.config.schedule import ScheduleConfig
 
 
 def lr_factor(step: int, config: ScheduleConfig) -> float:
-    """The share of the peak learning rate for optimizer step number `step` (0 is the first).
+    """The factor on the peak learning rate for optimizer step number `step` (0 is the first).
 
     The warm-up is linear and reaches 1 after `warmup_steps`. The rate stays at 1, falls to
     `min_lr_ratio` during the last `decay_ratio` of the `total_steps`, and then stays there. It
     falls along a half cosine (Loshchilov and Hutter 2017), a line, or 1 - sqrt (Hägele et al. 2024,
-    arXiv:2405.18392; with a short fall, "warm-up, stable, decay").
+    arXiv:2405.18392; with a short decay, "warm-up, stable, decay").
     """
-    assert config.total_steps is not None, "total_steps is settled before training"
+    assert config.total_steps is not None, "total_steps was resolved before training"
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.name == "constant":

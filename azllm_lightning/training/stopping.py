@@ -55,7 +55,9 @@ class StopRequest:
         self._previous.clear()
 
     def until(self, deadline: str | None) -> None:
-        """Set the deadline; a span starts when this object was created, at the session's start."""
+        """Set the deadline; a duration counts from the creation of this object, at the session's
+        start.
+        """
         self.deadline = parse_deadline(deadline, self.started) if deadline is not None else None
 
     def listen(self) -> None:
@@ -69,7 +71,7 @@ class StopRequest:
             self._previous.setdefault(number, previous)
 
     def due(self, seconds_needed: float) -> bool:
-        """Whether to stop now, where a save and one more step take `seconds_needed`."""
+        """Whether to stop now, given that a save and one more step take `seconds_needed`."""
         is_late = self.deadline is not None and time.time() + seconds_needed >= self.deadline
         if self.reason is None and self.deadline is not None and is_late:
             clock = datetime.fromtimestamp(self.deadline)

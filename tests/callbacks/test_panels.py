@@ -12,7 +12,7 @@ import torch
 
 from azllm_lightning.callbacks.history import Validation
 from azllm_lightning.callbacks.panels import (
-    MOST_ROWS,
+    MAX_ROWS,
     checkpoint_bytes,
     end_panel,
     start_panel,
@@ -69,7 +69,7 @@ def start(folder: Path, *overrides: str) -> list[str]:
 def test_the_start_panel_fits_80_columns(experiment: str, lang: str, tmp_path: Path) -> None:
     use_language(lang)
     panel = start(tmp_path, f"+experiment={experiment}")
-    # Paths stay whole.
+    # Paths are not broken.
     lines = [line for line in panel if str(tmp_path) not in line and line != tr("run")]
     assert len(lines) >= 6
     assert max(map(len, lines)) <= 80
@@ -182,7 +182,7 @@ def test_a_long_table_is_thinned(best: int) -> None:
     losses[best] = 4.0
     steps = [int(line.split()[0]) for line in table(course(1, losses))[1:]]
     assert {0, 39, best} <= set(steps)
-    assert MOST_ROWS - 1 <= len(steps) <= MOST_ROWS
+    assert MAX_ROWS - 1 <= len(steps) <= MAX_ROWS
     assert max(b - a for a, b in pairwise(steps)) <= 4
 
 
@@ -237,7 +237,7 @@ def test_the_end_panel_in_azerbaijani() -> None:
     assert end()[-2:] == ["təlimi uzatmaq", LONGER]
 
 
-def test_a_run_that_more_steps_do_not_help_is_not_told_to_train_longer() -> None:
+def test_train_longer_is_not_offered_if_more_steps_do_not_help() -> None:
     assert end(extendable=False) == end()[:-2]
 
 

@@ -5,7 +5,7 @@ import pytest
 from azllm_lightning.callbacks.text import (
     count_text,
     duration,
-    labelled,
+    labeled,
     paragraph,
     perplexity_text,
     ratio_text,
@@ -42,9 +42,9 @@ def test_numbers_have_the_digits_that_mean_something() -> None:
 
 def test_text_is_broken_between_words_and_never_within_a_path() -> None:
     path = "/home/aygün/" + "uzun-qovluq" * 8
-    for text in (labelled("run", f"a b {path} c"), paragraph(f"a b {path} c")):
+    for text in (labeled("run", f"a b {path} c"), paragraph(f"a b {path} c")):
         assert path in text
-    lines = labelled("data", "token " * 40).splitlines()
+    lines = labeled("data", "token " * 40).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("data      token")
     assert all(line.startswith(" " * 10 + "token") for line in lines[1:])

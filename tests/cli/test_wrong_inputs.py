@@ -200,14 +200,14 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*RESUME, "model.n_layer=2"],
         ["model.n_layer", "1 in the checkpoint, 2", "init_from"],
     ),
-    "other seed on resume": ([*RESUME, "seed=7"], ["seed: 1234 in the checkpoint, 7 asked for"]),
+    "other seed on resume": ([*RESUME, "seed=7"], ["seed: 1234 in the checkpoint, 7 requested"]),
     "other context on resume": (
         [*RESUME, "data.block_size=16"],
         ["data.block_size: 32 in the checkpoint, 16"],
     ),
     "other batch on resume": (
         [*RESUME, "trainer.global_batch_size=8"],
-        ["trainer.global_batch_size: 4 in the checkpoint, 8 asked for"],
+        ["trainer.global_batch_size: 4 in the checkpoint, 8 requested"],
     ),
     "a micro-batch that does not divide": (
         [*RESUME, "trainer.micro_batch_size=3"],
@@ -217,10 +217,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*TINY, "trainer.devices=3"],
         ["trainer.global_batch_size=4", "3"],
     ),
-    "other text on resume": ([*RESUME, "data.tales_seed=5"], ["other data", "start a new run"]),
+    "other text on resume": ([*RESUME, "data.tales_seed=5"], ["different data", "start a new run"]),
     "other vocabulary on resume": (
         [*RESUME, "data.vocab_size=299"],
-        ["other data", "start a new run"],
+        ["different data", "start a new run"],
     ),
     "weights of another model": (
         [*TINY, "init_from=lightning_logs/tiny/version_0", "model.n_layer=2"],
@@ -318,7 +318,7 @@ def test_a_foreign_shard(command: Command, place: Path, capsys: pytest.CaptureFi
     assert f"{shard} is missing" in capsys.readouterr().err
 
 
-def test_a_foreign_tokenizer_beside_the_shards(
+def test_a_foreign_tokenizer_next_to_the_shards(
     command: Command, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = prepared(command, place / "data")
@@ -332,7 +332,7 @@ def test_a_foreign_tokenizer_beside_the_shards(
     shutil.copyfile(place / "other" / "tokenizer.json", place / "data" / "tokenizer.json")
     assert command(*typed) == 2
     error = capsys.readouterr().err
-    assert f"{place / 'data'} was written with another tokenizer" in error
+    assert f"{place / 'data'} was prepared with a different tokenizer" in error
     assert "prepare the text again" in error
 
 

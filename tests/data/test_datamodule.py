@@ -165,9 +165,9 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
     module.load_state_dict({**state, "skipped": [[3, 5]]})
     assert module.skipped == [[3, 5]]
     refusals = {
-        "fingerprint": ("abc", "other data .*data.path="),
+        "fingerprint": ("abc", "different data .*data.path="),
         "seed": (2, "seed=2.*seed=1"),
-        "global_batch_size": (12, "=12.*has 6; leave trainer.global_batch_size alone"),
+        "global_batch_size": (12, "=12.*has 6; omit trainer.global_batch_size="),
     }
     for key, (value, message) in refusals.items():
         with pytest.raises(ValueError, match=message):

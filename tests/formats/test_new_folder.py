@@ -51,7 +51,8 @@ def test_a_full_disk_leaves_nothing(untied, tokenizer, tmp_path, write):
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(
-        OSError, match=r"out=.*model cannot be written \(.*(too large|requested).*\): make room"
+        OSError,
+        match=r"out=.*model cannot be written \(.*(too large|requested).*\): free some disk",
     ):
         write_where_there_is_no_room()
     assert list(tmp_path.iterdir()) == []

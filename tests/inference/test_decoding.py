@@ -37,7 +37,7 @@ def test_logits_are_those_of_the_model(config, n_kv_head, tie, prompt):
     assert decoder.length == 32
 
 
-def test_texts_begin_anew_at_length_zero(model):
+def test_length_zero_starts_new_texts(model):
     ids = torch.randint(300, (2, 12))
     decoder = CachedDecoder(model, 2, 16)
     for part in (ids[:, :10], ids[:, 10:11], ids[:, 11:]):

@@ -9,7 +9,7 @@ from azllm_lightning.inference.scoring import Scorer
 
 
 def judge(prefers_correct: bool, start: list[int]) -> Scorer:
-    """A scorer that finds each correct sentence likelier than its wrong one, or the opposite."""
+    """A scorer that gives each correct sentence the higher probability, or the opposite."""
     correct = {pair.right for pair in minimal_pairs()}
     return Scorer(
         token_nll=lambda input_ids, labels: labels.float(),

@@ -84,7 +84,7 @@ def test_samples_follow_the_probabilities(model):
         assert probabilities.max() > 0.05
 
 
-def test_top_k_keeps_the_k_likeliest(model):
+def test_top_k_keeps_the_k_most_likely(model):
     frequencies, probabilities = drawn(model, temperature=1.0, top_k=4)
     likeliest = probabilities.topk(4)
     assert set(frequencies.nonzero()[:, 0].tolist()) == set(likeliest.indices.tolist())
@@ -113,7 +113,7 @@ def test_top_p_counts_within_top_k(model):
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
-def test_top_p_of_the_likeliest_is_that_of_the_whole_vocabulary(model, monkeypatch, top_p):
+def test_top_p_among_the_most_likely_equals_that_of_the_full_vocabulary(model, monkeypatch, top_p):
     full = next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0))
     monkeypatch.setattr(sampling, "NUCLEUS", 10)  # of 300
     assert next(ids_of(model, PROMPT, 200, temperature=1.0, top_p=top_p, seed=0)) == full
@@ -219,7 +219,7 @@ def test_prompts_together_give_what_each_gives_alone(model, tokenizer, temperatu
     assert len(set(together)) == (8 if temperature else 4)
 
 
-def test_a_sample_is_the_same_whatever_is_drawn_beside_it(model, tokenizer):
+def test_a_sample_does_not_depend_on_the_other_samples(model, tokenizer):
     several = sample(model, tokenizer, "Bakı", 30, seed=5, num_samples=4)
     assert several[:2] == sample(model, tokenizer, "Bakı", 30, seed=5, num_samples=2)
 
@@ -246,7 +246,7 @@ def test_stop_strings_end_the_text_before_them(model, tokenizer):
     assert sample(model, tokenizer, "Bakıda", 60, seed=1, stop=both) == [
         "Bakıda" + written[: new - 1]
     ]
-    with pytest.raises(ValueError, match="stop has an empty text"):
+    with pytest.raises(ValueError, match="stop contains an empty string"):
         sample(model, tokenizer, stop=["a", ""])
 
 

@@ -119,7 +119,7 @@ def test_batches_stay_within_the_tokens_they_are_allowed(scorer: Scorer) -> None
 
 def test_figures() -> None:
     total = Score(2, 4, 30, 10, 1, 8, 24, 16 * math.log(2)) + Score(1, 1, 10, 10, 0, 8, 8, 0.0)
-    figures = total.figures()
+    figures = total.metrics()
     assert figures["val_loss"] == pytest.approx(math.log(2))
     assert figures["val_ppl"] == pytest.approx(2)
     assert figures["val_bpb"] == pytest.approx(16 / 32)
@@ -134,7 +134,7 @@ def test_figures() -> None:
         "unknown_tokens": 1,
     }
     assert {key: figures[key] for key in counts} == counts
-    assert Score(scored_tokens=1, nll=1e4).figures()["val_ppl"] == math.inf
+    assert Score(scored_tokens=1, nll=1e4).metrics()["val_ppl"] == math.inf
 
 
 @pytest.mark.parametrize("stride", [0, 33])

@@ -34,7 +34,7 @@ def test_scores_are_summed_by_source() -> None:
     assert (scores["nağıl"].documents, scores["xəbər"].documents) == (2, 1)
     assert scores["nağıl"].nll == len("Bir günTülkü meşəyə getdi".encode())
     results = text_results(scorer([0]), scores, 4)
-    assert results["all"] == (scores["nağıl"] + scores["xəbər"]).figures()
+    assert results["all"] == (scores["nağıl"] + scores["xəbər"]).metrics()
     assert (results["block_size"], results["stride"]) == (8, 4)
     assert text_results(scorer([0]), scores, None)["stride"] == 4
 
@@ -59,6 +59,8 @@ def test_what_a_report_says_of_the_model() -> None:
 
     *_, unknown = notes([0])
     assert notes([0])[0] == "windows of 8 tokens, stride 4, fp32"
-    assert unknown.startswith("3 tokens stand for text that the tokenizer does not know: bpb is")
+    assert unknown.startswith(
+        "3 unknown tokens, for text that the tokenizer cannot represent: the bpb of"
+    )
     *_, no_start, _ = notes([])
     assert "the first token of each document is not scored (3 tokens, 3 bytes)" in no_start

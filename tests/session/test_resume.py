@@ -147,17 +147,20 @@ def test_a_resume_with_a_learning_rate_of_zero_is_warned_of(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("model.n_embd=48", r"model\.n_embd: 32 in the checkpoint, 48 asked for"),
-        ("data.block_size=16", r"data\.block_size: 32 in the checkpoint, 16 asked for"),
-        ("seed=7", "seed: 1234 in the checkpoint, 7 asked for"),
-        ("optimizer=adamw", r"optimizer\.name: muon in the checkpoint, adamw asked for"),
+        ("model.n_embd=48", r"model\.n_embd: 32 in the checkpoint, 48 requested"),
+        ("data.block_size=16", r"data\.block_size: 32 in the checkpoint, 16 requested"),
+        ("seed=7", "seed: 1234 in the checkpoint, 7 requested"),
+        ("optimizer=adamw", r"optimizer\.name: muon in the checkpoint, adamw requested"),
         (
             "trainer.global_batch_size=8",
-            r"trainer\.global_batch_size: 4 in the checkpoint, 8 asked for",
+            r"trainer\.global_batch_size: 4 in the checkpoint, 8 requested",
         ),
         ("trainer.micro_batch_size=3", r"micro_batch_size=3 does not divide the 4 .*: 1, 2, 4"),
-        ("data.tales_seed=1", r"other data \(fingerprint [0-9a-f]{32}\) than .* \([0-9a-f]{32}\)"),
-        ("data.vocab_size=290", r"other data \(fingerprint [0-9a-f]{32}\) than .*"),
+        (
+            "data.tales_seed=1",
+            r"different data \(fingerprint [0-9a-f]{32}\) from .* \([0-9a-f]{32}\)",
+        ),
+        ("data.vocab_size=290", r"different data \(fingerprint [0-9a-f]{32}\) from .*"),
     ],
 )
 def test_what_would_make_another_run_is_refused_with_both_values(

@@ -119,8 +119,8 @@ def test_a_cpu_gets_what_a_bounded_memory_holds(
     assert torch.equal(torch.get_rng_state(), state)
     for sequences, size in ((30, 24), (10.5, 8), (0.1, 1)):
         monkeypatch.setattr(micro_batch, "CPU_BYTES", int(sequences * computed))
-        assert micro_batch.fitted(with_batch(settled, 48), "cpu", devices=1) == size
-        assert micro_batch.fitted(with_batch(settled, 96), "cpu", devices=2) == size
+        assert micro_batch.largest_micro_batch(with_batch(settled, 48), "cpu", devices=1) == size
+        assert micro_batch.largest_micro_batch(with_batch(settled, 96), "cpu", devices=2) == size
 
 
 def test_auto_keeps_the_windows_of_each_step_and_is_stored_as_a_number(
@@ -180,7 +180,7 @@ def test_a_halved_micro_batch_divides_the_same_global_batch(
 
 
 def test_what_cannot_be_halved_is_reported_with_the_way_out(settled: RunConfig) -> None:
-    message = r"micro_batch_size=1, the smallest there is: .*model=.*data\.block_size"
+    message = r"micro_batch_size=1, the smallest possible: .*model=.*data\.block_size"
     with pytest.raises(ValueError, match=message):
         micro_batch.halved(with_batch(settled, 48, 1), devices=1)
     message = r"size=12, and a run on 2 devices .*resume with trainer\.micro_batch_size=6"
@@ -313,7 +313,7 @@ def test_one_sequence_that_does_not_fit_ends_the_run_with_a_message(
     train_tiny: Train, probe: Probe
 ) -> None:
     narrow(probe, 3, most=0)
-    with pytest.raises(ValueError, match=r"trainer\.micro_batch_size=1, the smallest there is"):
+    with pytest.raises(ValueError, match=r"trainer\.micro_batch_size=1, the smallest possible"):
         train_tiny()
 
 

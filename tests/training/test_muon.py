@@ -17,7 +17,7 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training import muon
-from azllm_lightning.training.muon import MuonAdamW, orthogonalise
+from azllm_lightning.training.muon import MuonAdamW, orthogonalize
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 
 pytestmark = pytest.mark.numerics
@@ -58,9 +58,9 @@ def test_singular_values_become_about_one(dtype: torch.dtype, shape: tuple[int, 
         torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
     )
     x = u * torch.logspace(0, -2, shape[1]) @ v  # singular values over a hundredfold range
-    values = torch.linalg.svdvals(orthogonalise(x.to(dtype)).float())
+    values = torch.linalg.svdvals(orthogonalize(x.to(dtype)).float())
     assert 0.4 < values.min() <= values.max() < 1.25
-    far = orthogonalise(1e-6 * x).float() - orthogonalise(x).float()
+    far = orthogonalize(1e-6 * x).float() - orthogonalize(x).float()
     assert far.abs().max() < 0.05  # the scale of a gradient does not matter
 
 
@@ -69,7 +69,7 @@ def test_orthogonalising_keeps_the_singular_vectors() -> None:
         1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     ).float()
     u, _, v = torch.linalg.svd(x)
-    turned = u.mT @ orthogonalise(x) @ v.mT
+    turned = u.mT @ orthogonalize(x) @ v.mT
     assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
 
 

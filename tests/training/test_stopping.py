@@ -235,5 +235,5 @@ def test_deadlines(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "11", "25:00", "20:61", "-5m"])
 def test_a_deadline_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="neither a span"):
+    with pytest.raises(ValueError, match="neither a duration"):
         parse_deadline(text, NOW)

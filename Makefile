@@ -9,6 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DEV_INSTALLED := .venv/dev_installed
 DOCS_INSTALLED := .venv/docs_installed
 # Every warning is an error: a link that leads nowhere, a page in no menu, a block that cannot be highlighted.
 SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --conf-dir docs
@@ -18,17 +19,17 @@ SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --qu
 train: $(INSTALLED)
 	$(BIN)/python -m azllm_lightning.train $(ARGS)
 
-test: $(INSTALLED)
+test: $(DEV_INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --maxprocesses 4
 
 # Without vector instructions, PyTorch and MKL add up in another order: other last digits, other trajectories.
-numerics: $(INSTALLED)
+numerics: $(DEV_INSTALLED)
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/pytest -n auto --maxprocesses 4 -m "numerics and not slow"
 
-slow: $(INSTALLED)
+slow: $(DEV_INSTALLED)
 	$(BIN)/pytest -m slow --timeout 1800
 
 docs: $(DOCS_INSTALLED)
@@ -39,8 +40,13 @@ docs: $(DOCS_INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	touch $@
+
+$(DEV_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	touch $@ $(INSTALLED)
 
 $(DOCS_INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -172,7 +172,8 @@ def end_panel(
         time=duration(summary.wall_seconds),
     )
     if summary.tokens_per_sec is not None:
-        done += ", " + tr("{rate:,.0f} tokens/s", rate=summary.tokens_per_sec)
+        # The median step: without validation and saving, which the time includes.
+        done += ", " + tr("{rate:,.0f} tokens/s per step", rate=summary.tokens_per_sec)
     rows.append(labeled(tr("done"), done))
     if summary.best_val_loss is not None:
         best = tr(

@@ -90,6 +90,10 @@ def _unreadable_override(text: str, verb: str) -> str:
         return _unknown_choice(
             group.name, value, sorted(file.stem for file in group.glob("*.yaml"))
         )
+    values = composed_mapping(verb)
+    name = key.lstrip("+~")
+    if name not in keys_of(values):
+        return unknown_key(name, keys_of(values))
     return tr(
         "{text} cannot be read: write a number in digits; text needs quotes inside the shell's "
         "quotes, \"{key}='{value}'\"",

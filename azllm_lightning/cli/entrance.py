@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -55,7 +57,7 @@ def main(
         if hasattr(stream, "reconfigure"):  # the console of Windows may use another encoding
             stream.reconfigure(encoding="utf-8", errors="replace")
     args = sys.argv[1:]
-    use_language(_typed_language(args))
+    use_language(typed_language(args))
     with _exit_code(verb):
         if {"-h", "--help"} & set(args):
             settings = [arg for arg in args if not arg.startswith("-")]
@@ -100,11 +102,24 @@ def _exit_code(verb: str) -> Iterator[None]:
         if os.environ.get("AZLLM_TRACEBACK"):
             raise
         message = tr("error: {message}", message=explanation(error, verb))
-        print(message, file=sys.stderr, flush=True)
+        print(for_terminal(message), file=sys.stderr, flush=True)
         sys.exit(EXIT_USAGE)
 
 
-def _typed_language(args: Sequence[str]) -> str | None:
+def for_terminal(message: str) -> str:
+    """`message` in lines that fit the terminal; unchanged where none is."""
+    if not sys.stderr.isatty():
+        return message
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(
+            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in message.splitlines()
+    )
+
+
+def typed_language(args: Sequence[str]) -> str | None:
     """The language of messages about settings that do not compose."""
     typed = [arg.partition("=")[2] for arg in args if arg.startswith("lang=")]
     return typed[-1] if typed and typed[-1] in LANGUAGES else None

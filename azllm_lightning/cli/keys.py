@@ -15,6 +15,25 @@ RENAMED = {
 """Keys of earlier versions and their present names; the old ones are refused."""
 
 
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "batch_size": "trainer.global_batch_size",
+    "gradient_accumulation_steps": "trainer.global_batch_size",
+    "num_layers": "model.n_layer",
+    "num_hidden_layers": "model.n_layer",
+    "num_heads": "model.n_head",
+    "num_attention_heads": "model.n_head",
+    "hidden_size": "model.n_embd",
+    "d_model": "model.n_embd",
+    "max_length": "data.block_size",
+    "context_length": "data.block_size",
+    "max_iters": "trainer.max_steps",
+    "epochs": "trainer.max_steps",
+    "max_epochs": "trainer.max_steps",
+}
+"""What other tools call our settings."""
+
+
 def keys_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Every key of a config with its path: trainer, trainer.max_steps, ..."""
     for key, value in values.items():
@@ -38,6 +57,9 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if key in known:  # a key of the defaults, which the choice made here does not have
         group = key.partition(".")[0]
         return tr("{key} is not a setting of the chosen {group}: omit it", key=key, group=group)
+    meant = ELSEWHERE.get(key.rpartition(".")[2])
+    if meant in known:
+        return tr("unknown setting {key}; did you mean {near}?", key=key, near=meant)
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
         return tr("unknown setting {key}; did you mean {near}?", key=key, near=near[0])
     return tr("unknown setting {key}", key=key)

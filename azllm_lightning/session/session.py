@@ -53,6 +53,15 @@ def run_session(config: RunConfig) -> Path:
 def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     log.info(start_panel(config, run, resolved.data, resolved.device))
     last_step = config.trainer.max_steps
+    source = resolved.source
+    if source is not None and source.step >= last_step:
+        message = tr(
+            "this run is already at its last step, {step:,}: to train it longer, set "
+            "trainer.max_steps and schedule.total_steps to the new length",
+            step=source.step,
+        )
+        log.warning(paragraph(message))
+        return
     if lr_factor(last_step - 1, config.schedule) == 0:
         message = tr(
             "from step {step:,} on the learning rate is 0, so nothing is learned: add "

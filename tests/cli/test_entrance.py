@@ -16,7 +16,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from azllm_lightning.__main__ import VERBS, module_of
-from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.cli.entrance import Resumable, for_terminal
 from azllm_lightning.cli.overrides import command as command_of
 from azllm_lightning.cli.overrides import hydra_overrides
 from azllm_lightning.config.compose import compose
@@ -215,6 +215,17 @@ def test_a_setting_that_does_not_compose_is_reported_in_that_language(
     error = capsys.readouterr().err
     assert error.startswith("xəta: ")
     assert "trainer.max_steps" in error
+
+
+def test_an_error_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "trainer.global_batch_size=4 " * 8 + "\n" + "x" * 100
+    assert for_terminal(message) == message
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = for_terminal(message).splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    assert lines[-1] == "x" * 100
+    assert " ".join(" ".join(lines[:-1]).split()) == message.splitlines()[0].strip()
 
 
 FLAGS = {

@@ -105,6 +105,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["model=None", "group"],
     ),
     "not key=value": (["t4"], ["t4", "key=value"]),
+    "misspelt key of a text": (["run_nme=mənim mətnim"], ["did you mean run_name"]),
+    "a key of other tools": (["optimizer.learning_rate=1e-3"], ["did you mean optimizer.lr"]),
     "a renamed key": (["data.batch_size=4"], ["data.batch_size", "trainer.micro_batch_size"]),
     "another renamed key": (
         ["+trainer.accumulate_grad_batches=2"],

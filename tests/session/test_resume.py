@@ -199,3 +199,12 @@ def test_changed_settings_of_the_optimizer_take_effect(optimizer: str, train_tin
         adam
     )
     assert 0.3 in [group["weight_decay"] for group in groups]
+
+
+def test_a_finished_run_says_that_it_is_finished(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_tiny("trainer.max_steps=2")
+    capsys.readouterr()
+    train_tiny("ckpt_path=last")
+    assert "already at its last step, 2" in capsys.readouterr().err

@@ -68,8 +68,8 @@ class AdamWConfig(OptimizerConfig):
     eps: float
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         problems = Problems("optimizer")
+        problems.attempt(super().__post_init__)
         problems.require(self.eps > 0, "eps", self.eps, tr("above 0"))
         is_pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         problems.require(is_pair, "betas", list(self.betas), tr("two numbers in [0, 1)"))
@@ -91,8 +91,8 @@ class MuonConfig(AdamWConfig):
     adam_weight_decay: float
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         problems = Problems("optimizer")
+        problems.attempt(super().__post_init__)
         problems.require(0 <= self.momentum < 1, "momentum", self.momentum, tr("in [0, 1)"))
         problems.require(self.adam_lr > 0, "adam_lr", self.adam_lr, tr("above 0"))
         decay = self.adam_weight_decay

@@ -217,7 +217,7 @@ def test_the_end_panel() -> None:
     panel = end()
     assert panel[0] == panel[5] == ""
     assert panel[6:] == [
-        "done      600 steps in 2 min 26 s, 14,205 tokens/s",
+        "done      600 steps in 2 min 26 s, 14,205 tokens/s per step",
         "best      val_loss 0.6400 at step 500",
         f"          {RUN.checkpoints / 'best.ckpt'}",
         "watch     tensorboard --logdir lightning_logs",
@@ -231,7 +231,7 @@ def test_the_end_panel() -> None:
 def test_the_end_panel_in_azerbaijani() -> None:
     use_language("az")
     assert end()[6:8] == [
-        "hazırdır  600 addım, 2 dəq 26 san, 14,205 token/s",
+        "hazırdır  600 addım, 2 dəq 26 san, sürət addımlarda 14,205 token/s",
         "rekord    val_loss 0.6400, 500 addımında",
     ]
     assert end()[-2:] == ["təlimi uzatmaq", LONGER]

@@ -44,9 +44,9 @@ def test_an_exact_resume_passes(
     quick: list[list[str]], tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prove_resume.prove_resume(compose(tiny, "prove_resume"))
-    assert capsys.readouterr().out.splitlines()[-1].startswith("PASS  8 steps straight")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("PASS  8 steps uninterrupted")
     assert [("ckpt_path=last" in settings) for settings in quick] == [
-        *(False, False),  # straight, again
+        *(False, False),  # baseline, again
         *(False, True),  # stopped
         *(False, True),  # killed
     ]
@@ -71,7 +71,7 @@ def test_what_differs_first_is_named(
         prove_resume.prove_resume(compose(tiny, "prove_resume"))
     printed = capsys.readouterr().out
     step = {"again": 1, "stopped": 5}[label]
-    pattern = rf"FAIL  {label}: step {step}: \w+ is .* in straight, .* in {label}"
+    pattern = rf"FAIL  {label}: step {step}: \w+ is .* in baseline, .* in {label}"
     assert re.search(pattern, printed)
     assert ("trainer.deterministic=true" in printed) == (label == "again")
 
@@ -80,9 +80,9 @@ def test_a_run_that_fails_is_reported(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ckpt_path=last: prove_resume trains its own runs"):
         prove_resume.prove_resume(compose([*tiny, "ckpt_path=last"]))
     settings = [*tiny, "trainer.devices=0"]
-    message = r"the run straight ended with exit code 2:\n(.*\n)*.*trainer.devices=0"
+    message = r"the run baseline ended with exit code 2:\n(.*\n)*.*trainer.devices=0"
     with pytest.raises(ValueError, match=message):
-        child.train_in_child(tmp_path, "straight", settings)
+        child.train_in_child(tmp_path, "baseline", settings)
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def test_the_perfect_in_ib(person: str, right: str) -> None:
 
 
 def test_the_perfect_in_ib_has_no_first_person() -> None:
-    with pytest.raises(ValueError, match="take perf"):
+    with pytest.raises(ValueError, match="use perf"):
         m.verb(m.verb_stem("yazmaq"), "evid", "1pl")
 
 

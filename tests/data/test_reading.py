@@ -215,7 +215,7 @@ ERRORS = {
         "a.docx",
         r"a\.docx: unsupported type; supported are \.txt .*pdftotext",
     ),
-    "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt: encoded as UTF-16"),
+    "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt: the encoding is UTF-16"),
     "missing field": (
         {"a.jsonl": b'{"id": 1, "body": "x"}\n'},
         "a.jsonl",

@@ -148,5 +148,5 @@ def test_other_folders_and_splits_are_refused(folder: Path, tmp_path: Path) -> N
 def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     mine = write(tmp_path / "mine", TOKENS, fingerprint=tokenizer.fingerprint)
     assert len(TokenShards.open(mine, "train", tokenizer)) == 1234
-    with pytest.raises(ValueError, match="another tokenizer"):
+    with pytest.raises(ValueError, match="a different tokenizer"):
         TokenShards.open(mine, "train", Tokenizer.train(["su " * 9], 300))

@@ -118,7 +118,7 @@ def changed(tokenizer: Tokenizer, change: str) -> str:
     ("change", "message"),
     [
         ("normalizer", "NFC"),
-        ("pattern", "another pattern"),
+        ("pattern", "a different pattern"),
         ("splits", "words and then bytes"),
         ("special", "special tokens"),
         ("model", "not BPE"),

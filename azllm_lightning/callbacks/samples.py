@@ -14,7 +14,7 @@ from azllm_lightning.inference.sampling import sample
 from azllm_lightning.training.causal_lm import CausalLM
 
 PROMPTS = {
-    "tales": ["Bir kənddə", "Mənim adım", "Bir gün balaca dovşan"],
+    "tales": ["Bir kənddə", "Mənim adım", "Bir gün balaca bir dovşan"],
     "text": ["Azərbaycanın paytaxtı", "Bu gün hava", "Uşaqlar məktəbdən qayıdanda", "2020-ci ildə"],
 }
 """Used if callbacks.samples.prompts is null: for data=tales, and for any other text."""

@@ -10,7 +10,6 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.data.tokenizer import EOT, Tokenizer
-from azllm_lightning.formats.optional import import_optional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +49,11 @@ def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
 
     Every value for which Qwen3Config has another default is written out.
 
-    Raises ValueError without the safetensors package.
+    Raises OSError where the folder cannot be written.
     """
-    safetensors = import_optional("safetensors.torch")
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     config = model.config
     eos_id = config.eos_id
     ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
@@ -83,8 +84,8 @@ def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
         },
     )
     try:
-        safetensors.save_file(hf_weights(model), folder / HF_WEIGHTS, metadata={"format": "pt"})
-    except import_optional("safetensors").SafetensorError as error:
+        save_file(hf_weights(model), folder / HF_WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
         raise OSError(str(error)) from None
 
 
@@ -101,19 +102,20 @@ def hf_weights(model: GPT) -> dict[str, Tensor]:
 def read_hf(folder: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer]:
     """Config, state_dict and tokenizer of a folder that `write_hf` or transformers wrote.
 
-    Raises ValueError if a file is missing or damaged, the model is not a Qwen3 of our shape, or
-    the safetensors package is not installed.
+    Raises ValueError if a file is missing or damaged, or the model is not a Qwen3 of our shape.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     config = _read_config(folder)
     tokenizer = Tokenizer.from_file(folder)
-    safetensors = import_optional("safetensors.torch")
     try:
-        weights: dict[str, Tensor] = safetensors.load_file(folder / HF_WEIGHTS)
+        weights: dict[str, Tensor] = load_file(folder / HF_WEIGHTS)
     except FileNotFoundError:
         raise ValueError(
             tr("{folder} has no {file}: copy the complete folder", folder=folder, file=HF_WEIGHTS)
         ) from None
-    except import_optional("safetensors").SafetensorError as error:
+    except SafetensorError as error:
         raise ValueError(
             tr(
                 "{path} is truncated or damaged ({error}): copy it again",

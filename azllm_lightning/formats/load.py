@@ -28,8 +28,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tok
     """The model, on `device` and in eval mode, and the tokenizer of a checkpoint.
 
     `path` is a .ckpt file, a run folder (its checkpoints/best.ckpt, else its newest
-    checkpoints/step_*.ckpt) or a folder written by `export format=hf`, which needs the safetensors
-    package. Code in a checkpoint is never run, and Lightning is not imported.
+    checkpoints/step_*.ckpt) or a folder written by `export format=hf`. Code in a checkpoint is
+    never run, and Lightning is not imported.
 
     Raises ValueError if there is no checkpoint, or it is damaged or was not written by this
     project.

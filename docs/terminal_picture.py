@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 COLUMNS = 80
-PAGE_STYLE = (
+PAGE_CSS = (
     "margin: 0; padding: 16px 18px; background: #1e1e1e; color: #e6e6e6; "
     "font: 15px/20px 'DejaVu Sans Mono', monospace"
 )
@@ -26,7 +26,7 @@ def main() -> None:
     sys.stdin.reconfigure(encoding="utf-8")
     lines = [piece for line in sys.stdin.read().splitlines() for piece in wrap(line)]
     text = html.escape("\n".join(lines))
-    page = f'<meta charset="utf-8"><pre style="{PAGE_STYLE}">{text}</pre>'
+    page = f'<meta charset="utf-8"><pre style="{PAGE_CSS}">{text}</pre>'
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("Chromium is needed: apt install chromium")

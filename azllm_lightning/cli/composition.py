@@ -60,8 +60,7 @@ def explanation(error: BaseException, verb: str) -> str:
     if message.startswith("Config group override must be"):
         return tr(
             "a group (model, data, trainer, ...) takes the name of one of its files, such as "
-            "model=nano; "
-            "--help lists them"
+            "model=nano; --help lists them"
         )
     if match := re.match("Ambiguous value for argument '(.+)'\n", message):
         return tr(

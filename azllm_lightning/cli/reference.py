@@ -55,14 +55,27 @@ def choices(group: str) -> dict[str, str]:
     return {file.stem: description(file).split("\n")[0] for file in files}
 
 
+def roots_and_groups(verb: str) -> tuple[list[Path], list[str]]:
+    """The files in conf/ that a verb is composed from, and the groups that one can choose from."""
+    root = conf_dir() / f"{verb}.yaml"
+    roots = [root]
+    groups: list[str] = []
+    for entry in yaml.safe_load(root.read_text(encoding="utf-8"))["defaults"]:
+        if isinstance(entry, dict):
+            groups += entry.keys() - {"hydra"}
+        elif entry != "_self_":
+            more_roots, more_groups = roots_and_groups(entry)
+            roots = more_roots + roots
+            groups += more_groups
+    return roots, groups
+
+
 def meanings(verb: str, values: Mapping[str, Any]) -> dict[str, str]:
     """What each key of a composed config of `verb` means, where conf/ says so."""
-    found = {item.key: item.meaning for item in read_settings(conf_dir() / f"{verb}.yaml")}
-    if verb == "prove_resume":
-        found |= {item.key: item.meaning for item in read_settings(conf_dir() / "train.yaml")}
-    for group, chosen in values.items():
-        if not isinstance(chosen, dict) or not (conf_dir() / group).is_dir():
-            continue
+    roots, groups = roots_and_groups(verb)
+    found = {item.key: item.meaning for root in roots for item in read_settings(root)}
+    for group in groups:
+        chosen = values[group]
         # Other choices contain only what they change; if several files explain a key, the
         # chosen one wins.
         files = [file for file in sorted((conf_dir() / group).glob("*.yaml")) if is_complete(file)]
@@ -83,14 +96,16 @@ def help_text(verb: str, values: Mapping[str, Any]) -> str:
     usage = tr(description(conf_dir() / f"{verb}.yaml"))
     explained = meanings(verb, values)
     lines = [usage]
-    groups = [group for group in ("experiment", *values) if (conf_dir() / group).is_dir()]
-    if groups and verb != "evaluate":
+    _, groups = roots_and_groups(verb)
+    if "trainer" in groups:  # an experiment changes several groups of a run
+        groups = ["experiment", *groups]
+    if groups:
         lines += ["", tr("Groups (group=choice):"), ""]
-        for group in groups:
-            names = ", ".join(choices(group))
-            lines += textwrap.wrap(
-                f"{group}: {names}", WIDTH, initial_indent="  ", subsequent_indent="    "
-            )
+    for group in groups:
+        names = ", ".join(choices(group))
+        lines += textwrap.wrap(
+            f"{group}: {names}", WIDTH, initial_indent="  ", subsequent_indent="    "
+        )
     lines += ["", tr("Settings (key=value), with the values that this command would use:"), ""]
     for key in keys_of(values):
         value = values

@@ -65,8 +65,7 @@ class ModelConfig:
             problems.add(
                 tr(
                     "model.n_embd={n_embd} / model.n_head={n_head} gives heads of width "
-                    "{head_dim}, "
-                    "but rotary embeddings need an even width",
+                    "{head_dim}, but rotary embeddings need an even width",
                     n_embd=self.n_embd,
                     n_head=self.n_head,
                     head_dim=self.head_dim,

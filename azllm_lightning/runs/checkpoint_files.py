@@ -105,8 +105,7 @@ def load_resumable(path: Path) -> dict[str, Any]:
         raise ValueError(
             tr(
                 "{path} has weights only, so training cannot resume from it exactly: use "
-                "ckpt_path=last, "
-                "or start a new run from these weights with init_from={path}",
+                "ckpt_path=last, or start a new run from these weights with init_from={path}",
                 path=path,
             )
         )

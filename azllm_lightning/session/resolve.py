@@ -60,6 +60,7 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     device = hardware.resolve_accelerator(config.trainer.accelerator)
     hardware.resolve_precision(config.trainer.precision, device)
     stop.until(config.trainer.deadline)
+    # The micro-batch follows from the model's shape, and that from the data: it is set below.
     data = TokenDataModule(config.data, micro_batch_size=1, seed=config.seed)
     data.setup()  # prepares the data too
     if source is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,19 @@ def test_the_pages_of_all_settings_are_those_of_conf() -> None:
         [sys.executable, str(script), "--check"], capture_output=True, encoding="utf-8", timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "groups"),
+    [
+        ("train", "experiment data model optimizer schedule trainer callbacks logger"),
+        ("prove_resume", "experiment data model optimizer schedule trainer callbacks logger"),
+        ("prepare", "data"),
+        ("evaluate", ""),
+        ("runs", ""),
+    ],
+)
+def test_help_lists_the_groups_that_a_verb_has(verb: str, groups: str) -> None:
+    lines = help_text(verb, composed_mapping(verb)).splitlines()
+    listed = [line.split(":")[0].strip() for line in lines if re.match(r"  [a-z]+: [a-z]", line)]
+    assert listed == groups.split()

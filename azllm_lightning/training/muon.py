@@ -125,24 +125,29 @@ class MuonAdamW(torch.optim.Optimizer):
 def _move(parameters: list[Tensor], updates: list[Tensor], lr: float, dtype: torch.dtype) -> None:
     """Add the orthogonalized `updates` to matrices that are all (m, n) or (n, m)."""
     shape = min(parameters[0].shape, parameters[0].shape[::-1])
-    wide = torch.stack([u if u.shape == shape else u.mT for u in updates]).to(dtype)
+    wide = torch.stack([u if u.shape == shape else u.mT for u in updates])
     directions = [
         d.to(p.dtype) if p.shape == shape else d.mT.to(p.dtype)
-        for d, p in zip(orthogonalize(wide).unbind(), parameters, strict=True)
+        for d, p in zip(orthogonalize(wide, dtype).unbind(), parameters, strict=True)
     ]
     steps = [-lr * math.sqrt(p.shape[0] / p.shape[1]) for p in parameters]
     torch._foreach_add_(parameters, torch._foreach_mul(directions, steps))
 
 
-def orthogonalize(x: Tensor) -> Tensor:
+def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The matrices nearest to `x` (N, rows, columns), rows <= columns, with singular values of
-    about 1.
+    about 1, as `dtype`.
 
-    A Newton-Schulz iteration in the type of `x`, with the coefficients of Polar Express; it
-    consists of matrix products only.
+    A Newton-Schulz iteration in `dtype`, with the coefficients of Polar Express; it consists of
+    matrix products only. The scale of a matrix does not matter; a zero matrix stays zero.
     """
-    norm = x.float().norm(dim=(-2, -1), keepdim=True)
-    x = (x.float() / (norm * SAFETY).clamp_min(1e-30)).to(x.dtype)  # a zero matrix stays zero
+    # Divided before the cast: most entries of a gradient are too small for fp16. And by the largest
+    # entry first: the squares of the others can be too small, or too large, even for fp32.
+    tiny = torch.finfo(torch.float32).tiny
+    x = x.float()
+    x = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) * SAFETY).clamp_min(tiny)
+    x = x.to(dtype)
     last = len(POLAR_EXPRESS) - 1
     for number, (a, b, c) in enumerate(POLAR_EXPRESS):
         if number < last:

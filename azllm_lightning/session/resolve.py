@@ -58,14 +58,16 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     use_language(config.lang)
     # Report missing hardware before the data is prepared, which may take long.
     device = hardware.resolve_accelerator(config.trainer.accelerator)
-    hardware.resolve_precision(config.trainer.precision, device)
+    devices = hardware.num_devices(config.trainer.devices, device)
+    hardware.check_precision(config.trainer.precision, device)
+    if config.trainer.deterministic:
+        hardware.be_deterministic(device)
     stop.until(config.trainer.deadline)
     # The micro-batch follows from the model's shape, and that from the data: it is set below.
     data = TokenDataModule(config.data, micro_batch_size=1, seed=config.seed)
     data.setup()  # prepares the data too
     if source is not None:
         data.check_same_data(source.fingerprint)
-    devices = hardware.num_devices(config.trainer.devices, device)
     joined = joined_run()
     if joined is None:
         config = settled(config, data, device, devices)

@@ -60,6 +60,12 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
     return share // micro
 
 
+def divides_a_step(config: TrainerConfig, devices: int) -> bool:
+    """Whether each of `devices` takes a whole number of micro-batches per step."""
+    micro = config.micro_batch_size
+    return micro != "auto" and config.global_batch_size % (micro * devices) == 0
+
+
 def largest_micro_batch(config: RunConfig, device: str, devices: int) -> int:
     """The largest micro-batch that divides a step of `config` and fits on `device` ("cpu", "cuda").
 

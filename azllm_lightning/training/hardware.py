@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 import os
 import platform
@@ -192,6 +193,18 @@ def _listed_devices(devices: str, device: str, available: int) -> list[int]:
             )
         )
     return indices
+
+
+def ddp_settings() -> dict[str, Any]:
+    """The arguments of DistributedDataParallel that keep it from syncing buffers before each
+    forward pass.
+
+    The rotary tables are the same everywhere; syncing them would hang a validation with unequal
+    numbers of batches. torch 2.13 has renamed the argument, and warns of the old name.
+    """
+    names = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    renamed = "forward_sync_buffers" in names
+    return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
 
 
 def device_name(device: str) -> str:

@@ -6,8 +6,10 @@ import logging
 import math
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -234,6 +236,26 @@ def test_wrong_devices_are_refused_before_anything_is_made(typed: str, tiny: lis
     with pytest.raises(ValueError, match=r"trainer\.devices="):
         train(compose([*tiny, f"trainer.devices={typed}"]))
     assert not Path("lightning_logs").exists()
+
+
+def test_buffers_are_not_synced_and_torch_warns_of_nothing(tmp_path: Path) -> None:
+    class Older:
+        def __init__(self, module: Any, broadcast_buffers: bool = True) -> None: ...
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.parallel, "DistributedDataParallel", Older)
+        assert hardware.ddp_settings() == {"broadcast_buffers": False}
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            net = torch.nn.parallel.DistributedDataParallel(
+                torch.nn.BatchNorm1d(2), **hardware.ddp_settings()
+            )
+        assert not net.will_sync_module_buffers()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def compiles(monkeypatch: pytest.MonkeyPatch, failure: str = "") -> None:

@@ -22,6 +22,7 @@ from azllm_lightning.cli.composition import (
     plain,
 )
 from azllm_lightning.cli.keys import keys_of
+from azllm_lightning.cli.memory import is_out_of_memory, out_of_memory_message
 from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
 from azllm_lightning.cli.overrides import hydra_overrides, reject_flags
 from azllm_lightning.cli.reference import help_text
@@ -98,10 +99,12 @@ def _exit_code(verb: str) -> Iterator[None]:
     except Resumable as stop:
         print(stop.message, file=sys.stderr, flush=True)
         sys.exit(EXIT_RESUMABLE)
-    except (*HYDRA_ERRORS, ValueError, OSError) as error:
-        if os.environ.get("AZLLM_TRACEBACK"):
+    except (*HYDRA_ERRORS, ValueError, OSError, MemoryError, RuntimeError) as error:
+        is_expected = isinstance(error, (*HYDRA_ERRORS, ValueError, OSError))
+        if os.environ.get("AZLLM_TRACEBACK") or not (is_expected or is_out_of_memory(error)):
             raise
-        message = tr("error: {message}", message=explanation(error, verb))
+        reason = explanation(error, verb) if is_expected else out_of_memory_message(error)
+        message = tr("error: {message}", message=reason)
         print(for_terminal(message), file=sys.stderr, flush=True)
         sys.exit(EXIT_USAGE)
 

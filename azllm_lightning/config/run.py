@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -16,7 +16,7 @@ from azllm_lightning.config.model import GPTConfig, ModelConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.config.strict import Problems, from_mapping
-from azllm_lightning.config.trainer import TrainerConfig
+from azllm_lightning.config.trainer import AutoChoices, TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class RunConfig:
     """The settings of one run, as conf/train.yaml and its groups explain them.
 
     A composed config may contain `auto`; `session.resolve` replaces it by the value for this
-    machine and data. The result, called settled, is what a run stores. `overrides` is what was
-    typed on top of the defaults.
+    machine and data. The result, called settled, is what a run stores, together with what `auto`
+    chose. `overrides` is what was typed on top of the defaults.
 
     Raises ValueError with every mistake at once.
     """
@@ -43,6 +43,7 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: CallbacksConfig
     logger: LoggerConfig
+    auto: AutoChoices = field(default_factory=AutoChoices)
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.strict import Problems
+
+AUTO = ("precision", "compile", "micro_batch_size")
+"""Settings for which `auto` means what this machine does best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoChoices:
+    """Which settings of the trainer, of those in AUTO, have a value that `auto` chose."""
+
+    device: str = ""
+    """The name of the GPU or CPU that they were chosen for."""
+    settings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.text import paragraph
+from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
@@ -73,7 +72,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
     path = source.path if source else None
     start = Start(config, path, source.step if source else -1, path)
     while True:
-        parts = build(start.config, resolved, run, stop)
+        parts = _built(start.config, resolved, run, stop)
         parts.health.rollbacks = start.rollbacks
         parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
         outcome = attempt(parts, start, run)
@@ -113,9 +112,21 @@ def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
         raise
     except RollBack as broken:
         return RolledBack(broken.with_traceback(None))
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         return OutOfMemory()
     return Done()
+
+
+def _built(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
+    """`build`; raises ValueError if the model itself does not fit in memory."""
+    try:
+        return build(config, resolved, run, stop)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise ValueError(batch.model_does_not_fit())
 
 
 def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> Start:

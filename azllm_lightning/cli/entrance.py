@@ -26,10 +26,18 @@ from azllm_lightning.cli.memory import is_out_of_memory, out_of_memory_message
 from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
 from azllm_lightning.cli.overrides import hydra_overrides, reject_flags
 from azllm_lightning.cli.reference import help_text
+from azllm_lightning.cli.streams import OutputClosed, make_streams_last
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_RESUMABLE = 75
+EXIT_INTERRUPTED = 130
+"""After Ctrl+C where there is nothing to resume, as shells have it."""
+EXIT_CLOSED = 141
+"""Nobody reads the output any more, as shells have it for SIGPIPE."""
+
+PRINTING_VERBS = ("generate", "runs")
+"""Verbs whose result is what they print; the others go on without a reader."""
 
 Config = TypeVar("Config")
 
@@ -52,11 +60,9 @@ def main(
 
     `read` turns the composed mapping and the overrides into settings. Exits with code 0 when done,
     2 after one message about bad settings or input, and 75 after printing the command that resumes
-    a stopped run. AZLLM_TRACEBACK=1 shows the traceback of an error.
+    a stopped run; with 130 after Ctrl+C. AZLLM_TRACEBACK=1 shows the traceback of an error.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # the console of Windows may use another encoding
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    make_streams_last(has_result=verb in PRINTING_VERBS)
     args = sys.argv[1:]
     use_language(typed_language(args))
     with _exit_code(verb):
@@ -99,6 +105,10 @@ def _exit_code(verb: str) -> Iterator[None]:
     except Resumable as stop:
         print(stop.message, file=sys.stderr, flush=True)
         sys.exit(EXIT_RESUMABLE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OutputClosed:
+        sys.exit(EXIT_CLOSED)
     except (*HYDRA_ERRORS, ValueError, OSError, MemoryError, RuntimeError) as error:
         is_expected = isinstance(error, (*HYDRA_ERRORS, ValueError, OSError))
         if os.environ.get("AZLLM_TRACEBACK") or not (is_expected or is_out_of_memory(error)):

@@ -12,12 +12,13 @@ from azllm_lightning.config.verbs import (
     ExportConfig,
     GenerateConfig,
     PrepareConfig,
+    ProveResumeConfig,
     RunsConfig,
 )
 
 CONFIGS: dict[str, Any] = {
     "train": RunConfig,
-    "prove_resume": RunConfig,
+    "prove_resume": ProveResumeConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
@@ -28,9 +29,7 @@ CONFIGS: dict[str, Any] = {
 
 
 @overload
-def compose(
-    overrides: Sequence[str] = (), verb: Literal["train", "prove_resume"] = "train"
-) -> RunConfig: ...
+def compose(overrides: Sequence[str] = (), verb: Literal["train"] = "train") -> RunConfig: ...
 
 
 @overload

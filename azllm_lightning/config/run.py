@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,6 +17,9 @@ from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.config.strict import Problems, from_mapping
 from azllm_lightning.config.trainer import AutoChoices, TrainerConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class RunConfig:
         problems.raise_if_any()
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """The config of a composed or stored mapping; `overrides` is what was typed to get it."""
         values = {key: value for key, value in values.items() if key != "overrides"}
         return replace(from_mapping(cls, values), overrides=tuple(overrides))

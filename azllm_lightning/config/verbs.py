@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from azllm_lightning.cli.messages import LANGUAGES, tr
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import Problems, from_mapping
 
@@ -31,6 +32,13 @@ class VerbConfig:
     def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """The config of a composed mapping; `overrides` is what was typed to get it."""
         return replace(from_mapping(cls, values), overrides=tuple(overrides))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveResumeConfig(RunConfig):
+    """The settings of conf/prove_resume.yaml: those of train, and whether to break the restore."""
+
+    control: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.open import opened
 from azllm_lightning.session.report import report
-from azllm_lightning.session.resolve import Resolved, resolve
+from azllm_lightning.session.resolve import Resolved, joined_run, resolve
 from azllm_lightning.training.hardware import determinism_restored
 from azllm_lightning.training.schedule import lr_factor
 from azllm_lightning.training.stopping import Stopped, StopRequest
@@ -33,7 +33,8 @@ def run_session(config: RunConfig) -> Path:
     start_again = command("train", config.overrides)
     resume = None
     try:
-        with determinism_restored(), StopRequest() as stop:
+        interruptible = joined_run() is None
+        with determinism_restored(), StopRequest(interruptible) as stop:
             resolved = resolve(config, stop)
             with opened(resolved) as (run, config):
                 _announce(resolved, config, run)

@@ -88,7 +88,8 @@ def train_run(
         interrupt = [f"+callbacks.interrupt.{key}={value}" for key, value in callback.items()]
         print(f"{name:<9}" + tr("to step {step}", step=interruption.step), flush=True)
         train_in_child(folder, name, [*settings, *interrupt], ends_early=True)
-        settings = [*settings, "ckpt_path=last"]
+        settings = [text for text in settings if not text.startswith("init_from=")]
+        settings += ["ckpt_path=last"]
     print(f"{name:<9}" + tr("to the end"), flush=True)
     train_in_child(folder, name, settings)
     return folder / "lightning_logs" / name / "version_0"

@@ -52,9 +52,8 @@ def generate(config: GenerateConfig) -> None:
     with contextlib.suppress(KeyboardInterrupt, EOFError):
         while prompt := input("> "):
             if BROKEN in prompt:
-                print(
-                    tr("the bytes that are not UTF-8 became {char}", char=BROKEN), file=sys.stderr
-                )
+                message = tr("the bytes that are not UTF-8 became {char}", char=BROKEN)
+                print(message, file=sys.stderr)
             _write(model, tokenizer, [prompt], config)
 
 

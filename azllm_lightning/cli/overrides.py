@@ -203,7 +203,7 @@ def _is_only_text(value: str) -> bool:
     try:
         OverridesParser.create().parse_override(f"key={value}")
     except HydraException:
-        return _parsed(_quoted(value)) == value
+        return isinstance(_parsed(_quoted(value)), str)
     return False
 
 

@@ -85,9 +85,8 @@ class RunConfig:
     def given_name(self) -> str | None:
         """run_name; None where it is only the default, the name of the data."""
         is_default = self.run_name == unicodedata.normalize("NFC", self.data.name)
-        return (
-            None if is_default and "run_name" not in typed_keys(self.overrides) else self.run_name
-        )
+        is_typed = "run_name" in typed_keys(self.overrides)
+        return self.run_name if is_typed or not is_default else None
 
     def ignored(self) -> list[str]:
         """A message for each setting that was typed and has no effect.

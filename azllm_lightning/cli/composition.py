@@ -37,7 +37,7 @@ def composed_mapping(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]
     try:
         with _our_hydra():
             return plain(hydra.compose(config_name=verb, overrides=typed))
-    except HYDRA_ERRORS as error:
+    except (*HYDRA_ERRORS, ValueError) as error:
         raise ValueError(explanation(error, verb)) from None
 
 

@@ -34,7 +34,7 @@ def suggestion(value: Any, options: set[Any]) -> str:
         return tr("write {value}", value=number) if number is not None else ""
     is_list = any(getattr(option, "__origin__", option) in (list, tuple) for option in options)
     if is_list and isinstance(value, str):
-        return tr("write [one,two]")
+        return tr("write {value}", value=f"[{value.strip('[]() ')}]")
     return ""
 
 

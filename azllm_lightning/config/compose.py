@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -15,6 +16,8 @@ from azllm_lightning.config.verbs import (
     ProveResumeConfig,
     RunsConfig,
 )
+
+log = logging.getLogger(__name__)
 
 CONFIGS: dict[str, Any] = {
     "train": RunConfig,
@@ -43,4 +46,7 @@ def compose(overrides: Sequence[str] = (), verb: str = "train") -> Any:
 
     Raises ValueError with every mistake at once.
     """
-    return CONFIGS[verb].from_mapping(composed_mapping(verb, overrides), overrides)
+    config = CONFIGS[verb].from_mapping(composed_mapping(verb, overrides), overrides)
+    for message in config.ignored():
+        log.warning(message)
+    return config

@@ -92,7 +92,9 @@ def parse_deadline(text: str, now: float) -> float:
 
     Raises ValueError for any other text, and for a duration beyond the year 9999.
     """
-    duration = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if text.isdecimal():
+        raise ValueError(_without_unit(text))
+    duration = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", "".join(text.lower().split()))
     here = datetime.fromtimestamp(now)
     if duration and any(duration.groups()):
         hours, minutes, seconds = (float(part or 0) for part in duration.groups())
@@ -122,3 +124,20 @@ def parse_deadline(text: str, now: float) -> float:
             )
         ) from None
     return moment
+
+
+def _without_unit(text: str) -> str:
+    """The message about a deadline that is a bare number, as YAML reads the clock time 23:58."""
+    minutes = int(text)
+    advice = tr(
+        "trainer.deadline={deadline} has no unit: write {deadline}m, {deadline}s or {deadline}h "
+        "for a duration",
+        deadline=text,
+    )
+    if not 60 <= minutes < 24 * 60:
+        return advice
+    return tr(
+        "{advice}. In a YAML file a clock time needs quotes: deadline: '{clock}'",
+        advice=advice,
+        clock=f"{minutes // 60}:{minutes % 60:02}",
+    )

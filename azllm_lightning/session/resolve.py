@@ -10,17 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
 from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.data.typed import check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable
 from azllm_lightning.runs.folder import Run, find_checkpoint
+from azllm_lightning.runs.paths import is_version
 from azllm_lightning.training import batch, hardware
 from azllm_lightning.training.stopping import StopRequest
 
@@ -71,6 +75,7 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
         hardware.be_deterministic(device)
     stop.until(config.trainer.deadline)
     # The micro-batch follows from the model's shape, and that from the data: it is set below.
+    check_typed(config.data, config.overrides)
     data = TokenDataModule(config.data, micro_batch_size=1, seed=config.seed)
     data.setup()  # prepares the data too
     if source is not None:
@@ -137,7 +142,8 @@ def joined_run() -> Run | None:
 def _resumed(config: RunConfig) -> tuple[RunConfig, Source]:
     """The run that ckpt_path belongs to, with what was typed on top, and its checkpoint."""
     assert config.ckpt_path is not None
-    path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir), resume=True)
+    path = find_checkpoint(config.ckpt_path, config.given_name, Path(config.logs_dir), resume=True)
+    _check_name(config, path)
     checkpoint = load_resumable(path)
     stored = stored_config(checkpoint)
     if not stored:
@@ -186,6 +192,28 @@ def _report_precision(source: Source, precision: str) -> None:
         precision=precision,
     )
     log.warning(message)
+
+
+def _check_name(config: RunConfig, path: Path) -> None:
+    """Raise ValueError if run_name was typed and the checkpoint belongs to a run of another name.
+
+    A resume continues in the run of the checkpoint.
+    """
+    folder = path.resolve().parent.parent
+    if "run_name" not in typed_keys(config.overrides) or not is_version(folder):
+        return
+    name = folder.parent.name
+    if normalize("NFC", name) != config.run_name:
+        raise ValueError(
+            tr(
+                "run_name={run_name}: ckpt_path={ckpt_path} belongs to the run {name} and "
+                "continues it; omit run_name, or start a new run from its weights with "
+                "init_from={ckpt_path}",
+                run_name=config.run_name,
+                ckpt_path=config.ckpt_path,
+                name=name,
+            )
+        )
 
 
 def _read_yaml(path: Path) -> dict[str, object]:

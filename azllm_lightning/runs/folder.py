@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import filelock
-
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import check_run_name
+from azllm_lightning.disk.lock import SILENT_SECONDS, Lock, State
 from azllm_lightning.formats.huggingface import HF_CONFIG
 from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
 from azllm_lightning.runs.atomic import sweep
@@ -26,7 +26,7 @@ class Run:
     """A run folder, locked by this process until `release` or its end."""
 
     folder: Path
-    lock: filelock.BaseFileLock | None = field(default=None, repr=False)
+    lock: Lock | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -101,7 +101,8 @@ def reopen(folder: Path) -> Run:
     """
     run = _lock(folder)
     run.checkpoints.mkdir(exist_ok=True)
-    sweep(run.checkpoints)
+    for place in (run.folder, run.config_file.parent, run.checkpoints):
+        sweep(place)
     return run
 
 
@@ -248,22 +249,29 @@ def _modified_at(path: Path) -> float:
 
 
 def _lock(folder: Path) -> Run:
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        message = tr(
-            "{folder} is in use by another process that trains this run; wait for it or stop it",
-            folder=folder,
-        )
-        raise ValueError(message) from None
-    except NotImplementedError:  # Google Drive's file system has no locks
+    """Lock a run folder.
+
+    Raises ValueError if another process trains the run, and OSError if the folder is not writable.
+    """
+    lock = Lock(folder / ".lock")
+    state = lock.try_acquire()
+    if state is State.UNKNOWN and lock.holder:
         log.warning(
             tr(
-                "{folder}: this file system does not support locks; do not resume this run in "
-                "two processes at once",
+                "{folder} is marked as in use by {holder}: watching for up to {seconds:.0f} s "
+                "whether that is still true",
                 folder=folder,
+                holder=lock.holder,
+                seconds=SILENT_SECONDS,
             )
         )
-        return Run(folder)
-    return Run(folder, lock)
+    while state is State.UNKNOWN:
+        time.sleep(0.5)
+        state = lock.try_acquire()
+    if state is State.HELD:
+        return Run(folder, lock)
+    message = tr(
+        "{folder} is in use by another process that trains this run; wait for it or stop it",
+        folder=folder,
+    )
+    raise ValueError(f"{message}. {lock.way_out}" if lock.holder else message)

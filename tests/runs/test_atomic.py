@@ -113,7 +113,13 @@ def test_only_our_own_leftovers_are_swept(tmp_path: Path) -> None:
         ".config.yaml.1.tmp",
         ".events.out.tfevents.17.host.3.0.99.tmp",
     ]
-    theirs = [".notes.tmp", ".thesis.docx.12.tmp", "best.ckpt.12.tmp", ".best.ckpt.tmp"]
+    theirs = [
+        "step_00000004.ckpt",
+        ".notes.tmp",
+        ".thesis.docx.12.tmp",
+        "best.ckpt.12.tmp",
+        ".best.ckpt.tmp",
+    ]
     for name in [*ours, *theirs]:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / ".folder.json.1.tmp").mkdir()

@@ -93,13 +93,13 @@ def test_the_checkpoint_and_the_window_that_are_named(tiny_run: Path, own_text: 
     text = [f"data.path={own_text}", "data.text_field=mətn"]
     named = run("run_name=birinci", "ckpt_path=last", *text)
     assert named["model"] == str(first / "checkpoints" / "step_00000008.ckpt")
-    assert (first / "evaluation.json").is_file()
+    assert (first / "evaluation-öz_mətnim.json").is_file()
     alone = Path("tək") / "model.ckpt"
     alone.parent.mkdir()
     shutil.copyfile(named["model"], alone)
     moved = run(f"ckpt_path={alone}", *text)
     assert moved["all"] == named["all"]
-    assert (alone.parent / "evaluation.json").is_file()
+    assert (alone.parent / "evaluation-öz_mətnim.json").is_file()
     model, tokenizer = load(alone)
     Path("hf").mkdir()
     write_hf(model, tokenizer, Path("hf"))

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,36 @@ def prepared_folder(config: DataConfig) -> Path:
     if config.dir is not None:
         return Path(config.dir).expanduser()
     return _cache_folder() / _key(config)
+
+
+def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
+    """`config` with the folder of the data with that fingerprint, if the cache has it.
+
+    A run then continues although its text was moved or changed. Data of other settings does not
+    count. Raises ValueError if the data is neither there nor can be prepared.
+    """
+    if config.dir is not None:
+        return config
+    cache = _cache_folder()
+    settings = _content_settings(config)
+    for path in sorted(cache.glob(f"{config.name}-*/{MANIFEST}")):
+        with contextlib.suppress(ValueError, OSError):
+            manifest = Manifest.read(path.parent)
+            same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
+            if same and manifest.fingerprint == fingerprint:
+                return replace(config, dir=str(path.parent))
+    try:
+        prepared_folder(config)
+    except ValueError as error:
+        raise ValueError(
+            tr(
+                "{error}. The prepared text of this run is not in {cache} either: give the new "
+                "place of the text (data.path=) or of its prepared folder (data.dir=)",
+                error=error,
+                cache=cache,
+            )
+        ) from None
+    return config
 
 
 def _cache_folder() -> Path:

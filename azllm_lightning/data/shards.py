@@ -68,6 +68,12 @@ class Manifest:
     cleaning: dict[str, int]
     made_from: dict[str, Any]
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the training shards and the tokenizer: what a run was trained on."""
+        parts = [self.tokenizer, *(file.sha256 for file in self.splits["train"].files)]
+        return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)

@@ -50,6 +50,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tok
     return model.to(device).eval(), tokenizer
 
 
+def tokenizer_of(path: str | Path) -> Tokenizer:
+    """The tokenizer of what `load` reads for `path`, without the weights.
+
+    Raises ValueError as `load` does.
+    """
+    found = checkpoint_of(Path(path))
+    if found.is_dir():
+        return Tokenizer.from_file(found)
+    return Tokenizer.from_json(read_checkpoint(found)["azllm"]["tokenizer"], str(found))
+
+
 def checkpoint_of(path: Path) -> Path:
     """The file or exported folder that `load` reads for `path`. Raises ValueError if none."""
     if path.is_file() or (path / HF_CONFIG).is_file():

@@ -13,9 +13,12 @@ from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.data.pipeline import with_prepared
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable
 from azllm_lightning.runs.folder import Run, find_checkpoint
+from azllm_lightning.session.edited_config import warn_of_edits
+from azllm_lightning.session.initial_weights import check_tokens
 from azllm_lightning.training import batch, hardware
 from azllm_lightning.training.stopping import StopRequest
 
@@ -61,10 +64,13 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     hardware.resolve_precision(config.trainer.precision, device)
     stop.until(config.trainer.deadline)
     # The micro-batch follows from the model's shape, and that from the data: it is set below.
-    data = TokenDataModule(config.data, micro_batch_size=1, seed=config.seed)
+    place = config.data if source is None else with_prepared(config.data, source.fingerprint)
+    data = TokenDataModule(place, micro_batch_size=1, seed=config.seed)
     data.setup()  # prepares the data too
     if source is not None:
         data.check_same_data(source.fingerprint)
+    elif config.init_from is not None:
+        check_tokens(config.init_from, data.tokenizer)
     devices = hardware.num_devices(config.trainer.devices, device)
     joined = joined_run()
     if joined is None:
@@ -121,6 +127,7 @@ def _resumed(config: RunConfig) -> tuple[RunConfig, Source]:
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
+    warn_of_edits(path, stored)
     resumed = resumed_config(stored, config, str(path))
     use_language(resumed.lang)
     step = int(checkpoint["azllm"]["step"])

@@ -88,29 +88,17 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
     """`config` with the folder of the data with that fingerprint, if the cache has it.
 
     A run then continues although its text was moved or changed. Data of other settings does not
-    count. Raises ValueError if the data is neither there nor can be prepared.
+    count.
     """
     if config.dir is not None:
         return config
-    cache = _cache_folder()
     settings = _content_settings(config)
-    for path in sorted(cache.glob(f"{config.name}-*/{MANIFEST}")):
+    for path in sorted(_cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
             same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
             if same and manifest.fingerprint == fingerprint:
                 return replace(config, dir=str(path.parent))
-    try:
-        prepared_folder(config)
-    except ValueError as error:
-        raise ValueError(
-            tr(
-                "{error}. The prepared text of this run is not in {cache} either: give the new "
-                "place of the text (data.path=) or of its prepared folder (data.dir=)",
-                error=error,
-                cache=cache,
-            )
-        ) from None
     return config
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import yaml
 
 from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.data.pipeline import with_prepared
+from azllm_lightning.data.pipeline import prepared_folder, with_prepared
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable
 from azllm_lightning.runs.folder import Run, find_checkpoint
@@ -64,7 +65,7 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     hardware.resolve_precision(config.trainer.precision, device)
     stop.until(config.trainer.deadline)
     # The micro-batch follows from the model's shape, and that from the data: it is set below.
-    place = config.data if source is None else with_prepared(config.data, source.fingerprint)
+    place = config.data if source is None else _data_of(config.data, source)
     data = TokenDataModule(place, micro_batch_size=1, seed=config.seed)
     data.setup()  # prepares the data too
     if source is not None:
@@ -80,6 +81,25 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     assert isinstance(config.trainer.micro_batch_size, int)
     data.micro_batch_size = config.trainer.micro_batch_size
     return Resolved(config, data, device, devices, source)
+
+
+def _data_of(config: DataConfig, source: Source) -> DataConfig:
+    """`config` with the folder of a run's prepared data, unless it has to be prepared again.
+
+    Raises ValueError if there are neither shards nor the text.
+    """
+    place = with_prepared(config, source.fingerprint)
+    try:
+        prepared_folder(place)
+    except ValueError as error:
+        raise ValueError(
+            tr(
+                "{error}. The prepared text of this run is not in the cache either: give the new "
+                "place of the text (data.path=) or of its prepared folder (data.dir=)",
+                error=error,
+            )
+        ) from None
+    return place
 
 
 def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int) -> RunConfig:

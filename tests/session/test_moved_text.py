@@ -61,7 +61,7 @@ def test_without_text_and_shards_the_message_says_what_to_give(
 ) -> None:
     Path("a.txt").unlink()
     shutil.rmtree("cache")
-    with pytest.raises(ValueError, match=r"a\.txt: no such file.*cache either.*data\.dir="):
+    with pytest.raises(ValueError, match=r"a\.txt: no such file.*the cache either.*data\.dir="):
         train_tiny("ckpt_path=last", "trainer.max_steps=9")
 
 

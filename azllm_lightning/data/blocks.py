@@ -104,7 +104,7 @@ def in_validation(digests: npt.NDArray[np.uint8], val_fraction: float) -> npt.ND
     The split of a document depends on nothing but its text and data.val_fraction.
     """
     tails = np.ascontiguousarray(digests[:, -8:]).view(">u8")[:, 0]
-    return tails < np.uint64(math.ceil(val_fraction * 2**64))  # type: ignore[no-any-return]
+    return tails < np.uint64(math.ceil(val_fraction * 2**64))
 
 
 _ARRAYS = ("text", "ends", "digests", "sources", "pieces")
@@ -136,7 +136,7 @@ def write_arrays(path: Path, header: dict[str, Any], arrays: Mapping[str, np.nda
     encoded = np.frombuffer(json.dumps(header).encode("utf-8"), np.uint8)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, header=encoded, **arrays)
+        np.savez(file, header=encoded, **arrays)  # type: ignore[arg-type]
     temporary.replace(path)
 
 

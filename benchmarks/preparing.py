@@ -81,7 +81,8 @@ def measure(path: Path, processes: int, tokenizer_path: Path) -> None:
         f"reading {megabytes / seconds['_read']:.1f} MB/s, "
         f"tokenizing {megabytes / seconds['_tokenize']:.1f}, "
         f"writing {megabytes / seconds['_write_shards']:.0f}, all {megabytes / total:.1f}; "
-        f"peak {own:.0f} MB + {worker:.0f} MB per worker; the library alone {library:.2f} MB/s per core",
+        f"peak {own:.0f} MB + {worker:.0f} MB per worker; "
+        f"the library alone {library:.2f} MB/s per core",
         flush=True,
     )
 

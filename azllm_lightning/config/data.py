@@ -32,7 +32,7 @@ AT_LEAST = {
 class DataConfig:
     """Settings of the text and its windows, as conf/data/text.yaml explains them.
 
-    All but the last four decide what the prepared shards contain.
+    All but the last five decide what the prepared shards contain.
 
     Raises ValueError for a value out of range.
     """
@@ -54,6 +54,7 @@ class DataConfig:
     tales_bytes: int = 2_000_000
     tales_seed: int = 0
     prepare_workers: int | None = None
+    verify: str = "once"
     block_size: int = 256
     val_windows: int | None = 512
     num_workers: int = 0
@@ -62,6 +63,7 @@ class DataConfig:
         problems = Problems("data")
         problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
         problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
+        problems.require_choice("verify", self.verify, ("once", "always"))
         for key, least in AT_LEAST.items():
             value = getattr(self, key)
             wanted = tr("at least {least}", least=least)

@@ -18,7 +18,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.data.sampler import StepSampler, merge_ranges, skip_over, window_order
-from azllm_lightning.data.shards import TokenShards
+from azllm_lightning.data.shards import SPLITS, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 
 VALIDATION_SEED = 0
@@ -98,10 +98,11 @@ class TokenDataModule(LightningDataModule):
         folder = prepare(self.config)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         block_size = self.config.block_size
-        self.train_windows = Windows(
-            TokenShards.open(folder, "train", self.tokenizer), block_size, self.seed
+        train, val = (
+            TokenShards.open(folder, split, self.tokenizer, self.config.verify) for split in SPLITS
         )
-        self.val_windows = Windows(TokenShards.open(folder, "val", self.tokenizer), block_size)
+        self.train_windows = Windows(train, block_size, self.seed)
+        self.val_windows = Windows(val, block_size)
         self.folder: Path = folder
 
     @property

@@ -35,7 +35,15 @@ _UNFINISHED_PREFIX = ".azllm-"
 _UNFINISHED_SUFFIX = ".unfinished"
 _KEEP_SECONDS = 3 * 24 * 3600.0
 # These settings do not change the prepared data.
-_NOT_CONTENT = ("dir", "block_size", "val_windows", "num_workers", "prepare_workers", "verify")
+_NOT_CONTENT = (
+    "dir",
+    "block_size",
+    "val_windows",
+    "num_workers",
+    "prepare_workers",
+    "verify",
+    "mix",
+)
 
 
 def prepare(config: DataConfig) -> Path:

@@ -161,6 +161,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
         "seed": 1,
         "global_batch_size": 6,
         "skipped": [],
+        "mix": None,
     }
     module.load_state_dict({**state, "skipped": [[3, 5]]})
     assert module.skipped == [[3, 5]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
@@ -10,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,16 @@ from azllm_lightning.data.shards import (
 )
 from azllm_lightning.data.spool import Spool
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.disk.lock import Lock, State
+from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
 CLEANING_VERSION = 1
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
+
+FEW_WINDOWS = 10
+"""Below this many windows of validation text, a warning says that val_loss is inexact."""
 
 # An unfinished folder has the final name between these two.
 _UNFINISHED_PREFIX = ".azllm-"
@@ -80,6 +87,24 @@ def prepared_folder(config: DataConfig) -> Path:
     return _cache_folder() / _key(config)
 
 
+def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
+    """`config` with the folder of the data with that fingerprint, if the cache has it.
+
+    A run then continues although its text was moved or changed. Data of other settings does not
+    count.
+    """
+    if config.dir is not None:
+        return config
+    settings = _content_settings(config)
+    for path in sorted(_cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
+        with contextlib.suppress(ValueError, OSError):
+            manifest = Manifest.read(path.parent)
+            same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
+            if same and manifest.fingerprint == fingerprint:
+                return replace(config, dir=str(path.parent))
+    return config
+
+
 def _cache_folder() -> Path:
     from platformdirs import user_cache_path
 
@@ -104,7 +129,8 @@ def _key(config: DataConfig) -> str:
         stamps(config.paths, "data.path") + stamps(config.val_paths, "data.val_path")
     )
     text = json.dumps(ingredients, ensure_ascii=False, sort_keys=True)
-    return f"{config.name}-{blake2b(text.encode('utf-8'), digest_size=10).hexdigest()}"
+    data = text.encode("utf-8", "surrogatepass")  # a path may have bytes that are not UTF-8
+    return f"{config.name}-{blake2b(data, digest_size=10).hexdigest()}"
 
 
 def _tales_digests() -> list[str]:
@@ -121,34 +147,86 @@ def _tales_digests() -> list[str]:
 
 def _create(config: DataConfig, folder: Path) -> None:
     """Build under a temporary name and a lock, then rename, so that `folder` is always complete."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder.parent)
     unfinished = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}{_UNFINISHED_SUFFIX}")
-    with FileLock(unfinished.with_suffix(".lock")):
-        if (folder / MANIFEST).exists():  # another process has created it meanwhile
-            return
-        unfinished.mkdir()
+    with _explained_errors(config, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder.parent)
+        lock = Lock(unfinished.with_suffix(".lock"))
+        lock.wait(
+            tr("another process is preparing the same text in {folder}: waiting", folder=folder)
+        )
         try:
-            _build(config, unfinished)
-            if folder.exists():
-                folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
-            unfinished.rename(folder)
-        finally:
+            if (folder / MANIFEST).exists():  # another process has created it meanwhile
+                return
             shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                _build(config, unfinished)
+                if folder.exists():
+                    folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
+                unfinished.rename(folder)
+                sync_folder(folder.parent)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            lock.release()
+    if config.dir is None:
+        _report_superseded(folder)
 
 
 def _remove_leftovers(parent: Path) -> None:
     """Remove the unfinished folders of killed processes from `parent`: those whose lock is free."""
-    from filelock import FileLock, Timeout
-
     for leftover in parent.glob(f"{_UNFINISHED_PREFIX}*{_UNFINISHED_SUFFIX}"):
-        try:
-            with FileLock(leftover.with_suffix(".lock"), timeout=0):
-                shutil.rmtree(leftover, ignore_errors=True)
-        except Timeout:
-            continue
+        lock = Lock(leftover.with_suffix(".lock"))
+        if lock.try_acquire() is State.HELD:
+            shutil.rmtree(leftover, ignore_errors=True)
+            lock.release()
+
+
+@contextlib.contextmanager
+def _explained_errors(config: DataConfig, parent: Path) -> Iterator[None]:
+    """Name the folder and the setting where the prepared data cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        name = error.filename
+        is_ours = isinstance(name, str | os.PathLike) and Path(name).is_relative_to(parent)
+        is_above = isinstance(name, str | os.PathLike) and parent.is_relative_to(name)
+        if not (is_full or is_ours or is_above):  # of reading the text, for example
+            raise
+        setting = "data.dir" if config.dir is not None else tr("data.dir (or $AZLLM_DATA_DIR)")
+        message = tr(
+            "the prepared text cannot be written in {folder} ({reason}): free some disk space, or "
+            "choose another folder with {setting}",
+            folder=parent,
+            reason=error.strerror or error,
+            setting=setting,
+        )
+        raise OSError(message) from error
+
+
+def _report_superseded(folder: Path) -> None:
+    """Name the older prepared folders of the same files and settings in the cache."""
+    made_from = Manifest.read(folder).made_from
+    older = []
+    for other in sorted(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*")):
+        with contextlib.suppress(ValueError, OSError):
+            if other != folder and Manifest.read(other).made_from == made_from:
+                older.append(other)
+    if older:
+        size = sum(file.stat().st_size for other in older for file in other.iterdir())
+        log.warning(
+            trn(
+                "the text has changed since it was last prepared; delete the folder of the "
+                "earlier version if no run needs it ({size:,.1f} MB): {folders}",
+                "the text has changed since it was last prepared; delete the folders of the "
+                "earlier versions if no run needs them ({size:,.1f} MB): {folders}",
+                len(older),
+                size=size / 1e6,
+                folders=", ".join(map(str, older)),
+            )
+        )
 
 
 def _build(config: DataConfig, folder: Path) -> None:
@@ -250,25 +328,74 @@ def _warn_about_differences(config: DataConfig, folder: Path) -> None:
 
 
 def _check_enough(config: DataConfig, manifest: Manifest) -> None:
-    """Raise ValueError, with the amount of text needed, unless each split fills a window."""
+    """Raise ValueError, with the amount of text needed, unless each split fills a window; warn if
+    the validation split has only a few.
+    """
     needed = config.block_size + 1
     for name, split in manifest.splits.items():
         if split.tokens < needed:
-            text_bytes = sum(split.text_bytes for split in manifest.splits.values())
-            raise ValueError(
-                tr(
-                    "too little text: a window of data.block_size={block_size} needs {needed} "
-                    "tokens, but the {split} split has {tokens}. Need at least about {wanted:,} kB "
-                    "of text, got {given:,.1f} kB. {remedy}",
-                    block_size=config.block_size,
-                    needed=needed,
-                    split=name,
-                    tokens=split.tokens,
-                    wanted=math.ceil(_bytes_needed(config, manifest, name) / 1000),
-                    given=text_bytes / 1000,
-                    remedy=_remedy(config, name),
-                )
+            message = tr(
+                "too little text: a window of data.block_size={block_size} needs {needed} tokens, "
+                "but the {split} split has {tokens}.",
+                block_size=config.block_size,
+                needed=needed,
+                split=name,
+                tokens=split.tokens,
             )
+            sentences = [message, *_amounts(config, manifest, name), _remedy(config, name)]
+            raise ValueError(" ".join(sentences))
+    windows = manifest.splits["val"].tokens // needed
+    if windows < FEW_WINDOWS:
+        log.warning(
+            trn(
+                "the validation text is {count} window of {block_size} tokens: val_loss will be "
+                "inexact. {remedy}",
+                "the validation text is only {count} windows of {block_size} tokens: val_loss "
+                "will be inexact. {remedy}",
+                windows,
+                block_size=config.block_size,
+                remedy=_remedy(config, "val"),
+            )
+        )
+
+
+def _amounts(config: DataConfig, manifest: Manifest, split: str) -> list[str]:
+    """Sentences on how much text there is, and how much `split` needs."""
+    given = sum(split.text_bytes for split in manifest.splits.values()) / 1000
+    wanted = math.ceil(_bytes_needed(config, manifest, split) / 1000)
+    duplicates = manifest.cleaning.get("duplicates", 0)
+    if duplicates and config.val_paths and split == "train":
+        return [
+            trn(
+                "{count:,} document was left out as a duplicate: what is in data.val_path too is "
+                "not trained on.",
+                "{count:,} documents were left out as duplicates: what is in data.val_path too is "
+                "not trained on.",
+                duplicates,
+            )
+        ]
+    if duplicates:
+        removed = trn(
+            "{given:,.1f} kB are left after {count:,} duplicate was removed (of documents, and of "
+            "the pieces of at most {piece:,} bytes that long ones are split into).",
+            "{given:,.1f} kB are left after {count:,} duplicates were removed (of documents, and "
+            "of the pieces of at most {piece:,} bytes that long ones are split into).",
+            duplicates,
+            given=given,
+            piece=config.max_document_bytes,
+        )
+        if wanted <= given:
+            return [removed]
+        return [removed, tr("Need at least about {wanted:,} kB without repetition.", wanted=wanted)]
+    if wanted <= given:
+        return []
+    return [
+        tr(
+            "Need at least about {wanted:,} kB of text, got {given:,.1f} kB.",
+            wanted=wanted,
+            given=given,
+        )
+    ]
 
 
 def _bytes_needed(config: DataConfig, manifest: Manifest, split: str) -> float:

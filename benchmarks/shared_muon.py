@@ -104,9 +104,7 @@ def computed(name: str) -> list[str]:
     for machine in MACHINES.values():
         for gpus in (1, 2, 8):
             c = cost(e.model, e.tokens, gpus, machine)
-            times = [
-                f"{1e3 * s:.1f} | {100 * s / c.passes:.0f}" for s in (c.alone, c.shared)
-            ]
+            times = [f"{1e3 * s:.1f} | {100 * s / c.passes:.0f}" for s in (c.alone, c.shared)]
             lines.append(
                 f"| {machine.name} | {gpus} | {1e3 * c.passes:.0f} | {' | '.join(times)} | "
                 f"{c.received / 1e6:.0f} |"
@@ -162,6 +160,7 @@ def measured(width: int, layers: int, pairs: int) -> str:
 
 
 def main() -> None:
+    """Read the command line, and print what it asks for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", nargs="?", choices=("measured", "computed"), default="measured")
     parser.add_argument("--experiment", default="t4")

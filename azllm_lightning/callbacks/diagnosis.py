@@ -91,7 +91,8 @@ class Diagnosis(Callback):
             self._reported.pop("overfitting", None)  # only a new best ends the episode
         if severity >= 1 and not self.overfitting:
             self._reported["overfitting"] = severity
-            text = overfitting_text(validations[-1], best, pl_module)
+            finite = [row for row in validations if math.isfinite(row.val_loss)]
+            text = overfitting_text(finite[-1], best, pl_module)
             self._report(trainer, "overfitting", severity, text)
         since_best = sum(row.step > best.step for row in validations)
         should_stop = severity >= 1 or since_best >= self.config.early_stopping_patience

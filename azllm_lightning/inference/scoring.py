@@ -21,6 +21,7 @@ from torch import Tensor
 from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.formats.huggingface import HF_CONFIG
+from azllm_lightning.formats.load import check_finite
 from azllm_lightning.formats.optional import import_optional
 
 if TYPE_CHECKING:
@@ -245,6 +246,7 @@ def hf_scorer(
             )
         ) from error
     model = model.float().to(device).eval()
+    check_finite(model.state_dict(), folder)
     start_id = tokenizer.bos_token_id
     if start_id is None:
         start_id = model.config.bos_token_id

@@ -10,17 +10,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
 from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.data.pipeline import prepared_folder, with_prepared
+from azllm_lightning.data.typed import check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable
 from azllm_lightning.runs.folder import Run, find_checkpoint
+from azllm_lightning.runs.paths import is_version
+from azllm_lightning.session.edited_config import warn_of_edits
+from azllm_lightning.session.initial_weights import check_tokens
 from azllm_lightning.training import batch, hardware
 from azllm_lightning.training.stopping import StopRequest
 
@@ -71,10 +79,14 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
         hardware.be_deterministic(device)
     stop.until(config.trainer.deadline)
     # The micro-batch follows from the model's shape, and that from the data: it is set below.
-    data = TokenDataModule(config.data, micro_batch_size=1, seed=config.seed)
+    check_typed(config.data, config.overrides)
+    place = config.data if source is None else _data_of(config.data, source)
+    data = TokenDataModule(place, micro_batch_size=1, seed=config.seed)
     data.setup()  # prepares the data too
     if source is not None:
         data.check_same_data(source.fingerprint)
+    elif config.init_from is not None:
+        check_tokens(config.init_from, data.tokenizer)
     joined = joined_run()
     if joined is None:
         config = settled(config, data, device, devices)
@@ -85,6 +97,25 @@ def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
     assert isinstance(config.trainer.micro_batch_size, int)
     data.micro_batch_size = config.trainer.micro_batch_size
     return Resolved(config, data, device, devices, source)
+
+
+def _data_of(config: DataConfig, source: Source) -> DataConfig:
+    """`config` with the folder of a run's prepared data, unless it has to be prepared again.
+
+    Raises ValueError if there are neither shards nor the text.
+    """
+    place = with_prepared(config, source.fingerprint)
+    try:
+        prepared_folder(place)
+    except ValueError as error:
+        raise ValueError(
+            tr(
+                "{error}. The prepared text of this run is not in the cache either: give the new "
+                "place of the text (data.path=) or of its prepared folder (data.dir=)",
+                error=error,
+            )
+        ) from None
+    return place
 
 
 def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int) -> RunConfig:
@@ -137,12 +168,14 @@ def joined_run() -> Run | None:
 def _resumed(config: RunConfig) -> tuple[RunConfig, Source]:
     """The run that ckpt_path belongs to, with what was typed on top, and its checkpoint."""
     assert config.ckpt_path is not None
-    path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir), resume=True)
+    path = find_checkpoint(config.ckpt_path, config.given_name, Path(config.logs_dir), resume=True)
+    _check_name(config, path)
     checkpoint = load_resumable(path)
     stored = stored_config(checkpoint)
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
+    warn_of_edits(path, stored)
     resumed = resumed_here(stored, config, str(path))
     use_language(resumed.lang)
     step = int(checkpoint["azllm"]["step"])
@@ -186,6 +219,28 @@ def _report_precision(source: Source, precision: str) -> None:
         precision=precision,
     )
     log.warning(message)
+
+
+def _check_name(config: RunConfig, path: Path) -> None:
+    """Raise ValueError if run_name was typed and the checkpoint belongs to a run of another name.
+
+    A resume continues in the run of the checkpoint.
+    """
+    folder = path.resolve().parent.parent
+    if "run_name" not in typed_keys(config.overrides) or not is_version(folder):
+        return
+    name = folder.parent.name
+    if normalize("NFC", name) != config.run_name:
+        raise ValueError(
+            tr(
+                "run_name={run_name}: ckpt_path={ckpt_path} belongs to the run {name} and "
+                "continues it; omit run_name, or start a new run from its weights with "
+                "init_from={ckpt_path}",
+                run_name=config.run_name,
+                ckpt_path=config.ckpt_path,
+                name=name,
+            )
+        )
 
 
 def _read_yaml(path: Path) -> dict[str, object]:

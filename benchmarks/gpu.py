@@ -11,7 +11,7 @@ earlier calls, so that each can have its own session, and the table shows all of
 
 Our side goes through `azllm_lightning.train`, as any run does. The other side is `nanogpt_loop`
 around gpt2.py, or with --nanogpt around the model.py of a checkout. The text is random
-(`synthetic_data`).
+(`random_text`).
 
 `--tiny` runs the same code on any CPU in seconds. Its figures mean nothing, and it does not cover
 CUDA's kernels, compiling, the peak of GPU memory, MFU and the separate processes.
@@ -37,11 +37,11 @@ import numpy as np
 import torch
 from machine import describe
 from nanogpt_loop import nanogpt_loop
-from synthetic import synthetic_data
 
 from azllm_lightning import compose
 from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.throughput import Throughput
+from azllm_lightning.machine.random_text import random_text
 from azllm_lightning.train import train
 from azllm_lightning.training import hardware
 
@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         vocab_size = 300 if args.tiny else compose(["experiment=t4"]).data.vocab_size
-        synthetic_data(work / "data", vocab_size, num_documents=8 if args.tiny else 40_000)
+        random_text(work / "data", vocab_size, num_documents=8 if args.tiny else 40_000)
         for part in args.part:
             sizes = TINY if args.tiny else ["trainer.compile=true"]
             overrides = [*PARTS[part], *sizes, f"data.vocab_size={vocab_size}"]

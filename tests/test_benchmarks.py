@@ -213,12 +213,11 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
 
 
 def test_synthetic_text_is_half_zipf_and_half_fixed_successors(tmp_path: Path) -> None:
-    from synthetic import synthetic_data
-
     from azllm_lightning.data.shards import TokenShards
     from azllm_lightning.data.tokenizer import Tokenizer
+    from azllm_lightning.machine.random_text import random_text
 
-    synthetic_data(tmp_path / "data", vocab_size=1000, num_documents=200)
+    random_text(tmp_path / "data", vocab_size=1000, num_documents=200)
     tokenizer = Tokenizer.from_file(tmp_path / "data")
     shards = TokenShards.open(tmp_path / "data", "train", tokenizer)
     documents = shards.read(0, len(shards)).reshape(200, 512).astype(int)
@@ -312,9 +311,10 @@ def test_the_peer_trains_on_the_windows_of_our_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import peer_recipe
-    from synthetic import synthetic_data
 
-    synthetic_data(tmp_path / "data", vocab_size=300, num_documents=8)
+    from azllm_lightning.machine.random_text import random_text
+
+    random_text(tmp_path / "data", vocab_size=300, num_documents=8)
     monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
     typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 {sizes}"

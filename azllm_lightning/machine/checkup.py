@@ -256,8 +256,8 @@ class Checkup:
         return max(LEAST_SECONDS, seconds)
 
     def _announce(self, what: str) -> None:
-        elapsed = time.monotonic() - self._started
-        print(f"{elapsed:4.0f} s  {what}", file=sys.stderr, flush=True)
+        elapsed = duration(time.monotonic() - self._started)
+        print(f"{elapsed:>10}  {what}", file=sys.stderr, flush=True)
 
 
 def file_to_write(out: str) -> Path:

@@ -130,7 +130,7 @@ def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
         assert f"| t4 | {figure} |" in table
     assert "| t4 | number type | 16-mixed | 16-mixed |" in table
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
-    assert (tmp_path / "gpu.md").read_text(encoding="utf-8") == table
+    assert table.endswith((tmp_path / "gpu.md").read_text(encoding="utf-8"))
     assert "Not measured yet" not in table
     # What is there is not measured again.
     with pytest.MonkeyPatch.context() as patch:

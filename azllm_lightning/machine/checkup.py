@@ -39,7 +39,7 @@ FORMAT_VERSION = 1
 
 PARTS = ("products", "disk", "data", "steps", "resume", "compile")
 
-SHARE_OF_STEPS = 0.35
+SHARE_OF_STEPS = 0.25
 """Share of the time left that the steps should take, so that a resume fits as well."""
 
 STARTUP_SECONDS = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,13 +27,19 @@ def table(findings: Figures, out: str) -> str:
     for key, label, text in parts:
         part = findings[key]
         lines = list(text(part)) if part["status"] == "ok" else [_reason(part)]
-        rows += [labeled("" if i else label, line) for i, line in enumerate(lines)]
+        rows += [_row("" if i else label, line) for i, line in enumerate(lines)]
     rows += [
         labeled(tr("time"), duration(findings["seconds"])),
         labeled(tr("advice"), findings["advice"]),
         verbatim(tr("file"), out),
     ]
     return "\n".join(rows)
+
+
+def _row(label: str, text: str) -> str:
+    """`labeled`, with each number on the line of its unit."""
+    joined = re.sub(r"(?<=\d) (?=\w)", "\u00a0", text)
+    return labeled(label, joined).replace("\u00a0", " ")
 
 
 def rate_text(flops: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from check_findings import findings
 from training_runs import Probe
 
 from azllm_lightning.check import check
@@ -94,6 +95,11 @@ def test_a_check_in_processes_of_its_own(
     )
     assert (steps["precision"], steps["compile"], steps["device"]) == ("32-true", False, "cpu")
     assert found["resume"]["is_exact"]
+    # The example of the tests of the table, whose keys are documented, has the keys of this one.
+    example = findings(compile={"status": "failed"})
+    for part in ("machine", "experiment", "disk", "data", "steps", "resume"):
+        assert found[part].keys() == example[part].keys()
+    assert found.keys() == example.keys()
     assert found["data"]["is_random_text"]
     assert found["missing_device"]
     assert [path.name for path in Path().iterdir()] == ["check.json"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from examples import findings, without
+from check_findings import findings, without
 
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.machine.advice import advice
 from azllm_lightning.machine.checkup import PARTS
 from azllm_lightning.machine.findings import rate_text, table
+from azllm_lightning.machine.products import TYPES
 
+DOCS = Path(__file__).parents[2] / "docs"
 CPU = {"device": "cpu", "gpus": [], "driver_version": None, "cuda_version": None}
 
 
@@ -123,3 +127,18 @@ def test_rates_have_a_fitting_unit() -> None:
         "312 TFLOP/s",
         "-",
     ]
+
+
+def keys(values: Any) -> set[str]:
+    """Every key in nested mappings."""
+    if isinstance(values, dict):
+        return set(values).union(*map(keys, values.values()))
+    return set().union(*map(keys, values)) if isinstance(values, list) else set()
+
+
+@pytest.mark.parametrize("lang", ["en", "az"])
+def test_every_key_of_the_file_is_documented(lang: str) -> None:
+    page = DOCS / lang / "check.md"
+    text = page.read_text(encoding="utf-8").partition("## check.json")[2]
+    documented = set(re.findall(r"`(\w+)`", text)) | set(TYPES)
+    assert keys(findings()) - documented == set()

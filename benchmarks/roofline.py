@@ -2,10 +2,10 @@
 experiment, by arithmetic.
 
 Nothing is measured. Each kind of work in an optimizer step has its operations and its memory
-traffic, and takes as long as the slower of the two at the maker's peak figures (the roofline model:
-Williams, Waterman and Patterson 2009). Traffic is counted as in a compiled network: each chain of
-elementwise operations is one pass. A real run is slower: no product reaches the peak, and a T4
-lowers its clock at 70 W.
+traffic, and takes as long as the slower of the two at the card's figures (the roofline model:
+Williams, Waterman and Patterson 2009): the maker's, but for the products of a T4, which lowers its
+clock at 70 W, those that it sustains. Traffic is counted as in a compiled network: each chain of
+elementwise operations is one pass. A real run is slower.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHUNK = 1024  # tokens whose logits exist at once on a GPU, see azllm_lightning/
 
 @dataclass(frozen=True)
 class Card:
-    """Peak fp16 operations and bytes per second, and bytes of memory."""
+    """fp16 operations and bytes per second, and bytes of memory."""
 
     name: str
     flops: float
@@ -39,7 +39,14 @@ class Card:
 
 
 CARDS = {
-    "t4": Card("NVIDIA T4", 65e12, 320e9, 16e9, "NVIDIA's data sheet"),
+    "t4": Card(
+        "NVIDIA T4",
+        24e12,
+        320e9,
+        16e9,
+        "NVIDIA's data sheet, but for the products: it says 65 TFLOP/s, of which some 24 are "
+        "sustained at 70 W : topic 264462 of NVIDIA's forum",
+    ),
     "gtx1650": Card(
         "GeForce GTX 1650 (GDDR5)",
         896 * 1.665e9 * 2 * 2,

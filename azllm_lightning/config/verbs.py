@@ -195,6 +195,49 @@ class RunsConfig(VerbConfig):
     logs_dir: LocalPath
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(VerbConfig):
+    """The settings of conf/check.yaml: those of a run, and how long and where to the check goes."""
+
+    out: str
+    minutes: float
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(super().__post_init__)
+        problems.require(self.minutes > 0, "minutes", self.minutes, tr("above 0"))
+        if not self.out:
+            problems.add(tr("out is not set: name the file to write, out=FILE"))
+        if self.run.ckpt_path is not None:
+            problems.add(
+                tr(
+                    "ckpt_path={ckpt_path}: check trains its own runs; omit ckpt_path",
+                    ckpt_path=self.run.ckpt_path,
+                )
+            )
+        problems.raise_if_any()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
+        """The config of a composed mapping; the run keeps only the overrides that are its own."""
+        own = {key: values[key] for key in ("out", "minutes") if key in values}
+        others = {key: value for key, value in values.items() if key not in own}
+        typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
+        problems = Problems()
+        run = problems.attempt(lambda: RunConfig.from_mapping(others, typed))
+        minutes = own.get("minutes")
+        is_number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+        problems.require(is_number, "minutes", minutes, tr("a number"))
+        problems.raise_if_any()
+        assert run is not None
+        assert isinstance(minutes, (int, float))
+        out = "" if own.get("out") is None else str(own["out"])
+        return cls(
+            lang=run.lang, overrides=tuple(overrides), out=out, minutes=float(minutes), run=run
+        )
+
+
 def _check_run(config: GenerateConfig | EvaluateConfig | ExportConfig) -> None:
     """Raise ValueError if run_name and ckpt_path name two runs."""
     if config.run_name is not None and config.ckpt_path not in NAMED_CHECKPOINTS:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.local_paths import LocalPath, TextPath, check_folder_name
+from azllm_lightning.config.local_paths import LocalPath, OutputPath, TextPath, check_folder_name
 from azllm_lightning.config.strict import Problems
 
 MAX_VOCAB_SIZE = 65_536
@@ -52,7 +52,7 @@ class DataConfig:
     name: str = "text"
     path: TextPath | list[TextPath] | None = None
     val_path: TextPath | list[TextPath] | None = None
-    dir: LocalPath | None = None
+    dir: OutputPath | None = None
     text_field: str = "text"
     source_field: str | None = None
     txt_documents: str = "blank_lines"

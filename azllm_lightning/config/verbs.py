@@ -17,7 +17,7 @@ from azllm_lightning.config.effects import (
     ignored_settings,
     typed_keys,
 )
-from azllm_lightning.config.local_paths import LocalPath
+from azllm_lightning.config.local_paths import LocalPath, OutputPath
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import Problems, from_mapping
@@ -79,7 +79,7 @@ class GenerateConfig(VerbConfig, SamplingConfig):
     prompt: str | list[str] | None
     ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: LocalPath
+    logs_dir: OutputPath
     num_samples: int
     stop: str | list[str] | None
 
@@ -114,12 +114,12 @@ class EvaluateConfig(VerbConfig):
 
     ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: LocalPath
+    logs_dir: OutputPath
     hf: LocalPath | None
     pairs: bool
     stride: int | None
     block_size: int | None
-    out: LocalPath | None
+    out: OutputPath | None
     data: DataConfig
 
     def __post_init__(self) -> None:
@@ -157,12 +157,12 @@ class EvaluateConfig(VerbConfig):
 class ExportConfig(VerbConfig):
     """The settings of conf/export.yaml."""
 
-    out: LocalPath | None
+    out: OutputPath | None
     format: str
     quant: str
     ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: LocalPath
+    logs_dir: OutputPath
     license: str
 
     def __post_init__(self) -> None:
@@ -192,7 +192,7 @@ class ExportConfig(VerbConfig):
 class RunsConfig(VerbConfig):
     """The settings of conf/runs.yaml."""
 
-    logs_dir: LocalPath
+    logs_dir: OutputPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +236,10 @@ class CheckConfig(VerbConfig):
         return cls(
             lang=run.lang, overrides=tuple(overrides), out=out, minutes=float(minutes), run=run
         )
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return self.run.ignored()
 
 
 def _check_run(config: GenerateConfig | EvaluateConfig | ExportConfig) -> None:

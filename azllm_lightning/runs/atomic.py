@@ -21,6 +21,7 @@ LEFTOVER = re.compile(
 
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Pauses between attempts to replace a file; Windows refuses that while a reader has it open."""
+from azllm_lightning.config.local_paths import escape_surrogates
 
 
 @contextlib.contextmanager
@@ -78,7 +79,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write `values` as indented JSON, with non-ASCII characters unescaped."""
-    write_text(path, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps(values, ensure_ascii=False, indent=2)
+    write_text(path, escape_surrogates(text) + "\n")
 
 
 def sweep(folder: Path) -> None:

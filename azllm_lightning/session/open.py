@@ -60,7 +60,9 @@ def _claim_or_reopen(resolved: Resolved) -> Run:
 @contextlib.contextmanager
 def _log_file(run: Run) -> Iterator[None]:
     """Write all log lines of the terminal to train.log too, with the time."""
-    handler = logging.FileHandler(run.folder / "train.log", encoding="utf-8", delay=True)
+    handler = logging.FileHandler(
+        run.folder / "train.log", encoding="utf-8", errors="backslashreplace", delay=True
+    )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:

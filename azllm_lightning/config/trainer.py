@@ -30,7 +30,8 @@ class TrainerConfig:
     compile: bool | Literal["auto"]
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: int | str
-    strategy: Literal["auto", "ddp", "ddp_notebook"]
+    num_nodes: int
+    strategy: Literal["auto", "ddp"]
     deterministic: bool
     deadline: str | None
 
@@ -43,6 +44,7 @@ class TrainerConfig:
             "val_every_steps",
             "checkpoint_every_steps",
             "log_every_steps",
+            "num_nodes",
         ):
             value = getattr(self, name)
             problems.require(value == "auto" or value >= 1, name, value, tr("at least 1"))

@@ -26,6 +26,7 @@ from azllm_lightning.runs.checkpoint_files import (
     step_path,
     write_checkpoint,
 )
+from azllm_lightning.training.processes import first
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
@@ -97,8 +98,11 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> Any:
-        """Load tensors and plain types; a pickle with code is refused for any `weights_only`."""
-        return read_checkpoint(Path(path), mmap=False)
+        """Load tensors and plain types; a pickle with code is refused for any `weights_only`.
+
+        The first process reads, for the others may be on a machine without the file.
+        """
+        return first(lambda: read_checkpoint(Path(path), mmap=False))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it exists."""
@@ -139,7 +143,7 @@ class BestCheckpoint(ModelCheckpoint):
             return
         before = self.state_dict()
         super().on_validation_end(trainer, pl_module)
-        if self.io.failed is not None:  # the file is still the previous one
+        if first(lambda: self.io.failed is not None):  # the file is still the previous one
             self.load_state_dict(before)
         if self.best_model_score is not None and self.best_step is not None:
             values = {
@@ -165,7 +169,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Restore the best score, if its weights are in this run's folder."""
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST)
-        if state_dict["best_model_score"] is None or not Path(path).is_file():
+        # The first process alone sees the folder where machines share no disk.
+        if state_dict["best_model_score"] is None or not first(Path(path).is_file):
             self.best_step = None
             self.best_model_score = None
             self.best_k_models = {}

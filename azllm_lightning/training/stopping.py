@@ -36,7 +36,7 @@ class StopRequest:
     since nothing would be lost. A second Ctrl+C ends the process without saving.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interruptible: bool = True) -> None:
         self.started = time.time()
         self.deadline: float | None = None
         """Seconds since the epoch by which the process should have ended; `until` sets it."""

@@ -63,6 +63,8 @@ def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) ->
     module.run_config = config.to_yaml()
     if trainer_config.compile:
         module.net.compile()
+    if resolved.devices > 1:
+        stop.interruptible = False  # the other processes would wait for this one
     io = AtomicCheckpointIO()
     best = BestCheckpoint(run.checkpoints, io)
     periodic = PeriodicCheckpoint(

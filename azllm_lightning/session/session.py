@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from pathlib import Path
 
@@ -56,6 +58,9 @@ def run_session(config: RunConfig) -> Path:
         try:
             return run_as_one_of(config, place)
         except (Exception, Elsewhere) as error:
+            if threading.current_thread() is threading.main_thread():
+                # The launcher stops the others as soon as one has ended: not before its last words.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _end_quietly(error, place)
             raise
     _set_up_logging(Processes())

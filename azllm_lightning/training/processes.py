@@ -31,8 +31,8 @@ CONTROL_TIMEOUT = timedelta(days=7)
 """For decisions: the first process may prepare data for hours. A dead one is noticed at once."""
 
 LOST_PEER = re.compile(
-    "Connection (closed|reset|refused)|Broken pipe|Socket (Timeout|closed)|socket error"
-    "|remote process exited|NCCL (communicator|error)|recvValue failed|sendBytes failed"
+    "Connection (closed|reset|refused)|(Read|Write) error|Broken pipe|Socket (Timeout|closed)"
+    "|socket error|remote process exited|NCCL (communicator|error)|recvValue failed|sendBytes failed"
 )
 """What gloo, NCCL and the store say where another process is gone."""
 
@@ -91,8 +91,11 @@ def joined(place: Processes, use_gpus: bool) -> Iterator[Processes]:
     """
     global _control
     has_gpu = use_gpus and torch.cuda.is_available()
+    store, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
+        # torchrun (torch 2.13) keeps its store over a restart, with the addresses of the dead.
+        store=dist.PrefixStore(f"attempt_{attempt_number()}", store),
         rank=place.rank,
         world_size=place.size,
         timeout=COLLECTIVE_TIMEOUT,

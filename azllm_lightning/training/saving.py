@@ -26,8 +26,10 @@ from azllm_lightning.runs.checkpoint_files import (
     step_path,
     write_checkpoint,
 )
+from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.loops import use_own_signal_handlers
 from azllm_lightning.training.processes import first
-from azllm_lightning.training.stopping import Stopped, StopRequest
+from azllm_lightning.training.stopping import Requests, Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +214,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self._step_started = self._saved_at
         self._step_seconds = 0.0
         self._first_save_seconds = 0.0
+        self._validation_started = self._saved_at
+        self._validation_seconds = 0.0
+        """Duration of the last validation, with several processes: it cannot be interrupted."""
 
     @property
     def state_key(self) -> str:
@@ -225,13 +230,19 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from installing signal handlers of its own."""
+        super().setup(trainer, pl_module, stage)
+        use_own_signal_handlers(trainer, self.stop)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the resumed step as saved, so that the file it came from is not overwritten."""
+        assert isinstance(pl_module, CausalLM)
+        pl_module.requests = lambda: self._requests(trainer)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._step_started = self._saved_at
         self._first_save_seconds = 2 + _state_bytes(trainer) / 100e6
-        self.stop.listen()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
@@ -243,16 +254,23 @@ class PeriodicCheckpoint(ModelCheckpoint):
         now = time.monotonic()
         self._step_seconds = now - self._step_started
         self._step_started = now
-        if step == self._saved_step:
+        if step == self._saved_step:  # nothing is new; but a signal may have come before this fit
+            if trainer.world_size == 1 and self.stop.reason is not None:
+                self._save_and_stop(trainer)
             return
-        self._stop_if_due(trainer)
-        elapsed = self.every_minutes is not None and now - self._saved_at >= 60 * self.every_minutes
-        if step % self.every_steps == 0 or self._agreed(trainer, elapsed):
+        requests = self._agreed(trainer, pl_module)
+        if requests.stop:
+            self._save_and_stop(trainer)
+        if requests.save or step % self.every_steps == 0:
             self.save(trainer)
 
     def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """From here on the weights are newer than the newest file."""
-        self.stop.unsaved = True
+        self.stop.interruptible = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time the validation."""
+        self._validation_started = time.monotonic()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -266,8 +284,14 @@ class PeriodicCheckpoint(ModelCheckpoint):
             not trainer.sanity_checking
             and trainer.world_size == 1
             and trainer.global_step < trainer.max_steps
+            and self._requests(trainer).stop
         ):
-            self._stop_if_due(trainer)
+            self._save_and_stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: on_train_batch_start and on_train_end come right after."""
+        if trainer.world_size > 1:
+            self._validation_seconds = time.monotonic() - self._validation_started
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step."""
@@ -279,9 +303,6 @@ class PeriodicCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: epochs have no meaning here."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: on_train_batch_start and on_train_end come right after."""
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -296,7 +317,6 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self._save_checkpoint(trainer, str(path))
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
-        self.stop.unsaved = False
         if trainer.is_global_zero and self.io.failed is None:
             for _, old in step_files(self.folder)[KEEP:]:
                 old.unlink(missing_ok=True)
@@ -306,19 +326,31 @@ class PeriodicCheckpoint(ModelCheckpoint):
                 temporary.symlink_to(path.name)
                 temporary.replace(self.folder / LAST)
 
-    def _stop_if_due(self, trainer: Trainer) -> None:
-        expected_save = self.io.longest or self._first_save_seconds
-        if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
-            if trainer.global_step != self._saved_step:
-                self.save(trainer)
-            raise Stopped(self.stop.reason or tr("a request from another process"))
+    def _save_and_stop(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved_step:
+            self.save(trainer)
+        raise Stopped(self.stop.reason or tr("a request from another process"))
 
-    @staticmethod
-    def _agreed(trainer: Trainer, mine: bool) -> bool:
-        """The same decision in every process: true if it is in one of them."""
+    def _agreed(self, trainer: Trainer, module: LightningModule) -> Requests:
+        """What to do at the end of the step just completed, the same in every process.
+
+        Several processes have agreed on it during that step. A single one decides now.
+        """
         if trainer.world_size == 1:
-            return mine
-        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
+            return self._requests(trainer)
+        assert isinstance(module, CausalLM)
+        assert module.step_report is not None
+        return module.step_report.requests
+
+    def _requests(self, trainer: Trainer) -> Requests:
+        """What this process asks for: only the first looks at the clock, any may get a signal."""
+        if not trainer.is_global_zero:
+            return Requests(stop=self.stop.reason is not None)
+        save_seconds = self.io.longest or self._first_save_seconds
+        seconds = save_seconds + self._step_seconds + self._validation_seconds
+        minutes = (time.monotonic() - self._saved_at) / 60
+        elapsed = self.every_minutes is not None and minutes >= self.every_minutes
+        return Requests(stop=self.stop.due(1.5 * seconds), save=elapsed)
 
 
 def _state_bytes(trainer: Trainer) -> int:

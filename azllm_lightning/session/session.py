@@ -35,6 +35,7 @@ from azllm_lightning.training.processes import (
     Notes,
     Processes,
     attempt_number,
+    connect,
     first,
     has_lost_peer,
     joined,
@@ -65,6 +66,8 @@ def run_session(config: RunConfig) -> Path:
             raise
     _set_up_logging(Processes())
     use_language(config.lang)
+    if place is not None:
+        connect()
     with StopRequest() as stop:
         try:
             located = locate(config)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported by a wildcard
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.training.stopping import Stopped
@@ -32,7 +32,7 @@ CONTROL_TIMEOUT = timedelta(days=7)
 
 LOST_PEER = re.compile(
     "Connection (closed|reset|refused)|(Read|Write) error|Broken pipe|Socket (Timeout|closed)"
-    "|socket error|remote process exited|NCCL (communicator|error)|recvValue failed|sendBytes failed"
+    "|socket error|remote process exited|NCCL (communicator|error)|(recvValue|sendBytes) failed"
 )
 """What gloo, NCCL and the store say where another process is gone."""
 
@@ -65,6 +65,7 @@ class Elsewhere(SystemExit):
 
 # Set by `joined`.
 _control: dist.ProcessGroup | None = None
+_store: Store | None = None
 
 
 def launched() -> Processes | None:
@@ -83,6 +84,13 @@ def launched() -> Processes | None:
     return Processes(rank, local_rank, size)
 
 
+def connect() -> Store:
+    """Connect to the launcher's store, in which `Notes` are."""
+    global _store
+    _store, _, _ = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    return _store
+
+
 @contextlib.contextmanager
 def joined(place: Processes, use_gpus: bool) -> Iterator[Processes]:
     """Connect the processes of a run until the end of the block; gives this one's place.
@@ -91,11 +99,11 @@ def joined(place: Processes, use_gpus: bool) -> Iterator[Processes]:
     """
     global _control
     has_gpu = use_gpus and torch.cuda.is_available()
-    store, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    store = connect()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
         # torchrun (torch 2.13) keeps its store over a restart, with the addresses of the dead.
-        store=dist.PrefixStore(f"attempt_{attempt_number()}", store),
+        store=PrefixStore(f"attempt_{attempt_number()}", store),
         rank=place.rank,
         world_size=place.size,
         timeout=COLLECTIVE_TIMEOUT,
@@ -198,43 +206,29 @@ class Notes:
     """
 
     def __init__(self) -> None:
-        self._store: TCPStore | None = None
+        self.store = PrefixStore("azllm", _store) if _store is not None else None
 
     def read(self, name: str) -> str | None:
         """The note `name`, if there is one."""
-        key = f"azllm/{name}"
-        store = self._connected()
         try:
-            return store.get(key).decode() if store is not None and store.check([key]) else None
-        except RuntimeError:
-            return None
+            if self.store is not None and self.store.check([name]):
+                return str(self.store.get(name).decode())
+        except RuntimeError:  # the store is gone
+            pass
+        return None
 
     def write(self, name: str, text: str) -> None:
         """Leave a note, if the store is still there."""
-        store = self._connected()
         with contextlib.suppress(RuntimeError):
-            if store is not None:
-                store.set(f"azllm/{name}", text)
+            if self.store is not None:
+                self.store.set(name, text)
 
     def is_first_to(self, name: str) -> bool:
         """Whether no other process has asked this; true too if the store is gone."""
-        store = self._connected()
         try:
-            return store is None or store.add(f"azllm/{name}", 1) == 1
+            return self.store is None or self.store.add(name, 1) == 1
         except RuntimeError:
             return True
-
-    def _connected(self) -> TCPStore | None:
-        if self._store is None and "MASTER_PORT" in os.environ and launched() is not None:
-            with contextlib.suppress(RuntimeError):
-                self._store = TCPStore(
-                    os.environ["MASTER_ADDR"],
-                    int(os.environ["MASTER_PORT"]),
-                    is_master=False,
-                    timeout=timedelta(seconds=30),
-                    wait_for_workers=False,
-                )
-        return self._store
 
 
 def attempt_number() -> int:

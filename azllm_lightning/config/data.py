@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.local_paths import LocalPath, TextPath, check_folder_name
 from azllm_lightning.config.strict import Problems
 
 MAX_VOCAB_SIZE = 65_536
@@ -38,9 +39,9 @@ class DataConfig:
     """
 
     name: str = "text"
-    path: str | list[str] | None = None
-    val_path: str | list[str] | None = None
-    dir: str | None = None
+    path: TextPath | list[TextPath] | None = None
+    val_path: TextPath | list[TextPath] | None = None
+    dir: LocalPath | None = None
     text_field: str = "text"
     source_field: str | None = None
     txt_documents: str = "blank_lines"
@@ -49,7 +50,7 @@ class DataConfig:
     max_document_bytes: int = 16_384
     val_fraction: float = 0.05
     vocab_size: int = 8192
-    tokenizer: str | None = None
+    tokenizer: LocalPath | None = None
     tokenizer_sample_bytes: int = 200_000_000
     tales_bytes: int = 2_000_000
     tales_seed: int = 0
@@ -60,6 +61,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         problems = Problems("data")
+        problems.attempt(lambda: check_folder_name("data.name", self.name))
         problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
         problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
         for key, least in AT_LEAST.items():
@@ -82,7 +84,8 @@ class DataConfig:
         if self.name == "tales" and (self.path is not None or self.val_path is not None):
             raise ValueError(
                 tr(
-                    "data=tales generates its own text and ignores data.path={path}; add data=text",
+                    "data=tales generates its own text and ignores data.path={path}; add "
+                    "data=text, with any data.name but tales",
                     path=self.path or self.val_path,
                 )
             )

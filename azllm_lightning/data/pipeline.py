@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 CLEANING_VERSION = 1
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
 
+FEW_WINDOWS = 10
+"""Below this many windows of validation text, a warning says that val_loss is inexact."""
+
 # An unfinished folder has the final name between these two.
 _UNFINISHED_PREFIX = ".azllm-"
 _UNFINISHED_SUFFIX = ".unfinished"
@@ -104,7 +107,8 @@ def _key(config: DataConfig) -> str:
         stamps(config.paths, "data.path") + stamps(config.val_paths, "data.val_path")
     )
     text = json.dumps(ingredients, ensure_ascii=False, sort_keys=True)
-    return f"{config.name}-{blake2b(text.encode('utf-8'), digest_size=10).hexdigest()}"
+    data = text.encode("utf-8", "surrogatepass")  # a path may have bytes that are not UTF-8
+    return f"{config.name}-{blake2b(data, digest_size=10).hexdigest()}"
 
 
 def _tales_digests() -> list[str]:
@@ -250,25 +254,74 @@ def _warn_about_differences(config: DataConfig, folder: Path) -> None:
 
 
 def _check_enough(config: DataConfig, manifest: Manifest) -> None:
-    """Raise ValueError, with the amount of text needed, unless each split fills a window."""
+    """Raise ValueError, with the amount of text needed, unless each split fills a window; warn if
+    the validation split has only a few.
+    """
     needed = config.block_size + 1
     for name, split in manifest.splits.items():
         if split.tokens < needed:
-            text_bytes = sum(split.text_bytes for split in manifest.splits.values())
-            raise ValueError(
-                tr(
-                    "too little text: a window of data.block_size={block_size} needs {needed} "
-                    "tokens, but the {split} split has {tokens}. Need at least about {wanted:,} kB "
-                    "of text, got {given:,.1f} kB. {remedy}",
-                    block_size=config.block_size,
-                    needed=needed,
-                    split=name,
-                    tokens=split.tokens,
-                    wanted=math.ceil(_bytes_needed(config, manifest, name) / 1000),
-                    given=text_bytes / 1000,
-                    remedy=_remedy(config, name),
-                )
+            message = tr(
+                "too little text: a window of data.block_size={block_size} needs {needed} tokens, "
+                "but the {split} split has {tokens}.",
+                block_size=config.block_size,
+                needed=needed,
+                split=name,
+                tokens=split.tokens,
             )
+            sentences = [message, *_amounts(config, manifest, name), _remedy(config, name)]
+            raise ValueError(" ".join(sentences))
+    windows = manifest.splits["val"].tokens // needed
+    if windows < FEW_WINDOWS:
+        log.warning(
+            trn(
+                "the validation text is {count} window of {block_size} tokens: val_loss will be "
+                "inexact. {remedy}",
+                "the validation text is only {count} windows of {block_size} tokens: val_loss "
+                "will be inexact. {remedy}",
+                windows,
+                block_size=config.block_size,
+                remedy=_remedy(config, "val"),
+            )
+        )
+
+
+def _amounts(config: DataConfig, manifest: Manifest, split: str) -> list[str]:
+    """Sentences on how much text there is, and how much `split` needs."""
+    given = sum(split.text_bytes for split in manifest.splits.values()) / 1000
+    wanted = math.ceil(_bytes_needed(config, manifest, split) / 1000)
+    duplicates = manifest.cleaning.get("duplicates", 0)
+    if duplicates and config.val_paths and split == "train":
+        return [
+            trn(
+                "{count:,} document was left out as a duplicate: what is in data.val_path too is "
+                "not trained on.",
+                "{count:,} documents were left out as duplicates: what is in data.val_path too is "
+                "not trained on.",
+                duplicates,
+            )
+        ]
+    if duplicates:
+        removed = trn(
+            "{given:,.1f} kB are left after {count:,} duplicate was removed (of documents, and of "
+            "the pieces of at most {piece:,} bytes that long ones are split into).",
+            "{given:,.1f} kB are left after {count:,} duplicates were removed (of documents, and "
+            "of the pieces of at most {piece:,} bytes that long ones are split into).",
+            duplicates,
+            given=given,
+            piece=config.max_document_bytes,
+        )
+        if wanted <= given:
+            return [removed]
+        return [removed, tr("Need at least about {wanted:,} kB without repetition.", wanted=wanted)]
+    if wanted <= given:
+        return []
+    return [
+        tr(
+            "Need at least about {wanted:,} kB of text, got {given:,.1f} kB.",
+            wanted=wanted,
+            given=given,
+        )
+    ]
 
 
 def _bytes_needed(config: DataConfig, manifest: Manifest, split: str) -> float:

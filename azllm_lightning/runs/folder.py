@@ -16,7 +16,14 @@ from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
 from azllm_lightning.runs.atomic import sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
-from azllm_lightning.runs.paths import LOGS, is_version, version_of, versions
+from azllm_lightning.runs.paths import (
+    LOGS,
+    folder_of,
+    is_version,
+    run_names,
+    version_of,
+    versions,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +80,10 @@ def claim(name: str, logs: Path = LOGS) -> Run:
     """
     check_run_name(name)
     _check_logs(logs)
-    version = max(map(version_of, versions(logs / name)), default=-1) + 1
+    parent = folder_of(name, logs)
+    version = max(map(version_of, versions(parent)), default=-1) + 1
     while True:
-        folder = logs / name / f"version_{version}"
+        folder = parent / f"version_{version}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -145,7 +153,7 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
     Raises ValueError if there is none.
     """
     if name is not None:
-        candidates = versions(logs / name)
+        candidates = versions(folder_of(name, logs))
     else:
         folders = [path for parent in logs.glob("*") for path in versions(parent)]
         candidates = sorted(
@@ -154,13 +162,12 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
     for folder in candidates:
         if (folder / "checkpoints" / BEST).is_file() or step_files(folder / "checkpoints"):
             return folder
-    where = logs / name if name is not None else logs
-    raise ValueError(
-        tr(
-            "no run with a checkpoint in {folder}; train one first, or give ckpt_path=FILE",
-            folder=where.absolute(),
-        )
+    where = folder_of(name, logs) if name is not None else logs
+    message = tr(
+        "no run with a checkpoint in {folder}; train one first, or give ckpt_path=FILE",
+        folder=where.absolute(),
     )
+    raise ValueError(_with_runs(message, logs))
 
 
 def find_checkpoint(
@@ -193,17 +200,24 @@ def find_checkpoint(
 
 
 def _last(name: str | None, logs: Path) -> Path:
-    for folder in versions(logs / name) if name is not None else [newest_run(logs=logs)]:
+    candidates = versions(folder_of(name, logs)) if name is not None else [newest_run(logs=logs)]
+    for folder in candidates:
         for _, path in valid_steps(folder / "checkpoints"):
             return path
-    where = logs / name if name is not None else logs
-    raise ValueError(
-        tr(
-            "ckpt_path=last: no complete checkpoint in {folder}; to start a new run, omit "
-            "ckpt_path",
-            folder=where.absolute(),
-        )
+    where = folder_of(name, logs) if name is not None else logs
+    message = tr(
+        "ckpt_path=last: no complete checkpoint in {folder}; to start a new run, omit ckpt_path",
+        folder=where.absolute(),
     )
+    raise ValueError(_with_runs(message, logs))
+
+
+def _with_runs(message: str, logs: Path) -> str:
+    """`message`, and the names of the runs that there are."""
+    names = run_names(logs)
+    if not names:
+        return message
+    return tr("{message}. Runs there: {names}", message=message, names=", ".join(names))
 
 
 def _in_folder(folder: Path, resume: bool) -> Path:

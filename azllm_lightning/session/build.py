@@ -137,10 +137,9 @@ def _trainer(
 def _strategy(config: RunConfig, resolved: Resolved) -> Any:
     if resolved.devices == 1 and config.trainer.strategy == "auto":
         return "auto"
-    # The rotary tables are the same everywhere; syncing them would hang a validation with unequal
-    # numbers of batches.
+    ddp = hardware.ddp_settings()
     if resolved.devices == 1:
-        return pl.strategies.DDPStrategy(broadcast_buffers=False)
+        return pl.strategies.DDPStrategy(**ddp)
     ranks = range(resolved.place.local_size)
     return pl.strategies.DDPStrategy(
         parallel_devices=[
@@ -149,7 +148,7 @@ def _strategy(config: RunConfig, resolved: Resolved) -> Any:
             else torch.device("cpu")
             for rank in ranks
         ],
-        broadcast_buffers=False,
+        **ddp,
     )
 
 

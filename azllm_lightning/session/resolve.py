@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from unicodedata import normalize
 
 import torch
 
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.config.trainer import AUTO, AutoChoices
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.data.typed import check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
 from azllm_lightning.runs.folder import find_checkpoint
+from azllm_lightning.runs.paths import is_version
 from azllm_lightning.training import batch, hardware
 from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
@@ -32,6 +41,8 @@ class Source:
     step: int
     fingerprint: str
     """The fingerprint of the data that it was trained on."""
+    precision: str
+    """The precision that it was trained in."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,7 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
     # Report missing hardware before the data is prepared, which may take long.
     device = together(lambda: _device(config, place))
     stop.until(config.trainer.deadline)
+    check_typed(config.data, config.overrides)
     mine: TokenDataModule | None = None
 
     def settle() -> tuple[RunConfig, str]:
@@ -144,7 +156,10 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
         mine = _open_data(config)
         if source is not None:
             mine.check_same_data(source.fingerprint)
-        return settled(config, mine, device, place.size), mine.fingerprint
+        complete = settled(config, mine, device, place.size)
+        if source is not None and source.precision != complete.trainer.precision:
+            _report_precision(source, complete.trainer.precision)
+        return complete, mine.fingerprint
 
     config, fingerprint = first(settle)
     if Notes().read("micro_batch_size") is not None:  # left by processes that ended
@@ -164,29 +179,40 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
 def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int) -> RunConfig:
     """`config` with every `auto` replaced by what it means for this data on this hardware.
 
-    The stored config then has the values that the run really used, and a resume uses them again.
+    The stored config then has the values that the run really used, and a resume on such a device
+    uses them again; `RunConfig.auto` has those that it may choose again elsewhere.
     """
     tokenizer = data.tokenizer
     shape = config.model.for_data(tokenizer.vocab_size, config.data.block_size, tokenizer.eot_id)
     steps = config.schedule.total_steps or config.trainer.max_steps
-    precision = hardware.resolve_precision(config.trainer.precision, device)
-    trainer = replace(config.trainer, precision=precision)
+    chosen = config.auto.settings
+    trainer = config.trainer
+    if "micro_batch_size" in chosen and not batch.divides_a_step(trainer, devices):
+        trainer = replace(trainer, micro_batch_size="auto")  # other devices
+    precision = hardware.resolve_precision(trainer.precision, device)
     config = replace(
         config,
         model=shape,
-        trainer=trainer,
+        trainer=replace(trainer, precision=precision),
         schedule=replace(config.schedule, total_steps=steps),
+        auto=AutoChoices(
+            device=hardware.device_name(device),
+            settings=[name for name in AUTO if name in chosen or getattr(trainer, name) == "auto"],
+        ),
     )
-    if trainer.micro_batch_size == "auto":
-        trainer = replace(
-            trainer, micro_batch_size=batch.largest_micro_batch(config, device, devices)
-        )
+    micro = trainer.micro_batch_size
+    if micro == "auto":
+        micro = batch.largest_micro_batch(config, device, devices)
+    trainer = replace(config.trainer, micro_batch_size=micro)
     batch.accumulation(trainer, devices)  # reports a micro-batch that does not divide a step
     sequences = trainer.max_steps * trainer.global_batch_size // devices
     flops = sequences * shape.block_size * shape.flops_per_token()
-    compile_net = hardware.resolve_compile(
-        trainer.compile, device, flops / hardware.expected_flops(device)
-    )
+    seconds = flops / hardware.expected_flops(device)
+    compile_net = trainer.compile
+    if compile_net is True and "compile" in chosen:
+        compile_net = "auto"  # nobody asked for it: what it needs may be missing here
+        seconds = math.inf
+    compile_net = hardware.resolve_compile(compile_net, device, seconds)
     return replace(config, trainer=replace(trainer, compile=compile_net))
 
 
@@ -195,7 +221,9 @@ def _device(config: RunConfig, place: Processes) -> str:
     device = hardware.resolve_accelerator(config.trainer.accelerator)
     if device == "cuda":
         torch.cuda.set_device(gpu_index(config, place.local_rank))
-    hardware.resolve_precision(config.trainer.precision, device)
+    hardware.check_precision(config.trainer.precision, device)
+    if config.trainer.deterministic:
+        hardware.be_deterministic(device)
     return device
 
 
@@ -244,13 +272,74 @@ def _continued(config: RunConfig) -> RunConfig:
 def _resumed(config: RunConfig) -> Located:
     """The run that ckpt_path belongs to, with what was typed on top, and its checkpoint."""
     assert config.ckpt_path is not None
-    path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir), resume=True)
+    path = find_checkpoint(config.ckpt_path, config.given_name, Path(config.logs_dir), resume=True)
+    _check_name(config, path)
     checkpoint = load_resumable(path)
     stored = stored_config(checkpoint)
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
-    resumed = resumed_config(stored, config, str(path))
+    resumed = resumed_here(stored, config, str(path))
     step = int(checkpoint["azllm"]["step"])
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
-    return Located(resumed, Source(path, step, fingerprint))
+    source = Source(path, step, fingerprint, stored["trainer"]["precision"])
+    return Located(resumed, source)
+
+
+def resumed_here(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str) -> RunConfig:
+    """`resumed_config` on this machine.
+
+    A value that `auto` chose is kept on the device that it was chosen for, so that a resume is
+    exact, and is `auto` again on any other. A value typed now is nobody's choice but the user's.
+    """
+    resumed = resumed_config(stored, typed, checkpoint)
+    chosen = resumed.auto.settings
+    if not chosen:
+        return resumed
+    undecided = {"trainer": {**stored["trainer"], **dict.fromkeys(chosen, "auto")}}
+    untyped = resumed_config({**copy.deepcopy(dict(stored)), **undecided}, typed, checkpoint)
+    kept = [
+        name
+        for name in chosen
+        if getattr(untyped.trainer, name) == "auto" and getattr(resumed.trainer, name) != "auto"
+    ]
+    device = hardware.resolve_accelerator(resumed.trainer.accelerator)
+    trainer = resumed.trainer
+    if hardware.device_name(device) != resumed.auto.device:
+        again: dict[str, Any] = dict.fromkeys(kept, "auto")
+        trainer = replace(trainer, **again)
+        kept = []
+    return replace(resumed, trainer=trainer, auto=replace(resumed.auto, settings=kept))
+
+
+def _report_precision(source: Source, precision: str) -> None:
+    message = tr(
+        "trainer.precision was {before} until step {step:,} and is {precision} from there on: the "
+        "losses will differ slightly from those of an uninterrupted run",
+        before=source.precision,
+        step=source.step,
+        precision=precision,
+    )
+    log.warning(message)
+
+
+def _check_name(config: RunConfig, path: Path) -> None:
+    """Raise ValueError if run_name was typed and the checkpoint belongs to a run of another name.
+
+    A resume continues in the run of the checkpoint.
+    """
+    folder = path.resolve().parent.parent
+    if "run_name" not in typed_keys(config.overrides) or not is_version(folder):
+        return
+    name = folder.parent.name
+    if normalize("NFC", name) != config.run_name:
+        raise ValueError(
+            tr(
+                "run_name={run_name}: ckpt_path={ckpt_path} belongs to the run {name} and "
+                "continues it; omit run_name, or start a new run from its weights with "
+                "init_from={ckpt_path}",
+                run_name=config.run_name,
+                ckpt_path=config.ckpt_path,
+                name=name,
+            )
+        )

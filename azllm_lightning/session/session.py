@@ -30,6 +30,7 @@ from azllm_lightning.session.resolve import (
     session_start,
 )
 from azllm_lightning.session.supervisor import supervise
+from azllm_lightning.training.hardware import determinism_restored
 from azllm_lightning.training.processes import (
     Elsewhere,
     Notes,
@@ -68,7 +69,7 @@ def run_session(config: RunConfig) -> Path:
     use_language(config.lang)
     if place is not None:
         connect()
-    with StopRequest() as stop:
+    with determinism_restored(), StopRequest() as stop:
         try:
             located = locate(config)
         except Stopped:

@@ -169,7 +169,9 @@ class CausalLM(LightningModule):
         if self.schedule_config.total_steps is None:  # under a plain Trainer
             self.schedule_config = replace(self.schedule_config, total_steps=self.trainer.max_steps)
         dtype = muon_dtype(str(self.trainer.precision), self.device)
-        optimizer = build_optimizer(self.net, self.optimizer_config, dtype)
+        several = self.trainer.world_size > 1
+        group = torch.distributed.group.WORLD if several else None
+        optimizer = build_optimizer(self.net, self.optimizer_config, dtype, group)
         scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, self.schedule_config))
         return {
             "optimizer": optimizer,

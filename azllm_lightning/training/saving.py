@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.formats.load import read_checkpoint
+from azllm_lightning.formats.load import first_not_finite, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import (
     BEST,
     LAST,
@@ -29,7 +29,7 @@ from azllm_lightning.runs.checkpoint_files import (
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.loops import use_own_signal_handlers
 from azllm_lightning.training.processes import first
-from azllm_lightning.training.stopping import Requests, Stopped, StopRequest
+from azllm_lightning.training.stopping import NO_REQUESTS, Requests, Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     On a full disk, the oldest full states except the newest are removed, one by one, and the save
     is tried again. If it still fails, training continues with a warning, and `failed` is the reason
-    until a later save succeeds.
+    until a later save succeeds. The same holds for a state whose weights are not finite: it is not
+    written, so that it neither replaces nor outlives a good one.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self.longest = 0.0
         """Duration of the longest save so far, which must fit before a deadline."""
         self.failed: str | None = None
+        self._has_warned = False
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -63,6 +65,9 @@ class AtomicCheckpointIO(CheckpointIO):
         target = Path(path)
         started = time.perf_counter()
         self.failed = None
+        if (name := first_not_finite(checkpoint["state_dict"])) is not None:
+            self._refuse(target, name)
+            return
         try:
             self._write(checkpoint, target)
         except OSError as error:
@@ -78,24 +83,35 @@ class AtomicCheckpointIO(CheckpointIO):
         self.seconds += seconds
         self.longest = max(self.longest, seconds)
 
+    def _refuse(self, target: Path, name: str) -> None:
+        self.failed = tr(
+            "{path} was not written: the weights are not finite ({name})", path=target, name=name
+        )
+        if not self._has_warned:
+            message = tr(
+                "CHECKPOINT NOT SAVED. {reason}. Earlier ones are kept.", reason=self.failed
+            )
+            log.warning(message)
+        self._has_warned = True
+
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         while True:
             try:
                 return write_checkpoint(checkpoint, target)
             except OSError as error:
-                spare = step_files(target.parent)[1:]
-                if not spare or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                step = checkpoint.get("global_step", 0)
+                removable = _removable(target.parent, step)
+                if not removable or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                oldest = spare[-1][1]
                 log.warning(
                     tr(
                         "saving {path} failed ({reason}); removing {oldest} to try again",
                         path=target,
                         reason=error,
-                        oldest=oldest.name,
+                        oldest=removable[0].name,
                     )
                 )
-                oldest.unlink()
+                removable[0].unlink()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -261,7 +277,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         requests = self._agreed(trainer, pl_module)
         if requests.stop:
             self._save_and_stop(trainer)
-        if requests.save or step % self.every_steps == 0:
+        if requests.save or step % self.every_steps == 0 or self._saved_step < 0:
             self.save(trainer)
 
     def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -271,6 +287,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time the validation."""
         self._validation_started = time.monotonic()
+        if not trainer.sanity_checking:
+            self.stop.interruptible = False  # a point of the curve comes, which is not saved yet
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -289,7 +307,12 @@ class PeriodicCheckpoint(ModelCheckpoint):
             self._save_and_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save nothing: on_train_batch_start and on_train_end come right after."""
+        """Save nothing: on_train_batch_start and on_train_end come right after.
+
+        A resume may begin with the validation of the step that it resumes from.
+        """
+        if not trainer.sanity_checking and trainer.global_step == self._saved_step:
+            self._saved_step = -1
         if trainer.world_size > 1:
             self._validation_seconds = time.monotonic() - self._validation_started
 
@@ -318,7 +341,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         if trainer.is_global_zero and self.io.failed is None:
-            for _, old in step_files(self.folder)[KEEP:]:
+            for old in _outdated(self.folder, trainer.global_step):
                 old.unlink(missing_ok=True)
             # Windows and Google Drive have no links; nothing depends on this one.
             with contextlib.suppress(OSError):
@@ -339,8 +362,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if trainer.world_size == 1:
             return self._requests(trainer)
         assert isinstance(module, CausalLM)
-        assert module.step_report is not None
-        return module.step_report.requests
+        report = module.step_report
+        return NO_REQUESTS if report is None else report.requests  # None before the first step
 
     def _requests(self, trainer: Trainer) -> Requests:
         """What this process asks for: only the first looks at the clock, any may get a signal."""
@@ -356,3 +379,22 @@ class PeriodicCheckpoint(ModelCheckpoint):
 def _state_bytes(trainer: Trainer) -> int:
     # Weights and two moments in fp32.
     return 12 * sum(p.numel() for p in trainer.lightning_module.parameters())
+
+
+def _outdated(folder: Path, step: int) -> list[Path]:
+    """The full states up to `step` beyond the newest KEEP.
+
+    Newer ones, from which the run was resumed or rolled back, do not count: they may be damaged.
+    """
+    return [path for saved, path in step_files(folder) if saved <= step][KEEP:]
+
+
+def _removable(folder: Path, step: int) -> list[Path]:
+    """The full states that may make room for another, in this order: those newer than `step`, which
+    the run has left, then the oldest. One to fall back on is not among them.
+    """
+    paths = [path for _, path in step_files(folder)]
+    up_to_now = [path for saved, path in step_files(folder) if saved <= step]
+    fallback = (up_to_now or paths[-1:])[:1]
+    newer = [path for path in paths if path not in up_to_now]
+    return [path for path in [*newer, *reversed(up_to_now)] if path not in fallback]

@@ -134,8 +134,10 @@ def _peer_lost(config: RunConfig, run: Run | None) -> PeerLost:
 
 def _end_quietly(error: BaseException, place: Processes) -> None:
     """End this process without a word if another one reports the end that it has in common."""
+    subject = "error"
     if isinstance(error, (PeerLost, SmallerBatch)):
         code = EXIT_RESUMABLE
+        subject = type(error).__name__
     elif isinstance(error, Resumable):  # all stopped together
         if not place.is_first:
             wait_for_first(seconds=10)
@@ -146,7 +148,7 @@ def _end_quietly(error: BaseException, place: Processes) -> None:
         return
     else:
         code = EXIT_USAGE if isinstance(error, (ValueError, OSError)) else 1
-    if not Notes().is_first_to(f"speak/{attempt_number()}"):
+    if not Notes().is_first_to(f"report/{attempt_number()}/{subject}"):
         raise Elsewhere(code) from None
 
 

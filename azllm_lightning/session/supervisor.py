@@ -22,12 +22,15 @@ from types import FrameType
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported by a wildcard
 
-from azllm_lightning.cli.entrance import EXIT_RESUMABLE, Resumable
+from azllm_lightning.cli.entrance import EXIT_INTERRUPTED, EXIT_RESUMABLE, Resumable
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.outcome import Outcome, resume_command
 from azllm_lightning.training.stopping import SIGNALS, signal_name
+
+WORKER = "azllm_lightning.session.worker"
+"""The module that each process runs."""
 
 GRACE_SECONDS = 8.0
 """How long the others may run after one process died, before they are killed. gloo reports a dead
@@ -122,6 +125,8 @@ def supervise(config: RunConfig, count: int) -> Path:
     while True:
         with _started(config, count, attempt, notes) as group:
             group.wait()
+            if any(worker.process.returncode == EXIT_INTERRUPTED for worker in group.workers):
+                raise SystemExit(EXIT_INTERRUPTED)  # a second Ctrl+C
             outcomes = group.outcomes()
             notes = {name: text for name in KEPT_NOTES if (text := group.note(name)) is not None}
         if not any(outcome.kind == "memory" for outcome in outcomes):
@@ -219,7 +224,7 @@ def _start(
     }
     in_notebook = "ipykernel" in sys.modules  # its output is not the process's
     process = subprocess.Popen(
-        [sys.executable, "-m", "azllm_lightning.session.worker"],
+        [sys.executable, "-m", WORKER],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if in_notebook else None,

@@ -26,7 +26,18 @@ from azllm_lightning.config.trainer import TrainerConfig
 PACKAGE = Path(azllm_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
-    "cli config azerbaijani data model formats inference runs training callbacks session".split()
+    "cli",
+    "config",
+    "disk",
+    "azerbaijani",
+    "data",
+    "model",
+    "formats",
+    "inference",
+    "runs",
+    "training",
+    "callbacks",
+    "session",
 )
 CHOICES = sorted(
     path.relative_to(conf_dir()).with_suffix("").as_posix()

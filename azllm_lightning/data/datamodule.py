@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
@@ -107,9 +106,7 @@ class TokenDataModule(LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """A digest of the training shards and the tokenizer."""
-        manifest = self.train_windows.shards.manifest
-        parts = [manifest.tokenizer, *(file.sha256 for file in manifest.splits["train"].files)]
-        return blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+        return self.train_windows.shards.manifest.fingerprint
 
     @property
     def global_batch_size(self) -> int:

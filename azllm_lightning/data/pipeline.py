@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
@@ -10,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from azllm_lightning.data.shards import (
 )
 from azllm_lightning.data.spool import Spool
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.disk.lock import Lock, State
+from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,24 @@ def prepared_folder(config: DataConfig) -> Path:
     return _cache_folder() / _key(config)
 
 
+def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
+    """`config` with the folder of the data with that fingerprint, if the cache has it.
+
+    A run then continues although its text was moved or changed. Data of other settings does not
+    count.
+    """
+    if config.dir is not None:
+        return config
+    settings = _content_settings(config)
+    for path in sorted(_cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
+        with contextlib.suppress(ValueError, OSError):
+            manifest = Manifest.read(path.parent)
+            same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
+            if same and manifest.fingerprint == fingerprint:
+                return replace(config, dir=str(path.parent))
+    return config
+
+
 def _cache_folder() -> Path:
     from platformdirs import user_cache_path
 
@@ -125,34 +147,86 @@ def _tales_digests() -> list[str]:
 
 def _create(config: DataConfig, folder: Path) -> None:
     """Build under a temporary name and a lock, then rename, so that `folder` is always complete."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder.parent)
     unfinished = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}{_UNFINISHED_SUFFIX}")
-    with FileLock(unfinished.with_suffix(".lock")):
-        if (folder / MANIFEST).exists():  # another process has created it meanwhile
-            return
-        unfinished.mkdir()
+    with _explained_errors(config, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder.parent)
+        lock = Lock(unfinished.with_suffix(".lock"))
+        lock.wait(
+            tr("another process is preparing the same text in {folder}: waiting", folder=folder)
+        )
         try:
-            _build(config, unfinished)
-            if folder.exists():
-                folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
-            unfinished.rename(folder)
-        finally:
+            if (folder / MANIFEST).exists():  # another process has created it meanwhile
+                return
             shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                _build(config, unfinished)
+                if folder.exists():
+                    folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
+                unfinished.rename(folder)
+                sync_folder(folder.parent)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            lock.release()
+    if config.dir is None:
+        _report_superseded(folder)
 
 
 def _remove_leftovers(parent: Path) -> None:
     """Remove the unfinished folders of killed processes from `parent`: those whose lock is free."""
-    from filelock import FileLock, Timeout
-
     for leftover in parent.glob(f"{_UNFINISHED_PREFIX}*{_UNFINISHED_SUFFIX}"):
-        try:
-            with FileLock(leftover.with_suffix(".lock"), timeout=0):
-                shutil.rmtree(leftover, ignore_errors=True)
-        except Timeout:
-            continue
+        lock = Lock(leftover.with_suffix(".lock"))
+        if lock.try_acquire() is State.HELD:
+            shutil.rmtree(leftover, ignore_errors=True)
+            lock.release()
+
+
+@contextlib.contextmanager
+def _explained_errors(config: DataConfig, parent: Path) -> Iterator[None]:
+    """Name the folder and the setting where the prepared data cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        name = error.filename
+        is_ours = isinstance(name, str | os.PathLike) and Path(name).is_relative_to(parent)
+        is_above = isinstance(name, str | os.PathLike) and parent.is_relative_to(name)
+        if not (is_full or is_ours or is_above):  # of reading the text, for example
+            raise
+        setting = "data.dir" if config.dir is not None else tr("data.dir (or $AZLLM_DATA_DIR)")
+        message = tr(
+            "the prepared text cannot be written in {folder} ({reason}): free some disk space, or "
+            "choose another folder with {setting}",
+            folder=parent,
+            reason=error.strerror or error,
+            setting=setting,
+        )
+        raise OSError(message) from error
+
+
+def _report_superseded(folder: Path) -> None:
+    """Name the older prepared folders of the same files and settings in the cache."""
+    made_from = Manifest.read(folder).made_from
+    older = []
+    for other in sorted(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*")):
+        with contextlib.suppress(ValueError, OSError):
+            if other != folder and Manifest.read(other).made_from == made_from:
+                older.append(other)
+    if older:
+        size = sum(file.stat().st_size for other in older for file in other.iterdir())
+        log.warning(
+            trn(
+                "the text has changed since it was last prepared; delete the folder of the "
+                "earlier version if no run needs it ({size:,.1f} MB): {folders}",
+                "the text has changed since it was last prepared; delete the folders of the "
+                "earlier versions if no run needs them ({size:,.1f} MB): {folders}",
+                len(older),
+                size=size / 1e6,
+                folders=", ".join(map(str, older)),
+            )
+        )
 
 
 def _build(config: DataConfig, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +12,7 @@ import numpy as np
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.disk.sync import sync
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -68,13 +68,18 @@ class Manifest:
     cleaning: dict[str, int]
     made_from: dict[str, Any]
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the training shards and the tokenizer: what a run was trained on."""
+        parts = [self.tokenizer, *(file.sha256 for file in self.splits["train"].files)]
+        return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
         with (folder / MANIFEST).open("w", encoding="utf-8", newline="\n") as file:
             file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -175,9 +180,8 @@ class ShardWriter:
     def _finish_file(self) -> None:
         if self._file is None:
             return
-        self._file.flush()
         # the rename that finishes a folder must not reach the disk before its content
-        os.fsync(self._file.fileno())
+        sync(self._file)
         self._file.close()
         self._files.append(ShardFile(self._name, self._file_tokens, self._sha256.hexdigest()))
         self._file = None

@@ -81,6 +81,17 @@ def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
     return next((name for name, fine in zip(floats, is_finite, strict=True) if not fine), None)
 
 
+def tokenizer_of(path: str | Path) -> Tokenizer:
+    """The tokenizer of what `load` reads for `path`, without the weights.
+
+    Raises ValueError as `load` does.
+    """
+    found = checkpoint_of(Path(path))
+    if found.is_dir():
+        return Tokenizer.from_file(found)
+    return Tokenizer.from_json(read_checkpoint(found)["azllm"]["tokenizer"], str(found))
+
+
 def checkpoint_of(path: Path) -> Path:
     """The file or exported folder that `load` reads for `path`. Raises ValueError if none."""
     if path.is_file() or (path / HF_CONFIG).is_file():

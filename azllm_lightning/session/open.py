@@ -42,20 +42,23 @@ def opened(resolved: Resolved) -> Iterator[tuple[Run, RunConfig]]:
         Notes().write("run", str(mine.folder))
         return mine.folder
 
-    folder = first(open_for_all)
-    run = mine or Run(folder)
+    failed = True
     try:
+        folder = first(open_for_all)
+        run = mine or Run(folder)
         with _log_file(run, resolved.place):
             yield run, replace(resolved.config, run_name=run.name)
+        failed = False
     finally:
-        run.release()
+        if mine is not None:
+            mine.release(failed)
 
 
 def describe(run: Run, config: RunConfig, data: TokenDataModule) -> None:
     """Write the settled config and the tokenizer into the run folder."""
     run.config_file.parent.mkdir(exist_ok=True)
     write_text(run.config_file, config.to_yaml())
-    data.tokenizer.save(run.folder / "tokenizer.json")
+    write_text(run.folder / "tokenizer.json", data.tokenizer.to_json())
 
 
 def _claim_or_reopen(resolved: Resolved) -> Run:
@@ -65,7 +68,7 @@ def _claim_or_reopen(resolved: Resolved) -> Run:
     if source is not None:
         return open_for_resume(source.path, source.step, config.run_name, logs)
     earlier = Notes().read("run") if attempt_number() else None
-    if earlier is None:
+    if earlier is None or not Path(earlier).is_dir():
         return claim(config.run_name, logs)
     run = reopen(Path(earlier))  # its processes ended before they saved anything
     carry_curve(run.folder, run.folder, -1)

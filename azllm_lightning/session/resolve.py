@@ -16,16 +16,20 @@ import torch
 
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.resume import resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.data.pipeline import prepared_folder, with_prepared
 from azllm_lightning.data.typed import check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
 from azllm_lightning.runs.folder import find_checkpoint
 from azllm_lightning.runs.paths import is_version
+from azllm_lightning.session.edited_config import warn_of_edits
+from azllm_lightning.session.initial_weights import check_tokens
 from azllm_lightning.training import batch, hardware
 from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
@@ -153,9 +157,11 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
 
     def settle() -> tuple[RunConfig, str]:
         nonlocal mine
-        mine = _open_data(config)
+        mine = _open_data(config, source)
         if source is not None:
             mine.check_same_data(source.fingerprint)
+        elif config.init_from is not None:
+            check_tokens(config.init_from, mine.tokenizer)
         complete = settled(config, mine, device, place.size)
         if source is not None and source.precision != complete.trainer.precision:
             _report_precision(source, complete.trainer.precision)
@@ -167,13 +173,32 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
         log.warning(paragraph(batch.continuing(config.trainer, place.size, step)))
     for is_my_turn in (place.local_rank == 0, place.local_rank > 0):
         if mine is None and is_my_turn:
-            mine = together(lambda: _open_data(config, fingerprint))
+            mine = together(lambda: _open_data(config, source, fingerprint))
         else:
             together(lambda: None)
     assert mine is not None
     assert isinstance(config.trainer.micro_batch_size, int)
     mine.micro_batch_size = config.trainer.micro_batch_size
     return Resolved(config, mine, device, place, source)
+
+
+def _data_of(config: DataConfig, source: Source) -> DataConfig:
+    """`config` with the folder of a run's prepared data, unless it has to be prepared again.
+
+    Raises ValueError if there are neither shards nor the text.
+    """
+    place = with_prepared(config, source.fingerprint)
+    try:
+        prepared_folder(place)
+    except ValueError as error:
+        raise ValueError(
+            tr(
+                "{error}. The prepared text of this run is not in the cache either: give the new "
+                "place of the text (data.path=) or of its prepared folder (data.dir=)",
+                error=error,
+            )
+        ) from None
+    return place
 
 
 def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int) -> RunConfig:
@@ -238,10 +263,13 @@ def gpu_index(config: RunConfig, local_rank: int) -> int:
     return local_rank % torch.cuda.device_count()
 
 
-def _open_data(config: RunConfig, fingerprint: str | None = None) -> TokenDataModule:
+def _open_data(
+    config: RunConfig, source: Source | None, fingerprint: str | None = None
+) -> TokenDataModule:
     """The data, prepared here if necessary; ValueError if it has another `fingerprint`."""
     # The micro-batch follows from the model's shape, and that from the data: it is set later.
-    data = TokenDataModule(config.data, micro_batch_size=1, seed=config.seed)
+    place = config.data if source is None else _data_of(config.data, source)
+    data = TokenDataModule(place, micro_batch_size=1, seed=config.seed)
     data.setup()
     if fingerprint not in (None, data.fingerprint):
         raise ValueError(
@@ -279,6 +307,7 @@ def _resumed(config: RunConfig) -> Located:
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
+    warn_of_edits(path, stored)
     resumed = resumed_here(stored, config, str(path))
     step = int(checkpoint["azllm"]["step"])
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]

@@ -19,7 +19,7 @@ from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.open import opened
 from azllm_lightning.session.outcome import PeerLost, SmallerBatch, resume_command
-from azllm_lightning.session.report import report
+from azllm_lightning.session.report import finished_run, report, warn_that_it_is_done
 from azllm_lightning.session.resolve import (
     Located,
     Resolved,
@@ -77,11 +77,13 @@ def run_session(config: RunConfig) -> Path:
         count = num_processes(located.config) if place is None else 1
         if count == 1:
             return _run(config, Processes(), stop, located)
-    return supervise(config, count)
+    return supervise(config, located, count)
 
 
-def run_as_one_of(config: RunConfig, place: Processes) -> Path:
+def run_as_one_of(config: RunConfig, place: Processes, located: Located | None = None) -> Path:
     """The part of this process in a run of several; returns the run folder.
+
+    `located` is given to all if their launcher knows it.
 
     Raises PeerLost if another process ended, and SmallerBatch if the memory of this one is full.
     """
@@ -92,7 +94,7 @@ def run_as_one_of(config: RunConfig, place: Processes) -> Path:
         # The first may be interrupted while it prepares data; the others wait for it.
         StopRequest(interruptible=place.is_first) as stop,
     ):
-        return _run(config, complete_place, stop)
+        return _run(config, complete_place, stop, located)
 
 
 def _run(
@@ -105,6 +107,10 @@ def _run(
         first(lambda: check_launcher(typed, place))
         found = located or first(lambda: locate(typed))
         resolved = resolve(found, stop, place)
+        if (folder := first(lambda: finished_run(resolved))) is not None:
+            assert resolved.source is not None
+            warn_that_it_is_done(resolved.source.step)
+            return folder
         with opened(resolved) as (run, config):
             _announce(resolved, config, run)
             parts = attempts(resolved, config, run, stop)
@@ -157,12 +163,7 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     last_step = config.trainer.max_steps
     source = resolved.source
     if source is not None and source.step >= last_step:
-        message = tr(
-            "this run is already at its last step, {step:,}: to train it longer, set "
-            "trainer.max_steps and schedule.total_steps to the new length",
-            step=source.step,
-        )
-        log.warning(paragraph(message))
+        warn_that_it_is_done(source.step)
         return
     if lr_factor(last_step - 1, config.schedule) == 0:
         message = tr(

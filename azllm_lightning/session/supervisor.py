@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.outcome import Outcome, resume_command
+from azllm_lightning.session.resolve import Located
 from azllm_lightning.training.stopping import SIGNALS, signal_name
 
 WORKER = "azllm_lightning.session.worker"
@@ -115,15 +116,19 @@ class Group:
                 worker.process.stdin.close()
 
 
-def supervise(config: RunConfig, count: int) -> Path:
-    """Train `config` in `count` processes of this machine; returns the run folder.
+def supervise(config: RunConfig, located: Located, count: int) -> Path:
+    """Train `config`, which is `located`, in `count` processes of this machine.
+
+    Returns the run folder.
 
     Raises what `train` raises in a single process. If a process was killed, that is Resumable.
     """
     notes = {"started": str(time.time())}
     attempt = 0
     while True:
-        with _started(config, count, attempt, notes) as group:
+        # Another attempt continues from the newest checkpoint, not from this one.
+        settings = settings_line(config, located if attempt == 0 else None)
+        with _started(settings, count, attempt, notes) as group:
             group.wait()
             if any(worker.process.returncode == EXIT_INTERRUPTED for worker in group.workers):
                 raise SystemExit(EXIT_INTERRUPTED)  # a second Ctrl+C
@@ -132,6 +137,16 @@ def supervise(config: RunConfig, count: int) -> Path:
         if not any(outcome.kind == "memory" for outcome in outcomes):
             return _result(outcomes, notes.get("run"))
         attempt += 1
+
+
+def settings_line(config: RunConfig, located: Located | None) -> bytes:
+    """What a process gets on standard input; `read_settings` is the inverse."""
+    values = {"typed": config.to_mapping(), "located": None, "source": None}
+    if located is not None:
+        values["located"] = located.config.to_mapping()
+    if located is not None and located.source is not None:
+        values["source"] = {**asdict(located.source), "path": str(located.source.path)}
+    return json.dumps(values).encode() + b"\n"
 
 
 def _result(outcomes: list[Outcome], folder: str | None) -> Path:
@@ -172,7 +187,7 @@ def _raise(outcome: Outcome, process: str, resume: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _started(config: RunConfig, count: int, attempt: int, notes: dict[str, str]) -> Iterator[Group]:
+def _started(settings: bytes, count: int, attempt: int, notes: dict[str, str]) -> Iterator[Group]:
     """The processes, which get every signal that this process gets."""
     store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30))
     for name, text in notes.items():
@@ -181,7 +196,9 @@ def _started(config: RunConfig, count: int, attempt: int, notes: dict[str, str])
     try:
         with _passing_on(group):
             for rank in range(count):
-                group.workers.append(Worker(rank, _start(config, rank, count, attempt, store.port)))
+                group.workers.append(
+                    Worker(rank, _start(settings, rank, count, attempt, store.port))
+                )
             yield group
     finally:
         group.close()
@@ -205,14 +222,13 @@ def _passing_on(group: Group) -> Iterator[None]:
 
 
 def _start(
-    config: RunConfig, rank: int, count: int, attempt: int, port: int
+    settings: bytes, rank: int, count: int, attempt: int, port: int
 ) -> subprocess.Popen[bytes]:
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
         **_loopback(),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-        "PYTHONIOENCODING": "utf-8:replace",  # as `entrance.main` sets it
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
@@ -233,9 +249,8 @@ def _start(
         start_new_session=True,
     )
     assert process.stdin is not None
-    values = {**config.to_mapping(), "overrides": list(config.overrides)}
     with contextlib.suppress(OSError):  # it died at once, which `wait` notices
-        process.stdin.write(json.dumps(values).encode() + b"\n")
+        process.stdin.write(settings)
         process.stdin.flush()
     if in_notebook:
         threading.Thread(target=_copy_output, args=(process,), daemon=True).start()

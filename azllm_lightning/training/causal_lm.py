@@ -369,6 +369,7 @@ class CausalLM(LightningModule):
             "format": FORMAT,
             "tokenizer": self.tokenizer_json,
             "config": self.run_config,
+            "data": datamodule_of(self.trainer).fingerprint,
             "step": self.trainer.global_step,
             "validated_step": self.validated_step,
             "train_loss_sum": self._train_loss_sum,

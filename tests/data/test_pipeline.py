@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +25,7 @@ from azllm_lightning.data.files import find_files
 from azllm_lightning.data.pipeline import prepare, prepared_folder
 from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.disk.lock import Lock, State
 
 
 def decoded(folder: Path, split: str) -> list[str]:
@@ -161,6 +165,88 @@ def test_changed_files_make_a_new_folder(small: DataConfig, tmp_path: Path) -> N
     path.write_text(path.read_text(encoding="utf-8").replace("Bakı", "Gəncə"), encoding="utf-8")
     os.utime(path, ns=(1, 1))
     assert prepared_folder(small) != before
+
+
+def test_a_text_that_is_only_touched_or_copied_is_not_prepared_again(
+    small: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare(small)
+    monkeypatch.setattr("azllm_lightning.data.pipeline.documents", read_again)
+    os.utime(tmp_path / "text.txt", ns=(1, 1))
+    assert prepare(small) == folder
+
+
+def test_a_large_text_that_was_touched_is_prepared_again_and_the_old_folder_is_named(
+    small: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.files.DIGEST_BYTES", 10)
+    older = prepare(small)
+    assert "earlier version" not in caplog.text
+    os.utime(tmp_path / "text.txt", ns=(1, 1))
+    assert prepare(small) != older
+    assert re.search(rf"earlier version if no run needs it \(.* MB\): {older}", caplog.text)
+    assert older.is_dir()
+
+
+@pytest.mark.parametrize("setting", [None, "dir"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_named_with_the_setting(
+    number: int,
+    setting: str | None,
+    small: DataConfig,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("azllm_lightning.data.spool.Spool.add", full)
+    config = replace(small, dir=str(tmp_path / "out" / "d")) if setting else small
+    place = tmp_path / "out" if setting else cache
+    with pytest.raises(OSError, match=re.escape(f"in {place} ({os.strerror(number)})")) as no:
+        prepare(config)
+    assert "data.dir" in str(no.value)
+    assert ("AZLLM_DATA_DIR" in str(no.value)) == (setting is None)
+    assert leftovers(place) == []
+
+
+def test_an_error_of_reading_the_text_is_not_blamed_on_the_cache(
+    small: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), small.path)
+
+    monkeypatch.setattr("azllm_lightning.data.pipeline.documents", unreadable)
+    with pytest.raises(PermissionError, match=r"text\.txt"):
+        prepare(small)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_folder_where_no_file_can_be_made_is_reported_at_once(small: DataConfig) -> None:
+    with pytest.raises(OSError, match=r"in /proc \(No such file.*data\.dir"):
+        prepare(replace(small, dir="/proc/azllm"))
+
+
+def test_a_wait_for_another_process_is_reported(
+    small: DataConfig, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = prepared_folder(small)
+    cache.mkdir()
+    lock = Lock(cache / f".azllm-{folder.name}.lock")
+    assert lock.try_acquire() is State.HELD
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(prepare, small)
+        end = time.monotonic() + 60
+        while "preparing the same text" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not done.done()
+        lock.release()
+        assert done.result(60) == folder
+    assert caplog.text.count("another process is preparing the same text") == 1
 
 
 def test_a_pinned_hub_url_needs_no_network_once_prepared(

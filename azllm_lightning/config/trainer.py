@@ -14,7 +14,7 @@ AUTO = ("precision", "compile", "micro_batch_size")
 """Settings for which `auto` means what this machine does best."""
 
 
-STRATEGIES = ("auto", "ddp", "ddp_notebook")
+STRATEGIES = ("auto", "ddp")
 
 SHARDING = ("fsdp", "deepspeed", "model_parallel")
 """How the strategies of Lightning begin that divide a model among GPUs."""
@@ -48,6 +48,7 @@ class TrainerConfig:
     compile: bool | Literal["auto"]
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: int | str
+    num_nodes: int
     strategy: str
     deterministic: bool
     deadline: str | None
@@ -61,6 +62,7 @@ class TrainerConfig:
             "val_every_steps",
             "checkpoint_every_steps",
             "log_every_steps",
+            "num_nodes",
         ):
             value = getattr(self, name)
             problems.require(value == "auto" or value >= 1, name, value, tr("at least 1"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from azllm_lightning.config.local_paths import escape_surrogates
 from azllm_lightning.disk.sync import sync, sync_folder
 
 LEFTOVER = re.compile(
@@ -21,7 +22,6 @@ LEFTOVER = re.compile(
 
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Pauses between attempts to replace a file; Windows refuses that while a reader has it open."""
-from azllm_lightning.config.local_paths import escape_surrogates
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.cleaning import clean, cut
-from azllm_lightning.data.files import find_files
+from azllm_lightning.data.cleaning import clean, cut, is_mostly_cyrillic, split_at_markers
+from azllm_lightning.data.files import Found, TextFile, check_contents, search
 from azllm_lightning.data.records import read_records
+from azllm_lightning.data.rows import NoTextError
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,40 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "{count:,} long documents split",
             counts.get("cut_documents", 0),
         ),
+        "end_markers": trn(
+            "split at {count:,} <|endoftext|>",
+            "split at {count:,} <|endoftext|>",
+            counts.get("end_markers", 0),
+        ),
+        "rows_without_text": trn(
+            "{count:,} row without text passed over",
+            "{count:,} rows without text passed over",
+            counts.get("rows_without_text", 0),
+        ),
+        "rows_not_text": trn(
+            "{count:,} row passed over whose field is not text",
+            "{count:,} rows passed over whose field is not text",
+            counts.get("rows_not_text", 0),
+        ),
         "bad_utf8_lines": trn(
             "broken UTF-8 replaced in {count:,} line",
             "broken UTF-8 replaced in {count:,} lines",
             counts.get("bad_utf8_lines", 0),
+        ),
+        "converted_files": trn(
+            "{count:,} file converted to UTF-8",
+            "{count:,} files converted to UTF-8",
+            counts.get("converted_files", 0),
+        ),
+        "mended_words": trn(
+            "{count:,} word with letters of another script mended",
+            "{count:,} words with letters of another script mended",
+            counts.get("mended_words", 0),
+        ),
+        "cyrillic_documents": trn(
+            "{count:,} document in Cyrillic kept",
+            "{count:,} documents in Cyrillic kept",
+            counts.get("cyrillic_documents", 0),
         ),
     }
     return [phrase for kind, phrase in phrases.items() if counts.get(kind)]
@@ -92,30 +123,34 @@ def _file_texts(
     paths: list[str], setting: str, config: DataConfig, counts: Counter[str]
 ) -> Iterator[tuple[str, str]]:
     """(text, source) of each record in the files that `paths` name."""
-    files = find_files(paths, setting)
+    places = search(paths, setting)
+    files = [file for found in places for file in found.files]
+    check_contents(files)
     sources: set[str] = set()
     has_text = False
-    for file in files:
-        file_source = file.name if len(files) <= MAX_SOURCES else config.name
-        is_empty = True
-        with file.explained_errors():
-            for text, source in read_records(file, config, counts):
-                is_empty = False
-                sources.add(source or file_source)
-                if len(sources) > MAX_SOURCES:
-                    raise ValueError(
-                        tr(
-                            "data.source_field={field}: more than {maximum} different values "
-                            "(in {path}); choose a field with fewer, or null",
-                            field=config.source_field,
-                            maximum=MAX_SOURCES,
-                            path=file.path,
-                        )
-                    )
-                yield text, source or file_source
-        if is_empty:
-            log.warning(tr("{path} contains no text", path=file.path))
-        has_text |= not is_empty
+    for found in places:
+        for file in found.files:
+            file_source = file.name if len(files) <= MAX_SOURCES else config.name
+            is_empty = True
+            try:
+                with file.explained_errors():
+                    for text, source in read_records(file, config, counts):
+                        is_empty = False
+                        sources.add(source or file_source)
+                        _check_sources(sources, file, config)
+                        yield text, source or file_source
+            except NoTextError as error:
+                if file.is_given or file.format != ".json":
+                    raise
+                # a folder of text often has JSON that describes it
+                log.warning(tr("{message}; the file is passed over", message=error))
+                found.passed_over.add(tr("without text"), file.name)
+            else:
+                if is_empty:
+                    log.warning(tr("{path} contains no text", path=file.address))
+            has_text |= not is_empty
+        if found.passed_over:
+            log.warning(_summary(found))
     if not has_text:
         raise ValueError(
             trn(
@@ -126,6 +161,29 @@ def _file_texts(
                 paths=", ".join(paths),
             )
         )
+
+
+def _check_sources(sources: set[str], file: TextFile, config: DataConfig) -> None:
+    if len(sources) > MAX_SOURCES:
+        raise ValueError(
+            tr(
+                "data.source_field={field}: more than {maximum} different values "
+                "(in {path}); choose a field with fewer, or null",
+                field=config.source_field,
+                maximum=MAX_SOURCES,
+                path=file.address,
+            )
+        )
+
+
+def _summary(found: Found) -> str:
+    return trn(
+        "{place}: {count:,} file; passed over: {passed_over}",
+        "{place}: {count:,} files; passed over: {passed_over}",
+        len(found.files),
+        place=found.place,
+        passed_over=found.passed_over.describe(),
+    )
 
 
 def _unique(
@@ -142,10 +200,7 @@ def _unique(
     """
     total = 0
     for text, source in texts:
-        pieces = cut(clean(text), config.max_document_bytes)
-        counts["empty_documents"] += not pieces
-        counts["cut_documents"] += len(pieces) > 1
-        for piece in pieces:
+        for piece in _pieces(text, config, counts):
             data = piece.encode("utf-8")
             digest = blake2b(data, digest_size=_DIGEST_BYTES).digest()
             if not seen.add(digest):
@@ -155,6 +210,24 @@ def _unique(
             yield Document(piece, source, split or _split(digest, config.val_fraction))
         if max_bytes is not None and total >= max_bytes:
             return
+
+
+def _pieces(text: str, config: DataConfig, counts: Counter[str]) -> list[str]:
+    """The clean documents that `text` is made of."""
+    found = []
+    documents = split_at_markers(clean(text, counts))
+    if len(documents) > 1:
+        counts["end_markers"] += len(documents) - 1
+    for document in documents:
+        pieces = cut(document, config.max_document_bytes)
+        if len(pieces) > 1:
+            counts["cut_documents"] += 1
+        if not pieces and len(documents) == 1:
+            counts["empty_documents"] += 1
+        if is_mostly_cyrillic(document):
+            counts["cyrillic_documents"] += 1
+        found += pieces
+    return found
 
 
 def _split(digest: bytes, val_fraction: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.corpus import describe_cleaning, documents
 from azllm_lightning.data.encoding import encode_documents, num_cores
 from azllm_lightning.data.files import stamps
@@ -35,7 +35,7 @@ from azllm_lightning.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-CLEANING_VERSION = 1
+CLEANING_VERSION = 2
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
 
 # An unfinished folder has the final name between these two.
@@ -77,16 +77,7 @@ def prepared_folder(config: DataConfig) -> Path:
     """
     if config.dir is not None:
         return Path(config.dir).expanduser()
-    return _cache_folder() / _key(config)
-
-
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("AZLLM_DATA_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return user_cache_path("azllm-lightning", appauthor=False)
+    return cache_folder() / _key(config)
 
 
 def _content_settings(config: DataConfig) -> dict[str, Any]:

@@ -35,7 +35,13 @@ _LOOK_ALIKES = dict(
     )
 )
 _TO_LATIN = str.maketrans(_LOOK_ALIKES)
-_TO_CYRILLIC = str.maketrans({latin: letter for letter, latin in reversed(_LOOK_ALIKES.items())})
+_TO_CYRILLIC = str.maketrans(
+    {
+        latin: letter
+        for letter, latin in reversed(_LOOK_ALIKES.items())
+        if letter not in "ЅІԚԜѕіԛԝӏ"  # of other languages than Azerbaijani and Russian
+    }
+)
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
 # Not where a text quotes it: `<|endoftext|>`.
 _MARKER = re.compile(r"\s*(?<![`«“‘])<\|endoftext\|>(?![`»”’])\s*")

@@ -31,6 +31,12 @@ _BOMS = {
 }
 _FIRST_LINE = re.compile(b"[^\r\n]*\r(?!\n)")  # as old Macs end it
 _NOT_ASCII = re.compile(b"[\x80-\xff]")
+_LIKELY = (
+    "cp1254 iso8859_9 cp857 mac_turkish cp1251 koi8_r cp866 mac_cyrillic iso8859_5 kz1048 "
+    "cp1252 cp1250 cp1256"
+).split()
+"""Encodings that texts in Azerbaijani and the languages around it are found in."""
+
 _SIGNS = "«»–—‘’‚“”„…·•°©№§\u00a0"
 _LETTERS = {
     "cp1254": re.compile(f"[ıİşŞğĞçÇöÖüÜâÂîÎûÛ{_SIGNS}]"),
@@ -99,6 +105,7 @@ class Decoder:
                 is_decided = marked is not None
                 converter = self._converter(marked or "utf-8")
             if not is_decided and not chunk.isascii():
+                chunk += stream.read(HEAD_BYTES)  # enough to judge by
                 converter = self._converter(self._found_encoding(chunk))
                 is_decided = True
             if converter is not None:
@@ -204,7 +211,7 @@ def _guesses(sample: bytes) -> list[str]:
     """Names of encodings that `sample` may have, the most likely first."""
     from charset_normalizer import from_bytes
 
-    return [match.encoding for match in from_bytes(sample)]
+    return [match.encoding for match in from_bytes(sample, cp_isolation=_LIKELY)]
 
 
 def _share(encoding: str, sample: bytes) -> float:

@@ -161,8 +161,7 @@ class JsonScanner:
         rest = ""
         for raw in self._raw_string(part_chars):
             rest += raw
-            if len(rest) >= part_chars:
-                end = _safe_end(rest)
+            if len(rest) >= part_chars and (end := _safe_end(rest)):
                 yield _decoded(rest[:end])
                 rest = rest[end:]
         if rest:
@@ -193,7 +192,7 @@ class JsonScanner:
 
 
 def _safe_end(raw: str) -> int:
-    """An index of `raw` that is not within an escape or a pair of them: after a space if any."""
+    """An index of `raw` not within an escape or a pair of them, after a space if any; 0 if none."""
     end = raw.rfind(" ") + 1
     if end:
         return end
@@ -202,7 +201,7 @@ def _safe_end(raw: str) -> int:
         with contextlib.suppress(ValueError):
             if not "\ud800" <= _decoded(raw[:end])[-1] <= "\udbff":
                 return end
-    return len(raw)
+    return 0
 
 
 def _decoded(raw: str) -> str:

@@ -20,7 +20,7 @@ Record = tuple[str, str | None]
 _MAX_WARNINGS = 3
 _MAX_FIELDS = 100
 _ABSENT = object()
-_PATIENCE = 10_000
+PATIENCE = 10_000
 """So many rows without the field, and none with it: the rest of a large file is not read."""
 
 
@@ -68,7 +68,7 @@ class Rows:
             self.note_fields(value)
         self._has_source |= source is not _ABSENT
         self._missing += not texts
-        if self._missing >= _PATIENCE and not self._has_text:
+        if self._missing >= PATIENCE and not self._has_text:
             self.finish()
         source = None if source is _ABSENT else source
         return [record for text in texts for record in self.record(text, source, place)]

@@ -56,6 +56,7 @@ class DataConfig:
     text_field: str = "text"
     source_field: str | None = None
     txt_documents: str = "blank_lines"
+    encoding: str | None = None
     on_bad_utf8: str = "replace"
     max_bytes: int | None = None
     max_document_bytes: int = 16_384
@@ -78,6 +79,8 @@ class DataConfig:
         problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
         problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
         problems.require_choice("verify", self.verify, ("once", "always"))
+        known = self.encoding is None or _is_encoding(self.encoding)
+        problems.require(known, "encoding", self.encoding, tr("the name of an encoding: cp1254"))
         for key, least in AT_LEAST.items():
             value = getattr(self, key)
             wanted = tr("at least {least}", least=least)
@@ -138,6 +141,14 @@ class DataConfig:
     def val_paths(self) -> list[str]:
         """data.val_path as a list, empty if null."""
         return _as_list(self.val_path)
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "ə".encode(name, errors="replace")  # of text: "hex" is an encoding of bytes
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return True
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.cleaning import EOT
 
 if TYPE_CHECKING:
     import tokenizers
 
-EOT = "<|endoftext|>"
 EOT_ID = 0
 
 _LIBRARY_THREADS = "TOKENIZERS_PARALLELISM"

@@ -19,14 +19,15 @@ def main() -> None:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Print a table of metrics, write them as JSON, and return them.
 
-    Raises ValueError if the model or the text is not found, or a window is too long for the model,
-    and OSError if the JSON cannot be written.
+    Raises ValueError if the model or the text is not found, a window is too long for the model, or
+    the JSON cannot be written where it belongs.
     """
     use_language(config.lang)
     import torch
 
     from azllm_lightning.formats.load import load
     from azllm_lightning.inference import pair_scores, text_scores
+    from azllm_lightning.inference.result_files import result_file
     from azllm_lightning.inference.scoring import gpt_scorer, hf_scorer
     from azllm_lightning.runs.atomic import write_json
     from azllm_lightning.runs.folder import find_checkpoint
@@ -34,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     checkpoint = None
     if config.hf is None or not (config.pairs or config.has_text):
         checkpoint = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
-    out = _json_file(config, checkpoint)
+    out = result_file(config, checkpoint)
     text = None if config.pairs else text_scores.text_to_score(config.data, checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.hf is not None:
@@ -57,27 +58,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     write_json(out, results)
     print(f"{tr('written to'):<12}{out}", file=sys.stderr)
     return results
-
-
-def _json_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
-    """The file for the metrics: `out`, else in the run's folder, else next to the checkpoint, or in
-    the current folder for a transformers model.
-
-    Raises ValueError if it cannot be written.
-    """
-    name = "pairs.json" if config.pairs else "evaluation.json"
-    if config.out is not None:
-        out = Path(config.out)
-    elif config.hf is not None or checkpoint is None:
-        out = Path(name)
-    else:
-        folder = checkpoint.absolute().parent
-        out = (folder.parent if folder.name == "checkpoints" else folder) / name
-    if not out.absolute().parent.is_dir() or out.is_dir():
-        raise ValueError(
-            tr("out={out} cannot be written: name a file in an existing folder", out=out)
-        )
-    return out
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.model.gpt import GPT
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"
 SAMPLE_SEPARATOR = "\n" + "-" * 40 + "\n"
 
 
@@ -26,8 +29,8 @@ def main() -> None:
 def generate(config: GenerateConfig) -> None:
     """Print texts by a trained model: the first as it is generated, further samples after it.
 
-    Without a prompt it is interactive at a terminal; elsewhere the prompt is empty. Raises
-    ValueError if there is no such checkpoint.
+    Without a prompt it is interactive at a terminal; elsewhere the prompt is what standard input
+    has. Raises ValueError if there is no such checkpoint.
     """
     use_language(config.lang)
     import torch
@@ -39,7 +42,8 @@ def generate(config: GenerateConfig) -> None:
     print(tr("from {path}", path=path), file=sys.stderr)
     model, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
     if config.prompt is not None or not sys.stdin.isatty():
-        _write(model, tokenizer, config.prompt or "", config)
+        prompts = config.prompts if config.prompt is not None else [_piped_prompt()]
+        _write(model, tokenizer, prompts, config)
         return
     print(
         tr("Type the beginning of a text. Empty line: quit. Ctrl+C: stop the current text."),
@@ -47,14 +51,26 @@ def generate(config: GenerateConfig) -> None:
     )
     with contextlib.suppress(KeyboardInterrupt, EOFError):
         while prompt := input("> "):
-            _write(model, tokenizer, prompt, config)
+            if BROKEN in prompt:
+                message = tr("the bytes that are not UTF-8 became {char}", char=BROKEN)
+                print(message, file=sys.stderr)
+            _write(model, tokenizer, [prompt], config)
 
 
-def _write(model: GPT, tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> None:
-    """Print the texts that begin with `prompt`; Ctrl+C ends them early."""
+def _piped_prompt() -> str:
+    """What standard input has, without its last line break; "" where it is empty or closed."""
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # whoever waits for its end should know
+        print(tr("reading the prompt from standard input"), file=sys.stderr)
+    text = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace")
+    return text.replace("\r\n", "\n").removesuffix("\n")
+
+
+def _write(model: GPT, tokenizer: Tokenizer, prompts: list[str], config: GenerateConfig) -> None:
+    """Print the texts that begin with each of `prompts`; Ctrl+C ends them early."""
     from azllm_lightning.inference.sampling import stream
 
-    num_tokens = len(tokenizer.encode(prompt))
+    num_tokens = max(len(tokenizer.encode(prompt)) for prompt in prompts)
     block_size = model.config.block_size
     if num_tokens >= block_size:
         message = tr(
@@ -64,8 +80,8 @@ def _write(model: GPT, tokenizer: Tokenizer, prompt: str, config: GenerateConfig
             context=block_size,
         )
         print(message, file=sys.stderr)
-    texts = [""] * config.num_samples
-    steps = stream(model, tokenizer, prompt, config, config.num_samples, config.stops)
+    texts = [""] * config.num_samples * len(prompts)
+    steps = stream(model, tokenizer, prompts, config, config.num_samples, config.stops)
     with contextlib.suppress(KeyboardInterrupt):
         for pieces in steps:
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]

@@ -33,9 +33,11 @@ def prepare(config: PrepareConfig) -> Path:
     # Imported here, so that --help does not load numpy, tokenizers and torch.
     from azllm_lightning.data import pipeline
     from azllm_lightning.data.shards import Manifest
+    from azllm_lightning.data.typed import check_typed
     from azllm_lightning.training.stopping import Stopped, StopRequest
 
     try:
+        check_typed(config.data, config.overrides)
         with StopRequest():
             folder = pipeline.prepare(config.data)
     except Stopped:

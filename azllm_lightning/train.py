@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +14,7 @@ from azllm_lightning.config.run import RunConfig
 
 def main() -> None:
     """Command-line entry point."""
-    entrance.main("train", train, RunConfig.from_mapping)
+    entrance.main("train", train, RunConfig.from_mapping, best_val_loss)
 
 
 def train(config: RunConfig) -> Path:
@@ -27,6 +29,13 @@ def train(config: RunConfig) -> Path:
     from azllm_lightning.session.session import run_session
 
     return run_session(config)
+
+
+def best_val_loss(folder: Path) -> float:
+    """The lowest val_loss of the run in `folder`, for sweepers: inf where there is none."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    best = summary["best_val_loss"]
+    return math.inf if best is None else float(best)
 
 
 class _CallableModule(ModuleType):

@@ -93,13 +93,13 @@ def test_the_checkpoint_and_the_window_that_are_named(tiny_run: Path, own_text: 
     text = [f"data.path={own_text}", "data.text_field=mətn"]
     named = run("run_name=birinci", "ckpt_path=last", *text)
     assert named["model"] == str(first / "checkpoints" / "step_00000008.ckpt")
-    assert (first / "evaluation.json").is_file()
+    assert (first / "evaluation-öz_mətnim.json").is_file()
     alone = Path("tək") / "model.ckpt"
     alone.parent.mkdir()
     shutil.copyfile(named["model"], alone)
     moved = run(f"ckpt_path={alone}", *text)
     assert moved["all"] == named["all"]
-    assert (alone.parent / "evaluation.json").is_file()
+    assert (alone.parent / "evaluation-öz_mətnim.json").is_file()
     model, tokenizer = load(alone)
     Path("hf").mkdir()
     write_hf(model, tokenizer, Path("hf"))
@@ -136,8 +136,9 @@ def test_without_its_data_a_run_says_what_to_do(
 
 
 def test_a_run_whose_text_was_moved_says_what_to_do(
-    train_tiny: TrainTiny, tiny: list[str], own_text: str
+    train_tiny: TrainTiny, tiny: list[str], own_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(Path("cache").absolute()))
     text = Path("mətn.txt")
     text.write_text(
         "\n\n".join(f"{i}. Nazir müqaviləni imzaladı və getdi." for i in range(400)),
@@ -145,6 +146,8 @@ def test_a_run_whose_text_was_moved_says_what_to_do(
     )
     train_tiny("data=text", f"data.path={text}")
     text.unlink()
+    run()  # its validation split is still there
+    shutil.rmtree("cache")
     with pytest.raises(ValueError, match=r"was not found \(.*mətn\.txt.*\): give data.dir=FOLDER"):
         run()
 
@@ -227,7 +230,10 @@ def test_wrong_settings_are_refused(tiny_run: Path, own_text: str) -> None:
         ({"ckpt_path": "yoxdur.ckpt"}, "ckpt_path=yoxdur.ckpt: no such file"),
         ({"run_name": "yoxdur"}, "no run with a checkpoint in .*yoxdur"),
         ({"hf": "yoxdur"}, r"hf=yoxdur: no config\.json there"),
-        ({"out": "yoxdur/a.json"}, "out=.*a.json cannot be written: name a file in an existing"),
+        (
+            {"out": "yoxdur/a.json"},
+            r"written to .*a\.json \(name a file in an existing folder\).*out=FILE",
+        ),
         ({"data": replace(config.data, path="yoxdur.txt")}, "yoxdur.txt"),
         ({"data": replace(config.data, path=own_text)}, "field 'text'"),
     ]

@@ -26,8 +26,20 @@ from azllm_lightning.config.trainer import TrainerConfig
 PACKAGE = Path(azllm_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
-    "cli config azerbaijani data model formats inference runs training callbacks session machine"
-).split()
+    "cli",
+    "config",
+    "disk",
+    "azerbaijani",
+    "data",
+    "model",
+    "formats",
+    "inference",
+    "runs",
+    "training",
+    "callbacks",
+    "session",
+    "machine",
+)
 CHOICES = sorted(
     path.relative_to(conf_dir()).with_suffix("").as_posix()
     for path in conf_dir().glob("*/*.yaml")

@@ -247,7 +247,7 @@ def test_your_own_text_measures_tokens_per_word_as_evaluate_does(
     outputs = run_notebook("your_own_text")
     assert outputs.count("PNG") == 2
     (folder,) = Path("lightning_logs/my_text").glob("version_*")
-    figures = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["all"]
+    figures = json.loads((folder / "evaluation-my_text_kept.json").read_text("utf-8"))["all"]
     (measured,) = (text for text in outputs if text.startswith("{'this run"))
     assert math.isclose(float(measured.rstrip("}").rpartition(" ")[2]), figures["tokens_per_word"])
     val_loss = read_run("my_text")["val_loss"].dropna()

@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 from training_runs import Probe
 
 from azllm_lightning import prove_resume
+from azllm_lightning.callbacks.interrupt import BrokenRestore
 from azllm_lightning.cli import entrance
 from azllm_lightning.config.compose import compose
 from azllm_lightning.session import child
 from azllm_lightning.train import train
+from azllm_lightning.training.saving import PeriodicCheckpoint
 
 
 class Killed(Exception):
@@ -76,9 +79,49 @@ def test_what_differs_first_is_named(
     assert ("trainer.deterministic=true" in printed) == (label == "again")
 
 
+def test_a_restore_broken_on_purpose_is_noticed(
+    quick: list[list[str]],
+    tiny: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless the callback that breaks it does nothing."""
+    config = compose([*tiny, "control=true"], "prove_resume")
+    prove_resume.prove_resume(config)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("PASS  control: a restore without")
+    assert not any("control=true" in settings for settings in quick)
+
+    monkeypatch.setattr(BrokenRestore, "on_train_start", lambda *args: None)
+    with pytest.raises(SystemExit, match="1"):
+        prove_resume.prove_resume(config)
+    assert "FAIL  control" in capsys.readouterr().out
+
+
+def test_a_stop_that_saves_nothing_is_noticed(
+    quick: list[list[str]],
+    tiny: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Resuming from an earlier step would give the same result. What was typed must not save at
+    each step.
+    """
+    save = PeriodicCheckpoint.save
+
+    def at_intervals_only(self: PeriodicCheckpoint, trainer: Trainer) -> None:
+        if trainer.global_step % 3 == 0 or trainer.global_step == trainer.max_steps:
+            save(self, trainer)
+
+    monkeypatch.setattr(PeriodicCheckpoint, "save", at_intervals_only)
+    typed = [*tiny, "trainer.checkpoint_every_minutes=1e-9"]
+    with pytest.raises(SystemExit, match="1"):
+        prove_resume.prove_resume(compose(typed, "prove_resume"))
+    assert "FAIL  stopped: stopped after step 4, but the newest" in capsys.readouterr().out
+
+
 def test_a_run_that_fails_is_reported(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ckpt_path=last: prove_resume trains its own runs"):
-        prove_resume.prove_resume(compose([*tiny, "ckpt_path=last"]))
+        prove_resume.prove_resume(compose([*tiny, "ckpt_path=last"], "prove_resume"))
     settings = [*tiny, "trainer.devices=0"]
     message = r"the run baseline ended with exit code 2:\n(.*\n)*.*trainer.devices=0"
     with pytest.raises(ValueError, match=message):

@@ -68,6 +68,75 @@ class Pause(Callback):
             time.sleep(self.seconds)
 
 
+class Terminate(Callback):
+    """Sends SIGTERM to process `rank` alone in the forward pass after `step` completed steps."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step = step
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Between two steps, after the callbacks that act there."""
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            signal.raise_signal(signal.SIGTERM)
+
+
+class SpoiledLoss(Callback):
+    """Makes the loss of one step NaN in process `rank` alone, with gradients that stay finite."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step = step
+        self.rank = rank
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a constant to what the network returns."""
+        assert isinstance(pl_module, CausalLM)
+
+        def spoil(net: object, args: object, output: Tensor) -> Tensor:
+            here = trainer.global_step == self.step and trainer.global_rank == self.rank
+            return output + float("nan") if here else output
+
+        pl_module.net.register_forward_hook(spoil)
+
+
+class Collectives(Callback):
+    """Records which collective operations each process starts in each optimizer step, and its
+    weights after it.
+    """
+
+    NAMES = ("all_reduce", "broadcast", "barrier", "all_gather", "broadcast_object_list")
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.calls: list[str] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch torch's functions; DDP's own averaging of gradients does not use them."""
+        for name in self.NAMES:
+            setattr(torch.distributed, name, self._watched(name))
+
+    def _watched(self, name: str) -> Callable[..., Any]:
+        function = getattr(torch.distributed, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """One line per micro-batch: the completed steps, the calls since the last line, the sum of
+        all weights.
+        """
+        weights = float(
+            sum(p.detach().double().sum() for p in trainer.lightning_module.parameters())
+        )
+        path = Path(self.folder) / f"collectives{trainer.global_rank}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([trainer.global_step, self.calls, weights]) + "\n")
+        self.calls.clear()
+
+
 def add_callback(name: str, **settings: object) -> list[str]:
     """The overrides that add one of the callbacks above to a run."""
     pairs = {"_target_": f"training_runs.{name}", **settings}

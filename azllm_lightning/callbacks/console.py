@@ -167,8 +167,10 @@ class TqdmHandler(logging.Handler):
             text.encode(encoding)
         except UnicodeEncodeError:  # a Windows console with an old code page
             text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
-        tqdm.write(text, file=stream)
-        sys.stdout.flush()
+        # The terminal may be gone; training goes on, and train.log has the line too.
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(text, file=stream)
+            sys.stdout.flush()
 
 
 def _size() -> dict[str, Any]:

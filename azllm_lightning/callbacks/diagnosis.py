@@ -13,6 +13,7 @@ from azllm_lightning.callbacks import rules
 from azllm_lightning.callbacks.history import CHECK_EVERY, LONG, History, Validation, best_of
 from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.text import paragraph
+from azllm_lightning.callbacks.throughput import reserved_share
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import CallbacksConfig
 from azllm_lightning.data.datamodule import datamodule_of
@@ -75,6 +76,8 @@ class Diagnosis(Callback):
         self._check_scale(trainer, pl_module)
         if is_check_step:
             self._check_waits(trainer)
+            if pl_module.device.type == "cuda":
+                self._check_memory(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the validations up to this one; stop here if the run is to stop early."""
@@ -88,7 +91,8 @@ class Diagnosis(Callback):
             self._reported.pop("overfitting", None)  # only a new best ends the episode
         if severity >= 1 and not self.overfitting:
             self._reported["overfitting"] = severity
-            text = overfitting_text(validations[-1], best, pl_module)
+            finite = [row for row in validations if math.isfinite(row.val_loss)]
+            text = overfitting_text(finite[-1], best, pl_module)
             self._report(trainer, "overfitting", severity, text)
         since_best = sum(row.step > best.step for row in validations)
         should_stop = severity >= 1 or since_best >= self.config.early_stopping_patience
@@ -199,6 +203,38 @@ class Diagnosis(Callback):
                 workers=workers,
             )
             self._report(trainer, "data_bound", severity, text)
+
+    def _check_memory(self, trainer: Trainer) -> None:
+        """Windows moves what does not fit on the GPU to the host, without an error."""
+        clock = self.history.clock
+        slowdown = rules.slowdown(clock.waits, clock.step_seconds)
+        reserved = reserved_share()
+        severity = max(slowdown / rules.SLOWER, 1.0 if reserved > 1 else 0.0)
+        if not self._should_report("memory_spills", severity):
+            return
+        micro = datamodule_of(trainer).micro_batch_size
+        if reserved > 1:
+            text = tr(
+                "step {step:,}: this run has reserved {reserved:.0%} of the GPU's memory. Windows "
+                "keeps the rest on the host, which is many times slower. Try a smaller "
+                "trainer.micro_batch_size (now {micro})",
+                step=trainer.global_step,
+                reserved=reserved,
+                micro=micro,
+            )
+        else:
+            text = tr(
+                "step {step:,}: a step takes {seconds:.2g} s, {ratio:.0f} times as long as at "
+                "first. Is another program using the GPU? If its memory is full ({reserved:.0%} is "
+                "reserved by this run), Windows moves some of it to the host: try a smaller "
+                "trainer.micro_batch_size (now {micro})",
+                step=trainer.global_step,
+                seconds=clock.step_seconds[-1],
+                ratio=slowdown,
+                reserved=reserved,
+                micro=micro,
+            )
+        self._report(trainer, "memory_spills", severity, text)
 
     def _should_report(self, name: str, severity: float) -> bool:
         """Whether to report a problem, which is then remembered as reported.

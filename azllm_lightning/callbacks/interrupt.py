@@ -1,4 +1,4 @@
-"""A callback that ends its own run at a given step, to prove that nothing is lost."""
+"""Callbacks that prove that nothing is lost: one ends its own run, one breaks a restore."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 
 class Interrupt(Callback):
@@ -25,3 +26,15 @@ class Interrupt(Callback):
                 # On Windows, which has no SIGKILL, SIGTERM ends a process just as abruptly.
                 os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
             signal.raise_signal(signal.SIGTERM)
+
+
+class BrokenRestore(Callback):
+    """Forgets the optimizer's moments when a run is resumed: the negative control of a proof."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Zero what was restored."""
+        for optimizer in trainer.optimizers:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, Tensor) and value.dim() > 0:
+                        value.zero_()

@@ -80,6 +80,12 @@ WATCHED_STEPS = 50
 WATCHED_SECONDS = 20.0
 """Minimum duration of these steps, in seconds."""
 
+SLOWER = 4.0
+"""How many times as long as before a step takes if the GPU's memory has spilled to the host."""
+
+SLOW_STEPS = 5
+"""Steps in a row that must be as slow."""
+
 
 def overfitting(history: Sequence[Validation], share: float) -> float:
     """How clearly val_loss has risen from its best while train_loss kept falling.
@@ -223,6 +229,22 @@ def waiting_share(waits: Sequence[float], step_seconds: Sequence[float]) -> floa
     if len(known) < WATCHED_STEPS or total < WATCHED_SECONDS:
         return None
     return sum(wait for wait, _ in known) / total
+
+
+def slowdown(waits: Sequence[float], step_seconds: Sequence[float]) -> float:
+    """How many times as long as the first steps of the session the last SLOW_STEPS all took.
+
+    Waits for data do not count, and neither does the very first step, which compiles. 0 before
+    there are twice as many steps to compare with.
+    """
+    own = [
+        seconds - (0.0 if math.isnan(wait) else wait)
+        for wait, seconds in zip(waits, step_seconds, strict=True)
+    ]
+    before = own[1:-SLOW_STEPS][:KEPT]
+    if len(before) < 2 * SLOW_STEPS:
+        return 0.0
+    return min(own[-SLOW_STEPS:]) / statistics.median(before)
 
 
 def _train_loss(row: Validation) -> float:

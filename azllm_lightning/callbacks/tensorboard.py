@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ class TensorBoard(Callback):
             writer.add_text(f"{SESSION}environment", code_block(environment()), 0)
             # Lightning writes this file only if it is absent.
             hparams_file = Path(writer.log_dir) / TensorBoardLogger.NAME_HPARAMS_FILE
-            hparams_file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # open in another program, on Windows
+                hparams_file.unlink(missing_ok=True)
         for logger in trainer.loggers:
             logger.save()
 

@@ -48,3 +48,11 @@ def peak_memory_bytes() -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reserved_share() -> float:
+    """The share of the GPU's memory that this process has reserved; above 1 if Windows keeps some
+    of it on the host.
+    """
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return float(torch.cuda.memory_reserved() / total)

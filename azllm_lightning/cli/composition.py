@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from azllm_lightning.cli.keys import keys_of, unknown_key
 from azllm_lightning.cli.messages import tr
@@ -30,16 +32,41 @@ def composed_mapping(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]
     Raises ValueError, with a message for the user, if Hydra cannot compose it.
     """
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
 
     typed = hydra_overrides(overrides)
     try:
-        if GlobalHydra.instance().is_initialized():
+        with _our_hydra():
             return plain(hydra.compose(config_name=verb, overrides=typed))
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return plain(hydra.compose(config_name=verb, overrides=typed))
-    except HYDRA_ERRORS as error:
+    except (*HYDRA_ERRORS, ValueError) as error:
         raise ValueError(explanation(error, verb)) from None
+
+
+@contextlib.contextmanager
+def _our_hydra() -> Iterator[None]:
+    """Have `hydra.compose` read our conf/, whatever Hydra the program uses itself, and give its own
+    back to it.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.version import VersionBase
+
+    theirs = GlobalHydra.instance().hydra
+    if theirs is not None and _reads_our_conf(theirs.config_loader):
+        yield  # of the running command, which may have a --config-dir too
+        return
+    version = VersionBase.instance().getbase()
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = theirs
+        VersionBase.instance().version_base = version
+
+
+def _reads_our_conf(loader: ConfigLoader) -> bool:
+    places = [element.path or "" for element in loader.get_search_path().get_path()]
+    return str(conf_dir()) in [place.removeprefix("file://") for place in places]
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -62,12 +89,25 @@ def explanation(error: BaseException, verb: str) -> str:
             "a group (model, data, trainer, ...) takes the name of one of its files, such as "
             "model=nano; --help lists them"
         )
+    if match := re.match(r"Multiple values for (\S+)\.", message):
+        return tr(
+            "{group} is chosen twice: keep one of {group}=NAME",
+            group=match[1].rpartition("/")[2].partition("@")[0],
+        )
     if match := re.match("Ambiguous value for argument '(.+)'\n", message):
         return tr(
-            "{setting} is ambiguous: write a decimal number with a point (0.5), text with a "
-            "comma in two kinds of quotes (\"key='a,b'\"), a list as key=[a,b], or add -m for "
-            "one run per value",
+            "{setting} is ambiguous: write a decimal number with a point (0.5), a large one "
+            "without separators (10000), text with a comma in two kinds of quotes "
+            "(\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
             setting=match[1],
+        )
+    if isinstance(error, InterpolationKeyError):
+        reference = re.search("Interpolation key '(.+?)'", message)
+        return tr(
+            "{key}: there is no setting {name} for ${{{name}}} to refer to; an environment "
+            "variable is ${{oc.env:{name}}}",
+            key=error.full_key,
+            name=reference[1] if reference else "",
         )
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {message.splitlines()[0]}"
@@ -81,7 +121,7 @@ def _unreadable_override(text: str, verb: str) -> str:
     if not equals or not key.strip() or key != key.strip():
         return tr(
             "{text} is not a setting: type key=value without spaces around the equals sign, and "
-            'put quotes around text with spaces: prompt="Bir gün"',
+            'put straight quotes around text with spaces: prompt="Bir gün"',
             text=text,
         )
     group = conf_dir() / key.lstrip("+")

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
@@ -22,15 +22,37 @@ from azllm_lightning.cli.composition import (
     plain,
 )
 from azllm_lightning.cli.keys import keys_of
+from azllm_lightning.cli.memory import is_out_of_memory, out_of_memory_message
 from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
-from azllm_lightning.cli.overrides import hydra_overrides, reject_flags
+from azllm_lightning.cli.overrides import (
+    DASHES,
+    hydra_overrides,
+    reject_flags,
+    split_options,
+)
 from azllm_lightning.cli.reference import help_text
+from azllm_lightning.cli.streams import OutputClosed, make_streams_last
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_RESUMABLE = 75
+EXIT_INTERRUPTED = 130
+"""After Ctrl+C where there is nothing to resume, as shells have it."""
+EXIT_CLOSED = 141
+"""Nobody reads the output any more, as shells have it for SIGPIPE."""
 
-Config = TypeVar("Config")
+PRINTING_VERBS = ("generate", "runs")
+"""Verbs whose result is what they print; the others go on without a reader."""
+
+
+class Settings(Protocol):
+    """What an entry point needs to know of the settings of a verb."""
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+
+
+Config = TypeVar("Config", bound=Settings)
 
 
 class Resumable(Exception):
@@ -46,26 +68,29 @@ def main(
     verb: str,
     run: Callable[[Config], object],
     read: Callable[[Mapping[str, Any], Sequence[str]], Config],
+    score: Callable[[Any], float] | None = None,
 ) -> None:
     """Call `run` with the settings of `verb`, composed from conf/<verb>.yaml and sys.argv.
 
-    `read` turns the composed mapping and the overrides into settings. Exits with code 0 when done,
-    2 after one message about bad settings or input, and 75 after printing the command that resumes
-    a stopped run. AZLLM_TRACEBACK=1 shows the traceback of an error.
+    `read` turns the composed mapping and the overrides into settings. `score` turns what `run`
+    returns into the number that a sweeper of Hydra (-m hydra/sweeper=optuna) compares. Exits with
+    code 0 when done, 2 after one message about bad settings or input, and 75 after printing the
+    command that resumes a stopped run; with 130 after Ctrl+C. AZLLM_TRACEBACK=1 shows the traceback
+    of an error.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # the console of Windows may use another encoding
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    args = sys.argv[1:]
+    make_streams_last(has_result=verb in PRINTING_VERBS)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    # A script with the line ends of Windows leaves a carriage return after its last word.
+    args = [arg.rstrip("\r") for arg in sys.argv[1:]]
     use_language(typed_language(args))
     with _exit_code(verb):
         if {"-h", "--help"} & set(args):
-            settings = [arg for arg in args if not arg.startswith("-")]
-            print(help_text(verb, composed_mapping(verb, settings)))
+            print(help_text(verb, composed_mapping(verb, split_options(args)[0])))
             return
-        if any(arg.startswith("-") for arg in args):
+        if any(arg.startswith(DASHES) for arg in args):
             reject_flags(args, keys_of(composed_mapping(verb)))
-        _run_under_hydra(verb, hydra_overrides(args), run, read)
+        _run_under_hydra(verb, hydra_overrides(args), run, read, score)
 
 
 def _run_under_hydra(
@@ -73,6 +98,7 @@ def _run_under_hydra(
     args: list[str],
     run: Callable[[Config], object],
     read: Callable[[Mapping[str, Any], Sequence[str]], Config],
+    score: Callable[[Any], float] | None,
 ) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -81,11 +107,16 @@ def _run_under_hydra(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = args
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> float | None:
         with _exit_code(verb):  # here too: Hydra adds a line of its own to exceptions
             values = plain(config)
             use_language(values.get("lang") if values.get("lang") in LANGUAGES else None)
-            run(read(values, list(HydraConfig.get().overrides.task)))
+            settings = read(values, list(HydraConfig.get().overrides.task))
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+                for message in settings.ignored():
+                    print(for_terminal(message), file=sys.stderr, flush=True)
+            result = run(settings)
+        return score(result) if score is not None else None
 
     hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(task)()
 
@@ -98,10 +129,16 @@ def _exit_code(verb: str) -> Iterator[None]:
     except Resumable as stop:
         print(stop.message, file=sys.stderr, flush=True)
         sys.exit(EXIT_RESUMABLE)
-    except (*HYDRA_ERRORS, ValueError, OSError) as error:
-        if os.environ.get("AZLLM_TRACEBACK"):
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OutputClosed:
+        sys.exit(EXIT_CLOSED)
+    except (*HYDRA_ERRORS, ValueError, OSError, MemoryError, RuntimeError) as error:
+        is_expected = isinstance(error, (*HYDRA_ERRORS, ValueError, OSError))
+        if os.environ.get("AZLLM_TRACEBACK") or not (is_expected or is_out_of_memory(error)):
             raise
-        message = tr("error: {message}", message=explanation(error, verb))
+        reason = explanation(error, verb) if is_expected else out_of_memory_message(error)
+        message = tr("error: {message}", message=reason)
         print(for_terminal(message), file=sys.stderr, flush=True)
         sys.exit(EXIT_USAGE)
 

@@ -17,13 +17,13 @@ from hydra.errors import HydraException
 from azllm_lightning.cli.messages import tr
 
 TEXT_KEYS = frozenset(
-    "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.path "
-    "data.val_path data.dir data.tokenizer data.text_field data.source_field "
+    "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.name "
+    "data.path data.val_path data.mix data.dir data.tokenizer data.text_field data.source_field "
     "callbacks.samples.prompts".split()
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
-LIST_KEYS = frozenset("stop data.path data.val_path callbacks.samples.prompts".split())
+LIST_KEYS = frozenset("prompt stop data.path data.val_path callbacks.samples.prompts".split())
 """Those of them that can be a list: [one, two]."""
 
 LITERAL_KEYS = frozenset("prompt stop callbacks.samples.prompts".split())
@@ -34,6 +34,28 @@ HYDRA_FLAGS = frozenset(
     "-sc --shell-completion -i --info --config-path -cp --config-name -cn --config-dir -cd "
     "--experimental-rerun".split()
 )
+
+FLAGS_WITH_VALUE = frozenset(
+    "-c --cfg -p --package --config-path -cp --config-name -cn --config-dir -cd "
+    "--experimental-rerun".split()
+)
+"""Those of them that the next argument belongs to, unless it follows an equals sign."""
+
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""The values that --info takes, if any."""
+
+DASHES = ("-", "\N{EN DASH}", "\N{EM DASH}")
+"""How an option begins; text programs turn -- into the longer ones."""
+
+ITEM = re.compile(
+    r"""(?:^|(?<=,))                              # at the start, or after a comma:
+        (\s*"(?:[^"\\]|\\.)*"\s*(?=,|$)          # text in double quotes,
+        |\s*'(?:[^'\\]|\\.)*'\s*(?=,|$)          # or in single ones,
+        |[^,]*)                                  # or anything without a comma
+        (?:,|$)""",
+    re.VERBOSE,
+)
+"""An item of a list; an apostrophe within a word is no quote."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +84,32 @@ def parse_override(text: str) -> ParsedOverride:
 def hydra_overrides(args: Sequence[str]) -> list[str]:
     """`args` as Hydra's grammar requires them.
 
-    The values of TEXT_KEYS are quoted, and experiment=NAME, which adds a group, becomes
-    +experiment=NAME; everything else passes unchanged. `null` and a value that is already quoted
-    stay as they are. A list in brackets (of LIST_KEYS) and, in a multirun (-m), a comma keep their
-    meaning.
+    The values of TEXT_KEYS and those that the grammar cannot read are quoted, and experiment=NAME,
+    which adds a group, becomes +experiment=NAME; everything else passes unchanged. `null` and a
+    value that is already quoted stay as they are. A list in brackets (of LIST_KEYS) and, in a
+    multirun (-m), a comma keep their meaning. Options follow the settings: Hydra takes the settings
+    in one piece.
     """
-    sweep = any(arg in ("-m", "--multirun") for arg in args)
-    return [_hydra_override(arg, sweep) for arg in args]
+    settings, options = split_options(args)
+    sweep = any(option in ("-m", "--multirun") for option in options)
+    return [*(_hydra_override(setting, sweep) for setting in settings), *options]
+
+
+def split_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings (key=value) and Hydra's options with their values among `args`."""
+    settings: list[str] = []
+    options: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if not arg.startswith("-"):
+            settings.append(arg)
+            continue
+        options.append(arg)
+        is_info = arg in ("-i", "--info") and bool(rest) and rest[0] in INFO
+        if rest and (arg in FLAGS_WITH_VALUE or is_info):
+            options.append(rest.pop(0))
+    return settings, options
 
 
 def _hydra_override(arg: str, sweep: bool) -> str:
@@ -76,8 +117,12 @@ def _hydra_override(arg: str, sweep: bool) -> str:
     if key == "experiment" and equals:
         return f"+{arg}"
     name = key.lstrip("+")
-    if not equals or name not in TEXT_KEYS or value in ("", "null") or _is_quoted(value):
+    if not equals or value in ("", "null") or _is_quoted(value):
         return arg
+    if name not in TEXT_KEYS:
+        return f"{key}={_quoted(value)}" if _is_only_text(value) else arg
+    if name not in LITERAL_KEYS and value == "None":
+        return f"{key}=null"
     if name in LITERAL_KEYS:
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
@@ -94,9 +139,14 @@ def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
     """Raise ValueError, with what to type instead, for a setting typed as a flag (--max_steps)."""
     known = list(known_keys)
     for position, arg in enumerate(args):
-        if not arg.startswith("-") or arg.partition("=")[0] in HYDRA_FLAGS:
+        if not arg.startswith(DASHES) or arg.partition("=")[0] in HYDRA_FLAGS:
             continue
-        name, equals, value = arg.lstrip("-").partition("=")
+        bare = arg.lstrip("".join(DASHES))
+        if f"--{bare.partition('=')[0]}" in HYDRA_FLAGS:
+            raise ValueError(
+                tr("{flag}: write --{option}, with two plain hyphens", flag=arg, option=bare)
+            )
+        name, equals, value = bare.partition("=")
         name = name.replace("-", "_")
         if not equals and position + 1 < len(args) and not args[position + 1].startswith("-"):
             value = args[position + 1]
@@ -148,12 +198,21 @@ def _is_quoted(value: str) -> bool:
     return is_wrapped and isinstance(_parsed(value), str)
 
 
+def _is_only_text(value: str) -> bool:
+    """Whether Hydra's grammar reads `value` in quotes only."""
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return isinstance(_parsed(_quoted(value)), str)
+    return False
+
+
 def _is_list_of_quoted(value: str) -> bool:
     return isinstance(_parsed(value), list) and any(quote in value for quote in "'\"")
 
 
 def _quoted_items(text: str) -> str:
-    items = [item.strip() for item in text.split(",")] if text.strip() else []
+    items = [item.strip() for item in ITEM.findall(text)] if text.strip() else []
     return ",".join(item if _is_quoted(item) else _quoted(item) for item in items)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -13,12 +14,15 @@ from azllm_lightning.config.verbs import (
     ExportConfig,
     GenerateConfig,
     PrepareConfig,
+    ProveResumeConfig,
     RunsConfig,
 )
 
+log = logging.getLogger(__name__)
+
 CONFIGS: dict[str, Any] = {
     "train": RunConfig,
-    "prove_resume": RunConfig,
+    "prove_resume": ProveResumeConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
@@ -30,9 +34,7 @@ CONFIGS: dict[str, Any] = {
 
 
 @overload
-def compose(
-    overrides: Sequence[str] = (), verb: Literal["train", "prove_resume"] = "train"
-) -> RunConfig: ...
+def compose(overrides: Sequence[str] = (), verb: Literal["train"] = "train") -> RunConfig: ...
 
 
 @overload
@@ -46,4 +48,7 @@ def compose(overrides: Sequence[str] = (), verb: str = "train") -> Any:
 
     Raises ValueError with every mistake at once.
     """
-    return CONFIGS[verb].from_mapping(composed_mapping(verb, overrides), overrides)
+    config = CONFIGS[verb].from_mapping(composed_mapping(verb, overrides), overrides)
+    for message in config.ignored():
+        log.warning(message)
+    return config

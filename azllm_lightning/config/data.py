@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.local_paths import LocalPath, TextPath, check_folder_name
 from azllm_lightning.config.strict import Problems
 
 MAX_VOCAB_SIZE = 65_536
@@ -28,19 +30,29 @@ AT_LEAST = {
 """The smallest value of each number that may be set."""
 
 
+@dataclass(frozen=True)
+class Weight:
+    """How much of a source a pass over the training text has: all of it `value` times, or, if
+    `is_share`, so much that it is that part of the whole.
+    """
+
+    value: float
+    is_share: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Settings of the text and its windows, as conf/data/text.yaml explains them.
 
-    All but the last four decide what the prepared shards contain.
+    All but the last six decide what the prepared shards contain.
 
     Raises ValueError for a value out of range.
     """
 
     name: str = "text"
-    path: str | list[str] | None = None
-    val_path: str | list[str] | None = None
-    dir: str | None = None
+    path: TextPath | list[TextPath] | None = None
+    val_path: TextPath | list[TextPath] | None = None
+    dir: LocalPath | None = None
     text_field: str = "text"
     source_field: str | None = None
     txt_documents: str = "blank_lines"
@@ -49,19 +61,23 @@ class DataConfig:
     max_document_bytes: int = 16_384
     val_fraction: float = 0.05
     vocab_size: int = 8192
-    tokenizer: str | None = None
+    tokenizer: LocalPath | None = None
     tokenizer_sample_bytes: int = 200_000_000
     tales_bytes: int = 2_000_000
     tales_seed: int = 0
     prepare_workers: int | None = None
+    verify: str = "once"
+    mix: str | None = None
     block_size: int = 256
     val_windows: int | None = 512
     num_workers: int = 0
 
     def __post_init__(self) -> None:
         problems = Problems("data")
+        problems.attempt(lambda: check_folder_name("data.name", self.name))
         problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
         problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
+        problems.require_choice("verify", self.verify, ("once", "always"))
         for key, least in AT_LEAST.items():
             value = getattr(self, key)
             wanted = tr("at least {least}", least=least)
@@ -71,7 +87,32 @@ class DataConfig:
         problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
         share = self.val_fraction
         problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
+        problems.attempt(lambda: self.weights)
         problems.raise_if_any()
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """data.mix as a mapping from sources to weights; empty if null."""
+        weights: dict[str, Weight] = {}
+        for entry in (self.mix or "").split(","):
+            name, _, number = (part.strip() for part in entry.rpartition(":"))
+            if not entry.strip():
+                continue
+            is_share = number.endswith("%")
+            try:
+                value = float(number.removesuffix("%")) / (100 if is_share else 1)
+            except ValueError:
+                value = -1.0
+            if not name or not 0 <= value < math.inf or name in weights:
+                raise ValueError(
+                    tr(
+                        "data.mix={mix}: write it as SOURCE: TIMES or SOURCE: SHARE%, separated by "
+                        "commas, such as kitab.txt: 4, turk.txt: 10%",
+                        mix=self.mix,
+                    )
+                )
+            weights[name] = Weight(value, is_share)
+        return weights
 
     def check_source(self) -> None:
         """Raise ValueError if data.path is set but ignored.
@@ -82,7 +123,8 @@ class DataConfig:
         if self.name == "tales" and (self.path is not None or self.val_path is not None):
             raise ValueError(
                 tr(
-                    "data=tales generates its own text and ignores data.path={path}; add data=text",
+                    "data=tales generates its own text and ignores data.path={path}; add "
+                    "data=text, with any data.name but tales",
                     path=self.path or self.val_path,
                 )
             )

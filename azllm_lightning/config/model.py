@@ -83,7 +83,18 @@ class ModelConfig:
     @classmethod
     def read(cls, values: Mapping[str, Any], group: str) -> ModelConfig:
         """The config of `values`; a GPTConfig if they include the sizes that come from the data."""
-        return from_mapping(GPTConfig if "vocab_size" in values else ModelConfig, values, group)
+        from_data = {field.name for field in fields(GPTConfig)} - {
+            field.name for field in fields(ModelConfig)
+        }
+        is_settled = from_data <= values.keys()
+        if found := sorted(from_data & values.keys()) if not is_settled else []:
+            raise ValueError(
+                tr(
+                    "{keys}: set by the data; use data.vocab_size and data.block_size",
+                    keys=", ".join(f"{group}.{key}" for key in found),
+                )
+            )
+        return from_mapping(GPTConfig if is_settled else ModelConfig, values, group)
 
     def for_data(self, vocab_size: int, block_size: int, eos_id: int) -> GPTConfig:
         """The complete shape for a tokenizer of `vocab_size` tokens and windows of `block_size`."""

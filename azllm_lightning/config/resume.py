@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,10 @@ from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import ParsedOverride, hydra_overrides, parse_override
 from azllm_lightning.config.callbacks import is_custom
+from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings
 from azllm_lightning.config.run import RunConfig
+
+log = logging.getLogger(__name__)
 
 Values = dict[str, Any]
 
@@ -22,7 +26,7 @@ CODE = ("callbacks", "logger")
 file.
 """
 
-FIXED = ("seed", "data.block_size", "optimizer.name", "trainer.global_batch_size")
+FIXED = ("seed", "data.block_size", "data.mix", "optimizer.name", "trainer.global_batch_size")
 """Settings that a resume cannot change, in addition to the shape of the model."""
 
 
@@ -61,6 +65,8 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     config = RunConfig.from_mapping(values, overrides)
     _check_same_run(stored, config, checkpoint)
     config.data.check_source()
+    for message in ignored_settings([*TRAIN, *DATA], config, typed.overrides):
+        log.warning(message)
     return config
 
 
@@ -69,7 +75,10 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
     keys = [*FIXED, *(f"model.{key}" for key in stored["model"] if key != "dropout")]
     differing = []
     for key in keys:
-        before = _get(stored, key.split("."))
+        try:
+            before = _get(stored, key.split("."))
+        except KeyError:  # a setting that is newer than the run
+            continue
         asked = _get(now, key.split("."))
         if before != asked:
             differing.append(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from azllm_lightning.cli.messages import LANGUAGES, tr
 from azllm_lightning.config.callbacks import CallbacksConfig, LoggerConfig
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
+from azllm_lightning.config.local_paths import LocalPath, check_folder_name
 from azllm_lightning.config.model import GPTConfig, ModelConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.config.strict import Problems, from_mapping
-from azllm_lightning.config.trainer import TrainerConfig
+from azllm_lightning.config.trainer import AutoChoices, TrainerConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +29,17 @@ class RunConfig:
     """The settings of one run, as conf/train.yaml and its groups explain them.
 
     A composed config may contain `auto`; `session.resolve` replaces it by the value for this
-    machine and data. The result, called settled, is what a run stores. `overrides` is what was
-    typed on top of the defaults.
+    machine and data. The result, called settled, is what a run stores, together with what `auto`
+    chose. `overrides` is what was typed on top of the defaults.
 
     Raises ValueError with every mistake at once.
     """
 
     run_name: str
-    logs_dir: str
+    logs_dir: LocalPath
     seed: int
-    ckpt_path: str | None
-    init_from: str | None
+    ckpt_path: LocalPath | None
+    init_from: LocalPath | None
     lang: str
     data: DataConfig
     model: ModelConfig
@@ -43,6 +48,7 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: CallbacksConfig
     logger: LoggerConfig
+    auto: AutoChoices = field(default_factory=AutoChoices)
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -51,12 +57,24 @@ class RunConfig:
         wanted = tr("from 0 to {highest}", highest=2**32 - 1)
         problems.require(0 <= self.seed < 2**32, "seed", self.seed, wanted)
         problems.attempt(lambda: check_run_name(self.run_name))
+        if self.run_name != unicodedata.normalize("NFC", self.run_name):
+            # Two spellings of one name would be two runs.
+            object.__setattr__(self, "run_name", unicodedata.normalize("NFC", self.run_name))
         if self.ckpt_path is None:
             problems.attempt(self.data.check_source)
+        elif self.init_from is not None and "init_from" in typed_keys(self.overrides):
+            problems.add(
+                tr(
+                    "ckpt_path={ckpt_path} resumes a run with its own weights, and "
+                    "init_from={init_from} starts a new run: omit one of the two",
+                    ckpt_path=self.ckpt_path,
+                    init_from=self.init_from,
+                )
+            )
         problems.raise_if_any()
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """The config of a composed or stored mapping; `overrides` is what was typed to get it."""
         values = {key: value for key, value in values.items() if key != "overrides"}
         return replace(from_mapping(cls, values), overrides=tuple(overrides))
@@ -66,6 +84,22 @@ class RunConfig:
         """The model's complete shape; only a settled config has one."""
         assert isinstance(self.model, GPTConfig), "the data has not been seen yet"
         return self.model
+
+    @property
+    def given_name(self) -> str | None:
+        """run_name; None where it is only the default, the name of the data."""
+        is_default = self.run_name == unicodedata.normalize("NFC", self.data.name)
+        is_typed = "run_name" in typed_keys(self.overrides)
+        return self.run_name if is_typed or not is_default else None
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect.
+
+        On a resume the stored settings count: see `config.resume`.
+        """
+        if self.ckpt_path is not None:
+            return []
+        return ignored_settings([*TRAIN, *DATA], self, self.overrides)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types in the form of conf/, so that `from_mapping` gives an equal config."""
@@ -83,13 +117,4 @@ class RunConfig:
 
 def check_run_name(name: str) -> None:
     """Raise ValueError unless `name` can name a folder on every system."""
-    is_special = not name or name in (".", "..") or name != name.strip(" .")
-    if is_special or re.search(r'[<>:"/\\|?*\x00-\x1f]', name):
-        raise ValueError(
-            tr(
-                "run_name={name} cannot be a folder name: it must not contain {forbidden} or "
-                "begin or end with a dot or a space",
-                name=repr(name),
-                forbidden='< > : " / \\ | ? *',
-            )
-        )
+    check_folder_name("run_name", name)

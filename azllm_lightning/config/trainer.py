@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.strict import Problems
+
+AUTO = ("precision", "compile", "micro_batch_size")
+"""Settings for which `auto` means what this machine does best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoChoices:
+    """Which settings of the trainer, of those in AUTO, have a value that `auto` chose."""
+
+    device: str = ""
+    """The name of the GPU or CPU that they were chosen for."""
+    settings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +90,32 @@ def parse_deadline(text: str, now: float) -> float:
     It is a duration from `now` ("11h30m", "45m", "90s") or a clock time ("06:30"). A clock time
     that has passed today means tomorrow's; "2026-11-23T06:30" names the day too.
 
-    Raises ValueError for any other text.
+    Raises ValueError for any other text, and for a duration beyond the year 9999.
     """
-    duration = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    if duration and any(duration.groups()):
-        hours, minutes, seconds = (int(part or 0) for part in duration.groups())
-        return now + timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+    if text.isdecimal():
+        raise ValueError(_without_unit(text))
+    duration = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", "".join(text.lower().split()))
     here = datetime.fromtimestamp(now)
+    if duration and any(duration.groups()):
+        hours, minutes, seconds = (float(part or 0) for part in duration.groups())
+        try:
+            span = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+            _ = here + span  # a date that the clock knows
+        except OverflowError:
+            raise ValueError(
+                tr(
+                    "trainer.deadline={deadline} is too far away; null means no deadline",
+                    deadline=text,
+                )
+            ) from None
+        return now + span.total_seconds()
     if clock := re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text):
         at = here.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
         return (at if at > here else at + timedelta(days=1)).timestamp()
     try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+        moment = datetime.fromisoformat(text).timestamp()
+        datetime.fromtimestamp(moment)  # which a message will show
+    except (ValueError, OverflowError, OSError):
         raise ValueError(
             tr(
                 "trainer.deadline={deadline} is neither a duration (11h30m, 45m, 90s) nor a time "
@@ -98,3 +123,21 @@ def parse_deadline(text: str, now: float) -> float:
                 deadline=repr(text),
             )
         ) from None
+    return moment
+
+
+def _without_unit(text: str) -> str:
+    """The message about a deadline that is a bare number, as YAML reads the clock time 23:58."""
+    minutes = int(text)
+    advice = tr(
+        "trainer.deadline={deadline} has no unit: write {deadline}m, {deadline}s or {deadline}h "
+        "for a duration",
+        deadline=text,
+    )
+    if not 60 <= minutes < 24 * 60:
+        return advice
+    return tr(
+        "{advice}. In a YAML file a clock time needs quotes: deadline: '{clock}'",
+        advice=advice,
+        clock=f"{minutes // 60}:{minutes % 60:02}",
+    )

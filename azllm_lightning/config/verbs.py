@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from azllm_lightning.cli.messages import LANGUAGES, tr
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.effects import (
+    CHECKPOINT,
+    DATA,
+    EVALUATE,
+    GENERATE,
+    NAMED_CHECKPOINTS,
+    ignored_settings,
+    typed_keys,
+)
+from azllm_lightning.config.local_paths import LocalPath
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import Problems, from_mapping
@@ -28,10 +38,21 @@ class VerbConfig:
         problems.require_choice("lang", self.lang, LANGUAGES)
         problems.raise_if_any()
 
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return []
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """The config of a composed mapping; `overrides` is what was typed to get it."""
         return replace(from_mapping(cls, values), overrides=tuple(overrides))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveResumeConfig(RunConfig):
+    """The settings of conf/prove_resume.yaml: those of train, and whether to break the restore."""
+
+    control: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +67,19 @@ class PrepareConfig(VerbConfig):
         problems.attempt(self.data.check_source)
         problems.raise_if_any()
 
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return ignored_settings(DATA, self, self.overrides)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(VerbConfig, SamplingConfig):
     """The settings of conf/generate.yaml."""
 
-    prompt: str | None
-    ckpt_path: str
+    prompt: str | list[str] | None
+    ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: str
+    logs_dir: LocalPath
     num_samples: int
     stop: str | list[str] | None
 
@@ -62,9 +87,19 @@ class GenerateConfig(VerbConfig, SamplingConfig):
         problems = Problems()
         problems.attempt(lambda: VerbConfig.__post_init__(self))
         problems.attempt(lambda: SamplingConfig.__post_init__(self))
+        problems.attempt(lambda: _check_run(self))
         samples = self.num_samples
         problems.require(samples >= 1, "num_samples", samples, tr("at least 1"))
         problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return ignored_settings(GENERATE, self, self.overrides)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, of which each is continued by itself."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
 
     @property
     def stops(self) -> list[str]:
@@ -77,19 +112,28 @@ class GenerateConfig(VerbConfig, SamplingConfig):
 class EvaluateConfig(VerbConfig):
     """The settings of conf/evaluate.yaml; `data` has only the keys that name and read the text."""
 
-    ckpt_path: str
+    ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: str
-    hf: str | None
+    logs_dir: LocalPath
+    hf: LocalPath | None
     pairs: bool
     stride: int | None
     block_size: int | None
-    out: str | None
+    out: LocalPath | None
     data: DataConfig
 
     def __post_init__(self) -> None:
         problems = Problems()
         problems.attempt(super().__post_init__)
+        problems.attempt(lambda: _check_run(self))
+        if self.data.path is not None and self.data.dir is not None:
+            problems.add(
+                tr(
+                    "data.path={path} and data.dir={folder} are two texts: omit one of the two",
+                    path=self.data.path,
+                    folder=self.data.dir,
+                )
+            )
         if self.pairs and self.has_text:
             problems.add(
                 tr(
@@ -98,6 +142,10 @@ class EvaluateConfig(VerbConfig):
                 )
             )
         problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return ignored_settings(EVALUATE, self, self.overrides)
 
     @property
     def has_text(self) -> bool:
@@ -109,12 +157,12 @@ class EvaluateConfig(VerbConfig):
 class ExportConfig(VerbConfig):
     """The settings of conf/export.yaml."""
 
-    out: str | None
+    out: LocalPath | None
     format: str
     quant: str
-    ckpt_path: str
+    ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: str
+    logs_dir: LocalPath
     license: str
 
     def __post_init__(self) -> None:
@@ -122,16 +170,29 @@ class ExportConfig(VerbConfig):
         problems.attempt(super().__post_init__)
         problems.require_choice("format", self.format, ("hf", "gguf", "pt"))
         problems.require_choice("quant", self.quant, ("f16", "q8_0"))
+        problems.attempt(lambda: _check_run(self))
+        if self.format != "gguf" and "quant" in typed_keys(self.overrides):
+            problems.add(
+                tr(
+                    "quant={quant} is for format=gguf, and format={format}: omit one of the two",
+                    quant=self.quant,
+                    format=self.format,
+                )
+            )
         if not self.out:
             problems.add(tr("out is not set: name the folder to write, out=FOLDER"))
         problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return ignored_settings(CHECKPOINT, self, self.overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunsConfig(VerbConfig):
     """The settings of conf/runs.yaml."""
 
-    logs_dir: str
+    logs_dir: LocalPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +218,10 @@ class CheckConfig(VerbConfig):
             )
         problems.raise_if_any()
 
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return self.run.ignored()
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """The config of a composed mapping; the run keeps only the overrides that are its own."""
@@ -174,4 +239,17 @@ class CheckConfig(VerbConfig):
         out = "" if own.get("out") is None else str(own["out"])
         return cls(
             lang=run.lang, overrides=tuple(overrides), out=out, minutes=float(minutes), run=run
+        )
+
+
+def _check_run(config: GenerateConfig | EvaluateConfig | ExportConfig) -> None:
+    """Raise ValueError if run_name and ckpt_path name two runs."""
+    if config.run_name is not None and config.ckpt_path not in NAMED_CHECKPOINTS:
+        raise ValueError(
+            tr(
+                "run_name={run_name} goes with ckpt_path=best or last, and "
+                "ckpt_path={ckpt_path} names the file itself: omit one of the two",
+                run_name=config.run_name,
+                ckpt_path=config.ckpt_path,
+            )
         )

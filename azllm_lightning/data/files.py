@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from azllm_lightning.cli.messages import tr, trn
 
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+DIGEST_BYTES = 100_000_000
+"""Local text up to this size is known by its content, larger text by size and time."""
 
 _BUFFER_BYTES = 1 << 20
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
@@ -73,6 +76,14 @@ class TextFile:
         ]
         return [self.name, info.get("size"), *tags[:1]]
 
+    def digest(self) -> list[Any]:
+        """The name and a hash of the bytes, which stay when the file is only touched or copied."""
+        digest = hashlib.blake2b(digest_size=16)
+        with self.filesystem.open(self.path, "rb") as file:
+            while chunk := file.read(_BUFFER_BYTES):
+                digest.update(chunk)
+        return [self.name, digest.hexdigest()]
+
 
 def find_files(given_paths: Sequence[str], setting: str) -> list[TextFile]:
     """The files at `given_paths`, sorted within each path; folders are searched recursively.
@@ -86,12 +97,25 @@ def find_files(given_paths: Sequence[str], setting: str) -> list[TextFile]:
 def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
     """Values that change when the text at `given_paths` does.
 
-    A hub URL with a pinned commit never changes, so that it needs no network.
+    A hub URL with a pinned commit never changes, so that it needs no network. Local files are
+    known by their content if they are small enough to read them at every start.
     """
     return [
-        given if _PINNED.match(given) else [file.stamp() for file in find_files([given], setting)]
+        given if _PINNED.match(given) else _stamps(find_files([given], setting))
         for given in given_paths
     ]
+
+
+def _stamps(files: list[TextFile]) -> list[list[Any]]:
+    local = [file for file in files if file.is_local]
+    is_small = sum(file.filesystem.size(file.path) or 0 for file in local) <= DIGEST_BYTES
+    values = []
+    for file in files:
+        try:
+            values.append(file.digest() if file.is_local and is_small else file.stamp())
+        except OSError:  # it cannot be read, which the reader reports with its name
+            values.append(file.stamp())
+    return values
 
 
 def _expand(given: str, place: str) -> list[TextFile]:

@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
 import os
 import shutil
-from collections import Counter
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import describe_cleaning, documents
-from azllm_lightning.data.encoding import encode_documents, num_cores
+from azllm_lightning.data.building import build
 from azllm_lightning.data.files import stamps
-from azllm_lightning.data.progress import Progress
 from azllm_lightning.data.shards import (
     MANIFEST,
-    SPLITS,
     VERSION,
     Manifest,
-    ShardWriter,
-    Span,
-    Split,
 )
-from azllm_lightning.data.spool import Spool
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.disk.lock import Lock, State
+from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
-CLEANING_VERSION = 1
+CLEANING_VERSION = 2
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
+
+FEW_WINDOWS = 10
+"""Below this many windows of validation text, a warning says that val_loss is inexact."""
 
 # An unfinished folder has the final name between these two.
 _UNFINISHED_PREFIX = ".azllm-"
 _UNFINISHED_SUFFIX = ".unfinished"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_KEEP_SECONDS = 3 * 24 * 3600.0
 # These settings do not change the prepared data.
-_NOT_CONTENT = ("dir", "block_size", "val_windows", "num_workers", "prepare_workers")
+_NOT_CONTENT = (
+    "dir",
+    "block_size",
+    "val_windows",
+    "num_workers",
+    "prepare_workers",
+    "verify",
+    "mix",
+)
 
 
 def prepare(config: DataConfig) -> Path:
@@ -80,6 +89,24 @@ def prepared_folder(config: DataConfig) -> Path:
     return _cache_folder() / _key(config)
 
 
+def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
+    """`config` with the folder of the data with that fingerprint, if the cache has it.
+
+    A run then continues although its text was moved or changed. Data of other settings does not
+    count.
+    """
+    if config.dir is not None:
+        return config
+    settings = _content_settings(config)
+    for path in sorted(_cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
+        with contextlib.suppress(ValueError, OSError):
+            manifest = Manifest.read(path.parent)
+            same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
+            if same and manifest.fingerprint == fingerprint:
+                return replace(config, dir=str(path.parent))
+    return config
+
+
 def _cache_folder() -> Path:
     from platformdirs import user_cache_path
 
@@ -104,7 +131,8 @@ def _key(config: DataConfig) -> str:
         stamps(config.paths, "data.path") + stamps(config.val_paths, "data.val_path")
     )
     text = json.dumps(ingredients, ensure_ascii=False, sort_keys=True)
-    return f"{config.name}-{blake2b(text.encode('utf-8'), digest_size=10).hexdigest()}"
+    data = text.encode("utf-8", "surrogatepass")  # a path may have bytes that are not UTF-8
+    return f"{config.name}-{blake2b(data, digest_size=10).hexdigest()}"
 
 
 def _tales_digests() -> list[str]:
@@ -120,110 +148,104 @@ def _tales_digests() -> list[str]:
 
 
 def _create(config: DataConfig, folder: Path) -> None:
-    """Build under a temporary name and a lock, then rename, so that `folder` is always complete."""
-    from filelock import FileLock
+    """Build under a temporary name and a lock, then rename, so that `folder` is always complete.
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder.parent)
+    What an interrupted build has finished is kept under the temporary name, for the next one.
+    """
     unfinished = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}{_UNFINISHED_SUFFIX}")
-    with FileLock(unfinished.with_suffix(".lock")):
-        if (folder / MANIFEST).exists():  # another process has created it meanwhile
-            return
-        unfinished.mkdir()
+    with _explained_errors(config, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder.parent, unfinished)
+        lock = Lock(unfinished.with_suffix(".lock"))
+        lock.wait(
+            tr("another process is preparing the same text in {folder}: waiting", folder=folder)
+        )
         try:
+            if (folder / MANIFEST).exists():  # another process has created it meanwhile
+                return
             _build(config, unfinished)
             if folder.exists():
                 folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
             unfinished.rename(folder)
+            sync_folder(folder.parent)
         finally:
+            lock.release()
+    if config.dir is None:
+        _report_superseded(folder)
+
+
+def _build(config: DataConfig, unfinished: Path) -> None:
+    """Fill the folder `unfinished`, from what a build of the same text left there if one did."""
+    key = _key(config)
+    key_file = unfinished / "key"
+    if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        key_file.write_text(key, encoding="utf-8")
+    try:
+        build(config, unfinished, _content_settings(config))
+    except OSError as error:
+        if error.errno in _NO_ROOM:
             shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    key_file.unlink()
 
 
-def _remove_leftovers(parent: Path) -> None:
-    """Remove the unfinished folders of killed processes from `parent`: those whose lock is free."""
-    from filelock import FileLock, Timeout
-
+def _remove_leftovers(parent: Path, current: Path) -> None:
+    """Remove old unfinished folders, other than `current`, that no process works on."""
     for leftover in parent.glob(f"{_UNFINISHED_PREFIX}*{_UNFINISHED_SUFFIX}"):
-        try:
-            with FileLock(leftover.with_suffix(".lock"), timeout=0):
-                shutil.rmtree(leftover, ignore_errors=True)
-        except Timeout:
+        if leftover == current or time.time() - leftover.stat().st_mtime < _KEEP_SECONDS:
             continue
+        lock = Lock(leftover.with_suffix(".lock"))
+        if lock.try_acquire() is State.HELD:
+            shutil.rmtree(leftover, ignore_errors=True)
+            lock.release()
 
 
-def _build(config: DataConfig, folder: Path) -> None:
-    """Fill the empty `folder`."""
-    counts: Counter[str] = Counter()
-    splits: dict[str, Split] = {}
-    spans: list[Span] = []
-    num_threads = config.prepare_workers or num_cores()
-    with Spool(folder / "spool") as spool, ThreadPoolExecutor(num_threads) as pool:
-        _read(config, spool, counts)
-        if config.tokenizer:
-            tokenizer = Tokenizer.from_file(config.tokenizer)
-        else:
-            tokenizer = _train_tokenizer(config, spool)
-        tokenizer.save(folder / "tokenizer.json")
-        labels = {"train": tr("tokenizing training text"), "val": tr("tokenizing validation text")}
-        for split in SPLITS:
-            texts = spool.texts(split)
-            with (
-                ShardWriter(folder, split) as writer,
-                Progress(labels[split], spool.text_bytes[split]) as progress,
-            ):
-                # not a variable: an error then closes the generator, which cancels what is pending
-                for batch in encode_documents(tokenizer, texts, pool, 2 * num_threads):
-                    start = writer.tokens
-                    writer.write(batch.tokens, batch.documents, batch.text_bytes)
-                    if spans and (spans[-1].source, spans[-1].split) == (batch.source, split):
-                        start = spans.pop().start
-                    spans.append(Span(batch.source, split, start, writer.tokens))
-                    progress.add(batch.text_bytes)
-                splits[split] = writer.close()
-    Manifest(
-        version=VERSION,
-        tokenizer=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        splits=splits,
-        spans=tuple(spans),
-        cleaning=dict(counts),
-        made_from=_content_settings(config),
-    ).write(folder)
+@contextlib.contextmanager
+def _explained_errors(config: DataConfig, parent: Path) -> Iterator[None]:
+    """Name the folder and the setting where the prepared data cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in _NO_ROOM
+        name = error.filename
+        is_ours = isinstance(name, str | os.PathLike) and Path(name).is_relative_to(parent)
+        is_above = isinstance(name, str | os.PathLike) and parent.is_relative_to(name)
+        if not (is_full or is_ours or is_above):  # of reading the text, for example
+            raise
+        setting = "data.dir" if config.dir is not None else tr("data.dir (or $AZLLM_DATA_DIR)")
+        message = tr(
+            "the prepared text cannot be written in {folder} ({reason}): free some disk space, or "
+            "choose another folder with {setting}",
+            folder=parent,
+            reason=error.strerror or error,
+            setting=setting,
+        )
+        raise OSError(message) from error
 
 
-def _read(config: DataConfig, spool: Spool, counts: Counter[str]) -> None:
-    """Read all documents into `spool`."""
-    num_documents = 0
-    with Progress(tr("reading text")) as progress:
-        for document in documents(config, counts):
-            progress.add(spool.add(document))
-            num_documents += 1
-    summary = [trn("{count:,} document", "{count:,} documents", num_documents)]
-    log.info(tr("text read: {summary}", summary=", ".join(summary + describe_cleaning(counts))))
-
-
-def _train_tokenizer(config: DataConfig, spool: Spool) -> Tokenizer:
-    """A tokenizer of the training text, or of an evenly spaced sample if the text is large."""
-    total = spool.text_bytes["train"]
-    share = min(1.0, config.tokenizer_sample_bytes / max(1, total))
-    with Progress(tr("training the tokenizer"), round(total * share)) as progress:
-
-        def sample() -> Iterator[str]:
-            for index, (_, text) in enumerate(spool.texts("train")):
-                if int((index + 1) * share) > int(index * share):
-                    progress.add(len(text.encode("utf-8")))
-                    yield text
-
-        tokenizer = Tokenizer.train(sample(), config.vocab_size)
-    if tokenizer.vocab_size < config.vocab_size:
+def _report_superseded(folder: Path) -> None:
+    """Name the older prepared folders of the same files and settings in the cache."""
+    made_from = Manifest.read(folder).made_from
+    older = []
+    for other in sorted(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*")):
+        with contextlib.suppress(ValueError, OSError):
+            if other != folder and Manifest.read(other).made_from == made_from:
+                older.append(other)
+    if older:
+        size = sum(file.stat().st_size for other in older for file in other.iterdir())
         log.warning(
-            tr(
-                "data.vocab_size={asked}: the text is only enough for {found} tokens",
-                asked=config.vocab_size,
-                found=tokenizer.vocab_size,
+            trn(
+                "the text has changed since it was last prepared; delete the folder of the "
+                "earlier version if no run needs it ({size:,.1f} MB): {folders}",
+                "the text has changed since it was last prepared; delete the folders of the "
+                "earlier versions if no run needs them ({size:,.1f} MB): {folders}",
+                len(older),
+                size=size / 1e6,
+                folders=", ".join(map(str, older)),
             )
         )
-    return tokenizer
 
 
 def _warn_about_differences(config: DataConfig, folder: Path) -> None:
@@ -250,25 +272,74 @@ def _warn_about_differences(config: DataConfig, folder: Path) -> None:
 
 
 def _check_enough(config: DataConfig, manifest: Manifest) -> None:
-    """Raise ValueError, with the amount of text needed, unless each split fills a window."""
+    """Raise ValueError, with the amount of text needed, unless each split fills a window; warn if
+    the validation split has only a few.
+    """
     needed = config.block_size + 1
     for name, split in manifest.splits.items():
         if split.tokens < needed:
-            text_bytes = sum(split.text_bytes for split in manifest.splits.values())
-            raise ValueError(
-                tr(
-                    "too little text: a window of data.block_size={block_size} needs {needed} "
-                    "tokens, but the {split} split has {tokens}. Need at least about {wanted:,} kB "
-                    "of text, got {given:,.1f} kB. {remedy}",
-                    block_size=config.block_size,
-                    needed=needed,
-                    split=name,
-                    tokens=split.tokens,
-                    wanted=math.ceil(_bytes_needed(config, manifest, name) / 1000),
-                    given=text_bytes / 1000,
-                    remedy=_remedy(config, name),
-                )
+            message = tr(
+                "too little text: a window of data.block_size={block_size} needs {needed} tokens, "
+                "but the {split} split has {tokens}.",
+                block_size=config.block_size,
+                needed=needed,
+                split=name,
+                tokens=split.tokens,
             )
+            sentences = [message, *_amounts(config, manifest, name), _remedy(config, name)]
+            raise ValueError(" ".join(sentences))
+    windows = manifest.splits["val"].tokens // needed
+    if windows < FEW_WINDOWS:
+        log.warning(
+            trn(
+                "the validation text is {count} window of {block_size} tokens: val_loss will be "
+                "inexact. {remedy}",
+                "the validation text is only {count} windows of {block_size} tokens: val_loss "
+                "will be inexact. {remedy}",
+                windows,
+                block_size=config.block_size,
+                remedy=_remedy(config, "val"),
+            )
+        )
+
+
+def _amounts(config: DataConfig, manifest: Manifest, split: str) -> list[str]:
+    """Sentences on how much text there is, and how much `split` needs."""
+    given = sum(split.text_bytes for split in manifest.splits.values()) / 1000
+    wanted = math.ceil(_bytes_needed(config, manifest, split) / 1000)
+    duplicates = manifest.cleaning.get("duplicates", 0)
+    if duplicates and config.val_paths and split == "train":
+        return [
+            trn(
+                "{count:,} document was left out as a duplicate: what is in data.val_path too is "
+                "not trained on.",
+                "{count:,} documents were left out as duplicates: what is in data.val_path too is "
+                "not trained on.",
+                duplicates,
+            )
+        ]
+    if duplicates:
+        removed = trn(
+            "{given:,.1f} kB are left after {count:,} duplicate was removed (of documents, and of "
+            "the pieces of at most {piece:,} bytes that long ones are split into).",
+            "{given:,.1f} kB are left after {count:,} duplicates were removed (of documents, and "
+            "of the pieces of at most {piece:,} bytes that long ones are split into).",
+            duplicates,
+            given=given,
+            piece=config.max_document_bytes,
+        )
+        if wanted <= given:
+            return [removed]
+        return [removed, tr("Need at least about {wanted:,} kB without repetition.", wanted=wanted)]
+    if wanted <= given:
+        return []
+    return [
+        tr(
+            "Need at least about {wanted:,} kB of text, got {given:,.1f} kB.",
+            wanted=wanted,
+            given=given,
+        )
+    ]
 
 
 def _bytes_needed(config: DataConfig, manifest: Manifest, split: str) -> float:

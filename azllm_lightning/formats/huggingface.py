@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HF_CONFIG = "config.json"
 HF_WEIGHTS = "model.safetensors"
+TOKENIZER = "azllm_tokenizer"
+"""Key of the tokenizer's fingerprint in the metadata of the weights."""
 
 QWEN3_NAMES = {
     "vocab_size": "vocab_size",
@@ -84,7 +86,9 @@ def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
         },
     )
     try:
-        save_file(hf_weights(model), folder / HF_WEIGHTS, metadata={"format": "pt"})
+        # The tokenizer's fingerprint goes with the weights: tokenizer.json is easily replaced.
+        metadata = {"format": "pt", TOKENIZER: tokenizer.fingerprint}
+        save_file(hf_weights(model), folder / HF_WEIGHTS, metadata=metadata)
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
@@ -102,15 +106,18 @@ def hf_weights(model: GPT) -> dict[str, Tensor]:
 def read_hf(folder: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer]:
     """Config, state_dict and tokenizer of a folder that `write_hf` or transformers wrote.
 
-    Raises ValueError if a file is missing or damaged, or the model is not a Qwen3 of our shape.
+    Raises ValueError if a file is missing or damaged, the model is not a Qwen3 of our shape, or the
+    tokenizer is not the one that the weights were trained with.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     config = _read_config(folder)
     tokenizer = Tokenizer.from_file(folder)
     try:
         weights: dict[str, Tensor] = load_file(folder / HF_WEIGHTS)
+        with safe_open(folder / HF_WEIGHTS, "pt") as file:
+            fingerprint = (file.metadata() or {}).get(TOKENIZER)
     except FileNotFoundError:
         raise ValueError(
             tr("{folder} has no {file}: copy the complete folder", folder=folder, file=HF_WEIGHTS)
@@ -123,6 +130,18 @@ def read_hf(folder: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer]:
                 error=error,
             )
         ) from None
+    # transformers does not keep the fingerprint; then the number of tokens must do.
+    same_size = tokenizer.vocab_size == config.vocab_size
+    if not same_size or fingerprint not in (None, tokenizer.fingerprint):
+        raise ValueError(
+            tr(
+                "{folder}: tokenizer.json ({found:,} tokens) is not the tokenizer that these "
+                "weights ({expected:,} tokens) were trained with: copy the complete folder again",
+                folder=folder,
+                found=tokenizer.vocab_size,
+                expected=config.vocab_size,
+            )
+        )
     if config.tie_embeddings:
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     return config, weights, tokenizer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tok
     never run, and Lightning is not imported.
 
     Raises ValueError if there is no checkpoint, or it is damaged or was not written by this
-    project.
+    project, or if its weights are not finite.
     """
     path = checkpoint_of(Path(path))
     config, weights, tokenizer = read_hf(path) if path.is_dir() else _read_model(path)
@@ -47,7 +49,47 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Tok
                 error=error,
             )
         ) from None
+    check_finite(model.state_dict(), path)
     return model.to(device).eval(), tokenizer
+
+
+def check_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise ValueError, which names `path`, if `weights` has values that are not finite."""
+    if (name := first_not_finite(weights)) is not None:
+        raise ValueError(
+            tr(
+                "{path}: the weights are not finite ({name} has NaN or infinity), so this model "
+                "is of no use: the training that wrote it had diverged. Use an earlier checkpoint, "
+                "or train with a lower optimizer.lr",
+                path=path,
+                name=name,
+            )
+        )
+
+
+def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that has NaN or infinity; None if there is none.
+
+    It waits for the device once.
+    """
+    floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    if not floats:
+        return None
+    # The largest magnitude: it cannot overflow, and NaN prevails.
+    norms = [torch.linalg.vector_norm(tensor.detach(), ord=math.inf) for tensor in floats.values()]
+    is_finite = torch.stack([norm.float() for norm in norms]).isfinite().tolist()
+    return next((name for name, fine in zip(floats, is_finite, strict=True) if not fine), None)
+
+
+def tokenizer_of(path: str | Path) -> Tokenizer:
+    """The tokenizer of what `load` reads for `path`, without the weights.
+
+    Raises ValueError as `load` does.
+    """
+    found = checkpoint_of(Path(path))
+    if found.is_dir():
+        return Tokenizer.from_file(found)
+    return Tokenizer.from_json(read_checkpoint(found)["azllm"]["tokenizer"], str(found))
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +21,17 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise ValueError(
             tr("out={out} already exists: remove it or choose another folder", out=out)
         )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    made = False
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        made = True
         yield temporary
         temporary.rename(out)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if made:  # else it is not ours
+            shutil.rmtree(temporary, ignore_errors=True)
         # torch's writer raises a RuntimeError that hides the system's error.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):

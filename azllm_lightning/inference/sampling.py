@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 NUCLEUS = 1024
 """Most likely tokens tried first for top_p; sorting all takes a quarter of a small model's step."""
 
+SHARES = 2**50
+"""Parts that a probability of 1 is divided into; float64 represents such integers exactly."""
+
 UNFINISHED = "\ufffd"
 """What the first bytes of a letter decode to until its last byte is there."""
 
@@ -255,12 +258,21 @@ def _choose(logits: Tensor, settings: SamplingConfig, uniform: Tensor) -> Tensor
         if (probabilities.sum(dim=-1) < settings.top_p).any():
             probabilities, tokens = all_probabilities.sort(descending=True)
     if settings.top_p is not None:
+        shares = _shares(probabilities)
         # 0 for the most likely token, which is therefore always kept.
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= settings.top_p, 0.0)
+        before = (shares.cumsum(dim=-1) - shares).double()
+        probabilities = probabilities.masked_fill(before >= settings.top_p * SHARES, 0.0)
     if settings.min_p is not None:
         least = settings.min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    reached = probabilities.double().cumsum(dim=-1)
+    reached = _shares(probabilities).cumsum(dim=-1).double()
     drawn = (reached <= uniform.double()[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
     return tokens.gather(1, drawn.clamp(max=probabilities.shape[-1] - 1))[:, 0]
+
+
+def _shares(probabilities: Tensor) -> Tensor:
+    """Probabilities as integers: a GPU adds them up in any order to the same sum.
+
+    Floating-point `cumsum` on CUDA raises under `torch.use_deterministic_algorithms`.
+    """
+    return (probabilities.double() * SHARES).long()

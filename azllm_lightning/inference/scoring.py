@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.formats.huggingface import HF_CONFIG
+from azllm_lightning.formats.load import check_finite
 from azllm_lightning.formats.optional import import_optional
 
 if TYPE_CHECKING:
@@ -174,17 +176,22 @@ def _sum_nll(
     windows.sort(key=lambda window: window.last - window.start, reverse=True)
     while windows:
         length = windows[0].last - windows[0].start
-        count = max(1, tokens_at_once // length)
-        batch = windows[:count]
-        windows = windows[count:]
+        batch = windows[: max(1, tokens_at_once // length)]
         # Padding at the end changes nothing before it: attention is causal.
         tokens = torch.zeros(len(batch), length + 1, dtype=torch.int64)
         for row, window in zip(tokens, batch, strict=True):
             row[: window.last - window.start + 1] = torch.tensor(
                 sequences[window.sequence][window.start : window.last + 1]
             )
-        tokens = tokens.to(scorer.device)
-        nll = scorer.token_nll(tokens[:, :-1], tokens[:, 1:]).double().cpu()
+        try:
+            on_device = tokens.to(scorer.device)
+            nll = scorer.token_nll(on_device[:, :-1], on_device[:, 1:]).double().cpu()
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                raise
+            tokens_at_once = length * (len(batch) // 2)
+            continue
+        windows = windows[len(batch) :]
         for row, window in zip(nll, batch, strict=True):
             sums[window.sequence] += float(
                 row[window.first - window.start : window.last - window.start].sum()
@@ -239,6 +246,7 @@ def hf_scorer(
             )
         ) from error
     model = model.float().to(device).eval()
+    check_finite(model.state_dict(), folder)
     start_id = tokenizer.bos_token_id
     if start_id is None:
         start_id = model.config.bos_token_id

@@ -13,7 +13,7 @@ from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.data.corpus import documents
-from azllm_lightning.data.pipeline import prepared_folder
+from azllm_lightning.data.pipeline import prepared_folder, with_prepared
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -58,8 +58,9 @@ def _prepared_folder_of(checkpoint: Path) -> Path:
     way_out = tr(
         "give data.dir=FOLDER (prepared data; its validation split is scored) or data.path=TEXT"
     )
-    stored = stored_config(read_checkpoint(checkpoint)) if checkpoint.is_file() else {}
-    if not stored:
+    content = read_checkpoint(checkpoint) if checkpoint.is_file() else None
+    stored = stored_config(content) if content is not None else {}
+    if content is None or not stored:
         raise ValueError(
             tr(
                 "{checkpoint} does not record what text it was trained on: {way_out}",
@@ -68,7 +69,8 @@ def _prepared_folder_of(checkpoint: Path) -> Path:
             )
         )
     try:
-        folder = prepared_folder(from_mapping(DataConfig, stored["data"], "data"))
+        config = from_mapping(DataConfig, stored["data"], "data")
+        folder = prepared_folder(with_prepared(config, content["azllm"].get("data", "")))
     except (ValueError, OSError) as error:
         raise ValueError(
             tr(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from azllm_lightning.data.encoding import num_cores
+from azllm_lightning.data.workers import num_cores
 
 INSTRUCTION_SETS = (
     "avx2 f16c fma avx512f avx512_bf16 avx512_fp16 avx512_vnni avx_vnni amx_tile amx_bf16 amx_fp16 "

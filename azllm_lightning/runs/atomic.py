@@ -5,9 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from azllm_lightning.disk.sync import sync, sync_folder
+
+LEFTOVER = re.compile(
+    r"\.(?P<name>.+\.(?:ckpt|json|yaml|html)|events\.out\.tfevents\..+?)"
+    r"(?P<aside>\.old)?\.\d+\.tmp"
+)
+"""The names of temporary files of `replacing` in a run folder."""
+
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Pauses between attempts to replace a file; Windows refuses that while a reader has it open."""
 
 
 @contextlib.contextmanager
@@ -22,19 +35,39 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+            sync(file)
+        _take_name(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    if os.name == "posix":  # the new name itself must reach the disk; Windows cannot sync a folder
-        folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)  # the new name itself must reach the disk
+
+
+def _take_name(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`, also where no file can be renamed onto another."""
+    for seconds in RETRY_SECONDS:
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            temporary.replace(target)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if not target.is_file():
+                raise
+            if not isinstance(error, PermissionError):
+                break  # the file system cannot do it (some FUSE mounts), and will not later
+        time.sleep(seconds)
+    # An odd mount, or a reader that does not let go: put the old file aside, if that is allowed.
+    aside = target.with_name(f".{target.name}.old.{os.getpid()}.tmp")
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    with contextlib.suppress(OSError):
+        aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,4 +86,11 @@ def sweep(folder: Path) -> None:
     so.
     """
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        match = LEFTOVER.fullmatch(leftover.name)  # no other file that happens to end so
+        if match is None or not (leftover.is_file() or leftover.is_symlink()):
+            continue
+        with contextlib.suppress(OSError):  # open in another program, on Windows
+            if match["aside"] and not (folder / match["name"]).exists():
+                leftover.rename(folder / match["name"])
+            else:
+                leftover.unlink()

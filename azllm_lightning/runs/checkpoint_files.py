@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.formats.load import read_checkpoint
+from azllm_lightning.formats.load import check_finite, read_checkpoint
 from azllm_lightning.runs.atomic import replacing
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
 
 def verify(path: Path) -> dict[str, Any]:
     """`read_checkpoint` after checking the CRC-32 of every part of the file, which torch.load
-    omits.
+    omits, and that the weights are finite.
 
-    Raises ValueError if the file is not complete.
+    Raises ValueError if the file is not complete, or the training that wrote it had diverged.
     """
     if path.is_file():
         try:
@@ -72,7 +72,9 @@ def verify(path: Path) -> dict[str, Any]:
                     part=broken,
                 )
             )
-    return read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    check_finite(checkpoint["state_dict"], path)
+    return checkpoint
 
 
 def is_complete(path: Path) -> bool:

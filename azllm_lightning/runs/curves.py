@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import struct
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +17,13 @@ from azllm_lightning.runs.paths import LOGS, versions
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
+
+LENGTH = struct.Struct("<Q")
+CHECKSUM = struct.Struct("<I")
+CHECKSUM_BYTES = CHECKSUM.size
+HEADER_BYTES = LENGTH.size + CHECKSUM_BYTES
 
 EVENTS = "events.out.tfevents.*"
 
@@ -33,39 +44,102 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
 
     Settings, environment and layout are omitted: the next session writes them again, and
     TensorBoard shows the first that it finds.
+
+    Where the files cannot be replaced (on Windows, TensorBoard holds them open), a warning says
+    what that means, and a mark makes readers drop the later steps.
     """
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     old_files = sorted(source.glob(EVENTS))
     if not old_files:
         return
+    try:
+        records = list(_up_to(old_files, last_step))
+        with replacing(target / old_files[0].name) as file:
+            writer = RecordWriter(file)
+            for raw in records:
+                writer.write(raw)
+            writer.flush()
+        if source == target:
+            for path in old_files[1:]:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        if source == target:
+            message = tr(
+                "the curve of {folder} cannot be rewritten ({reason}): if TensorBoard shows steps "
+                "twice, close it and resume once more",
+                folder=source,
+                reason=error,
+            )
+            _purge(old_files[-1], last_step)
+        else:
+            message = tr(
+                "the curve of {source} cannot be copied to {target} ({reason}): the new curve "
+                "starts at step {step:,}",
+                source=source,
+                target=target,
+                reason=error,
+                step=last_step,
+            )
+        log.warning(message)
+
+
+def _up_to(files: list[Path], last_step: int) -> Iterator[bytes]:
+    """The records of the curve up to `last_step`, each point once."""
     seen: set[tuple[str, int]] = set()
-    with replacing(target / old_files[0].name) as file:
+    for raw, event in _read_events(files):
+        if event.step > last_step or any(map(_describes_run, event.summary.value)):
+            continue
+        tags = {(value.tag, event.step) for value in event.summary.value}
+        if tags and tags <= seen:
+            continue
+        seen |= tags
+        yield raw
+
+
+def _purge(newest: Path, last_step: int) -> None:
+    """Write an event file, after `newest`, that makes readers drop the steps after `last_step`.
+
+    TensorBoard does so when it finds the start of a session.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    start = SessionLog(status=SessionLog.SessionStatus.START)
+    event = Event(wall_time=time.time(), step=last_step + 1, session_log=start)
+    # Names sort by time: this one comes after those of earlier sessions, and before the next one.
+    name = f"{newest.name}.{int(time.time())}"
+    with contextlib.suppress(OSError), replacing(newest.with_name(name)) as file:
         writer = RecordWriter(file)
-        for raw in read_records(old_files):
-            event = Event.FromString(raw)
-            if event.step > last_step or any(map(_describes_run, event.summary.value)):
-                continue
-            tags = {(value.tag, event.step) for value in event.summary.value}
-            if tags and tags <= seen:
-                continue
-            seen |= tags
-            writer.write(raw)
+        writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        writer.write(event.SerializeToString())
         writer.flush()
-    if source == target:
-        for path in old_files[1:]:
-            path.unlink(missing_ok=True)
+
+
+def _read_events(files: list[Path]) -> list[tuple[bytes, Any]]:
+    """(record, event) of event files, without the steps that a later session repeated."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    events: list[tuple[bytes, Any]] = []
+    for raw in read_records(files):
+        event = Event.FromString(raw)
+        if event.session_log.status == SessionLog.SessionStatus.START:
+            events = [
+                found
+                for found in events
+                if found[1].step < event.step or found[1].HasField("file_version")
+            ]
+        else:
+            events.append((raw, event))
+    return events
 
 
 def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """Every scalar of a run folder: tag -> step -> value."""
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.util.tensor_util import make_ndarray
 
     scalars: dict[str, dict[int, float]] = {}
-    for raw in read_records(sorted(folder.glob(EVENTS))):
-        event = Event.FromString(raw)
+    for _, event in _read_events(sorted(folder.glob(EVENTS))):
         for value in event.summary.value:
             if value.HasField("simple_value"):
                 scalars.setdefault(value.tag, {})[event.step] = value.simple_value
@@ -152,8 +226,34 @@ def _describes_run(value: Any) -> bool:
 
 
 def read_records(files: list[Path]) -> Iterator[bytes]:
-    """The serialized events of event files; a file ends at a record that a kill truncated."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    """The serialized events of event files, in order.
 
+    A damaged record is skipped, and what follows it is read. TensorBoard's own reader ends there.
+    """
     for path in files:
-        yield from RawEventFileLoader(str(path)).Load()
+        content = path.read_bytes()
+        place = 0
+        while (found := _next_record(content, place)) is not None:
+            start, place = found
+            yield content[start + HEADER_BYTES : place - CHECKSUM_BYTES]
+
+
+def _next_record(content: bytes, place: int) -> tuple[int, int] | None:
+    """Start and end of the first complete record at or after `place`; None if there is none.
+
+    A record is the length of its data (8 bytes), a checksum of these, the data, and its checksum.
+    """
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    for start in range(place, len(content) - HEADER_BYTES - CHECKSUM_BYTES + 1):
+        (length,) = LENGTH.unpack_from(content, start)
+        end = start + HEADER_BYTES + length + CHECKSUM_BYTES
+        if length == 0 or end > len(content):
+            continue
+        (expected,) = CHECKSUM.unpack_from(content, start + LENGTH.size)
+        if masked_crc32c(content[start : start + LENGTH.size]) != expected:
+            continue
+        (expected,) = CHECKSUM.unpack_from(content, end - CHECKSUM_BYTES)
+        if masked_crc32c(content[start + HEADER_BYTES : end - CHECKSUM_BYTES]) == expected:
+            return start, end
+    return None

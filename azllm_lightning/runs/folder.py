@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import filelock
-
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import check_run_name
+from azllm_lightning.disk.lock import SILENT_SECONDS, Lock, State
 from azllm_lightning.formats.huggingface import HF_CONFIG
 from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
-from azllm_lightning.runs.atomic import sweep
+from azllm_lightning.runs.atomic import replacing, sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
-from azllm_lightning.runs.curves import carry_curve
-from azllm_lightning.runs.paths import LOGS, is_version, version_of, versions
+from azllm_lightning.runs.curves import carry_curve, read_scalars
+from azllm_lightning.runs.paths import (
+    LOGS,
+    folder_of,
+    is_version,
+    run_names,
+    version_of,
+    versions,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +34,9 @@ class Run:
     """A run folder, locked by this process until `release` or its end."""
 
     folder: Path
-    lock: filelock.BaseFileLock | None = field(default=None, repr=False)
+    lock: Lock | None = field(default=None, repr=False)
+    is_new: bool = False
+    """Whether this session created the folder."""
 
     @property
     def name(self) -> str:
@@ -59,10 +69,30 @@ class Run:
         """Its settled config as YAML."""
         return self.folder / ".hydra" / "config.yaml"
 
-    def release(self) -> None:
-        """Let another process use the folder."""
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no optimizer step has left anything here."""
+        if step_files(self.checkpoints):
+            return False
+        curves = read_scalars(self.folder)
+        # The weights of step 0 can be the best ones; without curves, of some later step too.
+        return "train_loss" not in curves and (
+            bool(curves) or not (self.checkpoints / BEST).exists()
+        )
+
+    def release(self, failed: bool = False) -> None:
+        """Let another process use the folder.
+
+        If this session created it and `failed` before its first step, the folder is removed: there
+        is nothing to resume, to look at or to compare.
+        """
+        discard = failed and self.is_new and self.is_untrained
         if self.lock is not None:
             self.lock.release()
+        if discard:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it has other versions
+                self.folder.parent.rmdir()
 
 
 def claim(name: str, logs: Path = LOGS) -> Run:
@@ -73,9 +103,10 @@ def claim(name: str, logs: Path = LOGS) -> Run:
     """
     check_run_name(name)
     _check_logs(logs)
-    version = max(map(version_of, versions(logs / name)), default=-1) + 1
+    parent = folder_of(name, logs)
+    version = max(map(version_of, versions(parent)), default=-1) + 1
     while True:
-        folder = logs / name / f"version_{version}"
+        folder = parent / f"version_{version}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -90,6 +121,7 @@ def claim(name: str, logs: Path = LOGS) -> Run:
             )
             raise OSError(message) from None
         run = _lock(folder)
+        run.is_new = True
         run.checkpoints.mkdir()
         return run
 
@@ -99,9 +131,11 @@ def reopen(folder: Path) -> Run:
 
     Raises OSError if it cannot be written, and ValueError if another process uses it.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # an attempt that failed at once has removed it
     run = _lock(folder)
     run.checkpoints.mkdir(exist_ok=True)
-    sweep(run.checkpoints)
+    for place in (run.folder, run.config_file.parent, run.checkpoints):
+        sweep(place)
     return run
 
 
@@ -109,17 +143,24 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     """The run folder in which training continues from the checkpoint `path` of optimizer step
     `step`.
 
-    This is the folder that the file is in, if the file is the newest there. It is a new version of
-    run `name`, with the curves up to `step`, if there are newer ones, if the folder cannot be
-    written, or if the file is in no run folder.
+    This is the folder that the file is in, if the file is the newest there. It is a new version,
+    with the curves up to `step` and the best weights until then, if there are newer ones, if the
+    folder cannot be written, or if it has been renamed. A file in no run folder comes alone.
     """
-    folder = path.resolve().parent.parent
-    if path.resolve().parent.name != "checkpoints" or not is_version(folder):
+    real = path.resolve()
+    if real.parent.name != "checkpoints":
+        log.warning(
+            tr(
+                "{path} is in no run folder: its curve and its best weights do not come along",
+                path=path,
+            )
+        )
         return claim(name, logs)
-    newer = [file for later, file in step_files(folder / "checkpoints") if later > step]
-    if not any(map(is_complete, newer)):
+    folder = real.parent.parent
+    newer = [file for later, file in step_files(real.parent) if later > step]
+    if is_version(folder) and not any(map(is_complete, newer)):
         try:
-            run = reopen(_relative(folder))
+            run = reopen(relative_to_current(folder))
         except OSError as error:
             log.warning(
                 tr(
@@ -131,12 +172,28 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
         else:
             carry_curve(run.folder, run.folder, step)
             return run
-    run = claim(folder.parent.name, logs)
+    run = claim(folder.parent.name if is_version(folder) else name, logs)
     carry_curve(folder, run.folder, step)
-    best = folder / "checkpoints" / BEST
-    if best.is_file() and read_checkpoint(best)["azllm"]["step"] <= step:
-        shutil.copyfile(best, run.checkpoints / BEST)
+    _carry_best(real.parent / BEST, run, step)
     return run
+
+
+def _carry_best(best: Path, run: Run, step: int) -> None:
+    """Copy the best weights `best` into `run` if they are from `step` or before."""
+    if not best.is_file():
+        return
+    try:
+        if read_checkpoint(best)["azllm"]["step"] <= step:
+            with best.open("rb") as source, replacing(run.checkpoints / BEST) as file:
+                shutil.copyfileobj(source, file)
+    except (OSError, ValueError) as error:
+        log.warning(
+            tr(
+                "the best weights until now do not come along ({reason}); from here on the best "
+                "are searched from scratch",
+                reason=error,
+            )
+        )
 
 
 def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
@@ -145,7 +202,7 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
     Raises ValueError if there is none.
     """
     if name is not None:
-        candidates = versions(logs / name)
+        candidates = versions(folder_of(name, logs))
     else:
         folders = [path for parent in logs.glob("*") for path in versions(parent)]
         candidates = sorted(
@@ -154,13 +211,12 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
     for folder in candidates:
         if (folder / "checkpoints" / BEST).is_file() or step_files(folder / "checkpoints"):
             return folder
-    where = logs / name if name is not None else logs
-    raise ValueError(
-        tr(
-            "no run with a checkpoint in {folder}; train one first, or give ckpt_path=FILE",
-            folder=where.absolute(),
-        )
+    where = folder_of(name, logs) if name is not None else logs
+    message = tr(
+        "no run with a checkpoint in {folder}; train one first, or give ckpt_path=FILE",
+        folder=where.absolute(),
     )
+    raise ValueError(_with_runs(message, logs))
 
 
 def find_checkpoint(
@@ -193,17 +249,24 @@ def find_checkpoint(
 
 
 def _last(name: str | None, logs: Path) -> Path:
-    for folder in versions(logs / name) if name is not None else [newest_run(logs=logs)]:
+    candidates = versions(folder_of(name, logs)) if name is not None else [newest_run(logs=logs)]
+    for folder in candidates:
         for _, path in valid_steps(folder / "checkpoints"):
             return path
-    where = logs / name if name is not None else logs
-    raise ValueError(
-        tr(
-            "ckpt_path=last: no complete checkpoint in {folder}; to start a new run, omit "
-            "ckpt_path",
-            folder=where.absolute(),
-        )
+    where = folder_of(name, logs) if name is not None else logs
+    message = tr(
+        "ckpt_path=last: no complete checkpoint in {folder}; to start a new run, omit ckpt_path",
+        folder=where.absolute(),
     )
+    raise ValueError(_with_runs(message, logs))
+
+
+def _with_runs(message: str, logs: Path) -> str:
+    """`message`, and the names of the runs that there are."""
+    names = run_names(logs)
+    if not names:
+        return message
+    return tr("{message}. Runs there: {names}", message=message, names=", ".join(names))
 
 
 def _in_folder(folder: Path, resume: bool) -> Path:
@@ -236,7 +299,8 @@ def _check_logs(logs: Path) -> None:
         )
 
 
-def _relative(folder: Path) -> Path:
+def relative_to_current(folder: Path) -> Path:
+    """`folder` as a path from the current folder, if it is inside that."""
     try:
         return folder.relative_to(Path.cwd())
     except ValueError:
@@ -248,22 +312,29 @@ def _modified_at(path: Path) -> float:
 
 
 def _lock(folder: Path) -> Run:
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        message = tr(
-            "{folder} is in use by another process that trains this run; wait for it or stop it",
-            folder=folder,
-        )
-        raise ValueError(message) from None
-    except NotImplementedError:  # Google Drive's file system has no locks
+    """Lock a run folder.
+
+    Raises ValueError if another process trains the run, and OSError if the folder is not writable.
+    """
+    lock = Lock(folder / ".lock")
+    state = lock.try_acquire()
+    if state is State.UNKNOWN and lock.holder:
         log.warning(
             tr(
-                "{folder}: this file system does not support locks; do not resume this run in "
-                "two processes at once",
+                "{folder} is marked as in use by {holder}: watching for up to {seconds:.0f} s "
+                "whether that is still true",
                 folder=folder,
+                holder=lock.holder,
+                seconds=SILENT_SECONDS,
             )
         )
-        return Run(folder)
-    return Run(folder, lock)
+    while state is State.UNKNOWN:
+        time.sleep(0.5)
+        state = lock.try_acquire()
+    if state is State.HELD:
+        return Run(folder, lock)
+    message = tr(
+        "{folder} is in use by another process that trains this run; wait for it or stop it",
+        folder=folder,
+    )
+    raise ValueError(f"{message}. {lock.way_out}" if lock.holder else message)

@@ -29,7 +29,7 @@ def list_runs(logs: Path) -> list[RunRow]:
 
 
 def _row(folder: Path) -> RunRow:
-    summary = _summary(folder)
+    summary = read_summary(folder)
     newest = [step for step, _ in step_files(folder / "checkpoints")[:1]]
     step = max([*newest, *([summary["steps"]] if summary else [])], default=None)
     # A summary older than the newest checkpoint was written by an earlier session.
@@ -44,7 +44,8 @@ def _row(folder: Path) -> RunRow:
     )
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The content of a run's summary.json; empty if there is none, or it is damaged."""
     try:
         values = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

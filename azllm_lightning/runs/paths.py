@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unicodedata import normalize
 
 LOGS = Path("lightning_logs")
 """The folder of all runs, unless logs_dir names another."""
+
+
+def folder_of(name: str, logs: Path) -> Path:
+    """The folder of run `name`, which may exist under the decomposed form of that name."""
+    decomposed = logs / normalize("NFD", name)
+    return decomposed if decomposed.is_dir() and not (logs / name).is_dir() else logs / name
+
+
+def run_names(logs: Path) -> list[str]:
+    """The names of the runs in `logs`."""
+    return sorted(folder.name for folder in logs.glob("*") if versions(folder))
 
 
 def versions(folder: Path) -> list[Path]:

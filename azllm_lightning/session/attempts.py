@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.text import paragraph
+from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
@@ -73,7 +72,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
     path = source.path if source else None
     start = Start(config, path, source.step if source else -1, path)
     while True:
-        parts = build(start.config, resolved, run, stop)
+        parts = _built(start.config, resolved, run, stop)
         parts.health.rollbacks = start.rollbacks
         parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
         outcome = attempt(parts, start, run)
@@ -104,18 +103,25 @@ def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
                 weights_only=True,
             )
     except Stopped as stopped:
-        step = parts.trainer.global_step
-        if step_files(run.checkpoints):
-            log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=step))
-            parts.summary.write(parts.trainer, parts.module, "stopped")
-        else:
-            log.info(tr("stopped by {reason} before the first step", reason=stopped))
+        _report_stop(parts, start, run, stopped)
         raise
     except RollBack as broken:
         return RolledBack(broken.with_traceback(None))
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         return OutOfMemory()
     return Done()
+
+
+def _built(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
+    """`build`; raises ValueError if the model itself does not fit in memory."""
+    try:
+        return build(config, resolved, run, stop)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise ValueError(batch.model_does_not_fit())
 
 
 def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> Start:
@@ -125,12 +131,15 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
     """
     rollbacks = parts.health.rollbacks + 1
     _check_rollbacks(parts, rollbacks, run, broken)
-    complete: list[tuple[int, Path | None]] = list(valid_steps(run.checkpoints))
+    complete: list[tuple[int, Path | None]] = [
+        found for found in valid_steps(run.checkpoints) if found[0] < broken.last_step
+    ]
     earlier = [found for found in complete if found[0] < broken.first_step]
     # If all are newer, take the oldest: the skipped steps have changed no weights.
     step, checkpoint = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
     carry_curve(run.folder, run.folder, step)
-    parts.data.skip_steps(broken.first_step, broken.last_step)
+    # Those up to `step` are in that checkpoint, which continues behind their windows.
+    parts.data.skip_steps(max(broken.first_step, step + 1), broken.last_step)
     message = tr(
         "{problem}: rolling back to {place} and skipping those batches",
         problem=broken,
@@ -180,13 +189,37 @@ def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -
         return
     message = tr(
         "{problem}, and {reason}: the data or the settings are at fault. Check the last "
-        "validations, lower optimizer.lr, or try trainer.precision=32-true; the last good "
-        "checkpoint is in {folder}",
+        "validations, lower optimizer.lr, or try trainer.precision=32-true",
         problem=broken,
         reason=reason,
-        folder=run.checkpoints,
     )
+    good = next(
+        (path for step, path in valid_steps(run.checkpoints) if step < broken.first_step), None
+    )
+    if good is not None:
+        message += ". " + tr("The last good checkpoint is {path}", path=good)
     raise ValueError(message) from None
+
+
+def _report_stop(parts: Parts, start: Start, run: Run, stopped: Stopped) -> None:
+    """Log a stop and, if this session came further than its start, write the summary."""
+    newest = step_files(run.checkpoints)[:1]
+    step = parts.trainer.global_step
+    if parts.io.failed is not None:
+        message = tr(
+            "stopped by {reason} at step {step:,}, which is not saved: {failed}",
+            reason=stopped,
+            step=step,
+            failed=parts.io.failed,
+        )
+        log.warning(paragraph(message))
+    elif newest:
+        step = newest[0][0]
+        log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=step))
+        if parts.trainer.global_step > start.step:
+            parts.summary.write(parts.trainer, parts.module, "stopped")
+    else:
+        log.info(tr("stopped by {reason} before the first step", reason=stopped))
 
 
 @contextlib.contextmanager

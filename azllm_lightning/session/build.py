@@ -61,6 +61,8 @@ def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) ->
     module.run_config = config.to_yaml()
     if trainer_config.compile:
         module.net.compile()
+    if resolved.devices > 1:
+        stop.interruptible = False  # the other processes would wait for this one
     io = AtomicCheckpointIO()
     best = BestCheckpoint(run.checkpoints, io)
     periodic = PeriodicCheckpoint(
@@ -127,11 +129,10 @@ def _trainer(
 def _strategy(config: TrainerConfig, devices: int) -> Any:
     if config.strategy == "auto" and devices == 1:
         return "auto"
-    # The rotary tables are the same everywhere; syncing them would hang a validation with unequal
-    # numbers of batches.
+    settings = hardware.ddp_settings()
     if config.strategy == "ddp_notebook":
-        return pl.strategies.DDPStrategy(start_method="fork", broadcast_buffers=False)
-    return pl.strategies.DDPStrategy(broadcast_buffers=False)
+        return pl.strategies.DDPStrategy(start_method="fork", **settings)
+    return pl.strategies.DDPStrategy(**settings)
 
 
 def _loggers(config: LoggerConfig, run: Run) -> list[Logger]:

@@ -30,19 +30,22 @@ def opened(resolved: Resolved) -> Iterator[tuple[Run, RunConfig]]:
         run = _claim_or_reopen(resolved)
         config = replace(config, run_name=run.name)
         os.environ[RUN_FOLDER] = str(run.folder.absolute())
-        describe(run, config, resolved.data)
+    failed = True
     try:
+        if run.lock is not None:
+            describe(run, config, resolved.data)
         with _log_file(run):
             yield run, config
+        failed = False
     finally:
-        run.release()
+        run.release(failed)
 
 
 def describe(run: Run, config: RunConfig, data: TokenDataModule) -> None:
     """Write the settled config and the tokenizer into the run folder."""
     run.config_file.parent.mkdir(exist_ok=True)
     write_text(run.config_file, config.to_yaml())
-    data.tokenizer.save(run.folder / "tokenizer.json")
+    write_text(run.folder / "tokenizer.json", data.tokenizer.to_json())
 
 
 def _claim_or_reopen(resolved: Resolved) -> Run:

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from azllm_lightning.callbacks.panels import end_panel
+from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.folder import Run, relative_to_current
+from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.build import Parts
+from azllm_lightning.session.resolve import Resolved
 
 log = logging.getLogger("azllm_lightning")
+
+
+def finished_run(resolved: Resolved) -> Path | None:
+    """The folder of a run that has reported its end and has no step left; else None.
+
+    Its folder then stays as it is: opening it would replace what TensorBoard and summary.json say
+    about the sessions that trained it.
+    """
+    source = resolved.source
+    if source is None or source.step < resolved.config.trainer.max_steps:
+        return None
+    folder = source.path.resolve().parent.parent
+    summary = read_summary(folder)
+    if (summary.get("status"), summary.get("steps")) != ("done", source.step):
+        return None
+    return relative_to_current(folder)
+
+
+def warn_that_it_is_done(step: int) -> None:
+    """Say how a run that is at its last step can be trained longer."""
+    message = tr(
+        "this run is already at its last step, {step:,}: to train it longer, set "
+        "trainer.max_steps and schedule.total_steps to the new length",
+        step=step,
+    )
+    log.warning(paragraph(message))
 
 
 def report(parts: Parts, run: Run) -> None:

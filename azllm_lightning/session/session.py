@@ -17,8 +17,9 @@ from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.open import opened
-from azllm_lightning.session.report import report
-from azllm_lightning.session.resolve import Resolved, resolve
+from azllm_lightning.session.report import finished_run, report, warn_that_it_is_done
+from azllm_lightning.session.resolve import Resolved, joined_run, resolve
+from azllm_lightning.training.hardware import determinism_restored
 from azllm_lightning.training.schedule import lr_factor
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
@@ -32,8 +33,13 @@ def run_session(config: RunConfig) -> Path:
     start_again = command("train", config.overrides)
     resume = None
     try:
-        with StopRequest() as stop:
+        interruptible = joined_run() is None
+        with determinism_restored(), StopRequest(interruptible) as stop:
             resolved = resolve(config, stop)
+            if (folder := finished_run(resolved)) is not None:
+                assert resolved.source is not None
+                warn_that_it_is_done(resolved.source.step)
+                return folder
             with opened(resolved) as (run, config):
                 _announce(resolved, config, run)
                 try:
@@ -55,12 +61,7 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     last_step = config.trainer.max_steps
     source = resolved.source
     if source is not None and source.step >= last_step:
-        message = tr(
-            "this run is already at its last step, {step:,}: to train it longer, set "
-            "trainer.max_steps and schedule.total_steps to the new length",
-            step=source.step,
-        )
-        log.warning(paragraph(message))
+        warn_that_it_is_done(source.step)
         return
     if lr_factor(last_step - 1, config.schedule) == 0:
         message = tr(

@@ -7,7 +7,9 @@ gradients are accumulated over as many micro-batches as necessary.
 from __future__ import annotations
 
 import gc
+import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.run import RunConfig
@@ -27,6 +30,9 @@ from azllm_lightning.training.optimizer import build_optimizer
 
 HEADROOM = 0.1
 """Fraction of GPU memory to leave free, for fragmentation and the desktop."""
+
+SPILLS = 4.0
+"""A sequence takes this many times as long if its memory is on the other side of the bus."""
 
 CPU_BYTES = 2**30
 """Maximum bytes of activations per micro-batch on a CPU, where larger ones are no faster."""
@@ -58,6 +64,12 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
             )
         )
     return share // micro
+
+
+def divides_a_step(config: TrainerConfig, devices: int) -> bool:
+    """Whether each of `devices` takes a whole number of micro-batches per step."""
+    micro = config.micro_batch_size
+    return micro != "auto" and config.global_batch_size % (micro * devices) == 0
 
 
 def largest_micro_batch(config: RunConfig, device: str, devices: int) -> int:
@@ -107,6 +119,11 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, micro_batch_size=smaller))
 
 
+def model_does_not_fit() -> str:
+    """The message for a model that does not fit in memory, with any micro-batch."""
+    return tr("out of memory: the model alone does not fit: {remedies}", remedies=_remedies())
+
+
 def is_between_steps(trainer: Trainer, module: CausalLM) -> bool:
     """Whether an exception left the state of the last optimizer step intact.
 
@@ -151,38 +168,56 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
     return best
 
 
-def trial(config: RunConfig, device: str) -> Callable[[int], bool]:
+def trial(
+    config: RunConfig, device: str, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[int], bool]:
     """A function that trains two steps with a micro-batch of a given size, and returns whether
     HEADROOM stayed free.
 
     The second step has the gradients and the optimizer's moments of the first in memory, as
     accumulation does. The network is a copy and not compiled, which needs more than a compiled one.
+    A sequence that takes SPILLS times as long as in a smaller micro-batch does not fit either:
+    Windows moves memory to the host, silently. `clock` returns seconds.
     """
     precision = config.trainer.precision
     try:
         net = GPT(config.shape).to(device)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return lambda size: False
     dtype = muon_dtype(precision, torch.device(device))
     optimizer = build_optimizer(net, config.optimizer, dtype)
     plugin = precision_plugin(precision, device)
+    fastest = math.inf  # seconds per sequence
+
+    def step(window: Tensor) -> float:
+        started = clock()
+        with plugin.forward_context():
+            loss = net(window, window)
+        loss.backward()
+        optimizer.step()
+        if window.is_cuda:
+            torch.cuda.synchronize()
+        return clock() - started
 
     def fits(size: int) -> bool:
+        nonlocal fastest
         try:
             shape = (size, config.shape.block_size)
             window = torch.zeros(shape, dtype=torch.long, device=device)
-            for _ in range(2):
-                with plugin.forward_context():
-                    loss = net(window, window)
-                loss.backward()
-                optimizer.step()
+            seconds = min(step(window), step(window)) / size
             free, total = torch.cuda.mem_get_info()  # the allocator still holds the peak
-            return free >= HEADROOM * total
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
+        spills = seconds > SPILLS * fastest
+        fastest = min(fastest, seconds)
+        return free >= HEADROOM * total and not spills
 
     return fits
 
@@ -226,6 +261,5 @@ def _divisors(number: int, at_most: int) -> list[int]:
 def _remedies() -> str:
     return tr(
         "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores "
-        "less than adamw), or trainer.precision=auto if it is 32-true, or close other programs "
-        "that use the GPU"
+        "less than adamw), or trainer.precision=auto if it is 32-true, or close other programs"
     )

@@ -7,10 +7,12 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -28,6 +30,7 @@ from azllm_lightning.training.loops import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 from azllm_lightning.training.schedule import lr_factor
+from azllm_lightning.training.stopping import NO_REQUESTS, Requests
 
 FLUSH_SECONDS = 2.0
 """Seconds between two flushes of the curves during training. Waiting for the disk at each point
@@ -36,15 +39,17 @@ would slow down a small model by several percent."""
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, read from the device once."""
+    """One optimizer step, read from the device once, and the same in every process."""
 
     loss: float
-    """Mean over the step's micro-batches, in nats per token."""
+    """Mean over the step's micro-batches of all processes, in nats per token."""
     grad_norm: float
     """Before clipping."""
     lr: float
     loss_scale: float
     """The factor on the loss in the backward pass; 1 without a scaler."""
+    requests: Requests = NO_REQUESTS
+    """What the processes ask for at the end of this step; with one process, nothing."""
 
     @property
     def finite(self) -> bool:
@@ -102,6 +107,8 @@ class CausalLM(LightningModule):
             self.net = GPT(self.model_config)
         self.run_config = ""
         """The settled config of the run as YAML, for its checkpoints."""
+        self.requests: Callable[[], Requests] = Requests
+        """What this process asks for at the end of a step; `PeriodicCheckpoint` sets it."""
         self.step_report: StepReport | None = None
         """The optimizer step that this batch completed; None during accumulation."""
         self.validated_step = -1
@@ -162,7 +169,9 @@ class CausalLM(LightningModule):
         if self.schedule_config.total_steps is None:  # under a plain Trainer
             self.schedule_config = replace(self.schedule_config, total_steps=self.trainer.max_steps)
         dtype = muon_dtype(str(self.trainer.precision), self.device)
-        optimizer = build_optimizer(self.net, self.optimizer_config, dtype)
+        several = self.trainer.world_size > 1
+        group = torch.distributed.group.WORLD if several else None
+        optimizer = build_optimizer(self.net, self.optimizer_config, dtype, group)
         scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, self.schedule_config))
         return {
             "optimizer": optimizer,
@@ -192,7 +201,10 @@ class CausalLM(LightningModule):
     ) -> None:
         """Clip the norm of the gradient, and skip the step if that or the loss is not finite.
 
-        This is the only place where a step waits for the device; all its values are read at once.
+        This is the only place where a step waits for the device, and for the other processes; all
+        its values are read at once. DDP has averaged the gradients, so that their norm is the same
+        in every process; the loss is averaged here, so that all take the step or none.
+
         To skip a step, its gradients are removed: optimizers leave parameters without a gradient as
         they are (no update, no decay, no moments).
         """
@@ -203,15 +215,30 @@ class CausalLM(LightningModule):
         loss = self._loss_sum / self.trainer.accumulate_grad_batches
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = torch.ones_like(loss) if scaler is None else scaler.scale(torch.ones_like(loss))
-        loss_value, norm_value, scale_value = torch.stack((loss, norm.to(loss), scale)).tolist()
+        values = torch.cat((torch.stack((norm.to(loss), scale)), self._agreed(loss))).tolist()
+        norm_value, scale_value, loss_value, num_stop, num_save = values
         self._loss_sum.zero_()
-        self.step_report = StepReport(
-            loss_value, norm_value, optimizer.param_groups[0]["lr"], scale_value
-        )
+        requests = Requests(stop=num_stop > 0, save=num_save > 0)
+        lr = optimizer.param_groups[0]["lr"]
+        self.step_report = StepReport(loss_value, norm_value, lr, scale_value, requests)
         if not self.step_report.finite:
             optimizer.zero_grad(set_to_none=True)
         elif gradient_clip_val and norm_value > gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def _agreed(self, loss: Tensor) -> Tensor:
+        """Mean loss of all processes, and how many of them ask for a stop and for a save: (3,).
+
+        A single process has nothing to agree on and asks for neither.
+        """
+        processes = self.trainer.world_size
+        if processes == 1:
+            return torch.stack((loss, torch.zeros_like(loss), torch.zeros_like(loss)))
+        asked = torch.tensor(self.requests(), dtype=loss.dtype, device=loss.device)
+        values = torch.cat((loss[None] / processes, asked))
+        # Lightning's own reduction (2.6) adds a barrier to each all-reduce.
+        torch.distributed.all_reduce(values)
+        return values
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Log a completed optimizer step; after the last one, validate and stop."""
@@ -225,10 +252,9 @@ class CausalLM(LightningModule):
             # Lightning then validates once more, unless a validation is due anyway.
             self.trainer.should_stop = True
         if self.logs_now:
-            loss = self._mean_over_processes(report.loss)
             values = {
-                "train_loss": loss,
-                "train_ppl": perplexity(loss),
+                "train_loss": report.loss,
+                "train_ppl": perplexity(report.loss),
                 "lr": report.lr,
                 "grad_norm": report.grad_norm,
                 "tokens_seen": float(self.tokens_seen),
@@ -264,7 +290,6 @@ class CausalLM(LightningModule):
         self.validated_step = self.trainer.global_step
         values = {f"val_{name}": value for name, value in metric.items()}
         mean = self._train_loss_sum / self._train_steps if self._train_steps else math.nan
-        mean = self._mean_over_processes(mean)
         self._train_loss_sum = 0.0
         self._train_steps = 0
         if not math.isnan(mean):
@@ -305,12 +330,6 @@ class CausalLM(LightningModule):
                 logger.save()
                 self._flushed_at = now
 
-    def _mean_over_processes(self, value: float) -> float:
-        if self.trainer.world_size == 1:
-            return value
-        tensor = torch.tensor(value, device=self.device)
-        return float(self.trainer.strategy.reduce(tensor, reduce_op="mean"))
-
     # Checkpoints
 
     def start_from(self, path: str) -> None:
@@ -350,6 +369,7 @@ class CausalLM(LightningModule):
             "format": FORMAT,
             "tokenizer": self.tokenizer_json,
             "config": self.run_config,
+            "data": datamodule_of(self.trainer).fingerprint,
             "step": self.trainer.global_step,
             "validated_step": self.validated_step,
             "train_loss_sum": self._train_loss_sum,

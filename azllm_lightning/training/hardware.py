@@ -1,20 +1,28 @@
-"""What this machine can do: device, precision, compilation, and the peak FLOP/s for MFU."""
+"""What this machine can do: device, precision, compilation, and the peak FLOP/s for MFU.
+
+Everything that `auto` means is decided here, by the device's kind and by what `measuring` measures.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import inspect
 import logging
+import os
+import platform
 import shutil
-import time
-from collections.abc import Callable
-from functools import cache
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins import precision as plugins
 from lightning.pytorch.plugins.precision import Precision
 
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.training import measuring
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +32,18 @@ FP16_INIT_SCALE = 2.0**13
 
 COMPILE_PAYS_AFTER = 300.0
 """Seconds of eager training above which compiling, which takes 30 to 60 seconds, is worth it."""
+
+FASTER = 1.3
+"""A 16-bit type is used if its products are this many times as fast as those in fp32; noise in the
+timing stays far below.
+"""
+
+MAX_ERROR = 0.02
+"""And if they differ from those in fp32 by less than this. Correct ones differ by less than 0.005.
+"""
+
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable that makes cuBLAS deterministic; cuBLAS reads it at its first product."""
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -48,30 +68,43 @@ def resolve_accelerator(accelerator: str) -> str:
     return "cpu"
 
 
+def check_precision(precision: str, device: str) -> None:
+    """Raise ValueError for bf16 on a GPU without it.
+
+    `torch.cuda.is_bf16_supported()` is True on a T4, where bf16 is emulated and slow, so the
+    compute capability decides.
+    """
+    if device == "cuda" and precision == "bf16-mixed" and not _cuda_has_bf16():
+        major, minor = torch.cuda.get_device_capability()
+        raise ValueError(
+            tr(
+                "trainer.precision=bf16-mixed: {name} (sm_{major}{minor}) has no bf16 "
+                "arithmetic, only a slow emulation; use trainer.precision=16-mixed or auto",
+                name=torch.cuda.get_device_name(),
+                major=major,
+                minor=minor,
+            )
+        )
+
+
 def resolve_precision(precision: str, device: str) -> str:
     """The precision to use on `device` for trainer.precision; `auto` is the best one that is fast.
 
-    `torch.cuda.is_bf16_supported()` is True on a T4, where bf16 is emulated and slow, so the
-    compute capability decides. On CPUs, bf16 pays only with bf16 arithmetic (AMX or AVX512-BF16).
+    GPUs with bf16 use it. On older ones fp16 is measured: GTX 16 cards have the compute capability
+    of a T4, but no tensor cores, and fp16 may be ten times slower than fp32 there
+    (pytorch/pytorch#121957, #195716) or give NaN. On CPUs, bf16 pays only with bf16 arithmetic (AMX
+    or AVX512-BF16).
 
-    Raises ValueError for bf16 on a GPU without it.
+    Raises ValueError as `check_precision` does.
     """
+    check_precision(precision, device)
     if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        if precision == "auto":
-            return "bf16-mixed" if major >= 8 else "16-mixed"
-        if precision == "bf16-mixed" and major < 8:
-            raise ValueError(
-                tr(
-                    "trainer.precision=bf16-mixed: {name} (sm_{major}{minor}) has no bf16 "
-                    "arithmetic, only a slow emulation; use trainer.precision=16-mixed or auto",
-                    name=torch.cuda.get_device_name(),
-                    major=major,
-                    minor=minor,
-                )
-            )
-        return precision
-    best = "bf16-mixed" if _cpu_has_bf16() else "32-true"
+        if precision != "auto":
+            return precision
+        if _cuda_has_bf16():
+            return "bf16-mixed"
+        return "16-mixed" if _half_pays(device, torch.float16) else "32-true"
+    best = _best_cpu_precision() if precision in ("auto", "16-mixed") else precision
     if precision == "16-mixed":
         log.warning(
             tr(
@@ -80,33 +113,149 @@ def resolve_precision(precision: str, device: str) -> str:
                 precision=best,
             )
         )
-        return best
-    return best if precision == "auto" else precision
+    return best
+
+
+def _best_cpu_precision() -> str:
+    # Without bf16 arithmetic it is not timed: a product may take minutes.
+    if _cpu_has_bf16() and _half_pays("cpu", torch.bfloat16):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def _half_pays(device: str, dtype: torch.dtype) -> bool:
+    """Whether products in `dtype` are correct, and clearly faster than in fp32."""
+    half = measuring.measure_products(device, dtype)
+    full = measuring.measure_products(device, torch.float32)
+    return half.error < MAX_ERROR and half.flops >= FASTER * full.flops
 
 
 def fast_half(device: torch.device) -> torch.dtype:
     """The 16-bit type in which `device` multiplies matrices fastest; fp32 on CPUs without one."""
     if device.type == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if has_bf16 else torch.float16
+        return torch.bfloat16 if _cuda_has_bf16(device) else torch.float16
     return torch.bfloat16 if _cpu_has_bf16() else torch.float32
 
 
 def muon_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type in which Muon orthogonalizes: `fast_half`, but fp32 in an fp32 run.
+    """The type in which Muon orthogonalizes: that of the run's products, and fp32 for bf16 on a CPU
+    without it.
 
     In fp32, losses must not depend on the micro-batch, and half precision would amplify rounding.
     """
-    return torch.float32 if precision == "32-true" else fast_half(device)
+    if precision.startswith("bf16"):
+        return fast_half(device)
+    return torch.float16 if precision.startswith("16") else torch.float32
 
 
 def num_devices(devices: int | str, device: str) -> int:
-    """The number of processes for trainer.devices: a number, a list like "0,1", or auto."""
+    """The number of processes for trainer.devices: a number, a list like "0,1", or auto.
+
+    Raises ValueError for GPUs that are not there, for one listed twice, and for a list on the CPU.
+    """
+    available = max(1, torch.cuda.device_count()) if device == "cuda" else 1
     if devices == "auto":
-        return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+        return available
     if isinstance(devices, str) and "," in devices:
-        return len(devices.split(","))
+        return len(_listed_devices(devices, device, available))
+    if device == "cuda" and int(devices) > available:
+        raise ValueError(
+            tr(
+                "trainer.devices={devices}, but PyTorch finds {found}; use a smaller number, or "
+                "auto",
+                devices=devices,
+                found=trn("{count} GPU", "{count} GPUs", available),
+            )
+        )
     return int(devices)
+
+
+def _listed_devices(devices: str, device: str, available: int) -> list[int]:
+    indices = [int(index) for index in devices.split(",")]
+    if device == "cpu":
+        raise ValueError(
+            tr(
+                "trainer.devices={devices} lists GPUs, but this run is on the CPU; use "
+                "trainer.devices=1, or a number of processes",
+                devices=repr(devices),
+            )
+        )
+    if len(set(indices)) < len(indices):
+        raise ValueError(tr("trainer.devices={devices} lists a GPU twice", devices=repr(devices)))
+    if max(indices) >= available:
+        raise ValueError(
+            tr(
+                "trainer.devices={devices}, but PyTorch finds {found}; their numbers are 0 to "
+                "{last}",
+                devices=repr(devices),
+                found=trn("{count} GPU", "{count} GPUs", available),
+                last=available - 1,
+            )
+        )
+    return indices
+
+
+def ddp_settings() -> dict[str, Any]:
+    """The arguments of DistributedDataParallel that keep it from syncing buffers before each
+    forward pass.
+
+    The rotary tables are the same everywhere; syncing them would hang a validation with unequal
+    numbers of batches. torch 2.13 has renamed the argument, and warns of the old name.
+    """
+    names = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    renamed = "forward_sync_buffers" in names
+    return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+
+
+def device_name(device: str) -> str:
+    """The name of the GPU, or of the CPU."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def be_deterministic(device: str) -> None:
+    """Use deterministic algorithms only; called before the first product on a GPU.
+
+    Raises ValueError if this process has used cuBLAS already, without the workspace that makes it
+    deterministic.
+    """
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads uninitialized memory, and filling it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device == "cpu":
+        return
+    try:
+        torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+    except RuntimeError as error:
+        if CUBLAS_WORKSPACE not in str(error):
+            raise
+        raise ValueError(
+            tr(
+                "trainer.deterministic=true: this process has used the GPU before, without "
+                "{variable}. Restart it (in a notebook, the kernel), and set "
+                "{variable}=:4096:8 before its first use of the GPU",
+                variable=CUBLAS_WORKSPACE,
+            )
+        ) from None
+
+
+@contextlib.contextmanager
+def determinism_restored() -> Iterator[None]:
+    """Leave torch's deterministic mode as it was before."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 class MixedPrecision(plugins.MixedPrecision):
@@ -148,19 +297,27 @@ def resolve_compile(setting: bool | str, device: str, eager_seconds: float) -> b
     """Whether to compile the network, given trainer.compile and the duration of the run in eager
     mode.
 
-    Raises ValueError if it is requested and something that it needs is missing.
+    `auto` compiles a small function first, and warns with the reason if that fails. Raises
+    ValueError if compiling is requested and something that it needs is missing.
     """
     if setting is False or (setting == "auto" and eager_seconds < COMPILE_PAYS_AFTER):
         return False
     missing = missing_for_compile(device)
-    if missing and setting != "auto":
-        raise ValueError(
-            tr(
-                "trainer.compile=true needs {missing}; use trainer.compile=auto or false",
-                missing=missing,
+    if setting != "auto":
+        if missing:
+            raise ValueError(
+                tr(
+                    "trainer.compile=true needs {missing}; use trainer.compile=auto or false",
+                    missing=missing,
+                )
             )
+        return True
+    reason = tr("it needs {missing}", missing=missing) if missing else why_not_compiled(device)
+    if reason:
+        log.warning(
+            tr("trainer.compile=auto: this run is not compiled, because {reason}", reason=reason)
         )
-    return not missing
+    return not reason
 
 
 def missing_for_compile(device: str) -> str:
@@ -174,6 +331,20 @@ def missing_for_compile(device: str) -> str:
     return "" if has_compiler else tr("a C++ compiler")
 
 
+def why_not_compiled(device: str) -> str:
+    """Why compiling a small function fails on `device`, and how to change that; "" if it works."""
+    failure = measuring.compile_failure(device)
+    if not failure or device == "cpu":
+        return failure
+    # Triton compiles its launcher in C.
+    if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang", "cl"))):
+        return tr("Triton needs a C compiler (on Ubuntu: apt install gcc)")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        return tr("Triton needs {header} (on Ubuntu: apt install python3-dev)", header=header)
+    return failure
+
+
 def expected_flops(device: str) -> float:
     """A rough FLOP/s of eager training, to decide whether compiling is worth it; a timing would
     vary.
@@ -181,37 +352,42 @@ def expected_flops(device: str) -> float:
     return 1e13 if device == "cuda" else 5e10 * torch.get_num_threads()
 
 
-@cache
 def matmul_flops(device: str, precision: str) -> float:
     """FLOP/s of large matrix products on `device`, timed for a fraction of a second."""
-    size = 1024 if device == "cpu" else 4096
-    generator = torch.Generator(device).manual_seed(0)
-    a = torch.randn(size, size, device=device, generator=generator).to(DTYPES[precision])
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * size**3 / best
+    return measuring.measure_products(device, DTYPES[precision]).flops
 
 
 def peak_flops(device: str, precision: str) -> float:
-    """The FLOP/s that MFU is relative to: the vendor's figure if Lightning knows it, else
-    `matmul_flops`.
+    """The FLOP/s that MFU is relative to: the vendor's figure if Lightning knows it and it is not
+    below what is measured, else `matmul_flops`.
     """
-    if device == "cuda":
-        import warnings
+    measured = matmul_flops(device, precision)
+    return max(measured, vendor_flops(precision)) if device == "cuda" else measured
 
-        from lightning.fabric.utilities.throughput import get_available_flops
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            known = get_available_flops(torch.device("cuda"), DTYPES[precision])
-        if known:
-            return float(known)
-    return matmul_flops(device, precision)
+def vendor_flops(precision: str) -> float:
+    """The peak FLOP/s of the GPU in Lightning's table (2.6); 0 if it has none.
+
+    The table has no laptop cards, and would take the desktop card of that name; its figures for an
+    H100 NVL and H200 are those of a pair, or with sparsity.
+    """
+    import warnings
+
+    from lightning.fabric.utilities.throughput import get_available_flops
+
+    name = torch.cuda.get_device_name().lower()
+    if any(word in name for word in ("laptop", "max-q", "nvl", "h200")):
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return float(get_available_flops(torch.device("cuda"), DTYPES[precision]) or 0)
+        except IndexError:  # it splits the name
+            return 0.0
+
+
+def _cuda_has_bf16(device: torch.device | None = None) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _cpu_has_bf16() -> bool:

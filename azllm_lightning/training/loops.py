@@ -1,10 +1,12 @@
-"""The state of Lightning's loops in terms of optimizer steps."""
+"""Lightning's loops: their state in terms of optimizer steps, and their signal handlers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch import Trainer
+
+from azllm_lightning.training.stopping import StopRequest
 
 
 def canonical_loops(trainer: Trainer, step: int, validation_done: bool) -> dict[str, Any]:
@@ -38,3 +40,19 @@ def canonical_loops(trainer: Trainer, step: int, validation_done: bool) -> dict[
         }
     state["epoch_progress"] = {"total": dict(interrupted), "current": dict(interrupted)}
     return state
+
+
+def use_own_signal_handlers(trainer: Trainer, stop: StopRequest) -> None:
+    """Let `stop` handle signals in place of Lightning (2.6), during its fit.
+
+    Lightning's handler of SIGTERM starts a collective operation within the handler, which hangs
+    several processes, and then ends the training in mid-step. Its loop also asks the first process
+    before each micro-batch whether it got SIGTERM, and waits for the device to know the answer; the
+    processes agree on that once per optimizer step (`CausalLM.configure_gradient_clipping`).
+    """
+    connector: Any = trainer._signal_connector
+    loop: Any = trainer.fit_loop.epoch_loop
+    assert hasattr(connector, "register_signal_handlers")
+    assert hasattr(loop, "_broadcast_sigterm_tensor")
+    connector.register_signal_handlers = stop.listen
+    loop._broadcast_sigterm_tensor = lambda: None

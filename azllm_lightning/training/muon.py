@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -40,13 +41,23 @@ class MuonAdamW(torch.optim.Optimizer):
     weight_decay, betas and eps. In both, weight decay multiplies the weights by 1 - lr *
     weight_decay. Parameters without a gradient are not changed.
 
+    With a `process_group`, whose processes must have the same weights and gradients (DDP), each
+    orthogonalizes its share of the matrices and sends the results to the others, as in
+    microsoft/dion. The momentum is kept by all, so the state does not depend on their number.
+
     Raises ValueError for a group of another kind, and for a "muon" group with parameters that are
     not matrices.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        dtype: torch.dtype,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
         self.dtype = dtype
         """The type in which matrices are orthogonalized; the momentum has the parameter's own."""
+        self.process_group = process_group
         super().__init__(groups, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -85,17 +96,31 @@ class MuonAdamW(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        # A wide matrix and the transpose of a tall one are orthogonalized together.
-        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, p in enumerate(parameters):
-            by_shape[min(p.shape, p.shape[::-1])].append(index)
-        for shape, indices in by_shape.items():
-            size = max(1, BATCH_ELEMENTS // math.prod(shape))
-            for first in range(0, len(indices), size):
-                batch = indices[first : first + size]
-                # Nesterov: look ahead by applying this gradient to the momentum once more.
-                updates = [gradients[i].lerp(buffers[i], group["momentum"]) for i in batch]
-                _move([parameters[i] for i in batch], updates, group["lr"], self.dtype)
+
+        def directions(batch: list[int]) -> Tensor:
+            # Nesterov: look ahead by applying this gradient to the momentum once more.
+            updates = [gradients[i].lerp(buffers[i], group["momentum"]) for i in batch]
+            return orthogonalize(torch.stack([_wide(u) for u in updates]), self.dtype)
+
+        shapes = [tuple(p.shape) for p in parameters]
+        if self.process_group is None:
+            for batch in batches(shapes, range(len(shapes))):
+                _move([parameters[i] for i in batch], directions(batch), group["lr"])
+            return
+        rank = self.process_group.rank()
+        shares = shared_out(shapes, self.process_group.size())
+        mine = [directions(batch) for batch in batches(shapes, shares[rank])]
+        for owner, share in enumerate(shares):
+            for batch in batches(shapes, share):
+                moved = [parameters[i] for i in batch]
+                if owner == rank:
+                    received = mine.pop(0)
+                else:
+                    size = (len(batch), *_wide(moved[0]).shape)
+                    received = torch.empty(size, dtype=self.dtype, device=moved[0].device)
+                # As bytes, because not every backend sends every type.
+                dist.broadcast(received.view(torch.uint8), owner, self.process_group)
+                _move(moved, received, group["lr"])
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -122,27 +147,70 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def _move(parameters: list[Tensor], updates: list[Tensor], lr: float, dtype: torch.dtype) -> None:
-    """Add the orthogonalized `updates` to matrices that are all (m, n) or (n, m)."""
-    shape = min(parameters[0].shape, parameters[0].shape[::-1])
-    wide = torch.stack([u if u.shape == shape else u.mT for u in updates]).to(dtype)
-    directions = [
-        d.to(p.dtype) if p.shape == shape else d.mT.to(p.dtype)
-        for d, p in zip(orthogonalize(wide).unbind(), parameters, strict=True)
+def shared_out(shapes: Sequence[tuple[int, ...]], ranks: int) -> list[list[int]]:
+    """The indices of `shapes` in `ranks` shares of about equal `orthogonalization_flops`.
+
+    Depends on nothing else, so that all processes find the same shares: the largest matrix that
+    is left goes to the rank with the least to do.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    flops = [orthogonalization_flops(shape) for shape in shapes]
+    for index in sorted(range(len(shapes)), key=lambda i: -flops[i]):
+        rank = loads.index(min(loads))
+        shares[rank].append(index)
+        loads[rank] += flops[index]
+    return shares
+
+
+def orthogonalization_flops(shape: tuple[int, ...]) -> int:
+    """Floating-point operations of `orthogonalize` for one matrix: three products per round."""
+    rows, columns = sorted(shape)
+    return len(POLAR_EXPRESS) * (4 * rows**2 * columns + 2 * rows**3)
+
+
+def batches(shapes: Sequence[tuple[int, ...]], indices: Iterable[int]) -> list[list[int]]:
+    """The `indices` in batches that are orthogonalized together: of one shape, or its transpose,
+    and of at most BATCH_ELEMENTS.
+    """
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index in indices:
+        by_shape[min(shapes[index], shapes[index][::-1])].append(index)
+    result = []
+    for shape, alike in by_shape.items():
+        size = max(1, BATCH_ELEMENTS // math.prod(shape))
+        result += [alike[first : first + size] for first in range(0, len(alike), size)]
+    return result
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.shape[0] <= x.shape[1] else x.mT
+
+
+def _move(parameters: list[Tensor], directions: Tensor, lr: float) -> None:
+    """Move the matrices `parameters`, all (m, n) or (n, m), along `directions` (N, m, n)."""
+    fitting = [
+        (d if p.shape == d.shape else d.mT).to(p.dtype)
+        for p, d in zip(parameters, directions.unbind(), strict=True)
     ]
     steps = [-lr * math.sqrt(p.shape[0] / p.shape[1]) for p in parameters]
-    torch._foreach_add_(parameters, torch._foreach_mul(directions, steps))
+    torch._foreach_add_(parameters, torch._foreach_mul(fitting, steps))
 
 
-def orthogonalize(x: Tensor) -> Tensor:
+def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The matrices nearest to `x` (N, rows, columns), rows <= columns, with singular values of
-    about 1.
+    about 1, as `dtype`.
 
-    A Newton-Schulz iteration in the type of `x`, with the coefficients of Polar Express; it
-    consists of matrix products only.
+    A Newton-Schulz iteration in `dtype`, with the coefficients of Polar Express; it consists of
+    matrix products only. The scale of a matrix does not matter; a zero matrix stays zero.
     """
-    norm = x.float().norm(dim=(-2, -1), keepdim=True)
-    x = (x.float() / (norm * SAFETY).clamp_min(1e-30)).to(x.dtype)  # a zero matrix stays zero
+    # Divided before the cast: most entries of a gradient are too small for fp16. And by the largest
+    # entry first: the squares of the others can be too small, or too large, even for fp32.
+    tiny = torch.finfo(torch.float32).tiny
+    x = x.float()
+    x = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) * SAFETY).clamp_min(tiny)
+    x = x.to(dtype)
     last = len(POLAR_EXPRESS) - 1
     for number, (a, b, c) in enumerate(POLAR_EXPRESS):
         if number < last:

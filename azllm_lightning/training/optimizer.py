@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
@@ -69,12 +70,18 @@ def _adamw_groups(
 
 
 def build_optimizer(
-    net: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype = torch.float32
+    net: nn.Module,
+    config: OptimizerConfig,
+    muon_dtype: torch.dtype = torch.float32,
+    process_group: dist.ProcessGroup | None = None,
 ) -> torch.optim.Optimizer:
-    """`MuonAdamW`, or AdamW (Loshchilov and Hutter 2019), of the trainable parameters of `net`."""
+    """`MuonAdamW`, or AdamW (Loshchilov and Hutter 2019), of the trainable parameters of `net`.
+
+    `process_group`: the processes among which Muon's work is shared out; None for one process.
+    """
     groups = parameter_groups(net, config)
     if isinstance(config, MuonConfig):
-        return MuonAdamW(groups, muon_dtype)
+        return MuonAdamW(groups, muon_dtype, process_group)
     optimizer = torch.optim.AdamW(groups, fused=True)
     # A fused optimizer would unscale fp16 gradients itself, and then Lightning (2.6) refuses to
     # clip them. With this flag, the scaler unscales.

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.formats.load import read_checkpoint
+from azllm_lightning.formats.load import first_not_finite, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import (
     BEST,
     LAST,
@@ -26,7 +26,9 @@ from azllm_lightning.runs.checkpoint_files import (
     step_path,
     write_checkpoint,
 )
-from azllm_lightning.training.stopping import Stopped, StopRequest
+from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.loops import use_own_signal_handlers
+from azllm_lightning.training.stopping import NO_REQUESTS, Requests, Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     On a full disk, the oldest full states except the newest are removed, one by one, and the save
     is tried again. If it still fails, training continues with a warning, and `failed` is the reason
-    until a later save succeeds.
+    until a later save succeeds. The same holds for a state whose weights are not finite: it is not
+    written, so that it neither replaces nor outlives a good one.
     """
 
     def __init__(self) -> None:
@@ -52,6 +55,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self.longest = 0.0
         """Duration of the longest save so far, which must fit before a deadline."""
         self.failed: str | None = None
+        self._has_warned = False
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -60,6 +64,9 @@ class AtomicCheckpointIO(CheckpointIO):
         target = Path(path)
         started = time.perf_counter()
         self.failed = None
+        if (name := first_not_finite(checkpoint["state_dict"])) is not None:
+            self._refuse(target, name)
+            return
         try:
             self._write(checkpoint, target)
         except OSError as error:
@@ -75,24 +82,35 @@ class AtomicCheckpointIO(CheckpointIO):
         self.seconds += seconds
         self.longest = max(self.longest, seconds)
 
+    def _refuse(self, target: Path, name: str) -> None:
+        self.failed = tr(
+            "{path} was not written: the weights are not finite ({name})", path=target, name=name
+        )
+        if not self._has_warned:
+            message = tr(
+                "CHECKPOINT NOT SAVED. {reason}. Earlier ones are kept.", reason=self.failed
+            )
+            log.warning(message)
+        self._has_warned = True
+
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         while True:
             try:
                 return write_checkpoint(checkpoint, target)
             except OSError as error:
-                spare = step_files(target.parent)[1:]
-                if not spare or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                step = checkpoint.get("global_step", 0)
+                removable = _removable(target.parent, step)
+                if not removable or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                oldest = spare[-1][1]
                 log.warning(
                     tr(
                         "saving {path} failed ({reason}); removing {oldest} to try again",
                         path=target,
                         reason=error,
-                        oldest=oldest.name,
+                        oldest=removable[0].name,
                     )
                 )
-                oldest.unlink()
+                removable[0].unlink()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -207,6 +225,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self._step_started = self._saved_at
         self._step_seconds = 0.0
         self._first_save_seconds = 0.0
+        self._validation_started = self._saved_at
+        self._validation_seconds = 0.0
+        """Duration of the last validation, with several processes: it cannot be interrupted."""
 
     @property
     def state_key(self) -> str:
@@ -220,13 +241,19 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from installing signal handlers of its own."""
+        super().setup(trainer, pl_module, stage)
+        use_own_signal_handlers(trainer, self.stop)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the resumed step as saved, so that the file it came from is not overwritten."""
+        assert isinstance(pl_module, CausalLM)
+        pl_module.requests = lambda: self._requests(trainer)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._step_started = self._saved_at
         self._first_save_seconds = 2 + _state_bytes(trainer) / 100e6
-        self.stop.listen()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
@@ -238,16 +265,25 @@ class PeriodicCheckpoint(ModelCheckpoint):
         now = time.monotonic()
         self._step_seconds = now - self._step_started
         self._step_started = now
-        if step == self._saved_step:
+        if step == self._saved_step:  # nothing is new; but a signal may have come before this fit
+            if trainer.world_size == 1 and self.stop.reason is not None:
+                self._save_and_stop(trainer)
             return
-        self._stop_if_due(trainer)
-        elapsed = self.every_minutes is not None and now - self._saved_at >= 60 * self.every_minutes
-        if step % self.every_steps == 0 or self._agreed(trainer, elapsed):
+        requests = self._agreed(trainer, pl_module)
+        if requests.stop:
+            self._save_and_stop(trainer)
+        if requests.save or step % self.every_steps == 0 or self._saved_step < 0:
             self.save(trainer)
 
     def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """From here on the weights are newer than the newest file."""
-        self.stop.unsaved = True
+        self.stop.interruptible = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time the validation."""
+        self._validation_started = time.monotonic()
+        if not trainer.sanity_checking:
+            self.stop.interruptible = False  # a point of the curve comes, which is not saved yet
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -261,8 +297,19 @@ class PeriodicCheckpoint(ModelCheckpoint):
             not trainer.sanity_checking
             and trainer.world_size == 1
             and trainer.global_step < trainer.max_steps
+            and self._requests(trainer).stop
         ):
-            self._stop_if_due(trainer)
+            self._save_and_stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: on_train_batch_start and on_train_end come right after.
+
+        A resume may begin with the validation of the step that it resumes from.
+        """
+        if not trainer.sanity_checking and trainer.global_step == self._saved_step:
+            self._saved_step = -1
+        if trainer.world_size > 1:
+            self._validation_seconds = time.monotonic() - self._validation_started
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step."""
@@ -274,9 +321,6 @@ class PeriodicCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: epochs have no meaning here."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: on_train_batch_start and on_train_end come right after."""
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -291,9 +335,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self._save_checkpoint(trainer, str(path))
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
-        self.stop.unsaved = False
         if trainer.is_global_zero and self.io.failed is None:
-            for _, old in step_files(self.folder)[KEEP:]:
+            for old in _outdated(self.folder, trainer.global_step):
                 old.unlink(missing_ok=True)
             # Windows and Google Drive have no links; nothing depends on this one.
             with contextlib.suppress(OSError):
@@ -301,21 +344,52 @@ class PeriodicCheckpoint(ModelCheckpoint):
                 temporary.symlink_to(path.name)
                 temporary.replace(self.folder / LAST)
 
-    def _stop_if_due(self, trainer: Trainer) -> None:
-        expected_save = self.io.longest or self._first_save_seconds
-        if self._agreed(trainer, self.stop.due(1.5 * (expected_save + self._step_seconds))):
-            if trainer.global_step != self._saved_step:
-                self.save(trainer)
-            raise Stopped(self.stop.reason or tr("a request from another process"))
+    def _save_and_stop(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved_step:
+            self.save(trainer)
+        raise Stopped(self.stop.reason or tr("a request from another process"))
 
-    @staticmethod
-    def _agreed(trainer: Trainer, mine: bool) -> bool:
-        """The same decision in every process: true if it is in one of them."""
+    def _agreed(self, trainer: Trainer, module: LightningModule) -> Requests:
+        """What to do at the end of the step just completed, the same in every process.
+
+        Several processes have agreed on it during that step. A single one decides now.
+        """
         if trainer.world_size == 1:
-            return mine
-        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
+            return self._requests(trainer)
+        assert isinstance(module, CausalLM)
+        report = module.step_report
+        return NO_REQUESTS if report is None else report.requests  # None before the first step
+
+    def _requests(self, trainer: Trainer) -> Requests:
+        """What this process asks for: only the first looks at the clock, any may get a signal."""
+        if not trainer.is_global_zero:
+            return Requests(stop=self.stop.reason is not None)
+        save_seconds = self.io.longest or self._first_save_seconds
+        seconds = save_seconds + self._step_seconds + self._validation_seconds
+        minutes = (time.monotonic() - self._saved_at) / 60
+        elapsed = self.every_minutes is not None and minutes >= self.every_minutes
+        return Requests(stop=self.stop.due(1.5 * seconds), save=elapsed)
 
 
 def _state_bytes(trainer: Trainer) -> int:
     # Weights and two moments in fp32.
     return 12 * sum(p.numel() for p in trainer.lightning_module.parameters())
+
+
+def _outdated(folder: Path, step: int) -> list[Path]:
+    """The full states up to `step` beyond the newest KEEP.
+
+    Newer ones, from which the run was resumed or rolled back, do not count: they may be damaged.
+    """
+    return [path for saved, path in step_files(folder) if saved <= step][KEEP:]
+
+
+def _removable(folder: Path, step: int) -> list[Path]:
+    """The full states that may make room for another, in this order: those newer than `step`, which
+    the run has left, then the oldest. One to fall back on is not among them.
+    """
+    paths = [path for _, path in step_files(folder)]
+    up_to_now = [path for saved, path in step_files(folder) if saved <= step]
+    fallback = (up_to_now or paths[-1:])[:1]
+    newer = [path for path in paths if path not in up_to_now]
+    return [path for path in [*newer, *reversed(up_to_now)] if path not in fallback]

@@ -1,9 +1,10 @@
-"""Stopping early on a signal or before a deadline: after the current step, or at once if nothing is
-unsaved.
+"""Stopping early on a signal or before a deadline: after the current step, or at once while nothing
+is unsaved.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 from datetime import datetime
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.trainer import parse_deadline
@@ -28,20 +29,35 @@ class Stopped(BaseException):
     """
 
 
+class Requests(NamedTuple):
+    """What a process asks for at the end of the current optimizer step."""
+
+    stop: bool = False
+    save: bool = False
+
+
+NO_REQUESTS = Requests()
+
+
 class StopRequest:
     """Listens for signals and watches the clock.
 
-    A run checks `due` wherever it could save and stop. The first signal requests a stop; while
-    `unsaved` is False (preparing data, compiling, the first step), it stops the process at once,
-    since nothing would be lost. A second Ctrl+C ends the process without saving.
+    A signal sets `reason`, and a run checks `due` wherever it could save and stop. While
+    `interruptible`, the first signal also raises `Stopped` on the spot: preparing data, compiling
+    and the validation before the first step may take minutes, and nothing would be lost. From the
+    first optimizer step on, and always with several processes, whose collective operations must
+    not be left by one of them, nothing is raised. A second Ctrl+C ends the process without saving.
+
+    A signal that was ignored when the program began (SIGHUP under nohup, SIGINT in a background job
+    of a script) stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interruptible: bool = True) -> None:
         self.started = time.time()
         self.deadline: float | None = None
         """Seconds since the epoch by which the process should have ended; `until` sets it."""
         self.reason: str | None = None
-        self.unsaved = False
+        self.interruptible = interruptible
         self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -61,14 +77,13 @@ class StopRequest:
         self.deadline = parse_deadline(deadline, self.started) if deadline is not None else None
 
     def listen(self) -> None:
-        """Install the handlers, again after Lightning (2.6) has replaced them at the start of a
-        fit.
-        """
+        """Install the handlers, unless they are."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only
         for number in SIGNALS:
-            previous = signal.signal(number, self._handle)
-            self._previous.setdefault(number, previous)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous = signal.signal(number, self._handle)
+                self._previous.setdefault(number, previous)
 
     def due(self, seconds_needed: float) -> bool:
         """Whether to stop now, given that a save and one more step take `seconds_needed`."""
@@ -84,19 +99,26 @@ class StopRequest:
             os._exit(128 + number)
         if self.reason is not None:
             if number == signal.SIGINT:
-                message = tr("{signal}: stopped at once, without saving", signal=name)
-                print(f"\n{message}", file=sys.stderr, flush=True)
+                _say(tr("{signal}: stopped at once, without saving", signal=name))
                 os._exit(130)
             return
         self.reason = name
-        if not self.unsaved:
+        if self.interruptible:
             raise Stopped(name)
-        message = tr(
-            "{signal}: finishing this step, then saving (Ctrl+C again: stop at once)", signal=name
+        _say(
+            tr(
+                "{signal}: finishing this step, then saving (Ctrl+C again: stop at once)",
+                signal=name,
+            )
         )
-        print(f"\n{message}", file=sys.stderr, flush=True)
 
 
 def signal_name(number: int) -> str:
     """The name of a signal as a user knows it: Ctrl+C, SIGTERM, ..."""
     return "Ctrl+C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _say(message: str) -> None:
+    # The terminal may be gone, and a signal may come in the middle of another write.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        print(f"\n{message}", file=sys.stderr, flush=True)

@@ -36,6 +36,7 @@ class DrivenRun:
         data = Mock(spec=TokenDataModule)
         data.config = SimpleNamespace(num_workers=0)
         data.global_batch_size = 8
+        data.micro_batch_size = 4
         self.trainer: Any = SimpleNamespace(
             accumulate_grad_batches=accumulate,
             callback_metrics={},

@@ -158,6 +158,47 @@ def test_waiting_for_data_is_reported_once(
     assert run.marks == expected
 
 
+SLOW = [1.0] * 20
+
+
+@pytest.mark.parametrize("lang", ["en", "az"])
+@pytest.mark.parametrize(
+    ("device", "seconds", "reserved", "expected"),
+    [
+        ("cuda", [9.0, *SLOW, *[5.0] * 40], 0.97, [("memory_spills", 30)]),
+        ("cuda", [9.0, *SLOW, *[3.0] * 40], 0.97, []),
+        ("cuda", [9.0, *SLOW, *[5.0] * 4, *SLOW], 0.97, []),  # a moment of another program
+        ("cuda", [50.0, *SLOW, *SLOW], 0.97, []),  # the first step compiles
+        ("cuda", [9.0, *SLOW, *SLOW], 1.2, [("memory_spills", 10)]),
+        ("cpu", [9.0, *SLOW, *[5.0] * 40], 0.0, []),
+    ],
+)
+def test_gpu_memory_that_spills_to_the_host_is_reported_once(
+    device: str,
+    seconds: list[float],
+    reserved: float,
+    expected: list[tuple[str, int]],
+    lang: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Windows, where a run that needs more than the GPU has only becomes slow."""
+    use_language(lang)
+    lines: list[str] = []
+    run = Judged()
+    run.module.device.type = device
+    monkeypatch.setattr("time.perf_counter", lambda: run.now)
+    monkeypatch.setattr(diagnosis, "reserved_share", lambda: reserved)
+    monkeypatch.setattr(diagnosis.log, "warning", lines.append)
+    run.call("on_train_start")
+    for duration in seconds:
+        run.step(seconds=duration, wait=0.1)
+    assert run.marks == expected
+    for text in lines:
+        assert "trainer.micro_batch_size" in text
+        assert max(map(len, text.splitlines())) <= 80
+        assert len(text.splitlines()) <= 4
+
+
 # --- validations --------------------------------------------------------------------------------
 
 

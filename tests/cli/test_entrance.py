@@ -88,10 +88,16 @@ def test_a_reference_is_text_in_a_prompt_and_a_reference_elsewhere() -> None:
 
 
 def test_quoted_null_empty_and_lists_keep_their_meaning() -> None:
-    texts = ["data=text", "run_name='ə, ı'", 'ckpt_path="a b"', "init_from=null", "data.dir="]
+    texts = [
+        "data=text",
+        "run_name='ə, ı'",
+        'ckpt_path="a b"',
+        "init_from=null",
+        "data.text_field=",
+    ]
     config = compose([*texts, "data.path=[kitab ə.txt,b.txt]"])
     assert (config.run_name, config.ckpt_path, config.init_from) == ("ə, ı", "a b", None)
-    assert config.data.dir == ""
+    assert config.data.text_field == ""
     assert config.data.path == ["kitab ə.txt", "b.txt"]
     config = compose(["data=text", "data.path=['a, b.txt', c.txt]"])
     assert config.data.path == ["a, b.txt", "c.txt"]

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from azllm_lightning.formats.huggingface import write_hf
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.huggingface import read_hf, write_hf
 from azllm_lightning.formats.load import load
 from azllm_lightning.inference.sampling import sample
 
@@ -130,3 +131,15 @@ def test_damaged_and_foreign_folders_are_refused(
         (hf / file).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load(hf)
+
+
+@pytest.mark.parametrize("size", [600, 300])
+def test_a_replaced_tokenizer_is_refused(untied, tokenizer, tmp_path, size):
+    """Also one of the same size, and one that gives fewer ids than there are embeddings."""
+    other = Tokenizer.train([f"{n * 7919} kitab dəftər qələm" for n in range(400)], size)
+    assert other.fingerprint != tokenizer.fingerprint
+    write_hf(untied, tokenizer, tmp_path)
+    read_hf(tmp_path)
+    other.save(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json \(\d+ tokens\) is not the tokenizer"):
+        read_hf(tmp_path)

@@ -275,3 +275,15 @@ def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
 def test_wrong_arguments_are_refused_at_the_call(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         ids_of(model, **{"prompt": PROMPT, **arguments})
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 40, "top_p": 0.9}])
+def test_samples_are_those_of_a_floating_point_sum(model, settings, monkeypatch):
+    """Probabilities are added up as integers, which are fine enough."""
+    logits = 3 * torch.randn(2000, 300, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(sampling.CachedDecoder, "read", lambda self, ids: logits)
+    ours = next(ids_of(model, PROMPT, 2000, temperature=1.0, seed=0, **settings))
+    monkeypatch.setattr(sampling, "SHARES", 1.0)
+    monkeypatch.setattr(torch.Tensor, "long", lambda self: self)
+    assert next(ids_of(model, PROMPT, 2000, temperature=1.0, seed=0, **settings)) == ours
+    assert len(set(ours)) > 50

@@ -105,6 +105,28 @@ def test_results_do_not_depend_on_the_batch(scorer: Scorer, tokens_at_once: int)
         assert replace(one, nll=0.0) == replace(other, nll=0.0)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), MemoryError()]
+)
+def test_batches_become_smaller_when_memory_runs_out(scorer: Scorer, error: Exception) -> None:
+    """Nothing is scored twice or left out; only a single window has to fit."""
+
+    def narrow(input_ids: Tensor, labels: Tensor) -> Tensor:
+        if len(input_ids) > most:
+            raise error
+        return scorer.token_nll(input_ids, labels)
+
+    texts = TEXTS * 3
+    most = 2
+    for one, other in zip(
+        score(scorer._replace(token_nll=narrow), texts), score(scorer, texts), strict=True
+    ):
+        assert one.nll == pytest.approx(other.nll, rel=1e-5)
+    most = 0
+    with pytest.raises(type(error)):
+        list(score(scorer._replace(token_nll=narrow), texts))
+
+
 def test_batches_stay_within_the_tokens_they_are_allowed(scorer: Scorer) -> None:
     shapes = []
 

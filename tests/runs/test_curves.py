@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 from training_runs import Crash, Probe, Uninterrupted, raw_points
 
-from azllm_lightning.runs.curves import EVENTS, carry_curve, read_run, read_scalars
+from azllm_lightning.runs import atomic
+from azllm_lightning.runs.curves import EVENTS, carry_curve, read_records, read_run, read_scalars
 
 
 def write(folder: Path, steps: range, offset: float = 0.0) -> None:
@@ -55,6 +58,90 @@ def test_a_record_that_a_kill_cut_off_ends_its_file(tmp_path: Path) -> None:
     carry_curve(tmp_path, tmp_path, 10)
     write(tmp_path, range(4, 6))
     assert raw_points(tmp_path) == [("loss", step) for step in range(6)]
+
+
+@pytest.mark.parametrize("value", [0, 255, None])
+def test_a_damaged_byte_costs_its_record_and_not_what_follows(
+    value: int | None, tmp_path: Path
+) -> None:
+    """TensorBoard's own reader ends at the first damaged record."""
+    write(tmp_path, range(6))
+    (path,) = tmp_path.glob(EVENTS)
+    content = path.read_bytes()
+    whole = list(read_records([path]))
+    assert len(whole) == 7  # the first is the version of the format
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] = damaged[place] ^ 1 if value is None else value
+        path.write_bytes(damaged)
+        found = list(read_records([path]))
+        assert found == [raw for raw in whole if raw in found], place
+        assert len(found) >= len(whole) - 1, place
+
+
+@pytest.mark.parametrize("length", [1, 20, 100])
+def test_a_gap_or_zeros_in_a_file_cost_only_their_records(length: int, tmp_path: Path) -> None:
+    """A power cut leaves zeros; a copy that was interrupted leaves a gap."""
+    write(tmp_path, range(8))
+    (path,) = tmp_path.glob(EVENTS)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    for damaged in (
+        content[:middle] + bytes(length) + content[middle + length :],
+        content[:middle] + content[middle + length :],
+    ):
+        path.write_bytes(damaged)
+        points = read_scalars(tmp_path)["loss"]
+        assert points == {step: float(step) for step in points}
+        assert {0, 7} <= points.keys()
+        assert len(points) < 8 or length == 1
+
+
+def held_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows while TensorBoard runs: no event file can be replaced, renamed or deleted."""
+
+    def refuse(name: str, which: int) -> None:
+        real = getattr(Path, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            path = Path(arguments[which])
+            if path.name.startswith("events.out") and path.exists():
+                raise PermissionError(errno.EACCES, "used by another process", str(path))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(Path, name, call)
+
+    for name, which in (("replace", 1), ("rename", 0), ("unlink", 0)):
+        refuse(name, which)
+    monkeypatch.setattr(atomic, "RETRY_SECONDS", (0.0,))
+
+
+def test_a_curve_that_a_reader_holds_open_is_continued_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, range(7), offset=100)
+    with monkeypatch.context() as patch:
+        held_open(patch)
+        carry_curve(tmp_path, tmp_path, 4)
+    assert "cannot be rewritten (" in caplog.text
+    expected = {step: 100.0 + step for step in range(5)}
+    assert read_scalars(tmp_path) == {"loss": expected}, "the steps after 4 are dropped"
+    write(tmp_path, range(5, 8))
+    expected |= {5: 5.0, 6: 6.0, 7: 7.0}
+    assert read_scalars(tmp_path) == {"loss": expected}
+    assert tensorboard_points(tmp_path) == expected
+    assert not list(tmp_path.glob(".*"))
+    carry_curve(tmp_path, tmp_path, 6)  # TensorBoard was closed
+    del expected[7]
+    assert read_scalars(tmp_path) == {"loss": expected}
+    assert raw_points(tmp_path) == [("loss", step) for step in range(7)]
+
+
+def tensorboard_points(folder: Path) -> dict[int, float]:
+    """The points of `loss` that TensorBoard shows."""
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {event.step: event.value for event in accumulator.Scalars("loss")}
 
 
 def test_a_fork_takes_the_curve_along_and_leaves_the_source(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ device.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import signal
 import weakref
@@ -28,6 +29,7 @@ from training_runs import (
 )
 
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.run import RunConfig
@@ -82,22 +84,117 @@ def test_a_model_that_never_fits_is_reported() -> None:
         micro_batch.largest_that_fits(48, lambda size: False)
 
 
-def test_a_gpu_is_tried_out(settled: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit runs out of memory, or leaves too little free."""
-    forward, free = GPT.forward, 0.5
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+]
+OTHERS = [
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    ValueError("out of memory"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    KeyboardInterrupt(),
+]
 
-    def small(self: GPT, input_ids: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
-        if len(input_ids) > 4:
-            raise torch.OutOfMemoryError
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=repr)
+def test_memory_that_ran_out_is_recognized(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=repr)
+def test_other_errors_are_not_mistaken_for_it(error: BaseException) -> None:
+    assert not is_out_of_memory(error)
+
+
+@pytest.fixture
+def half_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that always has half of its memory free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (500, 1000))
+
+
+def steps_that_take(seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A clock by which a step on a micro-batch of `size` takes `seconds(size)`."""
+    forward, now = GPT.forward, 0.0
+
+    def timed(self: GPT, input_ids: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
+        nonlocal now
+        now += seconds(len(input_ids))
         out: torch.Tensor = forward(self, input_ids, *args, **settings)
         return out
 
-    monkeypatch.setattr(GPT, "forward", small)
+    monkeypatch.setattr(GPT, "forward", timed)
+    return lambda: now
+
+
+@pytest.mark.parametrize("error", NO_MEMORY[:-1], ids=repr)
+def test_a_gpu_is_tried_out(
+    error: Exception, settled: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit runs out of memory, or leaves too little free."""
+    free = 0.5
+
+    def seconds(size: int) -> float:
+        if size > 4:
+            raise error
+        return float(size)
+
+    clock = steps_that_take(seconds, monkeypatch)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * 1000, 1000))
-    fits = micro_batch.trial(settled, "cpu")
+    fits = micro_batch.trial(settled, "cpu", clock)
     assert [fits(size) for size in (1, 4, 8, 2)] == [True, True, False, True]
     free = 0.09
     assert not fits(1)
+
+
+def test_a_trial_does_not_hide_other_errors(
+    settled: RunConfig, half_free: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(size: int) -> float:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    fits = micro_batch.trial(settled, "cpu", steps_that_take(seconds, monkeypatch))
+    with pytest.raises(RuntimeError, match="device-side"):
+        fits(1)
+
+
+def test_a_model_that_does_not_fit_on_the_gpu_fits_with_no_micro_batch(
+    settled: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: GPT, device: str) -> GPT:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(GPT, "to", refused)
+    assert not micro_batch.trial(settled, "cpu")(1)
+
+
+@pytest.mark.parametrize(
+    ("per_sequence", "fitting"),
+    [
+        ({1: 9, 2: 5, 4: 3, 8: 2, 16: 2}, [1, 2, 4, 8, 16]),
+        ({1: 9, 2: 5, 4: 3, 8: 6, 16: 7}, [1, 2, 4, 8, 16]),  # slower, but on the GPU
+        ({1: 9, 2: 5, 4: 3, 8: 30, 16: 60}, [1, 2, 4]),
+    ],
+)
+def test_what_spills_into_the_memory_of_the_host_does_not_fit(
+    per_sequence: dict[int, float],
+    fitting: list[int],
+    settled: RunConfig,
+    half_free: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows raises no error: a sequence only takes many times as long."""
+    clock = steps_that_take(lambda size: size * per_sequence[size], monkeypatch)
+    fits = micro_batch.trial(settled, "cpu", clock)
+    assert [size for size in per_sequence if fits(size)] == fitting
 
 
 def test_a_cpu_gets_what_a_bounded_memory_holds(
@@ -188,7 +285,7 @@ def test_what_cannot_be_halved_is_reported_with_the_way_out(settled: RunConfig) 
         micro_batch.halved(with_batch(settled, 48, 12), devices=2)
 
 
-def narrow(probe: Probe, first_step: int, most: int) -> None:
+def narrow(probe: Probe, first_step: int, most: int, error: Exception = NO_MEMORY[0]) -> None:
     """From `first_step` on, training on more than `most` windows at a time runs out of memory."""
     failed: list[weakref.ref[CausalLM]] = []
 
@@ -198,7 +295,7 @@ def narrow(probe: Probe, first_step: int, most: int) -> None:
         if step >= first_step and len(batch) > most:
             failed.append(weakref.ref(probe.module))
             del probe.module
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise type(error)(*error.args)
         return 1.0
 
     probe.factor = factor
@@ -315,6 +412,47 @@ def test_one_sequence_that_does_not_fit_ends_the_run_with_a_message(
     narrow(probe, 3, most=0)
     with pytest.raises(ValueError, match=r"trainer\.micro_batch_size=1, the smallest possible"):
         train_tiny()
+
+
+@pytest.mark.parametrize("error", [NO_MEMORY[1], NO_MEMORY[5], NO_MEMORY[-2]], ids=repr)
+def test_a_run_continues_after_any_form_of_it(
+    error: Exception, train_tiny: Train, probe: Probe
+) -> None:
+    narrow(probe, 3, most=2, error=error)
+    assert stored_micro_batch(train_tiny()) == 2
+
+
+@pytest.mark.parametrize("error", [NO_MEMORY[5], NO_MEMORY[-2]], ids=repr)
+def test_a_model_that_does_not_fit_ends_with_one_message(
+    error: Exception,
+    tiny: list[str],
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(self: CausalLM, *args: Any, **settings: Any) -> None:
+        raise type(error)(*error.args)
+
+    monkeypatch.setattr(CausalLM, "__init__", refused)
+    assert command(*tiny) == 2
+    assert "out of memory: the model alone does not fit: choose" in capsys.readouterr().err
+
+
+def test_other_commands_end_with_one_message_too(
+    tiny: list[str], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(error: Exception) -> Callable[[RunConfig], None]:
+        def run(config: RunConfig) -> None:
+            raise error
+
+        return run
+
+    assert command(*tiny, run=fails(NO_MEMORY[5])) == 2
+    assert "error: out of memory: close other programs" in capsys.readouterr().err
+    assert command(*tiny, run=fails(NO_MEMORY[-2])) == 2
+    assert "(MemoryError)" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="shapes"):
+        command(*tiny, run=fails(OTHERS[0]))
 
 
 class Waits(TorchDispatchMode):

@@ -58,10 +58,51 @@ def test_singular_values_become_about_one(dtype: torch.dtype, shape: tuple[int, 
         torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
     )
     x = u * torch.logspace(0, -2, shape[1]) @ v  # singular values over a hundredfold range
-    values = torch.linalg.svdvals(orthogonalize(x.to(dtype)).float())
+    values = torch.linalg.svdvals(orthogonalize(x, dtype).float())
     assert 0.4 < values.min() <= values.max() < 1.25
-    far = orthogonalize(1e-6 * x).float() - orthogonalize(x).float()
-    assert far.abs().max() < 0.05  # the scale of a gradient does not matter
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cosine"),
+    [(torch.float32, 0.99999), (torch.float16, 0.999), (torch.bfloat16, 0.995)],
+)
+def test_updates_of_every_size_are_orthogonalized_as_in_fp32(
+    dtype: torch.dtype, cosine: float
+) -> None:
+    """A matrix of an ordinary size in fp32 is the standard, for a gradient of any size."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 48, 160)
+    x[1] *= torch.logspace(0, -2, 48)[:, None]
+    x[2, 5, 7] = 1e4  # one huge entry
+    standard = orthogonalize(x, torch.float32)
+    for size in (1e-34, *(10.0**n for n in range(-10, 5)), 1e30):
+        one = orthogonalize(x * size, dtype)
+        assert one.dtype == dtype
+        turned = torch.cosine_similarity(one.float().flatten(1), standard.flatten(1))
+        assert turned.min() > cosine, size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_matrices_that_are_zero_or_nearly_stay_finite(dtype: torch.dtype) -> None:
+    x = torch.zeros(3, 4, 6)
+    x[1, 2, 3] = 1e-45  # the smallest number of fp32
+    x[2] = torch.eye(4, 6) * 1e-42
+    result = orthogonalize(x, dtype)
+    assert not result[0].any()
+    assert result.isfinite().all()
+    assert torch.linalg.svdvals(result.float()).max() < 1.25
+
+
+def test_a_step_in_fp16_moves_as_in_fp32_by_tiny_gradients() -> None:
+    moved = []
+    for dtype in (torch.float16, torch.float32):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.zeros(64, 192))
+        optimizer = MuonAdamW([muon_group(weight)], dtype)
+        weight.grad = 1e-8 * torch.randn(64, 192)
+        optimizer.step()
+        moved.append(weight.detach().flatten())
+    assert torch.cosine_similarity(*moved, dim=0) > 0.999
 
 
 def test_orthogonalising_keeps_the_singular_vectors() -> None:
@@ -69,7 +110,7 @@ def test_orthogonalising_keeps_the_singular_vectors() -> None:
         1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     ).float()
     u, _, v = torch.linalg.svd(x)
-    turned = u.mT @ orthogonalize(x) @ v.mT
+    turned = u.mT @ orthogonalize(x, torch.float32) @ v.mT
     assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
 
 

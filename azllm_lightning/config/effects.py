@@ -1,0 +1,119 @@
+"""Which of the settings that were typed have no effect next to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.overrides import parse_override
+
+NAMED_CHECKPOINTS = ("best", "last")
+"""Values of ckpt_path that mean a file of a run; any other value names the file itself."""
+
+
+class Rule(NamedTuple):
+    """The settings `keys` have no effect on a config for which `holds`, for a `reason`."""
+
+    keys: str
+    holds: Callable[[Any], bool]
+    reason: Callable[[Any], str]
+
+
+def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
+    """The settings that `overrides` set: trainer.max_steps, model (a group), ..."""
+    parsed = map(parse_override, overrides)
+    return frozenset(".".join(override.path) for override in parsed if not override.is_deletion)
+
+
+def ignored_settings(rules: Sequence[Rule], config: Any, overrides: Iterable[str]) -> list[str]:
+    """A message for each of `rules` that concerns a setting among `overrides`."""
+    typed = typed_keys(overrides)
+    found = [(rule, sorted(typed & set(rule.keys.split()))) for rule in rules]
+    return [
+        tr("{keys}: no effect, since {reason}", keys=", ".join(keys), reason=rule.reason(config))
+        for rule, keys in found
+        if keys and rule.holds(config)
+    ]
+
+
+def _has_samples_logger(config: Any) -> bool:
+    return config.logger.tensorboard or bool(config.logger.custom)
+
+
+TRAIN = [
+    Rule(
+        "callbacks.early_stopping_patience",
+        lambda config: not config.callbacks.early_stopping,
+        lambda config: "callbacks.early_stopping=false",
+    ),
+    Rule(
+        "callbacks.samples.prompts callbacks.samples.temperature",
+        lambda config: config.callbacks.samples.max_new_tokens == 0,
+        lambda config: "callbacks.samples.max_new_tokens=0",
+    ),
+    Rule(
+        "callbacks.samples.prompts callbacks.samples.temperature callbacks.samples.max_new_tokens",
+        lambda config: not _has_samples_logger(config),
+        lambda config: "logger.tensorboard=false",
+    ),
+    Rule(
+        "schedule.decay_ratio schedule.min_lr_ratio schedule.total_steps",
+        lambda config: config.schedule.name == "constant",
+        lambda config: "schedule.name=constant",
+    ),
+]
+
+DATA = [
+    Rule(
+        "data.text_field data.source_field data.txt_documents data.on_bad_utf8",
+        lambda config: config.data.name == "tales",
+        lambda config: tr("data=tales reads no files"),
+    ),
+    Rule(
+        "data.tales_bytes data.tales_seed",
+        lambda config: config.data.name != "tales",
+        lambda config: tr("only data=tales generates text"),
+    ),
+    Rule(
+        "data.val_fraction",
+        lambda config: config.data.val_path is not None and config.data.max_bytes is None,
+        lambda config: tr("data.val_path is the validation text"),
+    ),
+    Rule(
+        "data.tokenizer_sample_bytes",
+        lambda config: config.data.tokenizer is not None,
+        lambda config: tr("data.tokenizer is not trained here"),
+    ),
+]
+
+CHECKPOINT = [
+    Rule(
+        "logs_dir",
+        lambda config: config.ckpt_path not in NAMED_CHECKPOINTS,
+        lambda config: tr("ckpt_path names the file"),
+    ),
+]
+
+GENERATE = [
+    *CHECKPOINT,
+    Rule(
+        "top_k top_p min_p seed num_samples",
+        lambda config: config.temperature == 0,
+        lambda config: tr("temperature=0 always gives the same text"),
+    ),
+]
+
+EVALUATE = [
+    *CHECKPOINT,
+    Rule(
+        "data.text_field data.source_field data.txt_documents data.max_bytes",
+        lambda config: config.data.path is None,
+        lambda config: tr("data.path is not set"),
+    ),
+    Rule(
+        "ckpt_path run_name logs_dir",
+        lambda config: config.hf is not None and (config.pairs or config.has_text),
+        lambda config: tr("hf is the model that is scored"),
+    ),
+]

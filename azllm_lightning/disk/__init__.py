@@ -1,0 +1,1 @@
+"""What differs between file systems: locks, and which writes reach the disk."""

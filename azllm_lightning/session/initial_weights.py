@@ -1,0 +1,33 @@
+"""init_from: whether a model's weights can be the start of a run on this data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.load import checkpoint_of, tokenizer_of
+
+
+def check_tokens(path: str, ours: Tokenizer) -> None:
+    """Raise ValueError if the model at `path` has as many tokens as `ours`, but other ones.
+
+    Its embeddings would be those of other pieces of text. A model with another number of tokens is
+    refused with all that differs, when its weights are loaded.
+    """
+    theirs = tokenizer_of(path)
+    if theirs.vocab_size != ours.vocab_size or theirs.fingerprint == ours.fingerprint:
+        return
+    found = checkpoint_of(Path(path))
+    places = [Path(path), found, found.parent, found.parent.parent]
+    folders = [place for place in places if (place / "tokenizer.json").is_file()]
+    raise ValueError(
+        tr(
+            "init_from={path} was trained with a different tokenizer of the same size "
+            "({tokens:,} tokens), so its weights are those of other tokens: prepare the text with "
+            "its tokenizer, data.tokenizer={folder}",
+            path=path,
+            tokens=ours.vocab_size,
+            folder=folders[0] if folders else tr("FOLDER"),
+        )
+    )

@@ -1,0 +1,84 @@
+"""The short runs that `prove_resume` compares: uninterrupted, stopped, killed, badly restored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.session import child
+
+STEPS = 8
+SETTINGS = [
+    f"trainer.max_steps={STEPS}",
+    "trainer.val_every_steps=4",
+    "trainer.checkpoint_every_steps=3",
+    "trainer.checkpoint_every_minutes=null",
+    "trainer.log_every_steps=1",
+    "trainer.deadline=null",
+    "logs_dir=lightning_logs",
+]
+"""They hold whatever else was typed."""
+
+
+class Interruption(NamedTuple):
+    """The step after which the callback `Interrupt` ends a run, and whether it kills it."""
+
+    step: int
+    kill: bool
+
+
+STOP = Interruption(4, False)
+"""Not at a step that is saved in any case, so that a stop that saves nothing is noticed."""
+
+RUNS = {"again": None, "stopped": STOP, "killed": Interruption(5, True)}
+"""The runs that are compared with the uninterrupted baseline, and how each is interrupted."""
+
+BREAK_RESTORE = ["+callbacks.control._target_=azllm_lightning.callbacks.interrupt.BrokenRestore"]
+"""What makes a resumed session forget part of its state."""
+
+
+class StepLost(Exception):
+    """A stopped run did not save the step that it had reached."""
+
+
+def train_run(
+    folder: Path,
+    name: str,
+    settings: Sequence[str],
+    interruption: Interruption | None = None,
+    when_resumed: Sequence[str] = (),
+) -> Path:
+    """Train run `name` to its end, interrupted and resumed if so given; returns its folder.
+
+    The resumed session has the settings `when_resumed` in addition. Raises ValueError if the run
+    fails, and StepLost if a stop saved too little.
+    """
+    run = folder / "lightning_logs" / name / "version_0"
+    settings = [*settings, *SETTINGS]
+    if interruption is not None:
+        target = "azllm_lightning.callbacks.interrupt.Interrupt"
+        callback = {"_target_": target, **interruption._asdict()}
+        interrupt = [f"+callbacks.interrupt.{key}={value}" for key, value in callback.items()]
+        print(f"{name:<9}" + tr("to step {step}", step=interruption.step), flush=True)
+        child.train_in_child(folder, name, [*settings, *interrupt], ends_early=True)
+        _check_saved(run, interruption)
+        settings = [text for text in settings if not text.startswith("init_from=")]
+        settings += [*when_resumed, "ckpt_path=last"]
+    print(f"{name:<9}" + tr("to the end"), flush=True)
+    child.train_in_child(folder, name, settings)
+    return run
+
+
+def _check_saved(run: Path, interruption: Interruption) -> None:
+    newest, _ = step_files(run / "checkpoints")[0]
+    if newest < interruption.step and not interruption.kill:
+        raise StepLost(
+            tr(
+                "stopped after step {step}, but the newest checkpoint is that of step {newest}",
+                step=interruption.step,
+                newest=newest,
+            )
+        )

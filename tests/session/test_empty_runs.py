@@ -1,0 +1,78 @@
+"""A start that fails leaves no empty run; a run that has trained a step stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from training_runs import Crash, Probe
+
+from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.runs.curves import read_scalars
+
+Train = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["init_from=nowhere.ckpt"],
+        ["+callbacks.mine._target_=no.such.Class"],
+        ["+logger.mine._target_=no.such.Class"],
+    ],
+    ids=str,
+)
+def test_a_start_that_fails_leaves_no_run(wrong: list[str], train_tiny: Train) -> None:
+    with pytest.raises(ValueError, match=r"nowhere|no\.such\.Class"):
+        train_tiny(*wrong)
+    assert not Path("lightning_logs/tiny").exists()
+
+
+def test_a_crash_in_the_first_step_leaves_no_run_and_no_gap_in_the_numbers(
+    train_tiny: Train, probe: Probe
+) -> None:
+    """The validation at step 0 has been logged, and its weights are the best so far."""
+    first = train_tiny("trainer.max_steps=1")
+    probe.crash(0)
+    with pytest.raises(Crash):
+        train_tiny()
+    assert [path.name for path in first.parent.iterdir()] == ["version_0"]
+
+
+def test_a_stop_before_the_first_step_leaves_no_run(train_tiny: Train, probe: Probe) -> None:
+    probe.signal(0, signal.SIGTERM)
+    with pytest.raises(Resumable) as stop:
+        train_tiny()
+    if "ckpt_path=last" not in stop.value.command:
+        assert not Path("lightning_logs/tiny").exists()
+
+
+def test_a_crash_after_a_step_keeps_its_curve(train_tiny: Train, probe: Probe) -> None:
+    probe.crash(1)
+    with pytest.raises(Crash):
+        train_tiny()
+    assert 1 in read_scalars(Path("lightning_logs/tiny/version_0"))["train_loss"]
+
+
+def test_a_resumed_run_that_fails_at_once_stays(train_tiny: Train, probe: Probe) -> None:
+    folder = train_tiny()
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    with pytest.raises(ValueError, match=r"no\.such"):
+        train_tiny("ckpt_path=last", "trainer.max_steps=9", "+callbacks.a._target_=no.such.Class")
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
+
+
+def test_a_disk_that_fills_up_at_the_start_leaves_no_run(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("azllm_lightning.session.open.write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        train_tiny()
+    assert not Path("lightning_logs/tiny").exists()

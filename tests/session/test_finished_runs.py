@@ -1,0 +1,95 @@
+"""A resume that has nothing to train changes nothing, and one from elsewhere brings what there
+is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from training_runs import Probe, curve
+
+from azllm_lightning.runs import folder as run_folder
+from azllm_lightning.runs.checkpoint_files import BEST
+
+Train = Callable[..., Path]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("typed", [[], ["trainer.max_steps=4"]], ids=["", "shorter"])
+def test_a_finished_run_is_left_as_it_is(
+    typed: list[str], train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_tiny()
+    before = contents(folder)
+    probe.windows.clear()
+    capsys.readouterr()
+    assert train_tiny("ckpt_path=last", *typed) == folder
+    assert contents(folder) == before
+    assert not probe.windows
+    assert "already at its last step, 8" in capsys.readouterr().err
+
+
+def test_a_run_whose_report_is_missing_gets_it(train_tiny: Train) -> None:
+    """It was killed between its last save and its end."""
+    folder = train_tiny()
+    (folder / "summary.json").unlink()
+    assert train_tiny("ckpt_path=last") == folder
+    assert (folder / "summary.json").is_file()
+
+
+def test_a_renamed_run_folder_brings_its_curve_and_its_best_weights(
+    train_tiny: Train, tmp_path: Path
+) -> None:
+    folder = train_tiny()
+    copied = tmp_path / "a copy of my run"
+    shutil.move(folder, copied)
+    before = contents(copied)
+    resumed = train_tiny(f"ckpt_path={copied}", "trainer.max_steps=9", "run_name=tiny")
+    assert resumed == Path("lightning_logs/tiny/version_0")
+    assert contents(copied) == before
+    assert list(curve(resumed)["train_loss"]) == list(range(1, 10))
+    assert (resumed / "checkpoints" / BEST).is_file()
+
+
+def test_a_file_that_comes_alone_is_warned_of(
+    train_tiny: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(train_tiny() / "checkpoints" / "step_00000008.ckpt", alone)
+    capsys.readouterr()
+    resumed = train_tiny(f"ckpt_path={alone}", "trainer.max_steps=9")
+    assert resumed.name == "version_1"
+    assert "curve and its best weights do not come along" in capsys.readouterr().err
+
+
+def test_a_read_only_source_brings_what_can_be_read(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As under /kaggle/input; here even the best weights there are damaged."""
+    folder = train_tiny()
+    best = folder / "checkpoints" / BEST
+    best.write_bytes(best.read_bytes()[:1000])
+
+    def read_only(place: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
+
+    monkeypatch.setattr(run_folder, "reopen", read_only)
+    capsys.readouterr()
+    resumed = train_tiny("ckpt_path=last", "trainer.max_steps=9")
+    warnings = capsys.readouterr().err
+    assert resumed.name == "version_1"
+    assert "continuing in a new version" in warnings
+    assert "the best weights until now do not come along" in warnings
+    assert list(curve(resumed)["train_loss"]) == list(range(1, 10))

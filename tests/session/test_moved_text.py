@@ -1,0 +1,93 @@
+"""A run continues although its text was moved or changed, and what else a resume finds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from azllm_lightning.cli.composition import composed_mapping
+from azllm_lightning.config.verbs import EvaluateConfig
+from azllm_lightning.evaluate import evaluate
+from azllm_lightning.runs.checkpoint_files import step_files
+
+Train = Callable[..., Path]
+
+
+def write_text(name: str, word: str = "Nazir") -> str:
+    lines = (f"{i}. {word} müqaviləni imzaladı və {i * 7919 % 1000} getdi." for i in range(900))
+    Path(name).write_text("\n\n".join(lines), encoding="utf-8")
+    return name
+
+
+@pytest.fixture
+def own_text(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on the text a.txt, with a cache of its own."""
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(Path("cache").absolute()))
+    return train_tiny("data=text", f"data.path={write_text('a.txt')}")
+
+
+@pytest.mark.parametrize("change", ["moved", "changed", "touched"])
+def test_a_run_continues_from_its_shards(change: str, own_text: Path, train_tiny: Train) -> None:
+    if change == "moved":
+        shutil.move("a.txt", "elsewhere.txt")
+    elif change == "changed":
+        write_text("a.txt", "Həkim")
+    else:
+        os.utime("a.txt", ns=(1, 1))
+    resumed = train_tiny("ckpt_path=last", "trainer.max_steps=9")
+    assert step_files(resumed / "checkpoints")[0][0] == 9
+    assert len(list(Path("cache").glob("text-*"))) == 1
+    found = evaluate(EvaluateConfig.from_mapping(composed_mapping("evaluate")))
+    assert found["all"]["documents"] > 0
+    # the path of the text stays in its settings, not that of the cache
+    again = train_tiny("ckpt_path=last", "trainer.max_steps=10")
+    assert "dir: null" in (again / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
+    own_text: Path, train_tiny: Train
+) -> None:
+    other = write_text("b.txt", "Həkim")
+    with pytest.raises(ValueError, match="different data"):
+        train_tiny("ckpt_path=last", "trainer.max_steps=9", f"data.path={other}")
+
+
+def test_without_text_and_shards_the_message_says_what_to_give(
+    own_text: Path, train_tiny: Train
+) -> None:
+    Path("a.txt").unlink()
+    shutil.rmtree("cache")
+    with pytest.raises(ValueError, match=r"a\.txt: no such file.*the cache either.*data\.dir="):
+        train_tiny("ckpt_path=last", "trainer.max_steps=9")
+
+
+def test_edits_of_config_yaml_are_reported(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_tiny("trainer.max_steps=2")
+    file = folder / ".hydra" / "config.yaml"
+    capsys.readouterr()
+    train_tiny("ckpt_path=last", "trainer.max_steps=3", "schedule.total_steps=3")
+    assert "config.yaml" not in capsys.readouterr().err
+    edited = file.read_text(encoding="utf-8").replace("dropout: 0.0", "dropout: 0.25")
+    file.write_text(edited, encoding="utf-8")
+    train_tiny("ckpt_path=last", "trainer.max_steps=4", "schedule.total_steps=4")
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "model.dropout=0.25 (in the checkpoint: 0.0) without effect" in warning
+    file.write_text("a: [", encoding="utf-8")
+    train_tiny("ckpt_path=last", "trainer.max_steps=5", "schedule.total_steps=5")
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_weights_of_another_tokenizer_of_the_same_size_are_refused(train_tiny: Train) -> None:
+    first = train_tiny("trainer.max_steps=1")
+    other = ["run_name=other", "data.tales_seed=5", "trainer.max_steps=1", f"init_from={first}"]
+    with pytest.raises(ValueError, match=r"different tokenizer of the same size") as refusal:
+        train_tiny(*other)
+    assert f"data.tokenizer={first}" in str(refusal.value)
+    assert not Path("lightning_logs/other").exists()
+    train_tiny(*other, f"data.tokenizer={first}")

@@ -222,7 +222,7 @@ def measure(task: Task, overrides: list[str], work: Path, args: argparse.Namespa
     call = called if args.tiny else apart
     steps = 6 if args.tiny else 200
     if task.side == "check":
-        return checked(task.part, [*overrides, f"minutes={5 if args.tiny else 2}"], work)
+        return checked(task.part, [*overrides, f"minutes={3 if args.tiny else 2}"], work)
     if task.side == "nanogpt":
         return call(theirs, task.part, overrides, work, steps, args.nanogpt)
     more = {"fp32": ["trainer.precision=32-true"], "deterministic": ["trainer.deterministic=true"]}

@@ -218,6 +218,10 @@ class CheckConfig(VerbConfig):
             )
         problems.raise_if_any()
 
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return self.run.ignored()
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """The config of a composed mapping; the run keeps only the overrides that are its own."""
@@ -236,10 +240,6 @@ class CheckConfig(VerbConfig):
         return cls(
             lang=run.lang, overrides=tuple(overrides), out=out, minutes=float(minutes), run=run
         )
-
-    def ignored(self) -> list[str]:
-        """A message for each setting that was typed and has no effect."""
-        return self.run.ignored()
 
 
 def _check_run(config: GenerateConfig | EvaluateConfig | ExportConfig) -> None:

@@ -49,7 +49,7 @@ LEAST_SECONDS = 20
 """What each process may take even if the time is over."""
 
 COMPILE_SECONDS = 45
-"""The same for torch.compile, which is tried last."""
+"""The same for torch.compile, which is tried last, and gets at most twice as much."""
 
 DOCUMENTS = 400
 """Documents of random text, 512 tokens each."""
@@ -249,7 +249,9 @@ class Checkup:
         self._announce(tr("torch.compile of a small function"))
         device = self.findings["machine"]["device"]
         target = "azllm_lightning.machine.compiling:compile_small_function"
-        return isolated(target, device, seconds=max(COMPILE_SECONDS, self.left))
+        return isolated(
+            target, device, seconds=min(2 * COMPILE_SECONDS, max(COMPILE_SECONDS, self.left))
+        )
 
     def _limit(self, seconds: float) -> float:
         """How long a process may take that should take no more than `seconds`."""

@@ -6,12 +6,10 @@ import json
 import shutil
 import statistics
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from azllm_lightning.cli.messages import tr
@@ -201,9 +199,4 @@ def vendor_flops(device: str, precision: str) -> float | None:
     """
     if device != "cuda":
         return None
-    from lightning.fabric.utilities.throughput import get_available_flops
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        known = get_available_flops(torch.device("cuda"), hardware.DTYPES[precision])
-    return float(known) if known else None
+    return hardware.vendor_flops(precision) or None

@@ -25,7 +25,7 @@ class LastingFile(io.FileIO):
         self.is_result = is_result
         self.is_broken = False
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> Any:
         """Write `data`, or drop it if the file is broken; returns the number of bytes."""
         if not self.is_broken:
             try:
@@ -62,7 +62,7 @@ def _lasting(stream: Any, is_result: bool) -> Any:
         stream.flush()
     file = LastingFile(raw.fileno(), is_result)
     return io.TextIOWrapper(
-        file if buffer is raw else io.BufferedWriter(file),  # type: ignore[arg-type]
+        file if buffer is raw else io.BufferedWriter(file),
         encoding="utf-8",
         errors="replace",
         line_buffering=stream.line_buffering,

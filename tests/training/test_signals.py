@@ -28,6 +28,7 @@ SHORT = [
     "trainer.micro_batch_size=2",
     "callbacks.samples.max_new_tokens=0",
 ]
+SLOW = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOMS = tuple(f"{PACKAGE}/{room}/" for room in ("callbacks", "runs", "session", "training"))
 
 
@@ -121,7 +122,7 @@ def check_run(count: int, every: int, straight: Path, train_tiny: Train, steps: 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs its signals")
 @pytest.mark.parametrize(
     ("every", "count"),
-    [(1, 3), (3, 3), *(pytest.param(every, 60, marks=pytest.mark.slow) for every in (1, 3))],
+    [(1, 3), (3, 3), *(pytest.param(every, 60, marks=SLOW) for every in (1, 3))],
 )
 def test_a_signal_at_any_line_loses_no_step(
     every: int, count: int, uninterrupted: Straight, train_tiny: Train, reached: list[int]

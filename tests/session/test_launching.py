@@ -424,11 +424,9 @@ def test_every_launcher_trains_the_same_run(
         step: sorted(windows) for step, windows in straight.windows.items()
     }
     for tag in ("train_loss", "val_loss", "val_bpb", "grad_norm", "tokens_seen"):
-        ours = curve(folder)[tag]
-        assert_close(
-            {step: value for step, value in curve(straight.folder)[tag].items() if step in ours},
-            ours,
-        )
+        ours, theirs = curve(folder)[tag], curve(straight.folder)[tag]
+        # The shortened run was also validated at its own end.
+        assert_close({step: ours[step] for step in theirs}, theirs)
 
 
 @pytest.mark.slow

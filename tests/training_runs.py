@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -82,21 +83,70 @@ class Terminate(Callback):
 
 
 class SpoiledLoss(Callback):
-    """Makes the loss of one step NaN in process `rank` alone, with gradients that stay finite."""
+    """Makes the loss of one step NaN in process `rank` alone, with gradients that stay finite; with
+    `once`, only in the first fit of this process, not after a rollback.
+    """
 
-    def __init__(self, step: int, rank: int) -> None:
+    fits = 0
+
+    def __init__(self, step: int, rank: int, once: bool = False) -> None:
         self.step = step
         self.rank = rank
+        self.once = once
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a constant to what the network returns."""
         assert isinstance(pl_module, CausalLM)
+        SpoiledLoss.fits += 1
+        if self.once and SpoiledLoss.fits > 1:
+            return
 
         def spoil(net: object, args: object, output: Tensor) -> Tensor:
             here = trainer.global_step == self.step and trainer.global_rank == self.rank
             return output + float("nan") if here else output
 
         pl_module.net.register_forward_hook(spoil)
+
+
+class FullMemory(Callback):
+    """From `step` on, process `rank` has no memory for more than `most` windows at once."""
+
+    def __init__(self, step: int, rank: int, most: int) -> None:
+        self.step = step
+        self.rank = rank
+        self.most = most
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int
+    ) -> None:
+        """Fail as PyTorch does."""
+        here = trainer.global_rank == self.rank and trainer.global_step >= self.step
+        if here and len(batch) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class Killed(Callback):
+    """Kills process `rank`, `after` seconds after it began step `step`, wherever it is then; writes
+    the number of each process to the file pid<rank>.
+    """
+
+    def __init__(self, rank: int, step: int, after: float) -> None:
+        self.rank = rank
+        self.step = step
+        self.after = after
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the number of this process."""
+        Path(f"pid{trainer.global_rank}").write_text(str(os.getpid()), encoding="utf-8")
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """From `step` on, steps take some time, so that the kill comes before the end."""
+        if trainer.global_step >= self.step:
+            time.sleep(0.5)
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            timer = threading.Timer(self.after, os.kill, (os.getpid(), signal.SIGKILL))
+            timer.daemon = True
+            timer.start()
 
 
 class Collectives(Callback):

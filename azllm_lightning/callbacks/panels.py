@@ -28,14 +28,15 @@ from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.training import hardware
 from azllm_lightning.training.saving import KEEP
 
 MAX_ROWS = 12
 """Maximum number of validations in the table at the end; the curves have all of them."""
 
 
-def start_panel(config: RunConfig, run: Run, data: TokenDataModule, device: str) -> str:
+def start_panel(
+    config: RunConfig, run: Run, data: TokenDataModule, device: str, devices: int = 1
+) -> str:
     """The model, data, length and hardware of a run that is about to start; `config` is settled."""
     model = config.shape
     training_tokens = data.train_windows.num_windows * model.block_size
@@ -60,7 +61,7 @@ def start_panel(config: RunConfig, run: Run, data: TokenDataModule, device: str)
         labeled(tr("data"), ", ".join(sizes)),
         verbatim("", str(data.folder)),
         labeled(tr("steps"), _length(config, training_tokens)),
-        labeled(tr("hardware"), _hardware(config.trainer, device)),
+        labeled(tr("hardware"), _hardware(config.trainer, device, devices)),
         labeled(tr("disk"), _disk(run, checkpoint_bytes(config))),
     ]
     return "\n".join(rows)
@@ -85,8 +86,7 @@ def _length(config: RunConfig, training_tokens: int) -> str:
     )
 
 
-def _hardware(trainer: TrainerConfig, device: str) -> str:
-    devices = hardware.num_devices(trainer.devices, device)
+def _hardware(trainer: TrainerConfig, device: str, devices: int) -> str:
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:

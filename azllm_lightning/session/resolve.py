@@ -112,9 +112,10 @@ def check_launcher(typed: RunConfig, place: Processes) -> None:
     if place.size == 1:
         return
     for key, count in (("devices", place.local_size), ("num_nodes", place.num_nodes)):
-        value = getattr(typed.trainer, key)
+        value = str(getattr(typed.trainer, key))
         is_typed = any(text.startswith(f"trainer.{key}=") for text in typed.overrides)
-        if is_typed and value != "auto" and hardware.num_devices(value, "cpu") != count:
+        wanted = value.count(",") + 1 if "," in value else value
+        if is_typed and wanted not in ("auto", count, str(count)):
             raise ValueError(
                 tr(
                     "trainer.{key}={value}, but the launcher started {size} processes on {nodes} "

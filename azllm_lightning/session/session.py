@@ -159,7 +159,7 @@ def _end_quietly(error: BaseException, place: Processes) -> None:
 
 
 def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
-    log.info(start_panel(config, run, resolved.data, resolved.device))
+    log.info(start_panel(config, run, resolved.data, resolved.device, resolved.devices))
     last_step = config.trainer.max_steps
     source = resolved.source
     if source is not None and source.step >= last_step:

@@ -9,7 +9,7 @@ from typing import Any
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.decoding import MAX_BLOCK_BYTES, Block
+from azllm_lightning.data.blocks import MAX_BLOCK_BYTES, Block
 from azllm_lightning.data.json_scanner import JsonScanner
 from azllm_lightning.data.rows import Record, Rows
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.decoding import MAX_BLOCK_BYTES, Block, Decoder
+from azllm_lightning.data.blocks import MAX_BLOCK_BYTES, Block, Decoder
+from azllm_lightning.data.delimited import read_table
 from azllm_lightning.data.files import TextFile
 from azllm_lightning.data.json_values import read_json
 from azllm_lightning.data.rows import Record, Rows, matching
-from azllm_lightning.data.tables import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

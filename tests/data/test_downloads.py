@@ -18,7 +18,7 @@ from azllm_lightning.data.pipeline import prepared_folder
 
 LONG = "\n\n".join(make_texts(3000)).encode("utf-8")
 PLAIN = "\n\n".join(TEXTS).encode("utf-8")
-CSV = "text\nbir\niki\n".encode()
+CSV = b"text\nbir\niki\n"
 
 
 @pytest.fixture(autouse=True)

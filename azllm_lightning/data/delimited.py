@@ -17,7 +17,7 @@ from typing import Any
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.decoding import Block
+from azllm_lightning.data.blocks import Block
 from azllm_lightning.data.rows import Record, Rows, matching
 
 _DELIMITERS = ",;\t|"
@@ -43,8 +43,12 @@ class _Dialect:
         if self.has_escapes:
             # csv's own escapechar is not strict: "a" b would be read as `a b`
             lines = (_ESCAPED.sub(_placeholder, line) for line in lines)
-        quoting = csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, strict=True)
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quoting=csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE,
+            strict=True,
+        )
 
     def unescaped(self, cell: str) -> str:
         return cell.replace(_QUOTE, '"') if self.has_escapes else cell

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.cleaning import clean, cut, is_mostly_cyrillic, split_at_markers
+from azllm_lightning.data.cleaning import EOT, clean, cut, is_mostly_cyrillic, split_at_markers
 from azllm_lightning.data.files import Found, TextFile, check_contents, search
 from azllm_lightning.data.records import read_records
 from azllm_lightning.data.rows import NoTextError
@@ -84,6 +84,11 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "split at {count:,} <|endoftext|>",
             "split at {count:,} <|endoftext|>",
             counts.get("end_markers", 0),
+        ),
+        "kept_markers": trn(
+            "{count:,} <|endoftext|> within a sentence kept as text",
+            "{count:,} <|endoftext|> within sentences kept as text",
+            counts.get("kept_markers", 0),
         ),
         "rows_without_text": trn(
             "{count:,} row without text skipped",
@@ -219,6 +224,8 @@ def _pieces(text: str, config: DataConfig, counts: Counter[str]) -> list[str]:
     if len(documents) > 1:
         counts["end_markers"] += len(documents) - 1
     for document in documents:
+        if EOT in document:
+            counts["kept_markers"] += document.count(EOT)
         pieces = cut(document, config.max_document_bytes)
         if len(pieces) > 1:
             counts["cut_documents"] += 1

@@ -18,7 +18,7 @@ from sample_texts import make_texts
 
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import Document, documents
-from azllm_lightning.data.files import find_files
+from azllm_lightning.data.files import search
 from azllm_lightning.data.pipeline import prepare, prepared_folder
 from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -167,8 +167,8 @@ def test_a_pinned_hub_url_needs_no_network_once_prepared(
     small: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = replace(small, path="hf://datasets/a/b@" + "0" * 40 + "/x/*.parquet")
-    local = find_files([str(small.path)], "data.path")
-    monkeypatch.setattr("azllm_lightning.data.corpus.find_files", lambda *_: local)
+    local = search([str(small.path)], "data.path")
+    monkeypatch.setattr("azllm_lightning.data.corpus.search", lambda *_: local)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("the network is used"))
     assert prepare(pinned) == prepare(pinned)
 

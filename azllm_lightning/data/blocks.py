@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from azllm_lightning.data.cleaning import clean, cut, is_mostly_cyrillic, split_at_markers
+from azllm_lightning.data.cleaning import EOT, clean, cut, is_mostly_cyrillic, split_at_markers
 
 BLOCK_CHARS = 1 << 22
 """A block has this many characters or slightly more."""
@@ -115,6 +115,8 @@ def _documents(text: str, max_bytes: int, counts: Counter[str]) -> list[str]:
     if len(documents) > 1:
         counts["end_markers"] += len(documents) - 1
     for document in documents:
+        if EOT in document:
+            counts["kept_markers"] += document.count(EOT)
         pieces = cut(document, max_bytes)
         if len(pieces) > 1:
             counts["cut_documents"] += 1

@@ -43,8 +43,13 @@ _TO_CYRILLIC = str.maketrans(
     }
 )
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
-# Not where a text quotes it: `<|endoftext|>`.
-_MARKER = re.compile(r"\s*(?<![`«“‘])<\|endoftext\|>(?![`»”’])\s*")
+# On a line of its own, at the edge of a line, or between two texts without a space: there it ends
+# a document. Within a line, with a space or a quotation mark next to it, a text writes about it.
+_MARKER = re.compile(
+    r"\s*(?:\A|\n)[ \t]*<\|endoftext\|>\s*"
+    r"|\s*<\|endoftext\|>[ \t]*(?:\n\s*|\Z)"
+    r"|(?<![\s`«“‘])<\|endoftext\|>(?![\s`»”’])"
+)
 
 
 def clean(text: str, counts: Counter[str] | None = None) -> str:
@@ -111,7 +116,7 @@ def is_mostly_cyrillic(text: str) -> bool:
 
 
 def split_at_markers(text: str) -> list[str]:
-    """`text` split at each <|endoftext|> that is not quoted."""
+    """`text` split at each <|endoftext|> that ends a document, not at one within a sentence."""
     return _MARKER.split(text) if EOT in text else [text]
 
 

@@ -193,14 +193,19 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "split at {count:,} <|endoftext|>",
             counts.get("end_markers", 0),
         ),
+        "kept_markers": trn(
+            "{count:,} <|endoftext|> within a sentence kept as text",
+            "{count:,} <|endoftext|> within sentences kept as text",
+            counts.get("kept_markers", 0),
+        ),
         "rows_without_text": trn(
-            "{count:,} row without text passed over",
-            "{count:,} rows without text passed over",
+            "{count:,} row without text skipped",
+            "{count:,} rows without text skipped",
             counts.get("rows_without_text", 0),
         ),
         "rows_not_text": trn(
-            "{count:,} row passed over whose field is not text",
-            "{count:,} rows passed over whose field is not text",
+            "{count:,} row skipped: its field is not text",
+            "{count:,} rows skipped: their field is not text",
             counts.get("rows_not_text", 0),
         ),
         "bad_utf8_lines": trn(
@@ -214,8 +219,8 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             counts.get("converted_files", 0),
         ),
         "mended_words": trn(
-            "{count:,} word with letters of another script mended",
-            "{count:,} words with letters of another script mended",
+            "look-alike letters replaced in {count:,} word",
+            "look-alike letters replaced in {count:,} words",
             counts.get("mended_words", 0),
         ),
         "cyrillic_documents": trn(
@@ -278,7 +283,7 @@ def _texts(
         before += counts
         yield None, "", Position(start.stream, index + 1, 0, dict(before))
     for found in places:
-        if found.passed_over:
+        if found.skipped:
             log.warning(_summary(found))
     if not has_text:
         raise ValueError(
@@ -313,8 +318,8 @@ def _numbered(
         if file.is_given or file.format != ".json":
             raise
         # a folder of text often has JSON that describes it
-        log.warning(tr("{message}; the file is passed over", message=error))
-        found.passed_over.add(tr("without text"), file.name)
+        log.warning(tr("{message}; the file is skipped", message=error))
+        found.skipped.add(tr("without text"), file.name)
     else:
         if number == 0:
             log.warning(tr("{path} contains no text", path=file.address))
@@ -322,11 +327,11 @@ def _numbered(
 
 def _summary(found: Found) -> str:
     return trn(
-        "{place}: {count:,} file; passed over: {passed_over}",
-        "{place}: {count:,} files; passed over: {passed_over}",
+        "{place}: {count:,} file; skipped: {skipped}",
+        "{place}: {count:,} files; skipped: {skipped}",
         len(found.files),
         place=found.place,
-        passed_over=found.passed_over.describe(),
+        skipped=found.skipped.describe(),
     )
 
 

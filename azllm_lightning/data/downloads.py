@@ -111,8 +111,8 @@ class _Transfer:
                 return self._try()
             except urllib.error.HTTPError as error:
                 if error.code not in _TEMPORARY:
-                    raise _failed(self._url, f"HTTP {error.code} {error.reason}") from error
-                reason = f"HTTP {error.code} {error.reason}"
+                    raise _failed(self._url, _status(error)) from error
+                reason = _status(error)
                 wait = _asked_to_wait(error.headers)
             except (OSError, HTTPException) as error:
                 reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
@@ -170,7 +170,7 @@ class _Transfer:
                 return self._download(kept)
             if error.code == 416:  # the file has become shorter
                 self._partial.unlink(missing_ok=True)
-                raise OSError(f"HTTP {error.code} {error.reason}") from error
+                raise OSError(_status(error)) from error
             raise
         with response:
             start = self._received() if response.status == 206 else 0
@@ -279,6 +279,10 @@ def _name(url: str, final_url: str, headers: Message) -> str:
 
 def _last_part(url: str) -> str:
     return PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+
+
+def _status(error: urllib.error.HTTPError) -> str:
+    return f"HTTP {error.code} {error.reason}"
 
 
 def _asked_to_wait(headers: Message) -> float | None:

@@ -21,11 +21,11 @@ from azllm_lightning.data.folders import (
     COMPRESSIONS,
     FORMATS,
     METADATA,
-    PassedOver,
+    Skipped,
     format_of,
     special_kind,
     supported_files,
-    why_passed_over,
+    why_skipped,
 )
 
 DIGEST_BYTES = 100_000_000
@@ -133,7 +133,7 @@ class Found:
 
     place: str
     files: list[TextFile]
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    skipped: Skipped = field(default_factory=Skipped)
 
 
 def find_files(given_paths: Sequence[str], setting: str) -> list[TextFile]:
@@ -146,7 +146,7 @@ def find_files(given_paths: Sequence[str], setting: str) -> list[TextFile]:
 
 
 def search(given_paths: Sequence[str], setting: str) -> list[Found]:
-    """As `find_files`, path by path, with what is passed over."""
+    """As `find_files`, path by path, with what is skipped."""
     return [_expand(given, f"{setting}={shown(given)}") for given in given_paths]
 
 
@@ -201,8 +201,8 @@ def _expand(given: str, place: str) -> Found:
         )
     if is_web(given):
         return _web(given, place)
-    filesystem, path, paths = _list_paths(given, place, passed_over := PassedOver())
-    if not paths and not passed_over:
+    filesystem, path, paths = _list_paths(given, place, skipped := Skipped())
+    if not paths and not skipped:
         raise ValueError(_no_files(filesystem, given, place))
     is_local = "file" in _protocols(filesystem)
     is_given = paths == [path]
@@ -213,15 +213,15 @@ def _expand(given: str, place: str) -> Found:
         if is_local and is_given and not PurePosixPath(name).suffix:
             file_format = ".txt"
         if file_format is None or (not is_given and (name in METADATA or name.startswith("."))):
-            passed_over.add(PurePosixPath(name).suffix or tr("without an ending"), path)
+            skipped.add(PurePosixPath(name).suffix or tr("without an ending"), path)
             continue
         address = path if is_local else filesystem.unstrip_protocol(path)
         files.append(TextFile(filesystem, path, name, file_format, address, is_local, is_given))
     if not files:
         if is_given and is_local:
             raise ValueError(f"{place}: {_why_unsupported(path)}")
-        raise ValueError(_none_supported(place, passed_over))
-    return Found(place, files, passed_over)
+        raise ValueError(_none_supported(place, skipped))
+    return Found(place, files, skipped)
 
 
 def _why_unsupported(path: str) -> str:
@@ -234,18 +234,18 @@ def _why_unsupported(path: str) -> str:
     )
 
 
-def _none_supported(place: str, passed_over: PassedOver) -> str:
+def _none_supported(place: str, skipped: Skipped) -> str:
     return tr(
         "{place}: no file of a supported type; supported are {formats}, also with {compressions} "
-        "(convert a PDF with pdftotext). Passed over: {passed_over}",
+        "(convert a PDF with pdftotext). Skipped: {skipped}",
         place=place,
         formats=" ".join(FORMATS),
         compressions=" ".join(COMPRESSIONS),
-        passed_over=passed_over.describe(),
+        skipped=skipped.describe(),
     )
 
 
-def _list_paths(given: str, place: str, passed_over: PassedOver) -> tuple[Any, str, list[str]]:
+def _list_paths(given: str, place: str, skipped: Skipped) -> tuple[Any, str, list[str]]:
     """The file system of `given`, its path there, and the paths of its files."""
     from fsspec.core import has_magic, url_to_fs
 
@@ -254,11 +254,11 @@ def _list_paths(given: str, place: str, passed_over: PassedOver) -> tuple[Any, s
         filesystem, path = url_to_fs(given)
         is_local = "file" in _protocols(filesystem)
         if is_local and (Path(path).is_symlink() or filesystem.exists(path)):
-            paths = _local_paths(path, place, passed_over)
+            paths = _local_paths(path, place, skipped)
         elif has_magic(path):
             paths = filesystem.glob(path)
             if is_local:
-                paths = [each for each in paths if _is_readable(each, passed_over)]
+                paths = [each for each in paths if _is_readable(each, skipped)]
         else:
             paths = [] if is_local else filesystem.find(path)  # `find` of a file is the file
     except ImportError as error:
@@ -280,14 +280,14 @@ class _Refused(ValueError):
     """A given path that is no file of text; the message is complete."""
 
 
-def _local_paths(path: str, place: str, passed_over: PassedOver) -> list[str]:
+def _local_paths(path: str, place: str, skipped: Skipped) -> list[str]:
     """The files of a local folder, or the file itself; _Refused for what cannot be read twice."""
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
         raise _Refused(tr("{place}: a link to a file that does not exist", place=place)) from None
     if stat.S_ISDIR(mode):
-        return [Path(each).as_posix() for each in supported_files(path, passed_over)]
+        return [Path(each).as_posix() for each in supported_files(path, skipped)]
     if not stat.S_ISREG(mode):
         raise _Refused(
             tr(
@@ -299,13 +299,13 @@ def _local_paths(path: str, place: str, passed_over: PassedOver) -> list[str]:
     return [path]
 
 
-def _is_readable(path: str, passed_over: PassedOver) -> bool:
+def _is_readable(path: str, skipped: Skipped) -> bool:
     """Whether a file that matches a glob is read; else it is counted."""
-    reason = why_passed_over(path, PurePosixPath(path).name)
+    reason = why_skipped(path, PurePosixPath(path).name)
     if reason is None:
         reason = tr("folder that matches the glob")
     if reason:
-        passed_over.add(reason, path)
+        skipped.add(reason, path)
     return not reason
 
 
@@ -320,22 +320,22 @@ def _web(given: str, place: str) -> Found:
             reason = why_not_text(file.read(HEAD_BYTES))
         if reason is None and not PurePosixPath(download.name).suffix:
             return Found(place, [_downloaded(download, given, True)])
-    passed_over = PassedOver()
+    skipped = Skipped()
     files = []
     for address in _links(given, place):
         name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
         if format_of(name) is None or name in METADATA:
-            passed_over.add(PurePosixPath(name).suffix or tr("without an ending"), name)
+            skipped.add(PurePosixPath(name).suffix or tr("without an ending"), name)
         else:
             files.append(_downloaded(_fetch(address, place), address, False))
     if files:
-        return Found(place, files, passed_over)
+        return Found(place, files, skipped)
     if "*" in path:
         raise ValueError(tr("{place}: no file matches", place=place))
     if reason is not None:
         raise ValueError(f"{place}: {reason}")
-    passed_over.add(PurePosixPath(download.name).suffix, download.name)
-    raise ValueError(_none_supported(place, passed_over))
+    skipped.add(PurePosixPath(download.name).suffix, download.name)
+    raise ValueError(_none_supported(place, skipped))
 
 
 def _fetch(address: str, place: str) -> Download:

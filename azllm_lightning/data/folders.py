@@ -1,4 +1,4 @@
-"""Search a folder for text, and keep account of what is passed over."""
+"""Search a folder for text, and keep account of what is skipped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.messages import tr
 
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
@@ -32,43 +32,35 @@ def format_of(name: str) -> str | None:
     return path.suffix if path.suffix in FORMATS else None
 
 
-class PassedOver:
+class Skipped:
     """Files that are not read, by reason, with an example of each."""
 
     def __init__(self) -> None:
-        self._paths: defaultdict[str, list[str]] = defaultdict(list)
+        self._examples: dict[str, str] = {}
         self._counts: defaultdict[str, int] = defaultdict(int)
 
     def add(self, reason: str, path: str) -> None:
-        """Count a file, or all that is in a folder, as passed over."""
+        """Count a file, or all that is in a folder, as skipped."""
         self._counts[reason] += 1
-        if len(self._paths[reason]) < 1:
-            self._paths[reason].append(path)
+        self._examples.setdefault(reason, path)
 
     def __bool__(self) -> bool:
         return bool(self._counts)
 
-    @property
-    def count(self) -> int:
-        """The number of files and folders."""
-        return sum(self._counts.values())
-
     def describe(self) -> str:
-        """Such as "3 .pdf (a.pdf, ...), 1 hidden (.git)"."""
+        """Such as ".pdf 3 (a.pdf, ...), hidden 1 (.git)"."""
         reasons = sorted(self._counts, key=lambda reason: -self._counts[reason])
         phrases = []
         for reason in reasons[:_MAX_REASONS]:
             more = ", ..." if self._counts[reason] > 1 else ""
-            phrases.append(
-                f"{self._counts[reason]:,} {reason} ({', '.join(self._paths[reason])}{more})"
-            )
+            phrases.append(f"{reason} {self._counts[reason]:,} ({self._examples[reason]}{more})")
         if len(reasons) > _MAX_REASONS:
             rest = sum(self._counts[reason] for reason in reasons[_MAX_REASONS:])
-            phrases.append(trn("{count:,} other", "{count:,} others", rest))
+            phrases.append(tr("others {count:,}", count=rest))
         return ", ".join(phrases)
 
 
-def supported_files(folder: str, passed_over: PassedOver) -> Iterator[str]:
+def supported_files(folder: str, skipped: Skipped) -> Iterator[str]:
     """The paths of the files of text in `folder` and its subfolders, in no order.
 
     Linked folders are searched as well, each folder once.
@@ -82,30 +74,30 @@ def supported_files(folder: str, passed_over: PassedOver) -> Iterator[str]:
             with os.scandir(current) as entries:
                 inside = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            passed_over.add(_unreadable(error), _shown(current, folder))
+            skipped.add(_unreadable(error), _shown(current, folder))
             continue
         if (found.st_dev, found.st_ino) in seen and found.st_ino:
-            passed_over.add(tr("link to a folder that is read anyway"), _shown(current, folder))
+            skipped.add(tr("link to a folder that is read anyway"), _shown(current, folder))
             continue
         seen.add((found.st_dev, found.st_ino))
         if current != folder and any(entry.name == ".hydra" for entry in inside):
-            passed_over.add(tr("folder of a run"), _shown(current, folder))
+            skipped.add(tr("folder of a run"), _shown(current, folder))
             continue
         folders = []
         for entry in inside:
-            reason = why_passed_over(entry.path, entry.name)
+            reason = why_skipped(entry.path, entry.name)
             if reason == "":
                 yield entry.path
             elif reason is None:
                 folders.append(entry.path)
             else:
-                passed_over.add(reason, _shown(entry.path, folder))
+                skipped.add(reason, _shown(entry.path, folder))
         # `pending` is used from its end: links last, so that a folder is found at its own place
         pending = [path for path in folders if Path(path).is_symlink()] + pending
         pending += [path for path in folders if not Path(path).is_symlink()]
 
 
-def why_passed_over(path: str, name: str) -> str | None:
+def why_skipped(path: str, name: str) -> str | None:
     """Why a file in a folder is not read; "" if it is, None for a folder to be searched."""
     if name.startswith("."):
         return tr("hidden")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.csv_tables import read_table
 from azllm_lightning.data.decoder import MAX_BLOCK_BYTES, Block, Decoder
+from azllm_lightning.data.delimited import read_table
 from azllm_lightning.data.files import TextFile
 from azllm_lightning.data.json_values import read_json
 from azllm_lightning.data.rows import Record, Rows, matching

@@ -111,10 +111,10 @@ class Rows:
         )
         self._first_rejected = self._first_rejected or message
         if self._rejected <= _MAX_WARNINGS:
-            log.warning(tr("{message}; this row is passed over", message=message))
+            log.warning(tr("{message}; this row is skipped", message=message))
 
     def finish(self) -> None:
-        """Count what was passed over; NoTextError if the file has rows, but none of use."""
+        """Count what was skipped; NoTextError if the file has rows, but none of use."""
         config = self._config
         if self._first_rejected and not self._texts:
             raise NoTextError(self._first_rejected)

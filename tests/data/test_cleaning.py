@@ -85,6 +85,9 @@ def test_mostly_cyrillic() -> None:
         ("<|endoftext|>bir<|endoftext|>", ["", "bir", ""]),
         ("`<|endoftext|>` nişanı, “<|endoftext|>”, «<|endoftext|>»", None),
         ("adi mətn <|endofprompt|>", None),
+        ("sətir <|endoftext|> davamı", None),
+        ("bir \t<|endoftext|>  \n\n iki", ["bir", "iki"]),
+        ("bir\n  <|endoftext|> iki\nüç", ["bir", "iki\nüç"]),
     ],
 )
 def test_markers_of_the_end_of_a_document(text: str, documents: list[str] | None) -> None:

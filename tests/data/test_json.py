@@ -95,7 +95,7 @@ def test_rows_without_text_are_counted(tmp_path: Path, caplog: pytest.LogCapture
     assert counts["rows_without_text"] == 3
     assert counts["rows_not_text"] == 4
     assert "3 rows without text" in " ".join(describe_cleaning(counts))
-    assert "a.jsonl:5: 5 is not text; this row is passed over" in caplog.text
+    assert "a.jsonl:5: 5 is not text; this row is skipped" in caplog.text
 
 
 def test_a_field_that_no_row_has_ends_a_large_file_early(
@@ -151,9 +151,9 @@ def test_broken_json_is_an_error_with_its_line(tmp_path: Path, content: str, mes
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of more than 100 bytes are long."""
-    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 37)
-    monkeypatch.setattr("azllm_lightning.data.decoder.HEAD_BYTES", 37)
-    for module in ("decoding", "json_values"):
+    monkeypatch.setattr("azllm_lightning.data.blocks.CHUNK_BYTES", 37)
+    monkeypatch.setattr("azllm_lightning.data.blocks.HEAD_BYTES", 37)
+    for module in ("blocks", "json_values"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 100)
 
 
@@ -230,8 +230,8 @@ def test_a_long_line_that_is_broken_is_an_error(tmp_path: Path, line: str) -> No
 def test_a_very_long_line_needs_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 1 << 14)
-    for module in ("decoding", "json_values"):
+    monkeypatch.setattr("azllm_lightning.data.blocks.CHUNK_BYTES", 1 << 14)
+    for module in ("blocks", "json_values"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 1 << 16)
     text = "Salam dünya. " * 1_000_000
     (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": text}, {"text": "son"}]))
@@ -248,7 +248,7 @@ def test_a_very_long_line_needs_little_memory(
     assert peak < size / 4
 
 
-def test_json_that_is_no_text_is_passed_over_in_a_folder(
+def test_json_that_is_no_text_is_skipped_in_a_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a.txt").write_text("bir", encoding="utf-8")
@@ -257,7 +257,7 @@ def test_json_that_is_no_text_is_passed_over_in_a_folder(
     with caplog.at_level(logging.INFO):
         assert read(tmp_path) == ["bir"]
     assert "the fields are classes" in caplog.text
-    assert "without text (labels.json)" in caplog.text
-    assert "1 metadata (dataset_info.json)" in caplog.text
+    assert "without text 1 (labels.json)" in caplog.text
+    assert "metadata 1 (dataset_info.json)" in caplog.text
     with pytest.raises(ValueError, match="no field 'text'"):
         read(tmp_path / "labels.json")

@@ -124,7 +124,7 @@ def test_what_may_have_lost_text_is_an_error_with_its_line(
 def test_an_open_quote_in_a_large_file_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azllm_lightning.data.csv_tables.MAX_CELL_CHARS", 5000)
+    monkeypatch.setattr("azllm_lightning.data.delimited.MAX_CELL_CHARS", 5000)
     (tmp_path / "a.csv").write_text(f'id,text\n1,"açıq\n{ROWS}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"a\.csv:2: not valid CSV \(field larger"):
         read(tmp_path / "a.csv")

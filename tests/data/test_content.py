@@ -56,7 +56,7 @@ def test_encodings_that_are_certain_are_converted(
 def test_an_encoding_may_show_late_in_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azllm_lightning.data.blocks.CHUNK_BYTES", 50)
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 50)
     (tmp_path / "a.txt").write_bytes(("yalniz latin. " * 30 + TURKISH).encode("cp1254"))
     (document,) = read(tmp_path)
     assert document.endswith(TURKISH)

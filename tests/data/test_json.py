@@ -151,8 +151,8 @@ def test_broken_json_is_an_error_with_its_line(tmp_path: Path, content: str, mes
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of more than 100 bytes are long."""
-    monkeypatch.setattr("azllm_lightning.data.blocks.CHUNK_BYTES", 37)
-    monkeypatch.setattr("azllm_lightning.data.blocks.HEAD_BYTES", 37)
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 37)
+    monkeypatch.setattr("azllm_lightning.data.decoder.HEAD_BYTES", 37)
     for module in ("blocks", "json_values"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 100)
 
@@ -230,7 +230,7 @@ def test_a_long_line_that_is_broken_is_an_error(tmp_path: Path, line: str) -> No
 def test_a_very_long_line_needs_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azllm_lightning.data.blocks.CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 1 << 14)
     for module in ("blocks", "json_values"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 1 << 16)
     text = "Salam dünya. " * 1_000_000

@@ -101,8 +101,8 @@ def test_txt_documents(tmp_path: Path) -> None:
 def test_a_very_long_line_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("blocks", "records"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 7)
-    monkeypatch.setattr("azllm_lightning.data.blocks.CHUNK_BYTES", 5)
-    monkeypatch.setattr("azllm_lightning.data.blocks.HEAD_BYTES", 5)
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 5)
+    monkeypatch.setattr("azllm_lightning.data.decoder.HEAD_BYTES", 5)
     text = "".join(chr(0x259 + i) + "😀ab" for i in range(40))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (file,) = find_files([str(tmp_path)], "data.path")

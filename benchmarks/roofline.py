@@ -22,6 +22,7 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model import gpt
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.batch import accumulation
+from azllm_lightning.training.muon import orthogonalization_flops
 
 CHUNK = 1024  # tokens whose logits exist at once on a GPU, see azllm_lightning/model/loss.py
 
@@ -147,24 +148,16 @@ def _optimizer_work(e: Experiment) -> Work:
     """Unscaling, norm and clipping (20 bytes per weight) and AdamW (28), or Muon for the matrices
     inside the layers.
 
-    Muon moves 78 bytes per weight: momentum 12, decay 8, Nesterov 12, the cast 6, five rounds in
-    fp16 30, the update 10.
+    Muon moves 102 bytes per weight: momentum 12, decay 8, Nesterov 12, normalization 24, the cast
+    6, five rounds in fp16 30, the update 10.
     """
     if e.optimizer != "muon":
         return Work("clipping and AdamW", 0, 48 * e.model.num_params())
-    # Five rounds of two products with (r, c), r <= c, and one of (r, r): 4 r^2 c + 2 r^3 operations
-    # each.
     C, K, F = e.model.n_embd, _kv_width(e.model), _mlp_width(e.model)
-    shapes = [
-        (C, C),
-        (C, C),
-        (min(K, C), max(K, C)),
-        (min(K, C), max(K, C)),
-        *[(min(C, F), max(C, F))] * 3,
-    ]
-    flops = 5 * e.model.n_layer * sum(4 * r * r * c + 2 * r**3 for r, c in shapes)
+    shapes = [*[(C, C)] * 2, *[(K, C)] * 2, *[(F, C)] * 3]
+    flops = e.model.n_layer * sum(map(orthogonalization_flops, shapes))
     others = e.model.num_params() - e.layer_weights
-    return Work("clipping, Muon and AdamW", flops, 98 * e.layer_weights + 48 * others)
+    return Work("clipping, Muon and AdamW", flops, 122 * e.layer_weights + 48 * others)
 
 
 def step_seconds(card: Card, work: list[Work]) -> list[float]:

@@ -112,13 +112,18 @@ def _run_under_hydra(
             values = plain(config)
             use_language(values.get("lang") if values.get("lang") in LANGUAGES else None)
             settings = read(values, list(HydraConfig.get().overrides.task))
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            if is_first_process():
                 for message in settings.ignored():
                     print(for_terminal(message), file=sys.stderr, flush=True)
             result = run(settings)
-        return score(result) if score is not None else None
+        return score(result) if score is not None and is_first_process() else None
 
     hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(task)()
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for those that torchrun or srun started with it."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.local_paths import LocalPath, TextPath, check_folder_name
+from azllm_lightning.config.local_paths import LocalPath, OutputPath, TextPath, check_folder_name
 from azllm_lightning.config.strict import Problems
 
 MAX_VOCAB_SIZE = 65_536
@@ -52,10 +52,11 @@ class DataConfig:
     name: str = "text"
     path: TextPath | list[TextPath] | None = None
     val_path: TextPath | list[TextPath] | None = None
-    dir: LocalPath | None = None
+    dir: OutputPath | None = None
     text_field: str = "text"
     source_field: str | None = None
     txt_documents: str = "blank_lines"
+    encoding: str | None = None
     on_bad_utf8: str = "replace"
     max_bytes: int | None = None
     max_document_bytes: int = 16_384
@@ -78,6 +79,8 @@ class DataConfig:
         problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
         problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
         problems.require_choice("verify", self.verify, ("once", "always"))
+        known = self.encoding is None or _is_encoding(self.encoding)
+        problems.require(known, "encoding", self.encoding, tr("the name of an encoding: cp1254"))
         for key, least in AT_LEAST.items():
             value = getattr(self, key)
             wanted = tr("at least {least}", least=least)
@@ -138,6 +141,14 @@ class DataConfig:
     def val_paths(self) -> list[str]:
         """data.val_path as a list, empty if null."""
         return _as_list(self.val_path)
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "ə".encode(name, errors="replace")  # of text: "hex" is an encoding of bytes
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return True
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

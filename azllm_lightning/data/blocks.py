@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from azllm_lightning.data.cleaning import clean, cut
+from azllm_lightning.data.cleaning import clean, cut, is_mostly_cyrillic, split_at_markers
 
 BLOCK_CHARS = 1 << 22
 """A block has this many characters or slightly more."""
@@ -54,7 +55,8 @@ class CleanBlock:
 
     `text` (bytes,) is their UTF-8, `ends` (N,) where each ends in it, `digests` (N, 16) their
     hashes, and `sources` (N,) indices of `names`. `pieces` (M,) is how many documents each of the M
-    raw texts became.
+    raw texts became, and `counts` what was changed in them, by their number (as text, as JSON
+    wants it).
     """
 
     text: npt.NDArray[np.uint8]
@@ -63,6 +65,7 @@ class CleanBlock:
     sources: npt.NDArray[np.int64]
     pieces: npt.NDArray[np.int64]
     names: list[str]
+    counts: dict[str, dict[str, int]]
     end: Position
     is_last: bool
 
@@ -79,7 +82,13 @@ class CleanBlock:
 
 def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
     """Clean the texts of a block, and split the long ones; a pure function."""
-    pieces = [cut(clean(text), max_document_bytes) for text in raw.texts]
+    counts: dict[str, dict[str, int]] = {}
+    pieces: list[list[str]] = []
+    for number, text in enumerate(raw.texts):
+        of_text: Counter[str] = Counter()
+        pieces.append(_documents(text, max_document_bytes, of_text))
+        if of_text:
+            counts[str(number)] = dict(of_text)
     documents = [piece.encode("utf-8") for of_text in pieces for piece in of_text]
     digests = b"".join(blake2b(data, digest_size=DIGEST_BYTES).digest() for data in documents)
     numbers = np.array([len(of_text) for of_text in pieces], np.int64)
@@ -93,9 +102,28 @@ def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
         sources=np.repeat(sources, numbers),
         pieces=numbers,
         names=names,
+        counts=counts,
         end=raw.end,
         is_last=raw.is_last,
     )
+
+
+def _documents(text: str, max_bytes: int, counts: Counter[str]) -> list[str]:
+    """The clean documents that `text` is made of."""
+    found: list[str] = []
+    documents = split_at_markers(clean(text, counts))
+    if len(documents) > 1:
+        counts["end_markers"] += len(documents) - 1
+    for document in documents:
+        pieces = cut(document, max_bytes)
+        if len(pieces) > 1:
+            counts["cut_documents"] += 1
+        if not pieces and len(documents) == 1:
+            counts["empty_documents"] += 1
+        if is_mostly_cyrillic(document):
+            counts["cyrillic_documents"] += 1
+        found += pieces
+    return found
 
 
 def in_validation(digests: npt.NDArray[np.uint8], val_fraction: float) -> npt.NDArray[np.bool_]:
@@ -116,7 +144,12 @@ def write_block(block: CleanBlock, path: Path) -> None:
     A kill leaves a complete file or none. Nothing is forced onto the disk, so that a power cut may
     leave a damaged one, which is not read.
     """
-    header = {"names": block.names, "end": asdict(block.end), "is_last": block.is_last}
+    header = {
+        "names": block.names,
+        "counts": block.counts,
+        "end": asdict(block.end),
+        "is_last": block.is_last,
+    }
     write_arrays(path, header, {name: getattr(block, name) for name in _ARRAYS})
 
 
@@ -128,7 +161,8 @@ def read_block(path: Path, with_text: bool = True) -> CleanBlock | None:
     header, arrays = content
     text = arrays.pop("text", np.empty(0, np.uint8))
     end = Position(**header["end"])
-    return CleanBlock(text, **arrays, names=header["names"], end=end, is_last=header["is_last"])
+    fields: dict[str, Any] = {**arrays, **header, "end": end}
+    return CleanBlock(text=text, **fields)
 
 
 def write_arrays(path: Path, header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

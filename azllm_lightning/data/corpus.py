@@ -22,8 +22,9 @@ from azllm_lightning.data.blocks import (
     clean_block,
     in_validation,
 )
-from azllm_lightning.data.files import find_files
+from azllm_lightning.data.files import Found, TextFile, check_contents, search
 from azllm_lightning.data.records import read_records
+from azllm_lightning.data.rows import NoTextError
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Selection:
         digests = block.digests.tobytes()
         sizes = block.sizes.tolist()
         stop = 0
-        for pieces in block.pieces.tolist():  # all of a text, or nothing
+        for number, pieces in enumerate(block.pieces.tolist()):  # all of a text, or nothing
             if self.is_full:
                 break
             start, stop = stop, stop + pieces
@@ -154,8 +155,7 @@ class Selection:
                     self._bytes += sizes[index]
                 else:
                     self._counts["duplicates"] += 1
-            self._counts["empty_documents"] += not pieces
-            self._counts["cut_documents"] += pieces > 1
+            self._counts.update(block.counts.get(str(number), {}))
         self._read = Counter(block.end.counts)
         self._names.update(block.names)
         if len(self._names) > MAX_SOURCES:
@@ -188,10 +188,40 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "{count:,} long documents split",
             counts.get("cut_documents", 0),
         ),
+        "end_markers": trn(
+            "split at {count:,} <|endoftext|>",
+            "split at {count:,} <|endoftext|>",
+            counts.get("end_markers", 0),
+        ),
+        "rows_without_text": trn(
+            "{count:,} row without text passed over",
+            "{count:,} rows without text passed over",
+            counts.get("rows_without_text", 0),
+        ),
+        "rows_not_text": trn(
+            "{count:,} row passed over whose field is not text",
+            "{count:,} rows passed over whose field is not text",
+            counts.get("rows_not_text", 0),
+        ),
         "bad_utf8_lines": trn(
             "broken UTF-8 replaced in {count:,} line",
             "broken UTF-8 replaced in {count:,} lines",
             counts.get("bad_utf8_lines", 0),
+        ),
+        "converted_files": trn(
+            "{count:,} file converted to UTF-8",
+            "{count:,} files converted to UTF-8",
+            counts.get("converted_files", 0),
+        ),
+        "mended_words": trn(
+            "{count:,} word with letters of another script mended",
+            "{count:,} words with letters of another script mended",
+            counts.get("mended_words", 0),
+        ),
+        "cyrillic_documents": trn(
+            "{count:,} document in Cyrillic kept",
+            "{count:,} documents in Cyrillic kept",
+            counts.get("cyrillic_documents", 0),
         ),
     }
     return [phrase for kind, phrase in phrases.items() if counts.get(kind)]
@@ -228,32 +258,28 @@ def _texts(
     The text is None where a file ends.
     """
     if not stream.paths:
-        from azllm_lightning.azerbaijani.tales import write_tales
-
-        tales = write_tales(config.tales_bytes, config.tales_seed)
-        for number, tale in enumerate(tales, 1):
-            if number > start.texts:
-                yield tale, config.name, replace(start, texts=number)
+        yield from _tales(config, start)
         return
-    files = find_files(stream.paths, stream.setting)
+    places = search(stream.paths, stream.setting)
+    files = [(file, found) for found in places for file in found.files]
+    check_contents([file for file, _ in files])
     before = Counter(start.counts)
     has_text = start.file > 0 or start.texts > 0
     for index in range(start.file, len(files)):
-        file = files[index]
+        file, found = files[index]
         file_source = file.name if len(files) <= MAX_SOURCES else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
-        number = 0
-        with file.explained_errors():
-            for number, (text, source) in enumerate(read_records(file, config, counts), 1):
-                if number > skipped:
-                    end = Position(start.stream, index, number, dict(before))
-                    yield text, source or file_source, end
+        for number, text, source in _numbered(file, found, config, counts):
+            has_text = True
+            if number > skipped:
+                end = Position(start.stream, index, number, dict(before))
+                yield text, source or file_source, end
         before += counts
         yield None, "", Position(start.stream, index + 1, 0, dict(before))
-        if number == 0:
-            log.warning(tr("{path} contains no text", path=file.path))
-        has_text |= number > 0
+    for found in places:
+        if found.passed_over:
+            log.warning(_summary(found))
     if not has_text:
         raise ValueError(
             trn(
@@ -264,6 +290,44 @@ def _texts(
                 paths=", ".join(stream.paths),
             )
         )
+
+
+def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position]]:
+    from azllm_lightning.azerbaijani.tales import write_tales
+
+    for number, tale in enumerate(write_tales(config.tales_bytes, config.tales_seed), 1):
+        if number > start.texts:
+            yield tale, config.name, replace(start, texts=number)
+
+
+def _numbered(
+    file: TextFile, found: Found, config: DataConfig, counts: Counter[str]
+) -> Iterator[tuple[int, str, str | None]]:
+    """(number from 1, text, source) of each record of a file of `found`."""
+    number = 0
+    try:
+        with file.explained_errors():
+            for number, (text, source) in enumerate(read_records(file, config, counts), 1):
+                yield number, text, source
+    except NoTextError as error:
+        if file.is_given or file.format != ".json":
+            raise
+        # a folder of text often has JSON that describes it
+        log.warning(tr("{message}; the file is passed over", message=error))
+        found.passed_over.add(tr("without text"), file.name)
+    else:
+        if number == 0:
+            log.warning(tr("{path} contains no text", path=file.address))
+
+
+def _summary(found: Found) -> str:
+    return trn(
+        "{place}: {count:,} file; passed over: {passed_over}",
+        "{place}: {count:,} files; passed over: {passed_over}",
+        len(found.files),
+        place=found.place,
+        passed_over=found.passed_over.describe(),
+    )
 
 
 class DigestSet:

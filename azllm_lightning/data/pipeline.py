@@ -19,6 +19,7 @@ from typing import Any
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.building import build
+from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.files import stamps
 from azllm_lightning.data.shards import (
     MANIFEST,
@@ -86,7 +87,7 @@ def prepared_folder(config: DataConfig) -> Path:
     """
     if config.dir is not None:
         return Path(config.dir).expanduser()
-    return _cache_folder() / _key(config)
+    return cache_folder() / _key(config)
 
 
 def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
@@ -98,22 +99,13 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
     if config.dir is not None:
         return config
     settings = _content_settings(config)
-    for path in sorted(_cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
+    for path in sorted(cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
             same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
             if same and manifest.fingerprint == fingerprint:
                 return replace(config, dir=str(path.parent))
     return config
-
-
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("AZLLM_DATA_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return user_cache_path("azllm-lightning", appauthor=False)
 
 
 def _content_settings(config: DataConfig) -> dict[str, Any]:

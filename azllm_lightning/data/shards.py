@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.local_paths import escape_surrogates
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.disk.sync import sync
 
@@ -86,7 +87,7 @@ class Manifest:
         """Write manifest.json into `folder`."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
         with (folder / MANIFEST).open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text + "\n")
+            file.write(escape_surrogates(text) + "\n")
             sync(file)
 
     @classmethod

@@ -12,19 +12,23 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.build import Parts, build
 from azllm_lightning.session.open import describe
+from azllm_lightning.session.outcome import SmallerBatch
 from azllm_lightning.session.resolve import Resolved
 from azllm_lightning.training import batch
+from azllm_lightning.training.processes import Notes, first
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
 log = logging.getLogger("azllm_lightning")
@@ -80,6 +84,8 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
             return parts
         if isinstance(outcome, RolledBack):
             start = after_rollback(parts, start, run, outcome.broken)
+        elif resolved.devices > 1:
+            leave_after_out_of_memory(parts, start, run)
         else:
             start = after_out_of_memory(parts, start, run)
         parts.data.trainer = None
@@ -93,7 +99,8 @@ def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
     Raises `Stopped` after writing the summary.
     """
     if start.checkpoint is None and start.config.init_from is not None:
-        parts.module.start_from(start.config.init_from)
+        path = start.config.init_from
+        first(lambda: parts.module.start_from(path))  # DDP copies the weights to the others
     try:
         with _quiet():
             parts.trainer.fit(
@@ -127,17 +134,22 @@ def _built(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) -
 def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> Start:
     """Where to restart after non-finite steps: before them, and without their windows.
 
-    Raises ValueError after too many rollbacks, and with several devices.
+    Raises ValueError after too many rollbacks.
     """
     rollbacks = parts.health.rollbacks + 1
-    _check_rollbacks(parts, rollbacks, run, broken)
-    complete: list[tuple[int, Path | None]] = [
-        found for found in valid_steps(run.checkpoints) if found[0] < broken.last_step
-    ]
-    earlier = [found for found in complete if found[0] < broken.first_step]
-    # If all are newer, take the oldest: the skipped steps have changed no weights.
-    step, checkpoint = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
-    carry_curve(run.folder, run.folder, step)
+
+    def choose() -> tuple[int, Path | None]:
+        _check_rollbacks(parts, rollbacks, run, broken)
+        complete: list[tuple[int, Path | None]] = [
+            found for found in valid_steps(run.checkpoints) if found[0] < broken.last_step
+        ]
+        earlier = [found for found in complete if found[0] < broken.first_step]
+        # If all are newer, take the oldest: the skipped steps have changed no weights.
+        chosen = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
+        carry_curve(run.folder, run.folder, chosen[0])
+        return chosen
+
+    step, checkpoint = first(choose)
     # Those up to `step` are in that checkpoint, which continues behind their windows.
     parts.data.skip_steps(max(broken.first_step, step + 1), broken.last_step)
     message = tr(
@@ -147,6 +159,29 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
     )
     log.warning(paragraph(message))
     return Start(start.config, checkpoint, step, checkpoint, rollbacks)
+
+
+def leave_after_out_of_memory(parts: Parts, start: Start, run: Run) -> NoReturn:
+    """Leave the others, which wait for this process: all have to be started again.
+
+    Raises SmallerBatch, or ValueError if no micro-batch is smaller. `session.supervisor` and
+    torchrun, if it may restart, continue with the smaller one by themselves.
+    """
+    config = batch.halved(start.config, parts.trainer.world_size)
+    size = f"trainer.micro_batch_size={config.trainer.micro_batch_size}"
+    Notes().write("micro_batch_size", str(config.trainer.micro_batch_size))
+    has_checkpoint = bool(step_files(run.checkpoints))
+    settings = [*run.address, "ckpt_path=last"] if has_checkpoint else start.config.overrides
+    resume = command("train", [*settings, size])
+    message = tr(
+        "process {rank} of {count} is out of memory with trainer.micro_batch_size={size}\n"
+        "resume: {command}",
+        rank=parts.trainer.global_rank,
+        count=parts.trainer.world_size,
+        size=start.config.trainer.micro_batch_size,
+        command=resume,
+    )
+    raise SmallerBatch(resume, message)
 
 
 def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
@@ -167,23 +202,14 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
     describe(run, config, parts.data)
     assert isinstance(config.trainer.micro_batch_size, int)
     parts.data.micro_batch_size = config.trainer.micro_batch_size
-    message = tr(
-        "out of memory after step {step:,}: continuing with trainer.micro_batch_size={size} "
-        "({count} micro-batches per step; trainer.global_batch_size is unchanged)",
-        step=reached,
-        size=config.trainer.micro_batch_size,
-        count=batch.accumulation(config.trainer, parts.trainer.world_size),
-    )
-    log.warning(paragraph(message))
+    log.warning(paragraph(batch.continuing(config.trainer, parts.trainer.world_size, reached)))
     return replace(
         start, config=config, checkpoint=checkpoint, step=step, resumed_from=resumed_from
     )
 
 
 def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -> None:
-    if parts.trainer.world_size > 1:
-        reason = tr("a run on several devices cannot roll back")
-    elif rollbacks > parts.health.config.max_rollbacks:
+    if rollbacks > parts.health.config.max_rollbacks:
         reason = tr("the same happened after {count} rollbacks", count=rollbacks - 1)
     else:
         return

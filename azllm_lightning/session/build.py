@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from azllm_lightning.callbacks.console import Console
@@ -21,10 +24,9 @@ from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import LoggerConfig
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.session.resolve import Resolved
+from azllm_lightning.session.resolve import Resolved, gpu_index
 from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
 from azllm_lightning.training.causal_lm import CausalLM
@@ -105,8 +107,9 @@ def _trainer(
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         return pl.Trainer(
             accelerator=resolved.device,
-            devices=settings.devices,
-            strategy=_strategy(settings, resolved.devices),
+            devices=_devices(config, resolved),
+            num_nodes=resolved.place.num_nodes,
+            strategy=_strategy(config, resolved),
             max_steps=settings.max_steps,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=settings.gradient_clip_val or None,
@@ -118,7 +121,12 @@ def _trainer(
             log_every_n_steps=1,  # CausalLM decides what is logged when
             callbacks=callbacks,
             logger=loggers,
-            plugins=[hardware.precision_plugin(settings.precision, resolved.device), io],
+            plugins=[
+                hardware.precision_plugin(settings.precision, resolved.device),
+                io,
+                # Lightning (2.6) would ask SLURM, which knows nothing of `resolved.place`.
+                TorchElasticEnvironment() if resolved.devices > 1 else LightningEnvironment(),
+            ],
             use_distributed_sampler=False,  # the project's own sampler distributes the windows
             deterministic=settings.deterministic or None,
             enable_progress_bar=False,
@@ -126,13 +134,29 @@ def _trainer(
         )
 
 
-def _strategy(config: TrainerConfig, devices: int) -> Any:
-    if config.strategy == "auto" and devices == 1:
+def _strategy(config: RunConfig, resolved: Resolved) -> Any:
+    if resolved.devices == 1 and config.trainer.strategy == "auto":
         return "auto"
-    settings = hardware.ddp_settings()
-    if config.strategy == "ddp_notebook":
-        return pl.strategies.DDPStrategy(start_method="fork", **settings)
-    return pl.strategies.DDPStrategy(**settings)
+    ddp = hardware.ddp_settings()
+    if resolved.devices == 1:
+        return pl.strategies.DDPStrategy(**ddp)
+    ranks = range(resolved.place.local_size)
+    return pl.strategies.DDPStrategy(
+        parallel_devices=[
+            torch.device("cuda", gpu_index(config, rank))
+            if resolved.device == "cuda"
+            else torch.device("cpu")
+            for rank in ranks
+        ],
+        **ddp,
+    )
+
+
+def _devices(config: RunConfig, resolved: Resolved) -> Any:
+    """Lightning's `devices`; those of several processes are the strategy's `parallel_devices`."""
+    if resolved.devices > 1:
+        return "auto"
+    return [gpu_index(config, 0)] if resolved.device == "cuda" else 1
 
 
 def _loggers(config: LoggerConfig, run: Run) -> list[Logger]:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.atomic import write_text
-from azllm_lightning.runs.folder import Run, claim, open_for_resume
-from azllm_lightning.session.resolve import RUN_FOLDER, Resolved, joined_run
+from azllm_lightning.runs.curves import carry_curve
+from azllm_lightning.runs.folder import Run, claim, open_for_resume, reopen
+from azllm_lightning.session.resolve import Resolved
+from azllm_lightning.training.processes import (
+    Notes,
+    Processes,
+    attempt_number,
+    first,
+    has_lost_peer,
+)
 
 log = logging.getLogger("azllm_lightning")
 
@@ -22,23 +31,27 @@ log = logging.getLogger("azllm_lightning")
 def opened(resolved: Resolved) -> Iterator[tuple[Run, RunConfig]]:
     """The run's folder, locked, and the config with the name that the run has there.
 
-    The other processes of a distributed run use the first one's folder.
+    The first process of a run locks the folder for all.
     """
-    run = joined_run()
-    config = resolved.config
-    if run is None:
-        run = _claim_or_reopen(resolved)
-        config = replace(config, run_name=run.name)
-        os.environ[RUN_FOLDER] = str(run.folder.absolute())
+    mine: Run | None = None
+
+    def open_for_all() -> Path:
+        nonlocal mine
+        mine = _claim_or_reopen(resolved)
+        describe(mine, replace(resolved.config, run_name=mine.name), resolved.data)
+        Notes().write("run", str(mine.folder))
+        return mine.folder
+
     failed = True
     try:
-        if run.lock is not None:
-            describe(run, config, resolved.data)
-        with _log_file(run):
-            yield run, config
+        folder = first(open_for_all)
+        run = mine or Run(folder)
+        with _log_file(run, resolved.place):
+            yield run, replace(resolved.config, run_name=run.name)
         failed = False
     finally:
-        run.release(failed)
+        if mine is not None:
+            mine.release(failed)
 
 
 def describe(run: Run, config: RunConfig, data: TokenDataModule) -> None:
@@ -52,19 +65,45 @@ def _claim_or_reopen(resolved: Resolved) -> Run:
     config = resolved.config
     source = resolved.source
     logs = Path(config.logs_dir)
-    if source is None:
+    if source is not None:
+        return open_for_resume(source.path, source.step, config.run_name, logs)
+    earlier = Notes().read("run") if attempt_number() else None
+    if earlier is None or not Path(earlier).is_dir():
         return claim(config.run_name, logs)
-    return open_for_resume(source.path, source.step, config.run_name, logs)
+    run = reopen(Path(earlier))  # its processes ended before they saved anything
+    carry_curve(run.folder, run.folder, -1)
+    return run
 
 
 @contextlib.contextmanager
-def _log_file(run: Run) -> Iterator[None]:
-    """Write all log lines of the terminal to train.log too, with the time."""
-    handler = logging.FileHandler(run.folder / "train.log", encoding="utf-8", delay=True)
+def _log_file(run: Run, place: Processes) -> Iterator[None]:
+    """Write all log lines of the terminal, and the error that ends the run, to train.log with the
+    time.
+
+    The other processes of a run write their warnings and errors to rank_<n>.log.
+    """
+    name = "train.log" if place.is_first else f"rank_{place.rank}.log"
+    handler: logging.Handler = logging.NullHandler()
+    if run.folder.is_dir():  # not so on the disk of another machine
+        handler = logging.FileHandler(
+            run.folder / name, encoding="utf-8", errors="backslashreplace", delay=True
+        )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
         yield
+    except (ValueError, OSError) as error:
+        handler.handle(_record(str(error)))
+        raise
+    except Resumable:
+        raise
+    except Exception as error:
+        handler.handle(_record(str(error) if has_lost_peer(error) else traceback.format_exc()))
+        raise
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def _record(text: str) -> logging.LogRecord:
+    return log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (text,), None)

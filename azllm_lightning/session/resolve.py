@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-import yaml
+import torch
 
+from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import typed_keys
@@ -24,18 +25,16 @@ from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.data.pipeline import prepared_folder, with_prepared
 from azllm_lightning.data.typed import check_typed
 from azllm_lightning.formats.load import stored_config
-from azllm_lightning.runs.checkpoint_files import load_resumable
-from azllm_lightning.runs.folder import Run, find_checkpoint
+from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
+from azllm_lightning.runs.folder import find_checkpoint
 from azllm_lightning.runs.paths import is_version
 from azllm_lightning.session.edited_config import warn_of_edits
 from azllm_lightning.session.initial_weights import check_tokens
 from azllm_lightning.training import batch, hardware
+from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
 
 log = logging.getLogger(__name__)
-
-RUN_FOLDER = "AZLLM_RUN_FOLDER"
-"""Environment variable with the run folder, for processes that the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Located:
+    """What a session starts from: its config, not yet settled, and the checkpoint to resume."""
+
+    config: RunConfig
+    source: Source | None
+
+
+@dataclass(frozen=True)
 class Resolved:
     """What a session trains: a settled config, open data, and the hardware."""
 
@@ -58,45 +65,121 @@ class Resolved:
     data: TokenDataModule
     device: str
     """The device type: "cpu" or "cuda"."""
-    devices: int
+    place: Processes
+    """This process among those of the run, each of which has one device."""
     source: Source | None
 
+    @property
+    def devices(self) -> int:
+        """Devices of the run, on all machines."""
+        return self.place.size
 
-def resolve(config: RunConfig, stop: StopRequest) -> Resolved:
-    """Find the checkpoint to resume from, prepare and open the data, and settle the config.
+
+def locate(config: RunConfig) -> Located:
+    """Find the checkpoint to resume from, and the config that the run had there.
+
+    Raises ValueError if there is none, or if what was typed does not fit the run.
+    """
+    if attempt_number():
+        config = _continued(config)
+    if config.ckpt_path is None:
+        return Located(config, None)
+    return _resumed(config)
+
+
+def num_processes(config: RunConfig) -> int:
+    """The processes to start on this machine for trainer.devices.
+
+    Raises ValueError if the run needs more machines, because these have to be started from outside.
+    """
+    settings = config.trainer
+    if settings.num_nodes > 1:
+        raise ValueError(
+            tr(
+                "trainer.num_nodes={count}: start the run on each machine with torchrun or srun, "
+                "such as: torchrun --nnodes={count} --nproc-per-node=GPUS "
+                "--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m azllm_lightning.train ...",
+                count=settings.num_nodes,
+            )
+        )
+    return hardware.num_devices(
+        settings.devices, hardware.resolve_accelerator(settings.accelerator)
+    )
+
+
+def check_launcher(typed: RunConfig, place: Processes) -> None:
+    """Raise ValueError if a launcher started another number of processes than was typed."""
+    if place.size == 1:
+        return
+    for key, count in (("devices", place.local_size), ("num_nodes", place.num_nodes)):
+        value = getattr(typed.trainer, key)
+        is_typed = any(text.startswith(f"trainer.{key}=") for text in typed.overrides)
+        if is_typed and value != "auto" and hardware.num_devices(value, "cpu") != count:
+            raise ValueError(
+                tr(
+                    "trainer.{key}={value}, but the launcher started {size} processes on {nodes} "
+                    "machines; omit trainer.{key}",
+                    key=key,
+                    value=value,
+                    size=place.size,
+                    nodes=place.num_nodes,
+                )
+            )
+
+
+def session_start(now: float) -> float:
+    """When the session began, from which its deadline counts: before a launcher's restarts."""
+    notes = Notes()
+    earlier = notes.read("started")
+    if earlier is None:
+        notes.write("started", str(now))
+    return now if earlier is None else float(earlier)
+
+
+def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
+    """Prepare and open the data, and settle the config.
+
+    With several processes, the first one does, and the others open the same data, after one of each
+    machine has prepared it there if the machines share no disk.
 
     Raises ValueError for what the user can fix, before the run folder is created or changed.
     """
-    source = None
-    if config.ckpt_path is not None:
-        config, source = _resumed(config)
+    config = located.config
+    source = located.source
     use_language(config.lang)
-    # Report missing hardware before the data is prepared, which may take long.
-    device = hardware.resolve_accelerator(config.trainer.accelerator)
-    devices = hardware.num_devices(config.trainer.devices, device)
-    hardware.check_precision(config.trainer.precision, device)
-    if config.trainer.deterministic:
-        hardware.be_deterministic(device)
-    stop.until(config.trainer.deadline)
-    # The micro-batch follows from the model's shape, and that from the data: it is set below.
-    check_typed(config.data, config.overrides)
-    place = config.data if source is None else _data_of(config.data, source)
-    data = TokenDataModule(place, micro_batch_size=1, seed=config.seed)
-    data.setup()  # prepares the data too
     if source is not None:
-        data.check_same_data(source.fingerprint)
-    elif config.init_from is not None:
-        check_tokens(config.init_from, data.tokenizer)
-    joined = joined_run()
-    if joined is None:
-        config = settled(config, data, device, devices)
-        if source is not None and source.precision != config.trainer.precision:
-            _report_precision(source, config.trainer.precision)
-    else:  # started by the process that settled the config
-        config = RunConfig.from_mapping(_read_yaml(joined.config_file))
+        log.info(tr("resuming from {path}, step {step:,}", path=source.path, step=source.step))
+    # Report missing hardware before the data is prepared, which may take long.
+    device = together(lambda: _device(config, place))
+    stop.until(config.trainer.deadline)
+    check_typed(config.data, config.overrides)
+    mine: TokenDataModule | None = None
+
+    def settle() -> tuple[RunConfig, str]:
+        nonlocal mine
+        mine = _open_data(config, source)
+        if source is not None:
+            mine.check_same_data(source.fingerprint)
+        elif config.init_from is not None:
+            check_tokens(config.init_from, mine.tokenizer)
+        complete = settled(config, mine, device, place.size)
+        if source is not None and source.precision != complete.trainer.precision:
+            _report_precision(source, complete.trainer.precision)
+        return complete, mine.fingerprint
+
+    config, fingerprint = first(settle)
+    if Notes().read("micro_batch_size") is not None:  # left by processes that ended
+        step = 0 if source is None else source.step
+        log.warning(paragraph(batch.continuing(config.trainer, place.size, step)))
+    for is_my_turn in (place.local_rank == 0, place.local_rank > 0):
+        if mine is None and is_my_turn:
+            mine = together(lambda: _open_data(config, source, fingerprint))
+        else:
+            together(lambda: None)
+    assert mine is not None
     assert isinstance(config.trainer.micro_batch_size, int)
-    data.micro_batch_size = config.trainer.micro_batch_size
-    return Resolved(config, data, device, devices, source)
+    mine.micro_batch_size = config.trainer.micro_batch_size
+    return Resolved(config, mine, device, place, source)
 
 
 def _data_of(config: DataConfig, source: Source) -> DataConfig:
@@ -158,14 +241,63 @@ def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int)
     return replace(config, trainer=replace(trainer, compile=compile_net))
 
 
-def joined_run() -> Run | None:
-    """The run of the process that started this one for another device; None in that process."""
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        return Run(Path(os.environ[RUN_FOLDER]))
-    return None
+def _device(config: RunConfig, place: Processes) -> str:
+    """The device type; makes the GPU of this process the current one."""
+    device = hardware.resolve_accelerator(config.trainer.accelerator)
+    if device == "cuda":
+        torch.cuda.set_device(gpu_index(config, place.local_rank))
+    hardware.check_precision(config.trainer.precision, device)
+    if config.trainer.deterministic:
+        hardware.be_deterministic(device)
+    return device
 
 
-def _resumed(config: RunConfig) -> tuple[RunConfig, Source]:
+def gpu_index(config: RunConfig, local_rank: int) -> int:
+    """The number of the GPU of a process: that of the list trainer.devices, if it is one.
+
+    Where a launcher shows each process its own GPU only, that is number 0 for all.
+    """
+    listed = str(config.trainer.devices).split(",")
+    if len(listed) > 1 and local_rank < len(listed):
+        return int(listed[local_rank])
+    return local_rank % torch.cuda.device_count()
+
+
+def _open_data(
+    config: RunConfig, source: Source | None, fingerprint: str | None = None
+) -> TokenDataModule:
+    """The data, prepared here if necessary; ValueError if it has another `fingerprint`."""
+    # The micro-batch follows from the model's shape, and that from the data: it is set later.
+    place = config.data if source is None else _data_of(config.data, source)
+    data = TokenDataModule(place, micro_batch_size=1, seed=config.seed)
+    data.setup()
+    if fingerprint not in (None, data.fingerprint):
+        raise ValueError(
+            tr(
+                "{folder} on {host} has different data from that of the first machine; delete it "
+                "there, or choose another data.dir",
+                folder=data.folder,
+                host=socket.gethostname(),
+            )
+        )
+    return data
+
+
+def _continued(config: RunConfig) -> RunConfig:
+    """`config` after a launcher has started all processes again: it resumes what they began."""
+    notes = Notes()
+    size = notes.read("micro_batch_size")
+    if size is not None:
+        trainer = replace(config.trainer, micro_batch_size=int(size))
+        overrides = (*config.overrides, f"trainer.micro_batch_size={size}")
+        config = replace(config, trainer=trainer, overrides=overrides)
+    folder = notes.read("run")
+    if folder is not None and step_files(Path(folder) / "checkpoints"):
+        config = replace(config, ckpt_path=folder, init_from=None)
+    return config
+
+
+def _resumed(config: RunConfig) -> Located:
     """The run that ckpt_path belongs to, with what was typed on top, and its checkpoint."""
     assert config.ckpt_path is not None
     path = find_checkpoint(config.ckpt_path, config.given_name, Path(config.logs_dir), resume=True)
@@ -177,11 +309,10 @@ def _resumed(config: RunConfig) -> tuple[RunConfig, Source]:
         raise ValueError(message)
     warn_of_edits(path, stored)
     resumed = resumed_here(stored, config, str(path))
-    use_language(resumed.lang)
     step = int(checkpoint["azllm"]["step"])
-    log.info(tr("resuming from {path}, step {step:,}", path=path, step=step))
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
-    return resumed, Source(path, step, fingerprint, stored["trainer"]["precision"])
+    source = Source(path, step, fingerprint, stored["trainer"]["precision"])
+    return Located(resumed, source)
 
 
 def resumed_here(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str) -> RunConfig:
@@ -241,9 +372,3 @@ def _check_name(config: RunConfig, path: Path) -> None:
                 name=name,
             )
         )
-
-
-def _read_yaml(path: Path) -> dict[str, object]:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert isinstance(values, dict)
-    return values

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import logging
-import os
+import signal
+import threading
+import warnings
 from pathlib import Path
 
 from azllm_lightning.callbacks.console import TqdmHandler
 from azllm_lightning.callbacks.panels import start_panel
 from azllm_lightning.callbacks.text import paragraph
-from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.cli.entrance import EXIT_RESUMABLE, EXIT_USAGE, Resumable
 from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.open import opened
+from azllm_lightning.session.outcome import PeerLost, SmallerBatch, resume_command
 from azllm_lightning.session.report import finished_run, report, warn_that_it_is_done
-from azllm_lightning.session.resolve import Resolved, joined_run, resolve
+from azllm_lightning.session.resolve import (
+    Located,
+    Resolved,
+    check_launcher,
+    locate,
+    num_processes,
+    resolve,
+    session_start,
+)
+from azllm_lightning.session.supervisor import supervise
 from azllm_lightning.training.hardware import determinism_restored
+from azllm_lightning.training.processes import (
+    Elsewhere,
+    Notes,
+    Processes,
+    attempt_number,
+    connect,
+    first,
+    has_lost_peer,
+    joined,
+    launched,
+    wait_for_first,
+)
 from azllm_lightning.training.schedule import lr_factor
 from azllm_lightning.training.stopping import Stopped, StopRequest
 
@@ -27,33 +50,112 @@ log = logging.getLogger("azllm_lightning")
 
 
 def run_session(config: RunConfig) -> Path:
-    """Train or resume the run of `config`, and return its folder; see `azllm_lightning.train`."""
-    _set_up_logging()
+    """Train or resume the run of `config`, and return its folder; see `azllm_lightning.train`.
+
+    With several devices this starts a process for each and waits for them. A process that torchrun
+    or srun started is one of the run's itself; then one process reports for all.
+    """
+    place = launched()
+    if place is not None and place.size > 1:
+        try:
+            return run_as_one_of(config, place)
+        except (Exception, Elsewhere) as error:
+            if threading.current_thread() is threading.main_thread():
+                # The launcher stops the others as soon as one has ended: not before its last words.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _end_quietly(error, place)
+            raise
+    _set_up_logging(Processes())
     use_language(config.lang)
-    start_again = command("train", config.overrides)
-    resume = None
+    if place is not None:
+        connect()
+    with determinism_restored(), StopRequest() as stop:
+        try:
+            located = locate(config)
+        except Stopped:
+            raise _start_again(config) from None
+        count = num_processes(located.config) if place is None else 1
+        if count == 1:
+            return _run(config, Processes(), stop, located)
+    return supervise(config, located, count)
+
+
+def run_as_one_of(config: RunConfig, place: Processes, located: Located | None = None) -> Path:
+    """The part of this process in a run of several; returns the run folder.
+
+    `located` is given to all if their launcher knows it.
+
+    Raises PeerLost if another process ended, and SmallerBatch if the memory of this one is full.
+    """
+    _set_up_logging(place)
+    use_language(config.lang)
+    with (
+        joined(place, use_gpus=config.trainer.accelerator != "cpu") as complete_place,
+        # The first may be interrupted while it prepares data; the others wait for it.
+        StopRequest(interruptible=place.is_first) as stop,
+    ):
+        return _run(config, complete_place, stop, located)
+
+
+def _run(
+    config: RunConfig, place: Processes, stop: StopRequest, located: Located | None = None
+) -> Path:
+    typed = config
+    run = None
     try:
-        interruptible = joined_run() is None
-        with determinism_restored(), StopRequest(interruptible) as stop:
-            resolved = resolve(config, stop)
-            if (folder := finished_run(resolved)) is not None:
-                assert resolved.source is not None
-                warn_that_it_is_done(resolved.source.step)
-                return folder
-            with opened(resolved) as (run, config):
-                _announce(resolved, config, run)
-                try:
-                    parts = attempts(resolved, config, run, stop)
-                    report(parts, run)
-                finally:
-                    if step_files(run.checkpoints):
-                        resume = command("train", [*run.address, "ckpt_path=last"])
-                return run.folder
+        stop.started = first(lambda: session_start(stop.started))
+        first(lambda: check_launcher(typed, place))
+        found = located or first(lambda: locate(typed))
+        resolved = resolve(found, stop, place)
+        if (folder := first(lambda: finished_run(resolved))) is not None:
+            assert resolved.source is not None
+            warn_that_it_is_done(resolved.source.step)
+            return folder
+        with opened(resolved) as (run, config):
+            _announce(resolved, config, run)
+            parts = attempts(resolved, config, run, stop)
+            report(parts, run)
+            return run.folder
     except Stopped:
-        if resume is None:  # nothing was saved yet
-            message = tr("start again: {command}", command=start_again)
-            raise Resumable(start_again, message) from None
-        raise Resumable(resume) from None
+        resume = resume_command(run) if run is not None else None
+        raise (Resumable(resume) if resume is not None else _start_again(typed)) from None
+    except RuntimeError as error:
+        if not has_lost_peer(error):
+            raise
+        raise _peer_lost(typed, run) from None
+
+
+def _start_again(config: RunConfig) -> Resumable:
+    """The end of a session that saved nothing yet."""
+    start_again = command("train", config.overrides)
+    return Resumable(start_again, tr("start again: {command}", command=start_again))
+
+
+def _peer_lost(config: RunConfig, run: Run | None) -> PeerLost:
+    resume = resume_command(run) if run is not None else None
+    end = _start_again(config) if resume is None else Resumable(resume)
+    reason = tr("another process of this run ended, so this one cannot continue")
+    return PeerLost(end.command, f"{reason}\n{end.message}")
+
+
+def _end_quietly(error: BaseException, place: Processes) -> None:
+    """End this process without a word if another one reports the end that it has in common."""
+    subject = "error"
+    if isinstance(error, (PeerLost, SmallerBatch)):
+        code = EXIT_RESUMABLE
+        subject = type(error).__name__
+    elif isinstance(error, Resumable):  # all stopped together
+        if not place.is_first:
+            wait_for_first(seconds=10)
+            raise Elsewhere(EXIT_RESUMABLE) from None
+        return
+    elif isinstance(error, Elsewhere):
+        wait_for_first(seconds=10)
+        return
+    else:
+        code = EXIT_USAGE if isinstance(error, (ValueError, OSError)) else 1
+    if not Notes().is_first_to(f"report/{attempt_number()}/{subject}"):
+        raise Elsewhere(code) from None
 
 
 def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
@@ -73,14 +175,17 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
         log.warning(paragraph(message))
 
 
-def _set_up_logging() -> None:
-    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    log.setLevel(logging.INFO if is_first else logging.WARNING)  # one process reports progress
+def _set_up_logging(place: Processes) -> None:
+    """Let one process write to the terminal; the others have a file each, see `opened`."""
+    log.setLevel(logging.INFO if place.is_first else logging.WARNING)
     log.propagate = False
-    if not any(isinstance(handler, TqdmHandler) for handler in log.handlers):
+    if not place.is_first:
+        log.addHandler(logging.NullHandler())
+        warnings.simplefilter("ignore")
+    elif not any(isinstance(handler, TqdmHandler) for handler in log.handlers):
         log.addHandler(TqdmHandler())
     for noisy in (
         "lightning.pytorch",
         "lightning.fabric",
     ):  # the start panel has the same information
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.WARNING if place.is_first else logging.ERROR)

@@ -93,7 +93,7 @@ def largest_micro_batch(config: RunConfig, device: str, devices: int) -> int:
 def halved(config: RunConfig, devices: int) -> RunConfig:
     """`config` with half the micro-batch, or the next smaller one that divides a step.
 
-    Raises ValueError if there is none, or if there are several devices.
+    Raises ValueError if there is none.
     """
     micro = config.trainer.micro_batch_size
     assert isinstance(micro, int), "auto was resolved before"
@@ -105,18 +105,18 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
             )
         )
     smaller = max(_divisors(_sequences_per_device(config.trainer, devices), at_most=micro // 2))
-    if devices > 1:
-        raise ValueError(
-            tr(
-                "out of memory with trainer.micro_batch_size={micro}, and a run on {devices} "
-                "devices cannot change it by itself: resume with "
-                "trainer.micro_batch_size={smaller}",
-                micro=micro,
-                devices=devices,
-                smaller=smaller,
-            )
-        )
     return replace(config, trainer=replace(config.trainer, micro_batch_size=smaller))
+
+
+def continuing(config: TrainerConfig, devices: int, step: int) -> str:
+    """What the user reads when a run that ran out of memory continues with `config`."""
+    return tr(
+        "out of memory after step {step:,}: continuing with trainer.micro_batch_size={size} "
+        "({count} micro-batches per step; trainer.global_batch_size is unchanged)",
+        step=step,
+        size=config.micro_batch_size,
+        count=accumulation(config, devices),
+    )
 
 
 def model_does_not_fit() -> str:

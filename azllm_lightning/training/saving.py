@@ -28,6 +28,7 @@ from azllm_lightning.runs.checkpoint_files import (
 )
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.loops import use_own_signal_handlers
+from azllm_lightning.training.processes import first
 from azllm_lightning.training.stopping import NO_REQUESTS, Requests, Stopped, StopRequest
 
 log = logging.getLogger(__name__)
@@ -115,8 +116,11 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> Any:
-        """Load tensors and plain types; a pickle with code is refused for any `weights_only`."""
-        return read_checkpoint(Path(path), mmap=False)
+        """Load tensors and plain types; a pickle with code is refused for any `weights_only`.
+
+        The first process reads, for the others may be on a machine without the file.
+        """
+        return first(lambda: read_checkpoint(Path(path), mmap=False))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it exists."""
@@ -157,7 +161,7 @@ class BestCheckpoint(ModelCheckpoint):
             return
         before = self.state_dict()
         super().on_validation_end(trainer, pl_module)
-        if self.io.failed is not None:  # the file is still the previous one
+        if first(lambda: self.io.failed is not None):  # the file is still the previous one
             self.load_state_dict(before)
         if self.best_model_score is not None and self.best_step is not None:
             values = {
@@ -183,7 +187,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Restore the best score, if its weights are in this run's folder."""
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST)
-        if state_dict["best_model_score"] is None or not Path(path).is_file():
+        # The first process alone sees the folder where machines share no disk.
+        if state_dict["best_model_score"] is None or not first(Path(path).is_file):
             self.best_step = None
             self.best_model_score = None
             self.best_k_models = {}

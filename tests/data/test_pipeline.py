@@ -24,7 +24,7 @@ from azllm_lightning.data import building
 from azllm_lightning.data.blocks import clean_block
 from azllm_lightning.data.building import build
 from azllm_lightning.data.corpus import documents
-from azllm_lightning.data.files import find_files
+from azllm_lightning.data.files import search
 from azllm_lightning.data.pipeline import prepare, prepared_folder
 from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -64,8 +64,8 @@ def test_shards_contain_the_documents(small: DataConfig) -> None:
     assert manifest.vocab_size == Tokenizer.from_file(folder).vocab_size == 320
 
 
-def test_an_end_of_text_token_in_a_text_does_not_end_it(tmp_path: Path) -> None:
-    many = [f"sətir {n} <|endoftext|> davamı var" for n in range(60)]
+def test_a_quoted_end_of_text_token_does_not_end_a_text(tmp_path: Path) -> None:
+    many = [f"sətir {n} `<|endoftext|>` davamı var" for n in range(60)]
     (tmp_path / "a.txt").write_text("\n\n".join(many), encoding="utf-8")
     folder = prepare(DataConfig(path=str(tmp_path), vocab_size=300, block_size=8, val_fraction=0.3))
     assert sorted(decoded(folder, "train") + decoded(folder, "val")) == sorted(many)
@@ -256,8 +256,8 @@ def test_a_pinned_hub_url_needs_no_network_once_prepared(
     small: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = replace(small, path="hf://datasets/a/b@" + "0" * 40 + "/x/*.parquet")
-    local = find_files([str(small.path)], "data.path")
-    monkeypatch.setattr("azllm_lightning.data.corpus.find_files", lambda *_: local)
+    local = search([str(small.path)], "data.path")
+    monkeypatch.setattr("azllm_lightning.data.corpus.search", lambda *_: local)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("the network is used"))
     assert prepare(pinned) == prepare(pinned)
 

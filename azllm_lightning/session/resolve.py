@@ -114,7 +114,9 @@ def check_launcher(typed: RunConfig, place: Processes) -> None:
     for key, count in (("devices", place.local_size), ("num_nodes", place.num_nodes)):
         value = getattr(typed.trainer, key)
         is_typed = any(text.startswith(f"trainer.{key}=") for text in typed.overrides)
-        if is_typed and value != "auto" and hardware.num_devices(value, "cpu") != count:
+        is_list = "," in str(value)
+        typed_count = len(str(value).split(",")) if is_list else value
+        if is_typed and value != "auto" and int(typed_count) != count:
             raise ValueError(
                 tr(
                     "trainer.{key}={value}, but the launcher started {size} processes on {nodes} "

@@ -161,7 +161,9 @@ class Checkup:
             folder = self._folder / "data"
             block_size = self.config.run.data.block_size
             documents = max(DOCUMENTS, 2 * block_size)
-            random_text(folder, self.config.run.data.vocab_size, documents)
+            data = self.config.run.data
+            source = {"name": data.name, "path": data.path, "val_path": data.val_path}
+            random_text(folder, data.vocab_size, documents, source)
         figures = measure_data(self.config.run, folder)
         self._experiment = self._opened(folder)
         self.findings["experiment"] = self._size(self._experiment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,14 @@ DOCUMENT = 512
 """Tokens per document, the end-of-text token included."""
 
 
-def random_text(folder: Path, vocab_size: int, num_documents: int) -> None:
+def random_text(
+    folder: Path, vocab_size: int, num_documents: int, made_from: dict[str, Any] | None = None
+) -> None:
     """Write shards of random documents into `folder`, and a tokenizer of `vocab_size` tokens.
 
     Half of the tokens follow Zipf's law (Zipf 1949; a share of about 1 / rank). The other half are
-    the fixed successor of the token before, so that there is something to learn.
+    the fixed successor of the token before, so that there is something to learn. `made_from` is
+    what the manifest names as the source, for a run that names one.
     """
     folder.mkdir(parents=True)
     tokenizer = _tokenizer(vocab_size)
@@ -38,7 +42,9 @@ def random_text(folder: Path, vocab_size: int, num_documents: int) -> None:
         with ShardWriter(folder, split) as writer:
             writer.write(tokens.T.ravel(), count, 2 * tokens.size)
             splits[split] = writer.close()
-    Manifest(VERSION, tokenizer.fingerprint, vocab_size, splits, (), {}, {}).write(folder)
+    Manifest(VERSION, tokenizer.fingerprint, vocab_size, splits, (), {}, made_from or {}).write(
+        folder
+    )
 
 
 def _tokenizer(vocab_size: int) -> Tokenizer:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HF_CONFIG = "config.json"
 HF_WEIGHTS = "model.safetensors"
 TOKENIZER = "azllm_tokenizer"
-"""Key of the tokenizer's fingerprint in the metadata of the weights."""
+"""Key of the tokenizer's fingerprint in config.json: tokenizer.json is easily replaced."""
 
 QWEN3_NAMES = {
     "vocab_size": "vocab_size",
@@ -60,7 +60,8 @@ def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     config = model.config
     eos_id = config.eos_id
     ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
-    _write_json(folder / HF_CONFIG, {**_qwen3_config(config), **ids})
+    values = {**_qwen3_config(config), **ids, TOKENIZER: tokenizer.fingerprint}
+    _write_json(folder / HF_CONFIG, values)
     _write_json(
         folder / "generation_config.json",
         {**ids, "do_sample": True, "temperature": 0.8, "top_k": 0},
@@ -87,9 +88,8 @@ def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
         },
     )
     try:
-        # The tokenizer's fingerprint goes with the weights: tokenizer.json is easily replaced.
-        metadata = {"format": "pt", TOKENIZER: tokenizer.fingerprint}
-        save_file(hf_weights(model), folder / HF_WEIGHTS, metadata=metadata)
+        # One key only: with two, their order in the file would change from export to export.
+        save_file(hf_weights(model), folder / HF_WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
@@ -110,15 +110,13 @@ def read_hf(folder: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer]:
     Raises ValueError if a file is missing or damaged, the model is not a Qwen3 of our shape, or the
     tokenizer is not the one that the weights were trained with.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = _read_config(folder)
     tokenizer = Tokenizer.from_file(folder)
     try:
         weights: dict[str, Tensor] = load_file(folder / HF_WEIGHTS)
-        with safe_open(folder / HF_WEIGHTS, "pt") as file:
-            fingerprint = (file.metadata() or {}).get(TOKENIZER)
     except FileNotFoundError:
         raise ValueError(
             tr("{folder} has no {file}: copy the complete folder", folder=folder, file=HF_WEIGHTS)
@@ -131,7 +129,8 @@ def read_hf(folder: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer]:
                 error=error,
             )
         ) from None
-    # transformers does not keep the fingerprint; then the number of tokens must do.
+    # A folder of another program has no fingerprint; then the number of tokens must do.
+    fingerprint = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8")).get(TOKENIZER)
     same_size = tokenizer.vocab_size == config.vocab_size
     if not same_size or fingerprint not in (None, tokenizer.fingerprint):
         raise ValueError(

@@ -41,7 +41,7 @@ def generate(config: GenerateConfig) -> None:
     path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
     print(tr("from {path}", path=path), file=sys.stderr)
     model, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
-    if config.prompt is not None or not sys.stdin.isatty():
+    if config.prompt is not None or sys.stdin is None or not sys.stdin.isatty():
         prompts = config.prompts if config.prompt is not None else [_piped_prompt()]
         _write(model, tokenizer, prompts, config)
         return
@@ -59,6 +59,8 @@ def generate(config: GenerateConfig) -> None:
 
 def _piped_prompt() -> str:
     """What standard input has, without its last line break; "" where it is empty or closed."""
+    if sys.stdin is None:
+        return ""
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # whoever waits for its end should know
         print(tr("reading the prompt from standard input"), file=sys.stderr)

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import machine
-from synthetic import synthetic_data
+
+from azllm_lightning.machine.random_text import random_text
 
 TRAIN = [sys.executable, "-m", "azllm_lightning.train"]
 
@@ -104,7 +105,7 @@ def train(size: str, steps: int, policy: dict[str, str], folder: Path) -> float:
     vocab_size, block_size, batch_size = BATCHES[size]
     data = folder / str(vocab_size)
     if not data.exists():
-        synthetic_data(data, vocab_size, num_documents=1_500)
+        random_text(data, vocab_size, num_documents=1_500)
     overrides = [
         *MODELS[size],
         "data=text",

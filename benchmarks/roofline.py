@@ -2,10 +2,9 @@
 experiment, by arithmetic.
 
 Nothing is measured. Each kind of work in an optimizer step has its operations and its memory
-traffic, and takes as long as the slower of the two at the maker's peak figures (the roofline model:
+traffic, and takes as long as the slower of the two at the card's figures (the roofline model:
 Williams, Waterman and Patterson 2009). Traffic is counted as in a compiled network: each chain of
-elementwise operations is one pass. A real run is slower: no product reaches the peak, and a T4
-lowers its clock at 70 W.
+elementwise operations is one pass. A real run is slower than these figures allow.
 """
 
 from __future__ import annotations
@@ -23,30 +22,43 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model import gpt
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.batch import accumulation
+from azllm_lightning.training.muon import orthogonalization_flops
 
 CHUNK = 1024  # tokens whose logits exist at once on a GPU, see azllm_lightning/model/loss.py
 
 
 @dataclass(frozen=True)
 class Card:
-    """Peak fp16 operations and bytes per second, and bytes of memory."""
+    """Operations in fp16 and bytes per second, and bytes of memory."""
 
     name: str
     flops: float
+    """What products sustain."""
+    peak: float
+    """The maker's figure, which MFU is relative to."""
     bandwidth: float
     memory: float
     source: str
 
 
 CARDS = {
-    "t4": Card("NVIDIA T4", 65e12, 320e9, 16e9, "NVIDIA's data sheet"),
+    "t4": Card(
+        "NVIDIA T4",
+        24e12,
+        65e12,
+        320e9,
+        16e9,
+        "NVIDIA's data sheet; at its limit of 70 W a T4 lowers its clock, and its products sustain "
+        "24 TFLOP/s: forums.developer.nvidia.com, topic 264462",
+    ),
     "gtx1650": Card(
         "GeForce GTX 1650 (GDDR5)",
+        896 * 1.665e9 * 2 * 2,
         896 * 1.665e9 * 2 * 2,
         128e9,
         4e9,
         "NVIDIA's figures: 896 cores, 1,665 MHz boost, fp16 at twice the rate of fp32, no tensor "
-        "cores",
+        "cores; where its fp16 products are slower than fp32, trainer.precision=auto uses fp32",
     ),
 }
 
@@ -136,24 +148,16 @@ def _optimizer_work(e: Experiment) -> Work:
     """Unscaling, norm and clipping (20 bytes per weight) and AdamW (28), or Muon for the matrices
     inside the layers.
 
-    Muon moves 78 bytes per weight: momentum 12, decay 8, Nesterov 12, the cast 6, five rounds in
-    fp16 30, the update 10.
+    Muon moves 102 bytes per weight: momentum 12, decay 8, Nesterov 12, normalization 24, the cast
+    6, five rounds in fp16 30, the update 10.
     """
     if e.optimizer != "muon":
         return Work("clipping and AdamW", 0, 48 * e.model.num_params())
-    # Five rounds of two products with (r, c), r <= c, and one of (r, r): 4 r^2 c + 2 r^3 operations
-    # each.
     C, K, F = e.model.n_embd, _kv_width(e.model), _mlp_width(e.model)
-    shapes = [
-        (C, C),
-        (C, C),
-        (min(K, C), max(K, C)),
-        (min(K, C), max(K, C)),
-        *[(min(C, F), max(C, F))] * 3,
-    ]
-    flops = 5 * e.model.n_layer * sum(4 * r * r * c + 2 * r**3 for r, c in shapes)
+    shapes = [*[(C, C)] * 2, *[(K, C)] * 2, *[(F, C)] * 3]
+    flops = e.model.n_layer * sum(map(orthogonalization_flops, shapes))
     others = e.model.num_params() - e.layer_weights
-    return Work("clipping, Muon and AdamW", flops, 98 * e.layer_weights + 48 * others)
+    return Work("clipping, Muon and AdamW", flops, 122 * e.layer_weights + 48 * others)
 
 
 def step_seconds(card: Card, work: list[Work]) -> list[float]:
@@ -233,7 +237,8 @@ def report(e: Experiment, card: Card) -> str:
     lines = [
         f"### {e.name}, {card.name} (computed, not measured)",
         "",
-        f"{card.flops / 1e12:.3g} TFLOP/s in fp16, {card.bandwidth / 1e9:.0f} GB/s, "
+        f"{card.flops / 1e12:.3g} TFLOP/s in fp16 (peak {card.peak / 1e12:.3g}), "
+        f"{card.bandwidth / 1e9:.0f} GB/s, "
         f"{card.memory / 1e9:.0f} GB ({card.source}). {m.num_params() / 1e6:.0f} M parameters, "
         f"{m.flops_per_token() / 1e9:.3f} GFLOP per token, {e.tokens:,} tokens per step "
         f"({e.accumulate} x {e.micro_batch} x {m.block_size}), {e.optimizer}.",
@@ -248,7 +253,7 @@ def report(e: Experiment, card: Card) -> str:
         )
     flops, moved = sum(w.flops for w in work), sum(w.moved for w in work)
     lines.append(f"| together | {flops / 1e12:.2f} | {moved / 1e9:.1f} | {1e3 * total:.1f} | |")
-    mfu = e.tokens * m.flops_per_token() / (total * card.flops)
+    mfu = e.tokens * m.flops_per_token() / (total * card.peak)
     lines += [
         "",
         "| | tokens/s | MFU | hours for " + f"{e.max_steps:,} steps |",

@@ -35,10 +35,10 @@ import gpt2_loop
 import machine
 import torch
 from clock import Race
-from synthetic import synthetic_data
 
 from azllm_lightning import compose
 from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.machine.random_text import random_text
 from azllm_lightning.train import train
 
 PEERS = machine.ROOT / ".peers"
@@ -241,7 +241,7 @@ def prepare(vocab_size: int) -> Path:
     """Prepared shards of random tokens, kept under .peers/data."""
     folder = PEERS / "data" / f"vocab_{vocab_size}"
     if not folder.is_dir():
-        synthetic_data(folder, vocab_size, num_documents=1_500)
+        random_text(folder, vocab_size, num_documents=1_500)
     return folder
 
 

@@ -105,7 +105,7 @@ def gpu_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
 def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
     gpu_tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = gpu_tiny("--part", "t4")["t4"]
+    result = gpu_tiny("--part", "t4", "--only", "speed", "fp32")["t4"]
     ours, peer, exact = (result[side][0] for side in ("ours", "nanogpt", "fp32"))
     assert (ours["precision"], peer["precision"], exact["precision"]) == (
         "16-mixed",
@@ -129,7 +129,75 @@ def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
     ):
         assert f"| t4 | {figure} |" in table
     assert "| t4 | number type | 16-mixed | 16-mixed |" in table
-    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+    assert table.endswith((tmp_path / "gpu.md").read_text(encoding="utf-8"))
+    assert "Not measured yet" not in table
+    # What is there is not measured again.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpu.measure", lambda *args: pytest.fail("measured again"))
+        assert gpu_tiny("--part", "t4", "--only", "speed", "fp32")["t4"] == result
+
+
+def test_gpu_benchmark_without_a_gpu_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "gpu.py: PyTorch finds no GPU; --tiny runs the same code on a CPU\n"
+
+
+def test_gpu_benchmark_stops_in_time_and_goes_on(
+    gpu_tiny: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import gpu
+
+    measured: list[tuple[str, str]] = []
+
+    def measure(task: gpu.Task, *args: Any) -> dict[str, Any]:
+        measured.append((task.part, task.side))
+        if task.side == "fp32":
+            raise RuntimeError("out of memory")
+        return {"side": task.side}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    monkeypatch.setattr(gpu, "rows", lambda part, result: iter([]))
+    gpu_tiny("--minutes", "0")
+    assert measured == []
+    printed = capsys.readouterr().out
+    assert "run the same command again): t4 ours, t4 nanogpt, bf16 ours, bf16 nanogpt" in printed
+    results = gpu_tiny()
+    assert sorted(measured) == sorted(
+        {(part, side) for part in ("t4", "bf16", "laptop_4gb") for side in ("ours", "nanogpt")}
+        | {(part, side) for part, side, _ in gpu.ONCE}
+    )
+    assert results["t4"]["failures"] == {"fp32": "RuntimeError: out of memory"}
+    assert "t4, fp32: FAILED, RuntimeError: out of memory" in capsys.readouterr().out
+    measured.clear()
+    gpu_tiny()
+    assert measured == [("t4", "fp32"), ("laptop_4gb", "fp32")]
+
+
+def test_attention_has_no_flash_kernel_where_a_t4_has_none() -> None:
+    import gpu
+
+    def enabled() -> tuple[bool, bool]:
+        backends = torch.backends.cuda
+        return backends.flash_sdp_enabled(), backends.cudnn_sdp_enabled()
+
+    before = enabled()
+    with gpu.attention_of("t4"):
+        assert enabled() == (False, False)
+    assert enabled() == before
+    with gpu.attention_of("bf16"):
+        assert enabled() == before
 
 
 @pytest.mark.slow
@@ -144,14 +212,17 @@ def test_gpu_benchmark_adds_parts_and_takes_a_checkout_of_nanogpt(
         "        return None, super().forward(idx, targets.view(idx.shape))\n",
         encoding="utf-8",
     )
-    gpu_tiny("--part", "bf16", "--nanogpt", str(checkout))
-    results = gpu_tiny("--part", "long")
+    gpu_tiny("--part", "bf16", "--only", "speed", "--nanogpt", str(checkout))
+    results = gpu_tiny("--part", "long", "t4", "--only", "long", "deterministic", "check")
     assert results["bf16"]["peer"] == "nanoGPT's model.py"
     losses = [results["bf16"][side][0]["train_loss"] for side in ("ours", "nanogpt")]
     assert abs(losses[0] - losses[1]) < 0.5
     assert results["long"]["ours"][0]["steps"] == 8
     row = "| long | steps with a non-finite loss | 0 of 8 |  | 0 | yes |"
-    assert row in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert row in printed
+    assert "| t4 | check: resume | exact |  | exact | yes |" in printed
+    assert results["t4"]["deterministic"][0]["steps"] == 6
 
 
 def test_gpu_benchmark_trains_the_parts_with_the_batch_of_their_experiments() -> None:
@@ -182,7 +253,7 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
             **more,
         }
 
-    def kept(part: str, **changes: Any) -> dict[str, str]:
+    def kept(part: str, exact: bool = True, **changes: Any) -> dict[str, str]:
         good = {
             "val_loss": 4.0,
             "non_finite_losses": 0,
@@ -194,14 +265,23 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
             "ours": [ours, ours],
             "nanogpt": [figures(4_000_000)] * 2,
             "fp32": [{**ours, "val_loss": 4.0}],
+            "deterministic": [figures(4_800_000)],
+            "check": [
+                {
+                    "resume": {"reason": None, "is_exact": exact, "first_difference": "step 3"},
+                    "steps": {"reason": "no time", "status": "skipped"},
+                }
+            ],
         }
         return {row.figure: row.kept for row in gpu.rows(part, result) if row.kept}
 
     assert set(kept("t4", save_seconds=1e-4).values()) == {"yes"}
     assert set(kept("bf16", save_seconds=1e-4).values()) == {"yes"}  # MFU 0.5
     assert kept("bf16", rate=4_400_001)["MFU"] == "NO"
-    assert kept("t4", rate=4_390_000)["tokens/s, as a ratio"] == "NO"
-    assert kept("t4", rate=4_410_000)["tokens/s, as a ratio"] == "yes"
+    assert kept("t4", rate=4_790_000)["tokens/s, as a ratio"] == "NO"
+    assert kept("t4", rate=4_810_000)["tokens/s, as a ratio"] == "yes"
+    assert kept("bf16", rate=5_100_000)["tokens/s with deterministic=true"] == "NO"
+    assert kept("t4", exact=False)["check: resume"] == "NO"
     assert kept("laptop_4gb", peak_memory_bytes=3.4 * 2**30)["peak memory, GiB"] == "yes"
     assert kept("laptop_4gb", peak_memory_bytes=3.6 * 2**30)["peak memory, GiB"] == "NO"
     assert kept("t4", peak_memory_bytes=13.1 * 2**30)["peak memory, GiB"] == "NO"
@@ -213,12 +293,11 @@ def test_gpu_benchmark_judges_figures_by_the_bars() -> None:
 
 
 def test_synthetic_text_is_half_zipf_and_half_fixed_successors(tmp_path: Path) -> None:
-    from synthetic import synthetic_data
-
     from azllm_lightning.data.shards import TokenShards
     from azllm_lightning.data.tokenizer import Tokenizer
+    from azllm_lightning.machine.random_text import random_text
 
-    synthetic_data(tmp_path / "data", vocab_size=1000, num_documents=200)
+    random_text(tmp_path / "data", vocab_size=1000, num_documents=200)
     tokenizer = Tokenizer.from_file(tmp_path / "data")
     shards = TokenShards.open(tmp_path / "data", "train", tokenizer)
     documents = shards.read(0, len(shards)).reshape(200, 512).astype(int)
@@ -312,9 +391,10 @@ def test_the_peer_trains_on_the_windows_of_our_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import peer_recipe
-    from synthetic import synthetic_data
 
-    synthetic_data(tmp_path / "data", vocab_size=300, num_documents=8)
+    from azllm_lightning.machine.random_text import random_text
+
+    random_text(tmp_path / "data", vocab_size=300, num_documents=8)
     monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
     typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 {sizes}"

@@ -38,6 +38,7 @@ ORDER = (
     "training",
     "callbacks",
     "session",
+    "machine",
 )
 CHOICES = sorted(
     path.relative_to(conf_dir()).with_suffix("").as_posix()

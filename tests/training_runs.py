@@ -193,14 +193,28 @@ def add_callback(name: str, **settings: object) -> list[str]:
     return [f"+callbacks.{name.lower()}.{key}={value}" for key, value in pairs.items()]
 
 
-def command_line(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
-    """`python -m azllm_lightning.train ARGUMENTS` in `folder`; its output goes to the file "output"
-    there.
+def command_line(
+    arguments: list[str],
+    folder: str,
+    environment: dict[str, str],
+    output_path: str = "output",
+    ignored: tuple[int, ...] = (),
+) -> None:
+    """`python -m azllm_lightning.train ARGUMENTS` in `folder`, with the signals `ignored` as a
+    program finds them under nohup.
+
+    Its output goes to `output_path`; a terminal becomes the controlling one, as after a login.
     """
     multiprocessing.set_start_method(None, force=True)  # workers start as they do by default
     os.environ.update(environment)
     os.chdir(folder)
-    output = os.open("output", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    mode = os.O_CREAT | os.O_WRONLY | os.O_APPEND
+    if output_path.startswith("/dev/"):
+        os.setsid()
+        mode = os.O_RDWR  # a terminal that is only written to controls nothing
+    output = os.open(output_path, mode)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = [__file__, *arguments]  # what Lightning starts again for another device
@@ -208,13 +222,19 @@ def command_line(arguments: list[str], folder: str, environment: dict[str, str])
 
 
 def start(
-    arguments: list[str], folder: Path, **environment: str
+    arguments: list[str],
+    folder: Path,
+    output_path: str = "output",
+    ignored: tuple[int, ...] = (),
+    **environment: str,
 ) -> multiprocessing.process.BaseProcess:
     """`command_line` in a new process, forked from one that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_runs", "azllm_lightning.session.session"])
     environment = {"AZLLM_DATA_DIR": os.environ["AZLLM_DATA_DIR"], **environment}
-    process = context.Process(target=command_line, args=(arguments, str(folder), environment))
+    process = context.Process(
+        target=command_line, args=(arguments, str(folder), environment, output_path, ignored)
+    )
     process.start()
     return process
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import SamplesConfig
+from azllm_lightning.data.cleaning import clean
 from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.inference.sampling import sample
 from azllm_lightning.training.causal_lm import CausalLM
@@ -39,7 +38,7 @@ class Samples(Callback):
     def __init__(self, config: SamplesConfig, data_name: str) -> None:
         prompts = config.prompts or PROMPTS["tales" if data_name == "tales" else "text"]
         # Normalized as `sample` returns them at the start of each text.
-        self.prompts = [unicodedata.normalize("NFC", prompt) for prompt in prompts]
+        self.prompts = [clean(prompt) for prompt in prompts]
         self.config = config
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import (
+    CheckConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -27,6 +28,7 @@ CONFIGS: dict[str, Any] = {
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "runs": RunsConfig,
+    "check": CheckConfig,
 }
 """The dataclass of conf/<verb>.yaml, by verb."""
 

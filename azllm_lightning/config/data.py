@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.local_paths import LocalPath, TextPath, check_folder_name
+from azllm_lightning.config.local_paths import LocalPath, OutputPath, TextPath, check_folder_name
 from azllm_lightning.config.strict import Problems
 
 MAX_VOCAB_SIZE = 65_536
@@ -29,11 +30,21 @@ AT_LEAST = {
 """The smallest value of each number that may be set."""
 
 
+@dataclass(frozen=True)
+class Weight:
+    """How much of a source a pass over the training text has: all of it `value` times, or, if
+    `is_share`, so much that it is that part of the whole.
+    """
+
+    value: float
+    is_share: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Settings of the text and its windows, as conf/data/text.yaml explains them.
 
-    All but the last four decide what the prepared shards contain.
+    All but the last six decide what the prepared shards contain.
 
     Raises ValueError for a value out of range.
     """
@@ -41,10 +52,11 @@ class DataConfig:
     name: str = "text"
     path: TextPath | list[TextPath] | None = None
     val_path: TextPath | list[TextPath] | None = None
-    dir: LocalPath | None = None
+    dir: OutputPath | None = None
     text_field: str = "text"
     source_field: str | None = None
     txt_documents: str = "blank_lines"
+    encoding: str | None = None
     on_bad_utf8: str = "replace"
     max_bytes: int | None = None
     max_document_bytes: int = 16_384
@@ -55,6 +67,8 @@ class DataConfig:
     tales_bytes: int = 2_000_000
     tales_seed: int = 0
     prepare_workers: int | None = None
+    verify: str = "once"
+    mix: str | None = None
     block_size: int = 256
     val_windows: int | None = 512
     num_workers: int = 0
@@ -64,6 +78,9 @@ class DataConfig:
         problems.attempt(lambda: check_folder_name("data.name", self.name))
         problems.require_choice("txt_documents", self.txt_documents, ("blank_lines", "file"))
         problems.require_choice("on_bad_utf8", self.on_bad_utf8, ("replace", "refuse"))
+        problems.require_choice("verify", self.verify, ("once", "always"))
+        known = self.encoding is None or _is_encoding(self.encoding)
+        problems.require(known, "encoding", self.encoding, tr("the name of an encoding: cp1254"))
         for key, least in AT_LEAST.items():
             value = getattr(self, key)
             wanted = tr("at least {least}", least=least)
@@ -73,7 +90,32 @@ class DataConfig:
         problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
         share = self.val_fraction
         problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
+        problems.attempt(lambda: self.weights)
         problems.raise_if_any()
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """data.mix as a mapping from sources to weights; empty if null."""
+        weights: dict[str, Weight] = {}
+        for entry in (self.mix or "").split(","):
+            name, _, number = (part.strip() for part in entry.rpartition(":"))
+            if not entry.strip():
+                continue
+            is_share = number.endswith("%")
+            try:
+                value = float(number.removesuffix("%")) / (100 if is_share else 1)
+            except ValueError:
+                value = -1.0
+            if not name or not 0 <= value < math.inf or name in weights:
+                raise ValueError(
+                    tr(
+                        "data.mix={mix}: write it as SOURCE: TIMES or SOURCE: SHARE%, separated by "
+                        "commas, such as kitab.txt: 4, turk.txt: 10%",
+                        mix=self.mix,
+                    )
+                )
+            weights[name] = Weight(value, is_share)
+        return weights
 
     def check_source(self) -> None:
         """Raise ValueError if data.path is set but ignored.
@@ -99,6 +141,14 @@ class DataConfig:
     def val_paths(self) -> list[str]:
         """data.val_path as a list, empty if null."""
         return _as_list(self.val_path)
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "ə".encode(name, errors="replace")  # of text: "hex" is an encoding of bytes
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return True
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

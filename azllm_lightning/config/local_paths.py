@@ -14,10 +14,14 @@ from urllib.request import url2pathname
 from azllm_lightning.cli.messages import tr
 
 LOCAL = "local path"
+OUTPUT = "local path to write to"
 ANYWHERE = "path or URL"
 
 LocalPath = Annotated[str, LOCAL]
 """The type of a setting that names a file or folder of this machine."""
+
+OutputPath = Annotated[str, OUTPUT]
+"""The same, of what is written: its name must be Unicode, as torch and TensorBoard require."""
 
 TextPath = Annotated[str, ANYWHERE]
 """The type of a setting that names text: a path, a glob or a URL."""
@@ -65,6 +69,27 @@ def check_folder_name(key: str, name: str) -> None:
         )
 
 
+def escape_surrogates(json_text: str) -> str:
+    """`json_text` with undecodable bytes of file names as \\u escapes, which UTF-8 can store.
+
+    `json.loads` turns them back.
+    """
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", json_text)
+
+
+def check_unicode(key: str, text: str) -> None:
+    """Raise ValueError, naming the setting `key`, if `text` has bytes that were not UTF-8."""
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(
+            tr(
+                "{key}={value} has bytes that are not UTF-8: type it again, or check the encoding "
+                "of the terminal or file that it comes from",
+                key=key,
+                value=repr(text),
+            )
+        )
+
+
 def path_as_meant(typed: str, key: str, kind: str) -> str:
     """The path that `typed` means: ~ is the home folder, and the name of an existing file may be
     typed in NFC or NFD, which look the same.
@@ -87,6 +112,8 @@ def path_as_meant(typed: str, key: str, kind: str) -> str:
                 path=typed,
             )
         )
+    if kind == OUTPUT:
+        check_unicode(key, typed)
     if typed.startswith("~"):
         with contextlib.suppress(RuntimeError):  # ~name of nobody is a name like any other
             typed = str(Path(typed).expanduser())

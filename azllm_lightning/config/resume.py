@@ -26,7 +26,7 @@ CODE = ("callbacks", "logger")
 file.
 """
 
-FIXED = ("seed", "data.block_size", "optimizer.name", "trainer.global_batch_size")
+FIXED = ("seed", "data.block_size", "data.mix", "optimizer.name", "trainer.global_batch_size")
 """Settings that a resume cannot change, in addition to the shape of the model."""
 
 
@@ -75,7 +75,10 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
     keys = [*FIXED, *(f"model.{key}" for key in stored["model"] if key != "dropout")]
     differing = []
     for key in keys:
-        before = _get(stored, key.split("."))
+        try:
+            before = _get(stored, key.split("."))
+        except KeyError:  # a setting that is newer than the run
+            continue
         asked = _get(now, key.split("."))
         if before != asked:
             differing.append(

@@ -13,7 +13,7 @@ from azllm_lightning.cli.messages import LANGUAGES, tr
 from azllm_lightning.config.callbacks import CallbacksConfig, LoggerConfig
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
-from azllm_lightning.config.local_paths import LocalPath, check_folder_name
+from azllm_lightning.config.local_paths import LocalPath, OutputPath, check_folder_name
 from azllm_lightning.config.model import GPTConfig, ModelConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
@@ -36,7 +36,7 @@ class RunConfig:
     """
 
     run_name: str
-    logs_dir: LocalPath
+    logs_dir: OutputPath
     seed: int
     ckpt_path: LocalPath | None
     init_from: LocalPath | None

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from azllm_lightning.cli.keys import unknown_key
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.local_paths import path_as_meant
+from azllm_lightning.config.local_paths import check_unicode, path_as_meant
 from azllm_lightning.config.suggestions import SMALLEST_FLOAT_COUNT, shown, suggestion
 
 T = TypeVar("T")
@@ -136,20 +136,10 @@ def _as_meant(value: Any, options: tuple[Any, ...], key: str) -> Any:
         return [path_as_meant(text, key, kinds[0]) for text in value]
     if kinds and isinstance(value, str):
         return path_as_meant(value, key, kinds[0])
-    if any(isinstance(text, str) and not _is_unicode(text) for text in texts):
-        raise ValueError(
-            tr(
-                "{key}={value} has bytes that are not UTF-8: type it again, or check the encoding "
-                "of the terminal or file that it comes from",
-                key=key,
-                value=shown(value),
-            )
-        )
+    for text in texts:
+        if isinstance(text, str):
+            check_unicode(key, text)
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _path_kinds(option: Any) -> tuple[str, ...]:

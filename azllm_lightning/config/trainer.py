@@ -14,6 +14,12 @@ AUTO = ("precision", "compile", "micro_batch_size")
 """Settings for which `auto` means what this machine does best."""
 
 
+STRATEGIES = ("auto", "ddp")
+
+SHARDING = ("fsdp", "deepspeed", "model_parallel")
+"""How the strategies of Lightning begin that divide a model among GPUs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoChoices:
     """Which settings of the trainer, of those in AUTO, have a value that `auto` chose."""
@@ -43,7 +49,7 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: int | str
     num_nodes: int
-    strategy: Literal["auto", "ddp"]
+    strategy: str
     deterministic: bool
     deadline: str | None
 
@@ -64,6 +70,19 @@ class TrainerConfig:
         problems.require(clip >= 0, "gradient_clip_val", clip, tr("at least 0 (0: no clipping)"))
         precisions = ("auto", "32-true", "16-mixed", "bf16-mixed")
         problems.require_choice("precision", self.precision, precisions)
+        if self.strategy.startswith(SHARDING):
+            problems.add(
+                tr(
+                    "trainer.strategy={strategy} is not supported: every GPU holds all of the "
+                    "model. For a model that does not fit, choose a smaller "
+                    "trainer.micro_batch_size, a shorter data.block_size, "
+                    "trainer.precision=auto, or optimizer=muon (it stores less than adamw); "
+                    "to divide the batch among GPUs, trainer.strategy=ddp",
+                    strategy=self.strategy,
+                )
+            )
+        else:
+            problems.require_choice("strategy", self.strategy, STRATEGIES)
         minutes = self.checkpoint_every_minutes
         wanted = tr("above 0, or null")
         problems.require(

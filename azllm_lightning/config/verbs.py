@@ -17,7 +17,7 @@ from azllm_lightning.config.effects import (
     ignored_settings,
     typed_keys,
 )
-from azllm_lightning.config.local_paths import LocalPath
+from azllm_lightning.config.local_paths import LocalPath, OutputPath
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import Problems, from_mapping
@@ -79,7 +79,7 @@ class GenerateConfig(VerbConfig, SamplingConfig):
     prompt: str | list[str] | None
     ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: LocalPath
+    logs_dir: OutputPath
     num_samples: int
     stop: str | list[str] | None
 
@@ -114,12 +114,12 @@ class EvaluateConfig(VerbConfig):
 
     ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: LocalPath
+    logs_dir: OutputPath
     hf: LocalPath | None
     pairs: bool
     stride: int | None
     block_size: int | None
-    out: LocalPath | None
+    out: OutputPath | None
     data: DataConfig
 
     def __post_init__(self) -> None:
@@ -157,12 +157,12 @@ class EvaluateConfig(VerbConfig):
 class ExportConfig(VerbConfig):
     """The settings of conf/export.yaml."""
 
-    out: LocalPath | None
+    out: OutputPath | None
     format: str
     quant: str
     ckpt_path: LocalPath
     run_name: str | None
-    logs_dir: LocalPath
+    logs_dir: OutputPath
     license: str
 
     def __post_init__(self) -> None:
@@ -192,7 +192,54 @@ class ExportConfig(VerbConfig):
 class RunsConfig(VerbConfig):
     """The settings of conf/runs.yaml."""
 
-    logs_dir: LocalPath
+    logs_dir: OutputPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(VerbConfig):
+    """The settings of conf/check.yaml: those of a run, and how long and where to the check goes."""
+
+    out: str
+    minutes: float
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(super().__post_init__)
+        problems.require(self.minutes > 0, "minutes", self.minutes, tr("above 0"))
+        if not self.out:
+            problems.add(tr("out is not set: name the file to write, out=FILE"))
+        if self.run.ckpt_path is not None:
+            problems.add(
+                tr(
+                    "ckpt_path={ckpt_path}: check trains its own runs; omit ckpt_path",
+                    ckpt_path=self.run.ckpt_path,
+                )
+            )
+        problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return self.run.ignored()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
+        """The config of a composed mapping; the run keeps only the overrides that are its own."""
+        own = {key: values[key] for key in ("out", "minutes") if key in values}
+        others = {key: value for key, value in values.items() if key not in own}
+        typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
+        problems = Problems()
+        run = problems.attempt(lambda: RunConfig.from_mapping(others, typed))
+        minutes = own.get("minutes")
+        is_number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+        problems.require(is_number, "minutes", minutes, tr("a number"))
+        problems.raise_if_any()
+        assert run is not None
+        assert isinstance(minutes, (int, float))
+        out = "" if own.get("out") is None else str(own["out"])
+        return cls(
+            lang=run.lang, overrides=tuple(overrides), out=out, minutes=float(minutes), run=run
+        )
 
 
 def _check_run(config: GenerateConfig | EvaluateConfig | ExportConfig) -> None:

@@ -4,29 +4,120 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 
+EOT = "<|endoftext|>"
+"""Marks the end of a document, in files too."""
+
 _LINE_BREAKS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
+_SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+# Controls, soft hyphens, zero-width spaces, marks of direction, byte order marks, tags.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
+# Joiners shape Arabic letters and emoji, and mean nothing next to letters of ours.
+_JOINERS = re.compile("(?<=[\x20-\u052f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x20-\u052f])")
 # Half characters, which a JSON escape can spell and UTF-8 cannot.
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# Cyrillic schwa and turned e look like ə; old keyboards and fonts used them in its place.
-_SCHWAS = {"\u04d9": "ə", "\u01dd": "ə", "\u04d8": "Ə", "\u018e": "Ə"}
-_BOUNDARIES = tuple(
-    re.compile(f"(?<={boundary})") for boundary in (r"\n\n", r"\n", r"[.!?…]\s", r"\s")
+
+_CYRILLIC = re.compile("[\u0400-\u052f]")
+_LATIN_LETTER = "[A-Za-z\xc0-\xd6\xd8-\xf6\xf8-\u024f\u0259]"
+# A Cyrillic letter next to a Latin one. It begins with one class, which `re` looks for fast.
+_NEIGHBORS = re.compile(rf"[\u0400-\u052f](?:(?={_LATIN_LETTER})|(?<={_LATIN_LETTER}.))")
+_LETTERS = re.compile(r"[^\W\d_]*")
+_LOOK_ALIKES = dict(
+    zip(
+        "АВЕЅІЈКМНОРСТУХҮҺԚԜӘаеѕіјорсухһԛԝәӏ",
+        "ABESIJKMHOPCTYXYHQWƏaesijopcyxhqwəl",
+        strict=True,
+    )
+)
+_TO_LATIN = str.maketrans(_LOOK_ALIKES)
+_TO_CYRILLIC = str.maketrans(
+    {
+        latin: letter
+        for letter, latin in reversed(_LOOK_ALIKES.items())
+        if letter not in "ЅІԚԜѕіԛԝӏ"  # of other languages than Azerbaijani and Russian
+    }
+)
+_BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
+# On a line of its own, at the edge of a line, or between two texts without a space: there it ends
+# a document. Within a line, with a space or a quotation mark next to it, a text writes about it.
+_MARKER = re.compile(
+    r"\s*(?:\A|\n)[ \t]*<\|endoftext\|>\s*"
+    r"|\s*<\|endoftext\|>[ \t]*(?:\n\s*|\Z)"
+    r"|(?<![\s`«“‘])<\|endoftext\|>(?![\s`»”’])"
 )
 
 
-def clean(text: str) -> str:
-    """`text` in NFC, with one kind of line break and schwa, and no controls but newline and tab."""
+def clean(text: str, counts: Counter[str] | None = None) -> str:
+    """`text` in NFC, without what is invisible, and with each word in one script.
+
+    There is one kind of line break and of space, and no control but newline and tab. A word of
+    Latin letters with Cyrillic look-alikes among them becomes Latin, and the other way round; a
+    word that cannot be in one script is left as it is. `counts["mended_words"]` is added to.
+    """
     # Whatever the patterns match is not printable, so one quick check is enough for most texts.
     if not text.replace("\n", "").isprintable():
         text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
-        text = _CONTROLS.sub("", text)
+        text = _SPACES.sub(" ", text)
+        text = _INVISIBLE.sub("", text)
+        if "\u200c" in text or "\u200d" in text:
+            text = _JOINERS.sub("", text)
         text = _SURROGATES.sub("\ufffd", text)
-    for look_alike, schwa in _SCHWAS.items():
-        text = text.replace(look_alike, schwa)
-    return unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", text)
+    if "\u0307" in text:  # what Python's lower() and others make of İ
+        text = text.replace("i\u0307", "i")
+    # turned e, which old keyboards and fonts had in the place of ə
+    text = text.replace("\u01dd", "ə").replace("\u018e", "Ə")
+    if _NEIGHBORS.search(text):
+        text = _mend_words(text, counts)
+    return text
+
+
+def _mend_words(text: str, counts: Counter[str] | None) -> str:
+    """`text` with each of its words that mix scripts in one, where that is possible."""
+    mended = []
+    done = 0
+    for neighbors in _NEIGHBORS.finditer(text):
+        start = neighbors.start()
+        if start < done:
+            continue
+        while start > done and text[start - 1].isalpha():
+            start -= 1
+        word = _LETTERS.match(text, start)
+        assert word is not None
+        mended += [text[done:start], _in_one_script(word[0], counts)]
+        done = word.end()
+    return "".join([*mended, text[done:]])
+
+
+def _in_one_script(word: str, counts: Counter[str] | None) -> str:
+    latin = word.translate(_TO_LATIN)
+    cyrillic = word.translate(_TO_CYRILLIC)
+    is_latin = not _CYRILLIC.search(latin)
+    is_cyrillic = len(_CYRILLIC.findall(cyrillic)) == len(word)
+    if not (is_latin or is_cyrillic):
+        return word
+    if counts is not None:
+        counts["mended_words"] += 1
+    if is_latin and is_cyrillic:  # look-alikes only: by the script of most of them
+        is_latin = 2 * len(_CYRILLIC.findall(word)) <= len(word)
+    return latin if is_latin else cyrillic
+
+
+def is_mostly_cyrillic(text: str) -> bool:
+    """Whether at least half of the letters of `text` are Cyrillic, judged by its beginning."""
+    start = text[:1000]
+    found = len(_CYRILLIC.findall(start))
+    return found > 0 and 2 * found >= sum(map(str.isalpha, start))
+
+
+def split_at_markers(text: str) -> list[str]:
+    """`text` split at each <|endoftext|> that ends a document, not at one within a sentence."""
+    return _MARKER.split(text) if EOT in text else [text]
 
 
 def cut(text: str, limit: int) -> list[str]:
@@ -35,7 +126,8 @@ def cut(text: str, limit: int) -> list[str]:
     Pieces end at paragraphs if possible, else at lines, sentences, words, or any character.
     """
     text = text.strip()
-    if len(text.encode("utf-8")) <= limit:
+    # a character has at most 4 bytes
+    if 4 * len(text) <= limit or len(text.encode("utf-8")) <= limit:
         return [text] if text else []
     pieces: list[str] = []
     current: list[str] = []
@@ -54,11 +146,18 @@ def cut(text: str, limit: int) -> list[str]:
 
 def _units(text: str, limit: int, level: int) -> Iterator[str]:
     """`text` in parts of at most `limit` bytes, split at the coarsest boundaries that allow it."""
-    if len(text.encode("utf-8")) <= limit:
+    if 4 * len(text) <= limit or len(text.encode("utf-8")) <= limit:
         yield text
     elif level < len(_BOUNDARIES):
-        for part in _BOUNDARIES[level].split(text):
-            yield from _units(part, limit, level + 1)
+        start = 0
+        for boundary in _BOUNDARIES[level].finditer(text):
+            unit = text[start : boundary.end()]
+            start = boundary.end()
+            if 4 * len(unit) <= limit:  # the common case, without a generator more
+                yield unit
+            else:
+                yield from _units(unit, limit, level + 1)
+        yield from _units(text[start:], limit, level + 1)
     else:
         data = text.encode("utf-8")
         while data:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from hashlib import blake2b
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.cleaning import clean, cut
-from azllm_lightning.data.files import find_files
+from azllm_lightning.data.blocks import (
+    BLOCK_CHARS,
+    DIGEST_BYTES,
+    CleanBlock,
+    Position,
+    RawBlock,
+    clean_block,
+    in_validation,
+)
+from azllm_lightning.data.files import Found, TextFile, check_contents, search
 from azllm_lightning.data.records import read_records
+from azllm_lightning.data.rows import NoTextError
 
 log = logging.getLogger(__name__)
 
 MAX_SOURCES = 256
 
-_DIGEST_BYTES = 16
 _BUCKET_BYTES = 2
 
 
@@ -30,6 +41,42 @@ class Document(NamedTuple):
     split: str
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Text that is read up to `max_bytes`, all of it for `split` unless that is None.
+
+    `setting` ("data.path") names its `paths`; without paths, it is generated.
+    """
+
+    setting: str
+    paths: list[str]
+    split: str | None
+    max_bytes: int | None
+
+
+def streams(config: DataConfig) -> list[Stream]:
+    """The text of `config`, in the order in which it is read: that of data.val_path first.
+
+    Its documents are then duplicates in data.path, and so kept out of training. Raises ValueError
+    if data.path is not set.
+    """
+    if config.name == "tales":
+        return [Stream("data", [], None, config.max_bytes)]
+    if not config.paths:
+        raise ValueError(
+            tr("data.path is not set; data={name} needs a file or a folder", name=config.name)
+        )
+    if not config.val_paths:
+        return [Stream("data.path", config.paths, None, config.max_bytes)]
+    val_bytes = config.max_bytes
+    if val_bytes is not None:
+        val_bytes = max(1, round(val_bytes * config.val_fraction))
+    return [
+        Stream("data.val_path", config.val_paths, "val", val_bytes),
+        Stream("data.path", config.paths, "train", config.max_bytes),
+    ]
+
+
 def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterator[Document]:
     """The documents of `config` in the order of their files, without exact duplicates.
 
@@ -38,27 +85,89 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
     what was dropped, split or repaired (see `describe_cleaning`). Raises ValueError if there is no
     text or it cannot be read.
     """
-    counts = Counter() if counts is None else counts
-    seen = DigestSet()
-    if config.name == "tales":
-        from azllm_lightning.azerbaijani.tales import write_tales
+    selection = Selection(config.source_field)
+    for number, stream in enumerate(streams(config)):
+        selection.start(stream)
+        for raw in raw_blocks(config, Position(number)):
+            block = clean_block(raw, config.max_document_bytes)
+            kept = selection.keep(block)
+            validation = is_validation(block, stream, config)
+            for index in np.flatnonzero(kept):
+                source = block.names[block.sources[index]]
+                split = "val" if validation[index] else "train"
+                yield Document(block.document(int(index)), source, split)
+            if selection.is_full:
+                break
+    if counts is not None:
+        counts.update(selection.counts)
 
-        tales = ((tale, config.name) for tale in write_tales(config.tales_bytes, config.tales_seed))
-        yield from _unique(tales, config, None, config.max_bytes, seen, counts)
-        return
-    if not config.paths:
-        raise ValueError(
-            tr("data.path is not set; data={name} needs a file or a folder", name=config.name)
-        )
-    if config.val_paths:
-        max_bytes = config.max_bytes
-        if max_bytes is not None:
-            max_bytes = max(1, round(max_bytes * config.val_fraction))
-        texts = _file_texts(config.val_paths, "data.val_path", config, counts)
-        yield from _unique(texts, config, "val", max_bytes, seen, counts)
-    texts = _file_texts(config.paths, "data.path", config, counts)
-    split = "train" if config.val_paths else None
-    yield from _unique(texts, config, split, config.max_bytes, seen, counts)
+
+def is_validation(block: CleanBlock, stream: Stream, config: DataConfig) -> npt.NDArray[np.bool_]:
+    """Whether each document of a block of `stream` is for validation (N,)."""
+    if stream.split is not None:
+        return np.full(len(block.ends), stream.split == "val")
+    return in_validation(block.digests, config.val_fraction)
+
+
+class Selection:
+    """Chooses among documents, block by block: those that are new, until there are enough."""
+
+    def __init__(self, source_field: str | None) -> None:
+        self._source_field = source_field
+        self._names: set[str] = set()
+        self._seen = DigestSet()
+        self._max_bytes: int | None = None
+        self._bytes = 0
+        self._counts: Counter[str] = Counter()
+        self._read: Counter[str] = Counter()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was dropped, split or repaired so far; see `describe_cleaning`."""
+        return self._counts + self._read
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the stream has given all the text that it should."""
+        return self._max_bytes is not None and self._bytes >= self._max_bytes
+
+    def start(self, stream: Stream) -> None:
+        """Go on with the text of `stream`."""
+        self._max_bytes = stream.max_bytes
+        self._bytes = 0
+        self._counts += self._read
+        self._read.clear()
+
+    def keep(self, block: CleanBlock) -> npt.NDArray[np.bool_]:
+        """Whether to keep each document of `block` (N,)."""
+        kept = np.zeros(len(block.ends), np.bool_)
+        digests = block.digests.tobytes()
+        sizes = block.sizes.tolist()
+        stop = 0
+        for number, pieces in enumerate(block.pieces.tolist()):  # all of a text, or nothing
+            if self.is_full:
+                break
+            start, stop = stop, stop + pieces
+            for index in range(start, stop):
+                offset = index * DIGEST_BYTES
+                if self._seen.add(digests[offset : offset + DIGEST_BYTES]):
+                    kept[index] = True
+                    self._bytes += sizes[index]
+                else:
+                    self._counts["duplicates"] += 1
+            self._counts.update(block.counts.get(str(number), {}))
+        self._read = Counter(block.end.counts)
+        self._names.update(block.names)
+        if len(self._names) > MAX_SOURCES:
+            raise ValueError(
+                tr(
+                    "data.source_field={field}: more than {maximum} different values; choose a "
+                    "field with fewer, or null",
+                    field=self._source_field,
+                    maximum=MAX_SOURCES,
+                )
+            )
+        return kept
 
 
 def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
@@ -79,86 +188,151 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "{count:,} long documents split",
             counts.get("cut_documents", 0),
         ),
+        "end_markers": trn(
+            "split at {count:,} <|endoftext|>",
+            "split at {count:,} <|endoftext|>",
+            counts.get("end_markers", 0),
+        ),
+        "kept_markers": trn(
+            "{count:,} <|endoftext|> within a sentence kept as text",
+            "{count:,} <|endoftext|> within sentences kept as text",
+            counts.get("kept_markers", 0),
+        ),
+        "rows_without_text": trn(
+            "{count:,} row without text skipped",
+            "{count:,} rows without text skipped",
+            counts.get("rows_without_text", 0),
+        ),
+        "rows_not_text": trn(
+            "{count:,} row skipped: its field is not text",
+            "{count:,} rows skipped: their field is not text",
+            counts.get("rows_not_text", 0),
+        ),
         "bad_utf8_lines": trn(
             "broken UTF-8 replaced in {count:,} line",
             "broken UTF-8 replaced in {count:,} lines",
             counts.get("bad_utf8_lines", 0),
         ),
+        "converted_files": trn(
+            "{count:,} file converted to UTF-8",
+            "{count:,} files converted to UTF-8",
+            counts.get("converted_files", 0),
+        ),
+        "mended_words": trn(
+            "look-alike letters replaced in {count:,} word",
+            "look-alike letters replaced in {count:,} words",
+            counts.get("mended_words", 0),
+        ),
+        "cyrillic_documents": trn(
+            "{count:,} document in Cyrillic kept",
+            "{count:,} documents in Cyrillic kept",
+            counts.get("cyrillic_documents", 0),
+        ),
     }
     return [phrase for kind, phrase in phrases.items() if counts.get(kind)]
 
 
-def _file_texts(
-    paths: list[str], setting: str, config: DataConfig, counts: Counter[str]
-) -> Iterator[tuple[str, str]]:
-    """(text, source) of each record in the files that `paths` name."""
-    files = find_files(paths, setting)
-    sources: set[str] = set()
-    has_text = False
-    for file in files:
+def raw_blocks(config: DataConfig, start: Position) -> Iterator[RawBlock]:
+    """The texts of one stream from `start` on, in blocks; the last one may be empty.
+
+    Raises ValueError if there is no text or it cannot be read.
+    """
+    texts: list[str] = []
+    sources: list[str] = []
+    size = 0
+    end = start
+    for text, source, end in _texts(config, streams(config)[start.stream], start):
+        if text is None:
+            continue
+        texts.append(text)
+        sources.append(source)
+        size += len(text)
+        if size >= BLOCK_CHARS:
+            yield RawBlock(texts, sources, end, is_last=False)
+            texts = []
+            sources = []
+            size = 0
+    yield RawBlock(texts, sources, end, is_last=True)
+
+
+def _texts(
+    config: DataConfig, stream: Stream, start: Position
+) -> Iterator[tuple[str | None, str, Position]]:
+    """(text, source, position after it) of each text of `stream` from `start` on.
+
+    The text is None where a file ends.
+    """
+    if not stream.paths:
+        yield from _tales(config, start)
+        return
+    places = search(stream.paths, stream.setting)
+    files = [(file, found) for found in places for file in found.files]
+    check_contents([file for file, _ in files])
+    before = Counter(start.counts)
+    has_text = start.file > 0 or start.texts > 0
+    for index in range(start.file, len(files)):
+        file, found = files[index]
         file_source = file.name if len(files) <= MAX_SOURCES else config.name
-        is_empty = True
-        with file.explained_errors():
-            for text, source in read_records(file, config, counts):
-                is_empty = False
-                sources.add(source or file_source)
-                if len(sources) > MAX_SOURCES:
-                    raise ValueError(
-                        tr(
-                            "data.source_field={field}: more than {maximum} different values "
-                            "(in {path}); choose a field with fewer, or null",
-                            field=config.source_field,
-                            maximum=MAX_SOURCES,
-                            path=file.path,
-                        )
-                    )
-                yield text, source or file_source
-        if is_empty:
-            log.warning(tr("{path} contains no text", path=file.path))
-        has_text |= not is_empty
+        skipped = start.texts if index == start.file else 0
+        counts: Counter[str] = Counter()
+        for number, text, source in _numbered(file, found, config, counts):
+            has_text = True
+            if number > skipped:
+                end = Position(start.stream, index, number, dict(before))
+                yield text, source or file_source, end
+        before += counts
+        yield None, "", Position(start.stream, index + 1, 0, dict(before))
+    for found in places:
+        if found.skipped:
+            log.warning(_summary(found))
     if not has_text:
         raise ValueError(
             trn(
                 "{setting}={paths}: no text in {count:,} file",
                 "{setting}={paths}: no text in {count:,} files",
                 len(files),
-                setting=setting,
-                paths=", ".join(paths),
+                setting=stream.setting,
+                paths=", ".join(stream.paths),
             )
         )
 
 
-def _unique(
-    texts: Iterable[tuple[str, str]],
-    config: DataConfig,
-    split: str | None,
-    max_bytes: int | None,
-    seen: DigestSet,
-    counts: Counter[str],
-) -> Iterator[Document]:
-    """The unseen documents among `texts`, cleaned and cut, up to `max_bytes` of UTF-8.
+def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position]]:
+    from azllm_lightning.azerbaijani.tales import write_tales
 
-    Without `split`, the hash of a document decides its split.
-    """
-    total = 0
-    for text, source in texts:
-        pieces = cut(clean(text), config.max_document_bytes)
-        counts["empty_documents"] += not pieces
-        counts["cut_documents"] += len(pieces) > 1
-        for piece in pieces:
-            data = piece.encode("utf-8")
-            digest = blake2b(data, digest_size=_DIGEST_BYTES).digest()
-            if not seen.add(digest):
-                counts["duplicates"] += 1
-                continue
-            total += len(data)
-            yield Document(piece, source, split or _split(digest, config.val_fraction))
-        if max_bytes is not None and total >= max_bytes:
-            return
+    for number, tale in enumerate(write_tales(config.tales_bytes, config.tales_seed), 1):
+        if number > start.texts:
+            yield tale, config.name, replace(start, texts=number)
 
 
-def _split(digest: bytes, val_fraction: float) -> str:
-    return "val" if int.from_bytes(digest[-8:], "big") < val_fraction * 2**64 else "train"
+def _numbered(
+    file: TextFile, found: Found, config: DataConfig, counts: Counter[str]
+) -> Iterator[tuple[int, str, str | None]]:
+    """(number from 1, text, source) of each record of a file of `found`."""
+    number = 0
+    try:
+        with file.explained_errors():
+            for number, (text, source) in enumerate(read_records(file, config, counts), 1):
+                yield number, text, source
+    except NoTextError as error:
+        if file.is_given or file.format != ".json":
+            raise
+        # a folder of text often has JSON that describes it
+        log.warning(tr("{message}; the file is skipped", message=error))
+        found.skipped.add(tr("without text"), file.name)
+    else:
+        if number == 0:
+            log.warning(tr("{path} contains no text", path=file.address))
+
+
+def _summary(found: Found) -> str:
+    return trn(
+        "{place}: {count:,} file; skipped: {skipped}",
+        "{place}: {count:,} files; skipped: {skipped}",
+        len(found.files),
+        place=found.place,
+        skipped=found.skipped.describe(),
+    )
 
 
 class DigestSet:

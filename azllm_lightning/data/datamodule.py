@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.data import DataConfig, Weight
+from azllm_lightning.data.mix import Mix, mix_of
 from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.data.sampler import StepSampler, merge_ranges, skip_over, window_order
-from azllm_lightning.data.shards import TokenShards
+from azllm_lightning.data.shards import SPLITS, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 
 VALIDATION_SEED = 0
@@ -34,38 +35,57 @@ MAX_SOURCES = 12
 class Windows(Dataset[Tensor]):
     """Windows of `block_size` + 1 tokens; the last token of one is the first of the next.
 
-    With a `seed`, index k is the k-th window of a training run (endless); without, the index is the
-    window's own number.
+    The index is the window's own number.
     """
 
-    def __init__(self, shards: TokenShards, block_size: int, seed: int | None = None) -> None:
+    def __init__(self, shards: TokenShards, block_size: int) -> None:
         self.shards = shards
         self.block_size = block_size
-        self.seed = seed
         self.num_windows = max(0, (len(shards) - 1) // block_size)
-        self._first = -1
-        self._order = np.empty(0, dtype=np.int64)
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         """Tokens (B, T + 1) as int64; the DataLoader calls this once per batch."""
-        windows = indices if self.seed is None else [self._window_at(k) for k in indices]
-        tokens = [self.shards.read(int(w) * self.block_size, self.block_size + 1) for w in windows]
+        starts = [self.start(index) for index in indices]
+        tokens = [self.shards.read(start, self.block_size + 1) for start in starts]
         return torch.from_numpy(np.stack(tokens).astype(np.int64))
-
-    def _window_at(self, k: int) -> int:
-        """The number of the k-th window of the run."""
-        assert self.seed is not None
-        first = k - k % ORDER_BLOCK
-        if self._first != first:
-            self._first = first
-            self._order = window_order(
-                range(first, first + ORDER_BLOCK), self.num_windows, self.seed
-            )
-        return int(self._order[k - first])
 
     def __getitem__(self, index: int) -> Tensor:
         """One window (T + 1,)."""
         return self.__getitems__([index])[0]
+
+    def start(self, index: int) -> int:
+        """The first token of a window."""
+        return index * self.block_size
+
+
+class TrainingWindows(Windows):
+    """Endless: index k is the k-th window of a run with `seed`; a pass has `num_windows`."""
+
+    def __init__(
+        self, shards: TokenShards, block_size: int, seed: int, weights: Mapping[str, Weight]
+    ) -> None:
+        super().__init__(shards, block_size)
+        self.seed = seed
+        self.mix: Mix | None = None
+        if weights:
+            spans = [span for span in shards.manifest.spans if span.split == shards.split]
+            self.mix = mix_of(weights, spans, block_size, seed)
+            self.num_windows = self.mix.num_windows
+        self._first = -1
+        self._starts = np.empty(0, dtype=np.int64)
+
+    def start(self, index: int) -> int:
+        """The first token of the window at position `index` of the run."""
+        first = index - index % ORDER_BLOCK
+        if self._first != first:
+            self._first = first
+            positions = range(first, first + ORDER_BLOCK)
+            if self.mix is not None:
+                self._starts = self.mix.starts(positions)
+            else:
+                order = window_order(positions, self.num_windows, self.seed)
+                self._starts = order * self.block_size
+        return int(self._starts[index - first])
 
 
 class TokenDataModule(LightningDataModule):
@@ -74,7 +94,7 @@ class TokenDataModule(LightningDataModule):
     `micro_batch_size` is the B of each process; it may be changed between two fits. Validation uses
     `data.val_windows` windows chosen by a fixed seed (None: all), divided among the processes
     without padding, so that each window is counted once. `state_dict` holds what a resume needs:
-    the fingerprint of the data, the seed, the global batch size and the skipped windows.
+    the fingerprint of the data, the seed, the global batch size, the mix and the skipped windows.
     """
 
     def __init__(self, config: DataConfig, micro_batch_size: int, seed: int = 0) -> None:
@@ -97,10 +117,11 @@ class TokenDataModule(LightningDataModule):
         folder = prepare(self.config)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         block_size = self.config.block_size
-        self.train_windows = Windows(
-            TokenShards.open(folder, "train", self.tokenizer), block_size, self.seed
+        train, val = (
+            TokenShards.open(folder, split, self.tokenizer, self.config.verify) for split in SPLITS
         )
-        self.val_windows = Windows(TokenShards.open(folder, "val", self.tokenizer), block_size)
+        self.train_windows = TrainingWindows(train, block_size, self.seed, self.config.weights)
+        self.val_windows = Windows(val, block_size)
         self.folder: Path = folder
 
     @property
@@ -184,6 +205,7 @@ class TokenDataModule(LightningDataModule):
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
             "skipped": self.skipped,
+            "mix": self.config.mix,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -205,6 +227,15 @@ class TokenDataModule(LightningDataModule):
                     "omit trainer.global_batch_size=, or start a new run",
                     theirs=state_dict["global_batch_size"],
                     ours=self.global_batch_size,
+                )
+            )
+        if state_dict.get("mix") != self.config.mix:
+            raise ValueError(
+                tr(
+                    "the checkpoint has data.mix={theirs}, this run has {ours}; omit data.mix=, or "
+                    "start a new run",
+                    theirs=state_dict.get("mix"),
+                    ours=self.config.mix,
                 )
             )
         self.skipped = merge_ranges([*state_dict["skipped"], *self._to_skip])

@@ -3,49 +3,83 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import lzma
 import re
+import stat
+import urllib.parse
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, BinaryIO, cast
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.data.content import HEAD_BYTES, decompressed, why_not_text
+from azllm_lightning.data.downloads import Download, fetch, is_web, shown
+from azllm_lightning.data.folders import (
+    COMPRESSIONS,
+    FORMATS,
+    METADATA,
+    Skipped,
+    format_of,
+    special_kind,
+    supported_files,
+    why_skipped,
+)
 
-FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 DIGEST_BYTES = 100_000_000
 """Local text up to this size is known by its content, larger text by size and time."""
 
 _BUFFER_BYTES = 1 << 20
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
+_MAX_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of text: `format` is one of FORMATS, `compression` is named as in pyarrow."""
+    """A file of text: `format` is one of FORMATS, `address` is what messages call it.
+
+    `is_given` says whether its own path was given, not that of a folder, or a glob.
+    """
 
     filesystem: Any
     path: str
     name: str
     format: str
-    compression: str | None
+    address: str
     is_local: bool
+    is_given: bool
+    version: str | None = None
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The uncompressed bytes as a stream."""
-        import pyarrow as pa
-
+        """The bytes as they are."""
         with self.filesystem.open(self.path, "rb") as raw:
-            if self.compression is None:
-                yield raw
-            else:
-                with pa.CompressedInputStream(
-                    pa.PythonFile(raw, mode="r"), self.compression
-                ) as stream:
-                    yield io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER_BYTES)
+            yield raw
+
+    @contextmanager
+    def open_text(self) -> Iterator[BinaryIO]:
+        """The uncompressed bytes; a file of the hub is downloaded to the hub's cache first."""
+        with self._open_local_copy() as raw, decompressed(raw) as stream:
+            yield stream
+
+    def _open_local_copy(self) -> Any:
+        if "hf" in _protocols(self.filesystem):
+            from huggingface_hub import hf_hub_download
+
+            found = self.filesystem.resolve_path(self.path)
+            if hasattr(found, "repo_id"):
+                copy = hf_hub_download(
+                    found.repo_id,
+                    found.path_in_repo,
+                    repo_type=found.repo_type,
+                    revision=found.revision,
+                    endpoint=self.filesystem.endpoint,
+                    token=self.filesystem.token,
+                )
+                return Path(copy).open("rb")
+        return self.filesystem.open(self.path, "rb")
 
     @contextmanager
     def explained_errors(self) -> Iterator[None]:
@@ -54,16 +88,22 @@ class TextFile:
 
         try:
             yield
-        except (pa.ArrowException, EOFError) as error:
-            raise _damaged(self.path, error) from error
+        except (pa.ArrowException, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise _damaged(self.address, error) from error
         except ValueError:
             raise
+        except MemoryError as error:
+            raise ValueError(
+                tr("{path}: needs more memory than there is", path=self.address)
+            ) from error
         except Exception as error:
             if not self.is_local:
-                raise _unreachable(self.path, error) from error
+                raise _unreachable(self.address, error) from error
             # without errno it comes from a decompressor, not from the operating system
             if isinstance(error, OSError) and error.errno is None:
-                raise _damaged(self.path, error) from error
+                raise _damaged(self.address, error) from error
+            if type(error).__name__ == "ZstdError":
+                raise _damaged(self.address, error) from error
             raise
 
     def stamp(self) -> list[Any]:
@@ -71,9 +111,11 @@ class TextFile:
         info = self.filesystem.info(self.path)
         tags = [
             str(info[key])
-            for key in ("mtime", "LastModified", "ETag", "created")
+            for key in ("mtime", "LastModified", "ETag", "blob_id", "created")
             if info.get(key) is not None
         ]
+        if self.version is not None:
+            tags = [self.version]
         return [self.name, info.get("size"), *tags[:1]]
 
     def digest(self) -> list[Any]:
@@ -85,13 +127,27 @@ class TextFile:
         return [self.name, digest.hexdigest()]
 
 
+@dataclass(frozen=True)
+class Found:
+    """The files at one of the given paths, and what is not read there."""
+
+    place: str
+    files: list[TextFile]
+    skipped: Skipped = field(default_factory=Skipped)
+
+
 def find_files(given_paths: Sequence[str], setting: str) -> list[TextFile]:
     """The files at `given_paths`, sorted within each path; folders are searched recursively.
 
-    Raises ValueError, naming `setting` ("data.path"), for a path that cannot be reached, has no
-    files, or has none of a supported type.
+    Files on web servers are downloaded. Raises ValueError, naming `setting` ("data.path"), for a
+    path that cannot be reached, has no files, or has none of a supported type.
     """
-    return [file for given in given_paths for file in _expand(given, f"{setting}={given}")]
+    return [file for found in search(given_paths, setting) for file in found.files]
+
+
+def search(given_paths: Sequence[str], setting: str) -> list[Found]:
+    """As `find_files`, path by path, with what is skipped."""
+    return [_expand(given, f"{setting}={shown(given)}") for given in given_paths]
 
 
 def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
@@ -112,63 +168,210 @@ def _stamps(files: list[TextFile]) -> list[list[Any]]:
     values = []
     for file in files:
         try:
-            values.append(file.digest() if file.is_local and is_small else file.stamp())
+            by_content = is_small and file.is_local and file.version is None
+            values.append(file.digest() if by_content else file.stamp())
         except OSError:  # it cannot be read, which the reader reports with its name
             values.append(file.stamp())
     return values
 
 
-def _expand(given: str, place: str) -> list[TextFile]:
+def check_contents(files: Sequence[TextFile]) -> None:
+    """Raise ValueError if local files are not text, such as web pages; all are looked at first."""
+    problems = []
+    for file in files:
+        if file.format == ".parquet" or not file.is_local:
+            continue
+        with file.explained_errors(), file.open_text() as stream:
+            reason = why_not_text(stream.read(HEAD_BYTES))
+        if reason:
+            problems.append(f"{file.address}: {reason}")
+    if problems:
+        more = len(problems) - _MAX_PROBLEMS
+        if more > 0:
+            problems[_MAX_PROBLEMS:] = [
+                trn("and {count:,} other file", "and {count:,} other files", more)
+            ]
+        raise ValueError("\n".join(problems))
+
+
+def _expand(given: str, place: str) -> Found:
     if not given.strip():
         raise ValueError(
             tr("{place}: empty path; give a file, a folder, a glob or a URL", place=place)
         )
-    filesystem, paths, is_local = _list_paths(given, place)
-    if not paths:
+    if is_web(given):
+        return _web(given, place)
+    filesystem, path, paths = _list_paths(given, place, skipped := Skipped())
+    if not paths and not skipped:
         raise ValueError(_no_files(filesystem, given, place))
-    files = [_text_file(filesystem, path, is_local) for path in sorted(paths)]
-    supported = [file for file in files if file is not None]
-    if not supported:
-        raise ValueError(
-            trn(
-                "{place}: unsupported type; supported are {formats}, also with {compressions} "
-                "(convert a PDF with pdftotext)",
-                "{place}: none of {count:,} files has a supported type; supported are {formats}, "
-                "also with {compressions} (convert a PDF with pdftotext)",
-                len(files),
-                place=place,
-                formats=" ".join(FORMATS),
-                compressions=" ".join(COMPRESSIONS),
-            )
-        )
-    return supported
+    is_local = "file" in _protocols(filesystem)
+    is_given = paths == [path]
+    files = []
+    for path in sorted(paths):
+        name = PurePosixPath(path).name
+        file_format = format_of(name)
+        if is_local and is_given and not PurePosixPath(name).suffix:
+            file_format = ".txt"
+        if file_format is None or (not is_given and (name in METADATA or name.startswith("."))):
+            skipped.add(PurePosixPath(name).suffix or tr("without an ending"), path)
+            continue
+        address = path if is_local else filesystem.unstrip_protocol(path)
+        files.append(TextFile(filesystem, path, name, file_format, address, is_local, is_given))
+    if not files:
+        if is_given and is_local:
+            raise ValueError(f"{place}: {_why_unsupported(path)}")
+        raise ValueError(_none_supported(place, skipped))
+    return Found(place, files, skipped)
 
 
-def _list_paths(given: str, place: str) -> tuple[Any, list[str], bool]:
-    """The file system of `given`, the paths of its files there, and whether it is local."""
+def _why_unsupported(path: str) -> str:
+    with Path(path).open("rb") as file:
+        reason = why_not_text(file.read(HEAD_BYTES))
+    return reason or tr(
+        "unsupported type; supported are {formats}, also with {compressions}",
+        formats=" ".join(FORMATS),
+        compressions=" ".join(COMPRESSIONS),
+    )
+
+
+def _none_supported(place: str, skipped: Skipped) -> str:
+    return tr(
+        "{place}: no file of a supported type; supported are {formats}, also with {compressions} "
+        "(convert a PDF with pdftotext). Skipped: {skipped}",
+        place=place,
+        formats=" ".join(FORMATS),
+        compressions=" ".join(COMPRESSIONS),
+        skipped=skipped.describe(),
+    )
+
+
+def _list_paths(given: str, place: str, skipped: Skipped) -> tuple[Any, str, list[str]]:
+    """The file system of `given`, its path there, and the paths of its files."""
     from fsspec.core import has_magic, url_to_fs
 
     is_local = True
     try:
         filesystem, path = url_to_fs(given)
         is_local = "file" in _protocols(filesystem)
-        if is_local and filesystem.exists(path):
-            paths = filesystem.find(path) if filesystem.isdir(path) else [path]
+        if is_local and (Path(path).is_symlink() or filesystem.exists(path)):
+            paths = _local_paths(path, place, skipped)
         elif has_magic(path):
             paths = filesystem.glob(path)
+            if is_local:
+                paths = [each for each in paths if _is_readable(each, skipped)]
         else:
             paths = [] if is_local else filesystem.find(path)  # `find` of a file is the file
     except ImportError as error:
         raise ValueError(
             tr("{place}: needs a package that is not installed ({error})", place=place, error=error)
         ) from error
+    except _Refused as error:
+        raise ValueError(str(error)) from None
     except Exception as error:
         if is_local:
             raise ValueError(
                 tr("{place}: cannot be opened ({error})", place=place, error=error)
             ) from error
         raise _unreachable(place, error) from error
-    return filesystem, paths, is_local
+    return filesystem, path, paths
+
+
+class _Refused(ValueError):
+    """A given path that is no file of text; the message is complete."""
+
+
+def _local_paths(path: str, place: str, skipped: Skipped) -> list[str]:
+    """The files of a local folder, or the file itself; _Refused for what cannot be read twice."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        raise _Refused(tr("{place}: a link to a file that does not exist", place=place)) from None
+    if stat.S_ISDIR(mode):
+        return [Path(each).as_posix() for each in supported_files(path, skipped)]
+    if not stat.S_ISREG(mode):
+        raise _Refused(
+            tr(
+                "{place}: a {kind}, which cannot be read more than once; save its text in a file",
+                place=place,
+                kind=special_kind(mode),
+            )
+        )
+    return [path]
+
+
+def _is_readable(path: str, skipped: Skipped) -> bool:
+    """Whether a file that matches a glob is read; else it is counted."""
+    reason = why_skipped(path, PurePosixPath(path).name)
+    if reason is None:
+        reason = tr("folder that matches the glob")
+    if reason:
+        skipped.add(reason, path)
+    return not reason
+
+
+def _web(given: str, place: str) -> Found:
+    """The file at the address of a web server, or those that a page of links leads to."""
+    path = urllib.parse.urlsplit(given).path
+    if "*" not in path:
+        download = _fetch(given, place)
+        if format_of(download.name) is not None:
+            return Found(place, [_downloaded(download, given, True)])
+        with download.path.open("rb") as file:
+            reason = why_not_text(file.read(HEAD_BYTES))
+        if reason is None and not PurePosixPath(download.name).suffix:
+            return Found(place, [_downloaded(download, given, True)])
+    skipped = Skipped()
+    files = []
+    for address in _links(given, place):
+        name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
+        if format_of(name) is None or name in METADATA:
+            skipped.add(PurePosixPath(name).suffix or tr("without an ending"), name)
+        else:
+            files.append(_downloaded(_fetch(address, place), address, False))
+    if files:
+        return Found(place, files, skipped)
+    if "*" in path:
+        raise ValueError(tr("{place}: no file matches", place=place))
+    if reason is not None:
+        raise ValueError(f"{place}: {reason}")
+    skipped.add(PurePosixPath(download.name).suffix, download.name)
+    raise ValueError(_none_supported(place, skipped))
+
+
+def _fetch(address: str, place: str) -> Download:
+    try:
+        return fetch(address)
+    except ValueError as error:
+        raise ValueError(f"{place.partition('=')[0]}={error}") from error
+
+
+def _links(given: str, place: str) -> list[str]:
+    """The files that a web page at `given` has links to; those that match if it is a glob."""
+    try:
+        from fsspec.core import url_to_fs
+
+        filesystem, path = url_to_fs(given)
+        found = filesystem.glob(path) if "*" in given else filesystem.find(path)
+    except ImportError:
+        return []  # fsspec lists pages by aiohttp, which is not always there
+    except Exception as error:
+        raise _unreachable(place, error) from error
+    return sorted(each for each in found if each.rstrip("/") != given.rstrip("/"))
+
+
+def _downloaded(download: Download, address: str, is_given: bool) -> TextFile:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return TextFile(
+        LocalFileSystem(),
+        str(download.path),
+        download.name,
+        format_of(download.name) or ".txt",
+        shown(address),
+        True,
+        is_given,
+        download.version,
+    )
 
 
 def _no_files(filesystem: Any, given: str, place: str) -> str:
@@ -179,16 +382,6 @@ def _no_files(filesystem: Any, given: str, place: str) -> str:
     if has_magic(given):
         return tr("{place}: no file matches", place=place)
     return tr("{place}: no such file", place=place)
-
-
-def _text_file(filesystem: Any, path: str, is_local: bool) -> TextFile | None:
-    name = PurePosixPath(path).name
-    lower = PurePosixPath(name.lower())
-    compression = COMPRESSIONS.get(lower.suffix)
-    file_format = PurePosixPath(lower.stem).suffix if compression else lower.suffix
-    if file_format not in FORMATS or name.startswith("."):
-        return None
-    return TextFile(filesystem, path, name, file_format, compression, is_local)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -9,9 +9,8 @@ import logging
 import math
 import os
 import shutil
-from collections import Counter
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -19,27 +18,21 @@ from typing import Any
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import describe_cleaning, documents
-from azllm_lightning.data.encoding import encode_documents, num_cores
+from azllm_lightning.data.building import build
+from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.files import stamps
-from azllm_lightning.data.progress import Progress
 from azllm_lightning.data.shards import (
     MANIFEST,
-    SPLITS,
     VERSION,
     Manifest,
-    ShardWriter,
-    Span,
-    Split,
 )
-from azllm_lightning.data.spool import Spool
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.disk.lock import Lock, State
 from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
-CLEANING_VERSION = 1
+CLEANING_VERSION = 2
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
 
 FEW_WINDOWS = 10
@@ -48,8 +41,18 @@ FEW_WINDOWS = 10
 # An unfinished folder has the final name between these two.
 _UNFINISHED_PREFIX = ".azllm-"
 _UNFINISHED_SUFFIX = ".unfinished"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_KEEP_SECONDS = 3 * 24 * 3600.0
 # These settings do not change the prepared data.
-_NOT_CONTENT = ("dir", "block_size", "val_windows", "num_workers", "prepare_workers")
+_NOT_CONTENT = (
+    "dir",
+    "block_size",
+    "val_windows",
+    "num_workers",
+    "prepare_workers",
+    "verify",
+    "mix",
+)
 
 
 def prepare(config: DataConfig) -> Path:
@@ -84,7 +87,7 @@ def prepared_folder(config: DataConfig) -> Path:
     """
     if config.dir is not None:
         return Path(config.dir).expanduser()
-    return _cache_folder() / _key(config)
+    return cache_folder() / _key(config)
 
 
 def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
@@ -96,22 +99,13 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
     if config.dir is not None:
         return config
     settings = _content_settings(config)
-    for path in sorted(_cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
+    for path in sorted(cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
             same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
             if same and manifest.fingerprint == fingerprint:
                 return replace(config, dir=str(path.parent))
     return config
-
-
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("AZLLM_DATA_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return user_cache_path("azllm-lightning", appauthor=False)
 
 
 def _content_settings(config: DataConfig) -> dict[str, Any]:
@@ -146,11 +140,14 @@ def _tales_digests() -> list[str]:
 
 
 def _create(config: DataConfig, folder: Path) -> None:
-    """Build under a temporary name and a lock, then rename, so that `folder` is always complete."""
+    """Build under a temporary name and a lock, then rename, so that `folder` is always complete.
+
+    What an interrupted build has finished is kept under the temporary name, for the next one.
+    """
     unfinished = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}{_UNFINISHED_SUFFIX}")
     with _explained_errors(config, folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder.parent)
+        _remove_leftovers(folder.parent, unfinished)
         lock = Lock(unfinished.with_suffix(".lock"))
         lock.wait(
             tr("another process is preparing the same text in {folder}: waiting", folder=folder)
@@ -158,25 +155,39 @@ def _create(config: DataConfig, folder: Path) -> None:
         try:
             if (folder / MANIFEST).exists():  # another process has created it meanwhile
                 return
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            try:
-                _build(config, unfinished)
-                if folder.exists():
-                    folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
-                unfinished.rename(folder)
-                sync_folder(folder.parent)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            _build(config, unfinished)
+            if folder.exists():
+                folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
+            unfinished.rename(folder)
+            sync_folder(folder.parent)
         finally:
             lock.release()
     if config.dir is None:
         _report_superseded(folder)
 
 
-def _remove_leftovers(parent: Path) -> None:
-    """Remove the unfinished folders of killed processes from `parent`: those whose lock is free."""
+def _build(config: DataConfig, unfinished: Path) -> None:
+    """Fill the folder `unfinished`, from what a build of the same text left there if one did."""
+    key = _key(config)
+    key_file = unfinished / "key"
+    if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        key_file.write_text(key, encoding="utf-8")
+    try:
+        build(config, unfinished, _content_settings(config))
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    key_file.unlink()
+
+
+def _remove_leftovers(parent: Path, current: Path) -> None:
+    """Remove old unfinished folders, other than `current`, that no process works on."""
     for leftover in parent.glob(f"{_UNFINISHED_PREFIX}*{_UNFINISHED_SUFFIX}"):
+        if leftover == current or time.time() - leftover.stat().st_mtime < _KEEP_SECONDS:
+            continue
         lock = Lock(leftover.with_suffix(".lock"))
         if lock.try_acquire() is State.HELD:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -189,7 +200,7 @@ def _explained_errors(config: DataConfig, parent: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        is_full = error.errno in _NO_ROOM
         name = error.filename
         is_ours = isinstance(name, str | os.PathLike) and Path(name).is_relative_to(parent)
         is_above = isinstance(name, str | os.PathLike) and parent.is_relative_to(name)
@@ -227,81 +238,6 @@ def _report_superseded(folder: Path) -> None:
                 folders=", ".join(map(str, older)),
             )
         )
-
-
-def _build(config: DataConfig, folder: Path) -> None:
-    """Fill the empty `folder`."""
-    counts: Counter[str] = Counter()
-    splits: dict[str, Split] = {}
-    spans: list[Span] = []
-    num_threads = config.prepare_workers or num_cores()
-    with Spool(folder / "spool") as spool, ThreadPoolExecutor(num_threads) as pool:
-        _read(config, spool, counts)
-        if config.tokenizer:
-            tokenizer = Tokenizer.from_file(config.tokenizer)
-        else:
-            tokenizer = _train_tokenizer(config, spool)
-        tokenizer.save(folder / "tokenizer.json")
-        labels = {"train": tr("tokenizing training text"), "val": tr("tokenizing validation text")}
-        for split in SPLITS:
-            texts = spool.texts(split)
-            with (
-                ShardWriter(folder, split) as writer,
-                Progress(labels[split], spool.text_bytes[split]) as progress,
-            ):
-                # not a variable: an error then closes the generator, which cancels what is pending
-                for batch in encode_documents(tokenizer, texts, pool, 2 * num_threads):
-                    start = writer.tokens
-                    writer.write(batch.tokens, batch.documents, batch.text_bytes)
-                    if spans and (spans[-1].source, spans[-1].split) == (batch.source, split):
-                        start = spans.pop().start
-                    spans.append(Span(batch.source, split, start, writer.tokens))
-                    progress.add(batch.text_bytes)
-                splits[split] = writer.close()
-    Manifest(
-        version=VERSION,
-        tokenizer=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        splits=splits,
-        spans=tuple(spans),
-        cleaning=dict(counts),
-        made_from=_content_settings(config),
-    ).write(folder)
-
-
-def _read(config: DataConfig, spool: Spool, counts: Counter[str]) -> None:
-    """Read all documents into `spool`."""
-    num_documents = 0
-    with Progress(tr("reading text")) as progress:
-        for document in documents(config, counts):
-            progress.add(spool.add(document))
-            num_documents += 1
-    summary = [trn("{count:,} document", "{count:,} documents", num_documents)]
-    log.info(tr("text read: {summary}", summary=", ".join(summary + describe_cleaning(counts))))
-
-
-def _train_tokenizer(config: DataConfig, spool: Spool) -> Tokenizer:
-    """A tokenizer of the training text, or of an evenly spaced sample if the text is large."""
-    total = spool.text_bytes["train"]
-    share = min(1.0, config.tokenizer_sample_bytes / max(1, total))
-    with Progress(tr("training the tokenizer"), round(total * share)) as progress:
-
-        def sample() -> Iterator[str]:
-            for index, (_, text) in enumerate(spool.texts("train")):
-                if int((index + 1) * share) > int(index * share):
-                    progress.add(len(text.encode("utf-8")))
-                    yield text
-
-        tokenizer = Tokenizer.train(sample(), config.vocab_size)
-    if tokenizer.vocab_size < config.vocab_size:
-        log.warning(
-            tr(
-                "data.vocab_size={asked}: the text is only enough for {found} tokens",
-                asked=config.vocab_size,
-                found=tokenizer.vocab_size,
-            )
-        )
-    return tokenizer
 
 
 def _warn_about_differences(config: DataConfig, folder: Path) -> None:

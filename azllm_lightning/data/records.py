@@ -1,265 +1,149 @@
-"""Read the texts in plain text, JSON Lines, CSV and Parquet files."""
+"""Read the texts in plain text, JSON, tables and Parquet files."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import json
-import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
 
-from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.decoder import MAX_BLOCK_BYTES, Block, Decoder
+from azllm_lightning.data.delimited import read_table
 from azllm_lightning.data.files import TextFile
+from azllm_lightning.data.json_values import read_json
+from azllm_lightning.data.rows import Record, Rows, matching
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-Record = tuple[str, str | None]
-"""A text and, if data.source_field is set and the format has fields, its source."""
-
-MAX_BLOCK_BYTES = 1 << 23
-"""Longer lines and documents of plain text are returned in parts, to bound memory."""
-
-_MAX_WARNINGS = 5
 _PARQUET_ROWS = 512
-_CSV_DELIMITERS = ",;\t"
+_BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 def read_records(file: TextFile, config: DataConfig, counts: Counter[str]) -> Iterator[Record]:
-    """The raw texts of `file`, in bounded memory.
+    """The raw texts of `file`, in bounded memory; a function of the file and the settings alone.
 
     Broken UTF-8 is replaced and counted in `counts["bad_utf8_lines"]`, or raises ValueError if
-    data.on_bad_utf8=refuse.
+    data.on_bad_utf8=refuse. Rows without a text are counted too. Raises ValueError, with the file
+    and where possible the line, for what cannot be read, and NoTextError if no row has the field.
     """
-    with file.open() as stream:
-        decoder = _Decoder(file.path, config.on_bad_utf8 == "refuse", counts)
-        if file.format == ".txt":
-            yield from _plain_text(stream, decoder, config.txt_documents == "file")
-        elif file.format == ".csv":
-            yield from _csv(stream, decoder, config)
-        elif file.format == ".parquet":
-            yield from _parquet(stream, decoder, config)
-        else:
-            yield from _json_lines(stream, decoder, config)
+    refuse = config.on_bad_utf8 == "refuse"
+    decoder = Decoder(file.address, config.encoding, refuse, counts)
+    rows = Rows(file.address, config, counts)
+    if file.format == ".parquet":
+        with file.open() as stream:
+            yield from _parquet(stream, decoder, rows, config)
+    else:
+        with file.open_text() as stream:
+            blocks = decoder.blocks(stream)
+            if file.format == ".txt":
+                yield from _plain_text(blocks, config.txt_documents == "file")
+            elif file.format in (".csv", ".tsv"):
+                yield from read_table(blocks, file.address, file.format == ".tsv", rows, config)
+            else:
+                yield from read_json(blocks, file.address, rows, config)
+    rows.finish()
     decoder.finish()
 
 
-class _Decoder:
-    """Decodes the UTF-8 of one file, and warns about each place where it is broken."""
-
-    def __init__(self, path: str, refuse: bool, counts: Counter[str]) -> None:
-        self.path = path
-        self._refuse = refuse
-        self._counts = counts
-        self._broken = 0
-
-    def lines(self, stream: BinaryIO, max_bytes: int = -1) -> Iterator[tuple[int, str]]:
-        """(number from 1, text with its line break) of each line; longer ones come in parts."""
-        number = 1
-        carried = b""
-        while line := carried + (read := stream.readline(max_bytes)):
-            carried = b""
-            if len(read) == max_bytes and not read.endswith(b"\n"):
-                carried = _incomplete_end(line)
-                line = line[: len(line) - len(carried)]
-            if number == 1:
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise ValueError(
-                        tr("{path}: the encoding is UTF-16; save the file as UTF-8", path=self.path)
-                    )
-                line = line.removeprefix(codecs.BOM_UTF8)
-            yield number, self.decode(line, number)
-            number += line.endswith(b"\n")
-
-    def decode(self, data: bytes, number: int, unit: str = "line") -> str:
-        """`data` as text; `number` is that of its line or row, as `unit` says."""
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            position = {"path": self.path, "number": number, "byte": error.start}
-            if unit == "line":
-                place = tr("{path}, line {number}, byte {byte}", **position)
-            else:
-                place = tr("{path}, row {number}, byte {byte}", **position)
-            if self._refuse:
-                raise ValueError(
-                    tr(
-                        "{place}: broken UTF-8 ({reason}); data.on_bad_utf8=replace accepts it",
-                        place=place,
-                        reason=error.reason,
-                    )
-                ) from None
-            self._broken += 1
-            if self._broken <= _MAX_WARNINGS:
-                log.warning(
-                    tr(
-                        "{place}: broken UTF-8 replaced ({reason})",
-                        place=place,
-                        reason=error.reason,
-                    )
-                )
-            return data.decode("utf-8", errors="replace")
-
-    def finish(self) -> None:
-        """Count what was replaced, and warn with the total if not every place was reported."""
-        self._counts["bad_utf8_lines"] += self._broken
-        if self._broken > _MAX_WARNINGS:
-            log.warning(
-                tr(
-                    "{path}: broken UTF-8 replaced in {count:,} places in total",
-                    path=self.path,
-                    count=self._broken,
-                )
-            )
-
-
-def _incomplete_end(data: bytes) -> bytes:
-    """The first bytes of a character at the end of `data` that continues beyond it."""
-    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-    decoder.decode(data[-4:])
-    return decoder.getstate()[0]
-
-
-def _plain_text(stream: BinaryIO, decoder: _Decoder, is_one_document: bool) -> Iterator[Record]:
-    block: list[str] = []
+def _plain_text(blocks: Iterator[Block], is_one_document: bool) -> Iterator[Record]:
+    pending: list[str] = []
     size = 0
-    for _, line in decoder.lines(stream, MAX_BLOCK_BYTES):
-        ends_document = not is_one_document and not line.strip()
-        if not ends_document:
-            block.append(line)
-            size += len(line)
-        if ends_document or size >= MAX_BLOCK_BYTES:
-            if block:
-                yield "".join(block), None
-            block = []
-            size = 0
-    if block:
-        yield "".join(block), None
+    starts_line = False  # a line break before the block belongs to what separates documents
+    for _, text, is_cut in blocks:
+        parts = [text]
+        if not is_one_document:
+            parts = _BLANK_LINES.split(f"\n{text}" if starts_line else text)
+            if starts_line and parts[0]:
+                parts[0] = parts[0][1:]
+        for index, part in enumerate(parts):
+            if index and pending:
+                yield "".join(pending), None
+                pending = []
+                size = 0
+            if part and not part.isspace():
+                pending.append(part)
+                size += len(part)
+            if size >= MAX_BLOCK_BYTES:
+                yield "".join(pending), None
+                pending = []
+                size = 0
+        starts_line = not is_cut
+    if pending:
+        yield "".join(pending), None
 
 
-def _json_lines(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterator[Record]:
-    for number, line in decoder.lines(stream):
-        if not line.strip():
-            continue
-        place = f"{decoder.path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                tr(
-                    "{place}: expected one JSON object per line ({reason}, column {column})",
-                    place=place,
-                    reason=error.msg,
-                    column=error.colno,
-                )
-            ) from None
-        if not isinstance(record, dict):
-            raise ValueError(
-                tr(
-                    "{place}: expected one JSON object per line, not a {type}",
-                    place=place,
-                    type=type(record).__name__,
-                )
-            )
-        _check_fields(config, record, place)
-        source = record.get(config.source_field)
-        yield from _record(record[config.text_field], source, place, config)
-
-
-def _csv(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterator[Record]:
-    # The default refuses fields above 128 kB; Windows accepts no larger limit than this.
-    csv.field_size_limit(2**31 - 1)
-    lines = (line.replace("\0", "") for _, line in decoder.lines(stream))
-    header = next(lines, None)
-    if header is None:
-        return
-    delimiter = max(_CSV_DELIMITERS, key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter))
-    _check_fields(config, names, f"{decoder.path}:1")
-    text_column = names.index(config.text_field)
-    source_column = None if config.source_field is None else names.index(config.source_field)
-    rows = csv.reader(lines, delimiter=delimiter)
-    try:
-        for row in rows:
-            if len(row) > max(text_column, source_column or 0):
-                yield row[text_column], None if source_column is None else row[source_column]
-            elif row:
-                raise ValueError(
-                    trn(
-                        "{path}:{line}: {count} column, but the header has {expected}",
-                        "{path}:{line}: {count} columns, but the header has {expected}",
-                        len(row),
-                        path=decoder.path,
-                        line=rows.line_num + 1,
-                        expected=len(names),
-                    )
-                )
-    except csv.Error as error:
-        raise ValueError(
-            tr(
-                "{path}:{line}: not valid CSV ({error})",
-                path=decoder.path,
-                line=rows.line_num + 1,
-                error=error,
-            )
-        ) from error
-
-
-def _parquet(stream: BinaryIO, decoder: _Decoder, config: DataConfig) -> Iterator[Record]:
+def _parquet(
+    stream: BinaryIO, decoder: Decoder, rows: Rows, config: DataConfig
+) -> Iterator[Record]:
     import pyarrow as pa
     from pyarrow import parquet
 
     # pre-buffering would hold all columns of a row group in memory
     table = parquet.ParquetFile(stream, pre_buffer=False)
-    _check_fields(config, table.schema_arrow.names, decoder.path)
-    columns = [config.text_field] + ([config.source_field] if config.source_field else [])
+    paths = _parquet_paths(table.schema_arrow)
+    rows.note_fields(paths)
+    columns: list[str] = [
+        _parquet_column(paths, setting, field, decoder.address, rows)
+        for setting, field in (
+            ("text_field", config.text_field),
+            ("source_field", config.source_field),
+        )
+        if field is not None
+    ]
+    rows.note_source()
     number = 0
     for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
-        texts = batch.column(config.text_field)
+        texts, *sources = (_inner(batch, column) for column in columns)
         if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
             # decoded here, because Arrow stops at the first broken byte
             texts = texts.cast(pa.large_binary())
-        sources = [None] * len(texts)
-        if config.source_field:
-            sources = batch.column(config.source_field).to_pylist()
-        for text, source in zip(texts.to_pylist(), sources, strict=True):
+        source_values = sources[0].to_pylist() if sources else [None] * len(texts)
+        for text, source in zip(texts.to_pylist(), source_values, strict=True):
             number += 1
             if isinstance(text, bytes):
                 text = decoder.decode(text, number, "row")
-            yield from _record(text, source, f"{decoder.path}:{number}", config)
+            yield from rows.record(text, source, f"{decoder.address}:{number}")
 
 
-def _check_fields(config: DataConfig, names: Iterable[str], place: str) -> None:
-    """Raise ValueError unless `names` has the configured fields."""
-    for setting, field in (
-        ("text_field", config.text_field),
-        ("source_field", config.source_field),
-    ):
-        if field is not None and field not in names:
-            raise ValueError(
-                tr(
-                    "{place}: no field '{field}'; the fields are {names}. Set data.{setting}=",
-                    place=place,
-                    field=field,
-                    names=", ".join(names),
-                    setting=setting,
-                )
-            )
+def _parquet_paths(schema: pa.Schema) -> list[str]:
+    """The names of the columns, and of the fields of those that are structs, joined by dots."""
+    import pyarrow as pa
+
+    paths = []
+    for field in schema:
+        paths.append(field.name)
+        if pa.types.is_struct(field.type):
+            paths += [f"{field.name}.{path}" for path in _parquet_paths(pa.schema(field.type))]
+    return paths
 
 
-def _record(text: Any, source: Any, place: str, config: DataConfig) -> Iterator[Record]:
-    """One record; none if the text is null, as tables write a missing one."""
-    if text is None:
-        return
-    if not isinstance(text, str):
+def _parquet_column(paths: list[str], setting: str, field: str, address: str, rows: Rows) -> str:
+    path = matching(paths, field)
+    if path is None:
+        raise rows.no_field(setting, field)
+    if paths.count(path) > 1:
         raise ValueError(
             tr(
-                "{place}: field '{field}' is {value:.40}, not text. Set data.text_field=",
-                place=place,
-                field=config.text_field,
-                value=repr(text),
+                "{path}: {count} columns are called '{field}'; rename all but one",
+                path=address,
+                count=paths.count(path),
+                field=path,
             )
         )
-    yield text, None if source is None else str(source)
+    return path
+
+
+def _inner(batch: pa.RecordBatch, path: str) -> pa.Array:
+    """The column `path` of a batch, also within structs."""
+    from pyarrow import compute
+
+    if path in batch.schema.names:
+        return batch.column(path)
+    head, _, tail = path.partition(".")
+    while head not in batch.schema.names:
+        more, _, tail = tail.partition(".")
+        head = f"{head}.{more}"
+    return compute.struct_field(batch.column(head), tail.split("."))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.local_paths import escape_surrogates
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.disk.sync import sync
 
@@ -20,7 +24,12 @@ SHARD_TOKENS = 100_000_000
 SPLITS = ("train", "val")
 DTYPE = np.dtype("<u2")  # nanoGPT's uint16, little-endian on every machine
 
+VERIFIED = "verified.json"
+"""The record of the files whose content has been checked."""
+
 _HASH_BYTES = 1 << 20
+_SAMPLE_PIECES = 16
+SAMPLE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Manifest:
         """Write manifest.json into `folder`."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
         with (folder / MANIFEST).open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text + "\n")
+            file.write(escape_surrogates(text) + "\n")
             sync(file)
 
     @classmethod
@@ -133,7 +142,7 @@ def _damaged(problem: str) -> ValueError:
 
 
 class ShardWriter:
-    """Appends documents of a split to numbered files of `shard_tokens` tokens or slightly more."""
+    """Appends documents of a split to numbered files of `shard_tokens` tokens."""
 
     def __init__(self, folder: Path, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
         self._folder = folder
@@ -149,17 +158,20 @@ class ShardWriter:
 
     def write(self, tokens: np.ndarray, documents: int, text_bytes: int) -> None:
         """Append documents as integer `tokens`, each with its end-of-text token."""
-        if self._file is None:
-            self._file = (self._folder / self._name).open("wb")
-        data = tokens.astype(DTYPE).tobytes()
-        self._file.write(data)
-        self._sha256.update(data)
-        self._file_tokens += len(tokens)
         self.tokens += len(tokens)
         self._documents += documents
         self._text_bytes += text_bytes
-        if self._file_tokens >= self._shard_tokens:
-            self._finish_file()
+        while len(tokens):
+            if self._file is None:
+                self._file = (self._folder / self._name).open("wb")
+            room = self._shard_tokens - self._file_tokens
+            data = tokens[:room].astype(DTYPE).tobytes()
+            self._file.write(data)
+            self._sha256.update(data)
+            self._file_tokens += len(tokens[:room])
+            tokens = tokens[room:]
+            if self._file_tokens == self._shard_tokens:
+                self._finish_file()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -202,11 +214,17 @@ class TokenShards:
 
     @classmethod
     def open(
-        cls, folder: str | Path, split: str, tokenizer: Tokenizer | None = None, verify: bool = True
+        cls,
+        folder: str | Path,
+        split: str,
+        tokenizer: Tokenizer | None = None,
+        verify: str = "once",
     ) -> TokenShards:
         """The `split` ("train" or "val") of the prepared `folder`.
 
-        `verify` reads the files once to compare them with their checksums. Raises ValueError for a
+        With `verify` "once", the files are read and compared with their checksums the first time,
+        and later only if their size, their time or a sample of their content differs from then;
+        with "always", each time. Raises ValueError for a
         missing or broken manifest, for files that do not match it, for ids outside the vocabulary,
         and for shards written with another tokenizer than `tokenizer`.
         """
@@ -232,8 +250,7 @@ class TokenShards:
                     path=folder / "tokenizer.json",
                 )
             )
-        for file in manifest.splits[split].files:
-            _check_file(folder / file.name, file, manifest.vocab_size if verify else None)
+        _check_files(folder, manifest.splits[split].files, manifest.vocab_size, verify == "always")
         return cls(folder, split, manifest)
 
     @property
@@ -270,8 +287,53 @@ class TokenShards:
         return {**self.__dict__, "_maps": None}
 
 
-def _check_file(path: Path, expected: ShardFile, vocab_size: int | None) -> None:
-    """Check a file's size and, if `vocab_size` is given, its checksum and ids."""
+def _check_files(
+    folder: Path, files: Sequence[ShardFile], vocab_size: int, is_thorough: bool
+) -> None:
+    """Check the content of `files`, unless the folder's record says that this has been done."""
+    record_path = folder / VERIFIED
+    record = _read_record(record_path)
+    before = dict(record)
+    for file in files:
+        path = folder / file.name
+        _check_size(path, file)
+        if is_thorough or record.get(file.name) != _traits(path, file, vocab_size):
+            _check_content(path, file, vocab_size)
+            record[file.name] = _traits(path, file, vocab_size)
+    if record != before:
+        # Without the record (a read-only folder), the files are checked at each start.
+        with contextlib.suppress(OSError):
+            temporary = record_path.with_name(f".{VERIFIED}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+            temporary.replace(record_path)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _traits(path: Path, file: ShardFile, vocab_size: int) -> dict[str, Any]:
+    """What is compared at each start instead of all the content: a megabyte at most is read."""
+    stat = path.stat()
+    sample = hashlib.sha256()
+    with path.open("rb") as stream:
+        for piece in range(_SAMPLE_PIECES):
+            stream.seek(piece * max(0, stat.st_size - SAMPLE_BYTES) // (_SAMPLE_PIECES - 1))
+            sample.update(stream.read(SAMPLE_BYTES))
+    return {
+        "sha256": file.sha256,
+        "vocab_size": vocab_size,
+        "bytes": stat.st_size,
+        "modified_ns": stat.st_mtime_ns,
+        "sample_sha256": sample.hexdigest(),
+    }
+
+
+def _check_size(path: Path, expected: ShardFile) -> None:
     if not path.is_file():
         raise _damaged(tr("{path} is missing, but the manifest lists it", path=path))
     size = path.stat().st_size
@@ -285,8 +347,10 @@ def _check_file(path: Path, expected: ShardFile, vocab_size: int | None) -> None
                 expected=expected_size,
             )
         )
-    if vocab_size is None:
-        return
+
+
+def _check_content(path: Path, expected: ShardFile, vocab_size: int) -> None:
+    """Check a file's checksum and its ids."""
     sha256 = hashlib.sha256()
     highest = 0
     with path.open("rb") as file:

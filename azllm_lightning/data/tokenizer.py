@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.cleaning import EOT
 
 if TYPE_CHECKING:
     import tokenizers
 
-EOT = "<|endoftext|>"
 EOT_ID = 0
 
 _LIBRARY_THREADS = "TOKENIZERS_PARALLELISM"
@@ -110,10 +110,10 @@ class Tokenizer:
         path = Path(path)
         if path.is_dir():
             path = path / "tokenizer.json"
+        if not path.is_file():  # neither is a pipe, which would be waited for
+            raise ValueError(tr("{path}: no such tokenizer", path=path))
         try:
             text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise ValueError(tr("{path}: no such tokenizer", path=path)) from None
         except UnicodeDecodeError as error:
             raise _incomplete(str(path), error) from error
         return cls.from_json(text, str(path))

@@ -146,8 +146,10 @@ class Lock:
     def way_out(self) -> str:
         """How to take over a lock that a marker file keeps."""
         return tr(
-            "It is held by {holder}; if that one no longer runs, delete {marker}",
+            "It is held by {holder}; if that one no longer runs, it is taken over within "
+            "{seconds:.0f} s, or at once if you delete {marker}",
             holder=self.holder,
+            seconds=SILENT_SECONDS,
             marker=self.marker,
         )
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azllm_lightning.data.tokenizer import EOT
+from azllm_lightning.data.cleaning import EOT
 from azllm_lightning.formats.huggingface import hf_weights
 from azllm_lightning.formats.optional import import_optional
 

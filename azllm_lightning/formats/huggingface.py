@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.strict import from_mapping
-from azllm_lightning.data.tokenizer import EOT, Tokenizer
+from azllm_lightning.data.cleaning import EOT
+from azllm_lightning.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -128,7 +128,11 @@ def read_checkpoint(path: Path, mmap: bool = os.name != "nt") -> dict[str, Any]:
     if the system cannot read it.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if "\\udc" in ascii(str(path)):  # torch opens no path with bytes that are not UTF-8
+            with path.open("rb") as file:
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception as error:  # damaged bytes raise a dozen kinds, struct.error among them

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.data.tokenizer import EOT
+from azllm_lightning.data.cleaning import EOT
 from azllm_lightning.formats.gguf import gguf_name
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.formats.state_dict import STATE_DICT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.sampling import SamplingConfig
+from azllm_lightning.data.cleaning import clean
 from azllm_lightning.inference.decoding import CachedDecoder
 from azllm_lightning.model.gpt import GPT
 
@@ -74,16 +74,17 @@ def stream(
 ) -> Iterator[list[str]]:
     """Yield the new part of each text of `sample`, step by step, beginning with the prompts.
 
+    Prompts and stop strings are cleaned as training text is.
     Pieces are complete letters, and none is the beginning of a stop string that may still come.
     Like a document in training, a text follows an end-of-text token, which is not part of the
     result.
 
     Raises ValueError as `sample` does, before the first item is requested.
     """
-    prompts = [tokenizer.encode(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-    stops = [
-        unicodedata.normalize("NFC", text) for text in ([stop] if isinstance(stop, str) else stop)
-    ]
+    # as the text that the model was trained on
+    given = [clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+    prompts = [tokenizer.encode(text) for text in given]
+    stops = [clean(text) for text in ([stop] if isinstance(stop, str) else stop)]
     if "" in stops:
         raise ValueError(tr("stop contains an empty string, which would end every text: omit it"))
     starts = [[model.config.eos_id, *ids] for ids in prompts]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from azllm_lightning.config.local_paths import escape_surrogates
 from azllm_lightning.disk.sync import sync, sync_folder
 
 LEFTOVER = re.compile(
@@ -78,7 +79,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write `values` as indented JSON, with non-ASCII characters unescaped."""
-    write_text(path, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    text = json.dumps(values, ensure_ascii=False, indent=2)
+    write_text(path, escape_surrogates(text) + "\n")
 
 
 def sweep(folder: Path) -> None:

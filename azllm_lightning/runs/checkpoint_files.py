@@ -27,6 +27,11 @@ def step_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.ckpt"
 
 
+def diverged_path(path: Path) -> Path:
+    """Where the state of `path` goes if its weights are not finite: no function here finds it."""
+    return path.with_name(f"{path.stem}.diverged.ckpt")
+
+
 def step_files(folder: Path) -> list[tuple[int, Path]]:
     """The full states in `folder` with their steps, newest first.
 

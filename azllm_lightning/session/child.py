@@ -13,11 +13,18 @@ from azllm_lightning.cli import entrance
 from azllm_lightning.cli.messages import tr
 
 
-def train_in_child(folder: Path, name: str, settings: list[str], ends_early: bool = False) -> None:
+def train_in_child(
+    folder: Path,
+    name: str,
+    settings: list[str],
+    ends_early: bool = False,
+    seconds: float | None = None,
+) -> None:
     """Run `azllm train SETTINGS run_name=NAME` in `folder` and wait for its end.
 
     Raises ValueError, with the end of its output, if it fails, if it completes despite
-    `ends_early`, or if it stops early without that.
+    `ends_early`, or if it stops early without that; TimeoutError if it is not done after
+    `seconds`.
     """
     command = [sys.executable, "-m", "azllm_lightning.train", *settings, f"run_name={name}"]
     # The user's own callbacks are found in the user's current folder.
@@ -32,8 +39,12 @@ def train_in_child(folder: Path, name: str, settings: list[str], ends_early: boo
             start_new_session=True,
         )
         try:
-            code = child.wait()
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(tr("not done after {seconds:.0f} s", seconds=seconds)) from None
         finally:
+            if child.poll() is None:
+                child.kill()
             if os.name == "posix":  # the other processes of a distributed run that was killed
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)

@@ -85,7 +85,9 @@ def _log_file(run: Run, place: Processes) -> Iterator[None]:
     name = "train.log" if place.is_first else f"rank_{place.rank}.log"
     handler: logging.Handler = logging.NullHandler()
     if run.folder.is_dir():  # not so on the disk of another machine
-        handler = logging.FileHandler(run.folder / name, encoding="utf-8", delay=True)
+        handler = logging.FileHandler(
+            run.folder / name, encoding="utf-8", errors="backslashreplace", delay=True
+        )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:

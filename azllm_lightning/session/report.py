@@ -48,13 +48,23 @@ def report(parts: Parts, run: Run) -> None:
     Raises OSError if the last checkpoint could not be saved.
     """
     summary = parts.summary.write(parts.trainer, parts.module, "done")
-    if parts.io.failed:
+    if parts.io.diverged is not None:
+        message = tr(
+            "training has diverged: the last weights are not finite. Start again with a lower "
+            "optimizer.lr, or resume from an earlier checkpoint, if there is one"
+        )
+        log.warning(paragraph(message))
+    elif parts.io.failed:
         message = tr(
             "training is done, but its last checkpoint was not saved: {reason}",
             reason=parts.io.failed,
         )
         raise OSError(message)
     # More steps do not help a run that overfits or has stopped improving.
-    extendable = not parts.diagnosis.overfitting and summary.steps == parts.trainer.max_steps
+    extendable = (
+        parts.io.diverged is None
+        and not parts.diagnosis.overfitting
+        and summary.steps == parts.trainer.max_steps
+    )
     last = parts.module.last_validation
     log.info(end_panel(run, parts.history.validations, last, summary, extendable))

@@ -208,7 +208,7 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     # entry first: the squares of the others can be too small, or too large, even for fp32.
     tiny = torch.finfo(torch.float32).tiny
     x = x.float()
-    x = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
+    x = x / torch.linalg.vector_norm(x, torch.inf, (-2, -1), keepdim=True).clamp_min(tiny)
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) * SAFETY).clamp_min(tiny)
     x = x.to(dtype)
     last = len(POLAR_EXPRESS) - 1

@@ -22,6 +22,7 @@ from azllm_lightning.formats.load import first_not_finite, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import (
     BEST,
     LAST,
+    diverged_path,
     step_files,
     step_path,
     write_checkpoint,
@@ -46,8 +47,10 @@ class AtomicCheckpointIO(CheckpointIO):
 
     On a full disk, the oldest full states except the newest are removed, one by one, and the save
     is tried again. If it still fails, training continues with a warning, and `failed` is the reason
-    until a later save succeeds. The same holds for a state whose weights are not finite: it is not
-    written, so that it neither replaces nor outlives a good one.
+    until a later save succeeds.
+
+    A state whose weights are not finite gets another name (`diverged_path`), so that it neither
+    replaces nor outlives a good one; that counts as a failed save.
     """
 
     def __init__(self) -> None:
@@ -56,7 +59,8 @@ class AtomicCheckpointIO(CheckpointIO):
         self.longest = 0.0
         """Duration of the longest save so far, which must fit before a deadline."""
         self.failed: str | None = None
-        self._has_warned = False
+        self.diverged: Path | None = None
+        """The file of such a state, if the last save was one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -65,11 +69,12 @@ class AtomicCheckpointIO(CheckpointIO):
         target = Path(path)
         started = time.perf_counter()
         self.failed = None
-        if (name := first_not_finite(checkpoint["state_dict"])) is not None:
-            self._refuse(target, name)
-            return
         try:
-            self._write(checkpoint, target)
+            if (name := first_not_finite(checkpoint["state_dict"])) is not None:
+                self._set_aside(checkpoint, target, name)
+            else:
+                self._write(checkpoint, target)
+                self.diverged = None
         except OSError as error:
             self.failed = tr("{path} could not be written: {reason}", path=target, reason=error)
             log.warning(
@@ -83,16 +88,21 @@ class AtomicCheckpointIO(CheckpointIO):
         self.seconds += seconds
         self.longest = max(self.longest, seconds)
 
-    def _refuse(self, target: Path, name: str) -> None:
+    def _set_aside(self, checkpoint: dict[str, Any], target: Path, name: str) -> None:
+        """Write a diverged state under its own name, where there is room; only the last is kept."""
+        is_first = self.diverged is None
+        self.diverged = diverged_path(target)
+        for old in target.parent.glob(diverged_path(Path("*")).name):
+            old.unlink()
+        write_checkpoint(checkpoint, self.diverged)
         self.failed = tr(
-            "{path} was not written: the weights are not finite ({name})", path=target, name=name
+            "the weights are not finite ({name}): training has diverged, and this state is only "
+            "kept as {path}",
+            name=name,
+            path=self.diverged,
         )
-        if not self._has_warned:
-            message = tr(
-                "CHECKPOINT NOT SAVED. {reason}. Earlier ones are kept.", reason=self.failed
-            )
-            log.warning(message)
-        self._has_warned = True
+        if is_first:
+            log.warning(tr("CHECKPOINT NOT SAVED. {reason}.", reason=self.failed))
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         while True:

@@ -96,6 +96,7 @@ def test_the_pages_of_all_settings_are_those_of_conf() -> None:
     [
         ("train", "experiment data model optimizer schedule trainer callbacks logger"),
         ("prove_resume", "experiment data model optimizer schedule trainer callbacks logger"),
+        ("check", "experiment data model optimizer schedule trainer callbacks logger"),
         ("prepare", "data"),
         ("evaluate", ""),
         ("runs", ""),

@@ -142,7 +142,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "odd heads": (["model.n_head=64"], ["model.n_head=64", "even"]),
     "vocabulary too large": (["data.vocab_size=100_000"], ["data.vocab_size=100000", "65536"]),
     "unknown precision": (["trainer.precision=16"], ["trainer.precision=16", "16-mixed"]),
-    "unknown strategy": (["trainer.strategy=fsdp"], ["trainer.strategy='fsdp'", "ddp"]),
+    "unknown strategy": (["trainer.strategy=dp"], ["trainer.strategy=dp", "one of auto, ddp"]),
+    "sharded weights": (
+        ["trainer.strategy=fsdp"],
+        ["trainer.strategy=fsdp", "trainer.micro_batch_size", "optimizer=muon", "strategy=ddp"],
+    ),
     "unknown accelerator": (["trainer.accelerator=tpu"], ["trainer.accelerator='tpu'", "cpu, gpu"]),
     "unknown devices": (["trainer.devices=all"], ["trainer.devices=all", "auto"]),
     "unknown schedule": (["schedule.name=cos"], ["schedule.name=cos", "cosine"]),

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from collections import Counter
 
 import pytest
 
-from azllm_lightning.data.cleaning import clean, cut
+from azllm_lightning.data.cleaning import clean, cut, is_mostly_cyrillic, split_at_markers
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,21 @@ from azllm_lightning.data.cleaning import clean, cut
         ("yarım \ud83d hərf", "yarım \ufffd hərf"),
         ("e\x00\u0301", "é"),
         ("İI ıi 😀 «sitat»", "İI ıi 😀 «sitat»"),
+        ("müs\u00adtə\u200bqil\u2060lik\u200e", "müstəqillik"),
+        ("5\u00a0min\u202fman\u2003at\u3000", "5 min man at "),
+        (
+            "ki\u200ctab\u200d və 👨\u200d👩\u200d👧 می\u200cخواهم",
+            "kitab və 👨\u200d👩\u200d👧 می\u200cخواهم",
+        ),
+        ("İstanbul".lower() + " " + "İL".lower(), "istanbul il"),
+        # look-alikes within a word: it becomes Latin, or Cyrillic, or stays
+        ("Bаkı şəhəri, сəmi 5 kitаb", "Bakı şəhəri, cəmi 5 kitab"),
+        ("Азəрбајҹан, Нəнə, ушaглар", "Азәрбајҹан, Нәнә, ушаглар"),
+        ("Ушаглар, сәс, сос, ОНА", "Ушаглар, сәс, сос, ОНА"),
+        ("COVİD-19-dan, Вi-bi-si, жеlə", "COVİD-19-dan, Bi-bi-si, жеlə"),
+        ("кgün", "кgün"),
+        ("cоc, сoс", "coc, сос"),
+        ("МƏN SƏНИ", "MƏN SƏНИ"),
     ],
 )
 def test_clean(raw: str, cleaned: str) -> None:
@@ -31,9 +47,51 @@ def test_a_single_unusual_character_is_enough_to_clean_a_text() -> None:
     """The quick check for printable text misses no character that is to be changed."""
     for code in range(0x110000):
         category = unicodedata.category(chr(code))
-        if category in ("Cc", "Cs", "Zl", "Zp") or code == 0xFEFF:
-            kept = chr(code) in "\n\t"
+        if category in ("Cc", "Cs", "Zl", "Zp", "Zs") or code in (0xAD, 0x200B, 0xFEFF):
+            kept = chr(code) in "\n\t "
             assert (clean(f"a{chr(code)}b") == f"a{chr(code)}b") == kept, hex(code)
+
+
+def test_mended_words_are_counted() -> None:
+    counts: Counter[str] = Counter()
+    clean("Bаkı кgün səhər сəmi ушаг", counts)
+    assert counts == {"mended_words": 2}
+
+
+def test_no_word_becomes_mixed() -> None:
+    """Whatever letters a word has: it stays as it was, or is in one script."""
+    rng = random.Random(0)
+    letters = "abcəxoijKXЖжабсоәхјӘİş"
+    for _ in range(3000):
+        word = "".join(rng.choices(letters, k=rng.randint(1, 5)))
+        cleaned = clean(word)
+        has_cyrillic = any("\u0400" <= letter <= "\u052f" for letter in cleaned)
+        has_latin = any(not "\u0400" <= letter <= "\u052f" for letter in cleaned)
+        assert cleaned == word or not (has_cyrillic and has_latin), word
+        assert clean(cleaned) == cleaned
+
+
+def test_mostly_cyrillic() -> None:
+    assert is_mostly_cyrillic("Нәнә нағыл данышыр, 1999.")
+    assert not is_mostly_cyrillic("Nənə «Правда» oxuyur.")
+    assert not is_mostly_cyrillic("1999.")
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        ("bir\n<|endoftext|>\niki", ["bir", "iki"]),
+        ("bir.<|endoftext|>İki", ["bir.", "İki"]),
+        ("<|endoftext|>bir<|endoftext|>", ["", "bir", ""]),
+        ("`<|endoftext|>` nişanı, “<|endoftext|>”, «<|endoftext|>»", None),
+        ("adi mətn <|endofprompt|>", None),
+        ("sətir <|endoftext|> davamı", None),
+        ("bir \t<|endoftext|>  \n\n iki", ["bir", "iki"]),
+        ("bir\n  <|endoftext|> iki\nüç", ["bir", "iki\nüç"]),
+    ],
+)
+def test_markers_of_the_end_of_a_document(text: str, documents: list[str] | None) -> None:
+    assert split_at_markers(text) == (documents or [text])
 
 
 def test_cut_keeps_short_text_in_one_piece() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.datamodule import TokenDataModule, datamodule_of
+from azllm_lightning.data.datamodule import TokenDataModule, Windows, datamodule_of
 from azllm_lightning.data.sampler import window_order
 
 
@@ -48,20 +48,20 @@ def test_windows_are_consecutive_pieces_of_the_text(config: DataConfig) -> None:
     shards = module.train_windows.shards
     block = config.block_size
     assert module.train_windows.num_windows == (len(shards) - 1) // block
-    module.train_windows.seed = None  # index by the windows' own numbers
-    for number in (0, 1, module.train_windows.num_windows - 1):
-        window = module.train_windows[number]
+    windows = Windows(shards, block)
+    for number in (0, 1, windows.num_windows - 1):
+        window = windows[number]
         assert window.dtype == torch.int64
         assert window.tolist() == shards.read(number * block, block + 1).tolist()
-    assert module.train_windows[0][-1] == module.train_windows[1][0]
+    assert windows[0][-1] == windows[1][0]
 
 
 def test_an_epoch_trains_on_every_window_once(config: DataConfig) -> None:
     module = opened(config, micro_batch_size=1)
     total = module.train_windows.num_windows
     seen = {tuple(window) for window in first(module, total).tolist()}
-    module.train_windows.seed = None
-    assert seen == {tuple(module.train_windows[number].tolist()) for number in range(total)}
+    windows = Windows(module.train_windows.shards, config.block_size)
+    assert seen == {tuple(windows[number].tolist()) for number in range(total)}
 
 
 def test_the_order_does_not_depend_on_which_window_is_read_first(config: DataConfig) -> None:
@@ -161,6 +161,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
         "seed": 1,
         "global_batch_size": 6,
         "skipped": [],
+        "mix": None,
     }
     module.load_state_dict({**state, "skipped": [[3, 5]]})
     assert module.skipped == [[3, 5]]
@@ -207,3 +208,18 @@ def test_the_datamodule_of_a_trainer(config: DataConfig) -> None:
     module = opened(config)
     assert module.trainer is not None
     assert datamodule_of(module.trainer) is module
+
+
+def test_a_mix_continues_at_any_step(config: DataConfig) -> None:
+    (source,) = {span.source for span in opened(config).train_windows.shards.manifest.spans}
+    mixed = replace(config, mix=f"{source}: 2.5")
+    whole = first(opened(mixed), 8)
+    assert torch.equal(first(opened(mixed, global_step=5), 3), whole[5 * 6 :])
+    assert not torch.equal(whole, first(opened(config), 8))
+
+
+def test_another_mix_does_not_continue_a_run(config: DataConfig) -> None:
+    state = opened(config).state_dict()
+    (source,) = {span.source for span in opened(config).train_windows.shards.manifest.spans}
+    with pytest.raises(ValueError, match=r"data\.mix=None, this run has .*: 2"):
+        opened(replace(config, mix=f"{source}: 2")).load_state_dict(state)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
 import os
 import re
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,11 @@ import pytest
 from sample_texts import make_texts
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import Document, documents
-from azllm_lightning.data.files import find_files
+from azllm_lightning.data import building
+from azllm_lightning.data.blocks import clean_block
+from azllm_lightning.data.building import build
+from azllm_lightning.data.corpus import documents
+from azllm_lightning.data.files import search
 from azllm_lightning.data.pipeline import prepare, prepared_folder
 from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -61,15 +64,15 @@ def test_shards_contain_the_documents(small: DataConfig) -> None:
     assert manifest.vocab_size == Tokenizer.from_file(folder).vocab_size == 320
 
 
-def test_an_end_of_text_token_in_a_text_does_not_end_it(tmp_path: Path) -> None:
-    many = [f"sətir {n} <|endoftext|> davamı var" for n in range(60)]
+def test_a_quoted_end_of_text_token_does_not_end_a_text(tmp_path: Path) -> None:
+    many = [f"sətir {n} `<|endoftext|>` davamı var" for n in range(60)]
     (tmp_path / "a.txt").write_text("\n\n".join(many), encoding="utf-8")
     folder = prepare(DataConfig(path=str(tmp_path), vocab_size=300, block_size=8, val_fraction=0.3))
     assert sorted(decoded(folder, "train") + decoded(folder, "val")) == sorted(many)
 
 
 def test_sources_are_contiguous_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azllm_lightning.data.encoding.BATCH_CHARS", 500)
+    monkeypatch.setattr("azllm_lightning.data.corpus.BLOCK_CHARS", 500)
     rows = [{"text": text, "site": "abc"[n % 3]} for n, text in enumerate(make_texts(300))]
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
@@ -135,7 +138,7 @@ def test_a_text_is_prepared_once(
 ) -> None:
     folder = prepare(small)
     assert folder.parent == cache
-    monkeypatch.setattr("azllm_lightning.data.pipeline.documents", read_again)
+    monkeypatch.setattr("azllm_lightning.data.pipeline.build", read_again)
     other_use = replace(small, block_size=16, val_windows=1, num_workers=2, prepare_workers=1)
     assert prepare(small) == prepare(other_use) == folder
 
@@ -171,7 +174,7 @@ def test_a_text_that_is_only_touched_or_copied_is_not_prepared_again(
     small: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = prepare(small)
-    monkeypatch.setattr("azllm_lightning.data.pipeline.documents", read_again)
+    monkeypatch.setattr("azllm_lightning.data.pipeline.build", read_again)
     os.utime(tmp_path / "text.txt", ns=(1, 1))
     assert prepare(small) == folder
 
@@ -204,7 +207,7 @@ def test_a_disk_that_takes_no_more_is_named_with_the_setting(
     def full(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("azllm_lightning.data.spool.Spool.add", full)
+    monkeypatch.setattr("azllm_lightning.data.building.write_arrays", full)
     config = replace(small, dir=str(tmp_path / "out" / "d")) if setting else small
     place = tmp_path / "out" if setting else cache
     with pytest.raises(OSError, match=re.escape(f"in {place} ({os.strerror(number)})")) as no:
@@ -220,7 +223,7 @@ def test_an_error_of_reading_the_text_is_not_blamed_on_the_cache(
     def unreadable(*_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), small.path)
 
-    monkeypatch.setattr("azllm_lightning.data.pipeline.documents", unreadable)
+    monkeypatch.setattr("azllm_lightning.data.corpus.read_records", unreadable)
     with pytest.raises(PermissionError, match=r"text\.txt"):
         prepare(small)
 
@@ -253,22 +256,21 @@ def test_a_pinned_hub_url_needs_no_network_once_prepared(
     small: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = replace(small, path="hf://datasets/a/b@" + "0" * 40 + "/x/*.parquet")
-    local = find_files([str(small.path)], "data.path")
-    monkeypatch.setattr("azllm_lightning.data.corpus.find_files", lambda *_: local)
+    local = search([str(small.path)], "data.path")
+    monkeypatch.setattr("azllm_lightning.data.corpus.search", lambda *_: local)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("the network is used"))
     assert prepare(pinned) == prepare(pinned)
 
 
-def test_the_number_of_threads_does_not_change_the_bytes(
+def test_the_number_of_processes_does_not_change_the_bytes(
     small: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azllm_lightning.data.encoding.BATCH_CHARS", 700)
+    monkeypatch.setattr("azllm_lightning.data.corpus.BLOCK_CHARS", 700)
     folders = [
         prepare(replace(small, dir=str(tmp_path / f"out{workers}"), prepare_workers=workers))
         for workers in (1, 2, 5)
     ]
-    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
-    assert contents[0] == contents[1] == contents[2]
+    assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
 
 
 def test_tales(cache: Path) -> None:
@@ -306,53 +308,123 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if not path.name.endswith(".lock")]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, MemoryError])
-@pytest.mark.parametrize(
-    "point",
-    [
-        "spool.Spool.add",
-        "tokenizer.Tokenizer.train",
-        "shards.ShardWriter.write",
-        "shards.Manifest.write",
-    ],
-)
-def test_an_error_at_any_point_leaves_nothing(
-    small: DataConfig,
-    cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    point: str,
-    error: type[BaseException],
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+POINTS = [
+    "building.write_block",
+    "building.Tokenizer.train",
+    "building.write_arrays",
+    "building.ShardWriter.write",
+    "building.Manifest.write",
+]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("point", POINTS)
+def test_an_interrupted_build_goes_on_where_it_stopped(
+    small: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, workers: int
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.corpus.BLOCK_CHARS", 5000)
+    config = replace(small, prepare_workers=workers)
+    whole = contents(prepare(replace(config, dir=str(tmp_path / "whole"))))
+    target = tmp_path / "out"
+    original = operator.attrgetter(point.split(".", 1)[1])(building)
+    calls = []
+    for failing_call in range(3):  # it is interrupted again and again
+        calls.clear()
+
+        def fail(*arguments: Any, limit: int = failing_call) -> Any:
+            calls.append(arguments)
+            if len(calls) > limit:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"azllm_lightning.data.{point}", fail)
+            try:
+                prepare(replace(config, dir=str(target)))
+            except KeyboardInterrupt:
+                assert not target.exists()
+    cleaned = []
+    with monkeypatch.context() as patch:
+
+        def spy(raw: Any, limit: int) -> Any:
+            cleaned.append(raw)
+            return clean_block(raw, limit)
+
+        patch.setattr("azllm_lightning.data.building.clean_block", spy)
+        assert contents(prepare(replace(config, dir=str(target), prepare_workers=1))) == whole
+    if point != "building.write_block":
+        assert not cleaned  # all of it was kept
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".azllm")] == [
+        path.name for path in tmp_path.glob(".azllm*.lock")
+    ]
+
+
+def test_what_an_interrupted_build_of_another_text_left_is_not_used(
+    small: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = str(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("azllm_lightning.data.building.Manifest.write", read_again)
+        with pytest.raises(pytest.fail.Exception):
+            prepare(replace(small, dir=target))
+    Path(str(small.path)).write_text("\n\n".join(make_texts(150)[50:]), encoding="utf-8")
+    found = contents(prepare(replace(small, dir=target)))
+    assert found == contents(prepare(small))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_damaged_block_is_made_again(
+    small: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keep: float
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.corpus.BLOCK_CHARS", 5000)
+    whole = contents(prepare(replace(small, dir=str(tmp_path / "whole"))))
+    with monkeypatch.context() as patch:
+        patch.setattr("azllm_lightning.data.building.Manifest.write", read_again)
+        with pytest.raises(pytest.fail.Exception):
+            prepare(small)
+    (work,) = cache.glob(".azllm-*.unfinished/work")
+    for pattern in ("0_000001.npz", "0_000002.tokens.npz"):
+        path = work / pattern
+        data = path.read_bytes()
+        path.write_bytes(data[: int(keep * len(data))])
+    assert contents(prepare(small)) == whole
+
+
+def test_an_error_while_tokenizing_is_raised(
+    small: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise error
+        raise RuntimeError("in a worker")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(f"azllm_lightning.data.{point}", fail)
-        with pytest.raises(error):
-            prepare(small)
-    assert leftovers(cache) == []
-    assert leftovers(prepare(small).parent) == [prepare(small).name]
+    monkeypatch.setattr(Tokenizer, "encode_batch", fail)
+    monkeypatch.setattr("azllm_lightning.data.corpus.BLOCK_CHARS", 5000)
+    with pytest.raises(RuntimeError, match="in a worker"):
+        prepare(replace(small, prepare_workers=2))
 
 
-def test_an_error_in_a_thread_is_raised(
+def test_a_full_disk_is_left_as_it_was(
     small: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("in a thread")
+        raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", fail)
-    with pytest.raises(RuntimeError, match="in a thread"):
+    monkeypatch.setattr("azllm_lightning.data.building.write_arrays", fail)
+    with pytest.raises(OSError, match="full"):
         prepare(small)
     assert leftovers(cache) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
-def test_what_a_killed_prepare_left_is_removed(small: DataConfig, cache: Path) -> None:
+def test_what_a_killed_prepare_left_is_removed_after_days(small: DataConfig, cache: Path) -> None:
     code = (
         "import time\n"
         "from azllm_lightning.config.data import DataConfig\n"
-        "from azllm_lightning.data import pipeline\n"
-        "pipeline.Manifest.write = lambda *_: (print('here', flush=True), time.sleep(600))\n"
+        "from azllm_lightning.data import building, pipeline\n"
+        "building.Manifest.write = lambda *_: (print('here', flush=True), time.sleep(600))\n"
         f"pipeline.prepare({small!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -363,26 +435,29 @@ def test_what_a_killed_prepare_left_is_removed(small: DataConfig, cache: Path) -
     process.stdout.close()
     (leftover,) = leftovers(cache)
     assert leftover.startswith(".azllm-")
-    other = prepare(replace(small, vocab_size=300))  # even if it has another key
-    assert leftovers(cache) == [other.name]
+    other = prepare(replace(small, vocab_size=300))
+    assert set(leftovers(cache)) == {leftover, other.name}
+    os.utime(cache / leftover, (0, 0))
+    another = prepare(replace(small, vocab_size=310))
+    assert set(leftovers(cache)) == {other.name, another.name}
 
 
 def test_concurrent_calls_prepare_once(small: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = []
+    builds = []
     all_started = threading.Barrier(3)
 
-    def counted(*arguments: Any) -> Iterator[Document]:
-        reads.append(threading.get_ident())
-        return documents(*arguments)
+    def counted(*arguments: Any) -> None:
+        builds.append(threading.get_ident())
+        build(*arguments)
 
     def call(config: DataConfig) -> Path:
         all_started.wait()
         return prepare(config)
 
-    monkeypatch.setattr("azllm_lightning.data.pipeline.documents", counted)
+    monkeypatch.setattr("azllm_lightning.data.pipeline.build", counted)
     with ThreadPoolExecutor(3) as pool:
         folders = set(pool.map(call, [small] * 3))
-    assert len(folders) == len(reads) == 1
+    assert len(folders) == len(builds) == 1
 
 
 def test_too_little_text_is_refused_with_the_amount_needed(
@@ -438,8 +513,7 @@ def test_progress_is_silent_unless_slow(
     for step in (
         "reading text",
         "training the tokenizer",
-        "tokenizing training text",
-        "tokenizing validation text",
+        "tokenizing",
     ):
         assert any(line.startswith(f"{step}: ") and line.endswith("MB/s") for line in lines)
 

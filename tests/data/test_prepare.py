@@ -68,7 +68,7 @@ def test_the_summary_names_the_largest_sources_and_what_was_cleaned() -> None:
     assert sources.endswith("mənbə 11 6.4 %, and 3 more")
 
 
-def test_a_signal_removes_unfinished_files_and_the_same_command_starts_again(
+def test_a_signal_keeps_what_is_finished_and_the_same_command_goes_on(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["prepare", *OVERRIDES])
@@ -79,5 +79,6 @@ def test_a_signal_removes_unfinished_files_and_the_same_command_starts_again(
             main()
     assert leaving.value.code == entrance.EXIT_RESUMABLE
     assert command("prepare", OVERRIDES) in capsys.readouterr().err
-    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
-    assert prepare(compose(OVERRIDES, "prepare")).is_dir()
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] != []
+    folder = prepare(compose(OVERRIDES, "prepare"))
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == [folder]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import logging
+import lzma
 import os
 import socket
 import subprocess
@@ -38,7 +40,13 @@ def csv_bytes(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
     return out.getvalue().encode("utf-8")
 
 
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstd,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
 
 
 ENDINGS = [
@@ -91,7 +99,10 @@ def test_txt_documents(tmp_path: Path) -> None:
 
 
 def test_a_very_long_line_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azllm_lightning.data.records.MAX_BLOCK_BYTES", 7)
+    for module in ("blocks", "records"):
+        monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 7)
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 5)
+    monkeypatch.setattr("azllm_lightning.data.decoder.HEAD_BYTES", 5)
     text = "".join(chr(0x259 + i) + "😀ab" for i in range(40))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (file,) = find_files([str(tmp_path)], "data.path")
@@ -207,24 +218,23 @@ ERRORS = {
     "nothing readable": (
         {"a.docx": b"PK", "b.png": b""},
         "",
-        r": none of 2 files has a supported type; supported are \.txt .*pdftotext",
+        r": no file of a supported type; supported are \.txt .*\.docx 1 \(a\.docx\)",
     ),
     "empty folder": ({}, "", r"data\.path=.*: the folder is empty"),
     "unsupported type": (
-        {"a.docx": b"PK"},
-        "a.docx",
-        r"a\.docx: unsupported type; supported are \.txt .*pdftotext",
+        {"a.mp3": b"ID3"},
+        "a.mp3",
+        r"a\.mp3: unsupported type; supported are \.txt ",
     ),
-    "utf-16": ({"a.txt": "salam".encode("utf-16")}, "a.txt", r"a\.txt: the encoding is UTF-16"),
     "missing field": (
         {"a.jsonl": b'{"id": 1, "body": "x"}\n'},
         "a.jsonl",
-        r"a\.jsonl:1: no field 'text'.*id, body",
+        r"a\.jsonl: no field 'text'.*id, body",
     ),
     "missing column": (
         {"a.csv": b"id,body\n1,x\n"},
         "a.csv",
-        r"a\.csv:1: no field 'text'.*id, body.*text_field",
+        r"a\.csv: no field 'text'.*id, body.*text_field",
     ),
     "missing parquet": (
         {"a.parquet": parquet_bytes([{"body": "x"}])},
@@ -236,28 +246,18 @@ ERRORS = {
         "a.jsonl",
         r"a\.jsonl:2: expected one JSON object per line \(",
     ),
-    "json list": (
-        {"a.json": b'["x"]'},
-        "a.json",
-        r"a\.json:1: expected one JSON object per line, not a list",
-    ),
-    "text is a number": (
-        {"a.jsonl": b'{"text": 5}'},
-        "a.jsonl",
-        r"a\.jsonl:1: field 'text' is 5, not text",
-    ),
+    "text is a number": ({"a.jsonl": b'{"text": 5}'}, "a.jsonl", r"a\.jsonl:1: 5 is not text$"),
     "short csv row": (
         {"a.csv": b"id,text\n1,x\n2\n"},
         "a.csv",
-        r"a\.csv:3: 1 column, but the header has 2",
+        r"a\.csv:3: 1 cell, but the header has 2",
     ),
-    "not gzip": ({"a.txt.gz": b"plain text"}, "a.txt.gz", r"a\.txt\.gz: damaged"),
     "truncated gzip": (
         {"a.txt.gz": gzip.compress(bytes(range(256)) * 99)[:-20]},
         "a.txt.gz",
         r"a\.txt\.gz: damaged",
     ),
-    "not zstd": ({"a.txt.zst": b"plain text"}, "a.txt.zst", r"a\.txt\.zst: damaged"),
+    "truncated zstd": ({"a.txt.zst": zstd(b"salam" * 99)[:-9]}, "a.txt.zst", "zst: damaged"),
     "not parquet": ({"a.parquet": b"plain text, no table"}, "a.parquet", r"a\.parquet: damaged"),
     "truncated parquet": (
         {"a.parquet": parquet_bytes(ROWS)[:-30]},

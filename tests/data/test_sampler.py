@@ -94,7 +94,7 @@ def test_starting_at_a_later_step_continues_the_order() -> None:
     assert batches(0, 20)[4:] == batches(2, 16)
 
 
-def test_skipped_windows_are_passed_over() -> None:
+def test_skipped_windows_are_skipped() -> None:
     used = [
         k for batch in islice(StepSampler(0, 4, 1, skipped=[[2, 5], [9, 10]]), 4) for k in batch
     ]

@@ -2,13 +2,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from azllm_lightning.data.shards import MANIFEST, Manifest, ShardWriter, Span, TokenShards
+from azllm_lightning.data.shards import (
+    MANIFEST,
+    VERIFIED,
+    Manifest,
+    ShardWriter,
+    Span,
+    TokenShards,
+)
 from azllm_lightning.data.tokenizer import Tokenizer
 
 
@@ -119,6 +129,7 @@ def damage(folder: Path, how: str) -> None:
         edit_manifest(folder, '"vocab_size": 1000', '"vocab_size": 900')
 
 
+@pytest.mark.parametrize("opened_before", [False, True])
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -132,10 +143,87 @@ def damage(folder: Path, how: str) -> None:
         ("vocabulary", r"token id \d+, but the vocabulary ends at 899"),
     ],
 )
-def test_damaged_shards_are_refused(folder: Path, how: str, message: str) -> None:
+def test_damaged_shards_are_refused(
+    folder: Path, how: str, message: str, opened_before: bool
+) -> None:
+    if opened_before:
+        TokenShards.open(folder, "train")
     damage(folder, how)
     with pytest.raises(ValueError, match=message):
         TokenShards.open(folder, "train")
+
+
+class Hashed:
+    """Counts the bytes that are hashed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = 0
+        outer = self
+
+        class Sha256:
+            def __init__(self) -> None:
+                self._hash = hashlib.sha256()
+
+            def update(self, data: bytes) -> None:
+                outer.bytes += len(data)
+                self._hash.update(data)
+
+            def hexdigest(self) -> str:
+                return self._hash.hexdigest()
+
+        monkeypatch.setattr("azllm_lightning.data.shards.hashlib", SimpleNamespace(sha256=Sha256))
+
+
+def open_and_count(hashed: Hashed, folder: Path, verify: str = "once") -> int:
+    hashed.bytes = 0
+    TokenShards.open(folder, "train", verify=verify)
+    return hashed.bytes
+
+
+def test_the_content_is_verified_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(path.stat().st_size for path in folder.glob("train_*.bin"))
+    monkeypatch.setattr("azllm_lightning.data.shards.SAMPLE_BYTES", 2)
+    hashed = Hashed(monkeypatch)
+    assert open_and_count(hashed, folder) >= size
+    sample = open_and_count(hashed, folder)
+    assert 0 < sample < size / 2
+    assert open_and_count(hashed, folder, "always") >= size
+    path = folder / "train_00001.bin"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 + 8] ^= 1  # outside the sample; only the time tells
+    stat = path.stat()
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        TokenShards.open(folder, "train")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    TokenShards.open(folder, "train")
+    with pytest.raises(ValueError, match="checksum"):
+        TokenShards.open(folder, "train", verify="always")
+    data[-1] ^= 1  # in the sample
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ValueError, match="checksum"):
+        TokenShards.open(folder, "train")
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{", '{"train_00000.bin": 5}'])
+def test_a_broken_record_of_the_verification_is_made_again(folder: Path, record: str) -> None:
+    TokenShards.open(folder, "train")
+    good = (folder / VERIFIED).read_text(encoding="utf-8")
+    (folder / VERIFIED).write_text(record, encoding="utf-8")
+    TokenShards.open(folder, "train")
+    assert (folder / VERIFIED).read_text(encoding="utf-8") == good
+
+
+def test_a_folder_that_cannot_be_written_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    TokenShards.open(folder, "train")
+    assert not (folder / VERIFIED).exists()
 
 
 def test_other_folders_and_splits_are_refused(folder: Path, tmp_path: Path) -> None:

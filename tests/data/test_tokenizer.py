@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from sample_texts import make_texts
 
-from azllm_lightning.data.tokenizer import EOT, Tokenizer
+from azllm_lightning.data.cleaning import EOT
+from azllm_lightning.data.tokenizer import Tokenizer
 
 SAMPLES = [
     "",

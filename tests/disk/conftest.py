@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from azllm_lightning.disk import lock
 @pytest.fixture
 def without_flock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """without_flock(errno): from now on flock fails with that error."""
+    fcntl = pytest.importorskip("fcntl")
 
     def fail(number: int) -> None:
         def flock(*_: object) -> None:

@@ -277,6 +277,15 @@ def test_wrong_arguments_are_refused_at_the_call(model, arguments, message):
         ids_of(model, **{"prompt": PROMPT, **arguments})
 
 
+def test_prompts_and_stops_are_cleaned_as_training_text_is(model, tokenizer):
+    clean = sample(model, tokenizer, "Bakı şəhəri", 40, seed=1)[0]
+    typed = "B\u0430k\u00adı\u00a0ş\u04d9h\u0259\u200br\u0456"  # Cyrillic а, ә, і; a soft hyphen
+    assert sample(model, tokenizer, typed, 40, seed=1)[0] == clean
+    stop = clean.removeprefix("Bakı şəhəri")[10:14]
+    stopped = sample(model, tokenizer, typed, 40, seed=1, stop=f"\u200b{stop}\u00ad")[0]
+    assert stopped == sample(model, tokenizer, "Bakı şəhəri", 40, seed=1, stop=stop)[0]
+
+
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 40, "top_p": 0.9}])
 def test_samples_are_those_of_a_floating_point_sum(model, settings, monkeypatch):
     """Probabilities are added up as integers, which are fine enough."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,10 +18,11 @@ from lightning.pytorch.loggers import Logger
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import AdamWConfig
+from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training import causal_lm
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.hardware import MixedPrecision
 from azllm_lightning.training.schedule import lr_factor
@@ -28,6 +30,16 @@ from azllm_lightning.training.schedule import lr_factor
 pytestmark = pytest.mark.numerics
 
 ADAMW = AdamWConfig(name="adamw", lr=1e-2, weight_decay=0.1, betas=[0.9, 0.95], eps=1e-8)
+MUON = MuonConfig(
+    name="muon",
+    lr=1e-2,
+    weight_decay=0.1,
+    momentum=0.9,
+    adam_lr=3e-3,
+    adam_weight_decay=0.0,
+    betas=[0.9, 0.95],
+    eps=1e-8,
+)
 COSINE = ScheduleConfig(
     name="cosine", warmup_steps=2, total_steps=None, decay_ratio=1.0, min_lr_ratio=0.1
 )
@@ -98,6 +110,7 @@ def fit(
     micro_batch: int = 4,
     accumulate: int = 1,
     dropout: float = 0.0,
+    optimizer: OptimizerConfig = ADAMW,
     **settings: Any,
 ) -> Fit:
     """Train a model of 20 k parameters under a plain Trainer; `settings` are the Trainer's."""
@@ -114,7 +127,7 @@ def fit(
         eos_id=tokenizer.eot_id,
         dropout=dropout,
     )
-    module = CausalLM(config, ADAMW, COSINE, seed=3, log_every_steps=1)
+    module = CausalLM(config, optimizer, COSINE, seed=3, log_every_steps=1)
     log, watch = Log(), Watch()
     defaults = {
         "max_steps": 5,
@@ -325,6 +338,40 @@ def test_fused_adamw_with_clipping_and_a_scaler_agrees_with_the_plain_one(
         min(fused.log.values("grad_norm")) > 0.1
     )  # so that clipping was at work, and the norm is the unscaled one
     assert max(fused.log.values("grad_norm")) < 100
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_fp16_with_clipping_trains_as_fp32_and_keeps_its_state_in_fp32(
+    optimizer: OptimizerConfig, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Muon orthogonalizes in fp16 here, as on a GPU without bf16."""
+    full = fit(data, optimizer=optimizer, gradient_clip_val=0.1)
+    monkeypatch.setattr(causal_lm, "muon_dtype", lambda *_: torch.float16)
+    half = fit(data, optimizer=optimizer, plugins=[fp16_on_a_cpu()], gradient_clip_val=0.1)
+    assert half.watch.losses == pytest.approx(full.watch.losses, rel=2e-3)
+    assert half.log.values("grad_norm") == pytest.approx(full.log.values("grad_norm"), rel=2e-2)
+    (found,) = half.trainer.optimizers
+    assert getattr(found, "dtype", torch.float16) == torch.float16
+    assert {p.dtype for group in found.param_groups for p in group["params"]} == {torch.float32}
+    assert {v.dtype for state in found.state.values() for v in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_muons_work_is_shared_out_if_there_are_several_processes(
+    processes: int, tmp_path: Path
+) -> None:
+    model = GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16)
+    module = CausalLM(model, MUON, replace(COSINE, total_steps=8))
+    trainer: Any = SimpleNamespace(world_size=processes, precision="32-true")
+    module._trainer = trainer
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        made: Any = module.configure_optimizers()
+        expected = torch.distributed.group.WORLD if processes > 1 else None
+        assert made["optimizer"].process_group is expected
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 class Lengths(pl.Callback):

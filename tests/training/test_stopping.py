@@ -233,7 +233,77 @@ def test_deadlines(text: str, seconds: float) -> None:
     assert parse_deadline(text, NOW) == NOW + seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "11", "25:00", "20:61", "-5m"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "soon", "11", "25:00", "20:61", "-5m", "inf", "nan", "-inf"),
+        *("0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"),
+    ],
+)
 def test_a_deadline_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="neither a duration"):
         parse_deadline(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["99999999h", "99999999999h", "9" * 5000 + "s"])
+def test_a_deadline_beyond_the_calendar_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is too far away"):
+        parse_deadline(text, NOW)
+
+
+def test_a_stop_before_the_first_step_of_a_resume_changes_nothing(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while the state is restored, when the trainer is still at step 0, nor after that."""
+    folder = train_tiny("trainer.max_steps=4", "schedule.total_steps=8")
+    summary = (folder / "summary.json").read_bytes()
+    for hook in ("on_load_checkpoint", "on_train_start"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CausalLM, hook, lambda *args: terminate())
+            with pytest.raises(Resumable, match=RESUME):
+                train_tiny("ckpt_path=last", "trainer.max_steps=8")
+        assert (folder / "summary.json").read_bytes() == summary
+        log = (folder / "train.log").read_text(encoding="utf-8")
+        assert log.splitlines()[-1].endswith("stopped by SIGTERM at step 4, saved")
+
+
+def test_only_the_session_handles_signals(train_tiny: Train, probe: Probe) -> None:
+    """Lightning's handler would end the training in the middle of a step, and its loop would ask
+    for that at each micro-batch.
+    """
+    handlers: list[object] = []
+
+    def look() -> None:
+        handlers.extend(signal.getsignal(number) for number in stopping.SIGNALS)
+        assert not probe.module.trainer.received_sigterm
+
+    probe.at(1, look)
+    train_tiny("trainer.max_steps=2")
+    assert len(handlers) == len(stopping.SIGNALS)
+    assert {type(getattr(handler, "__self__", None)) for handler in handlers} == {
+        stopping.StopRequest
+    }
+
+
+def test_nothing_is_raised_once_a_step_has_begun(capsys: pytest.CaptureFixture[str]) -> None:
+    with stopping.StopRequest() as stop:
+        stop.interruptible = False
+        terminate()
+        assert stop.reason == "SIGTERM"
+        assert stop.due(0.0)
+    assert "finishing this step" in capsys.readouterr().err
+    with pytest.raises(stopping.Stopped), stopping.StopRequest():
+        terminate()
+
+
+def test_a_handler_survives_a_dead_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead:
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Dead())
+    with stopping.StopRequest(interruptible=False) as stop:
+        terminate()
+    assert stop.reason == "SIGTERM"

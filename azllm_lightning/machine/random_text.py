@@ -1,4 +1,4 @@
-"""Prepared shards of random text, so that a speed benchmark needs no download and no tokenizing."""
+"""Prepared shards of random text, so that a measurement needs no download and no tokenizing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOCUMENT = 512
 """Tokens per document, the end-of-text token included."""
 
 
-def synthetic_data(folder: Path, vocab_size: int, num_documents: int) -> None:
+def random_text(folder: Path, vocab_size: int, num_documents: int) -> None:
     """Write shards of random documents into `folder`, and a tokenizer of `vocab_size` tokens.
 
     Half of the tokens follow Zipf's law (Zipf 1949; a share of about 1 / rank). The other half are

@@ -1,0 +1,188 @@
+"""Blocks of documents: what a worker process cleans or tokenizes at once, and what an interrupted
+preparation keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from azllm_lightning.data.cleaning import EOT, clean, cut, is_mostly_cyrillic, split_at_markers
+
+BLOCK_CHARS = 1 << 22
+"""A block has this many characters or slightly more."""
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place between two texts of the input: after `texts` texts of file number `file` of
+    `stream`.
+
+    `counts` is what reading the files before it has counted.
+    """
+
+    stream: int = 0
+    file: int = 0
+    texts: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class RawBlock(NamedTuple):
+    """Texts as they were read, each with its source, and the position after them."""
+
+    texts: list[str]
+    sources: list[str]
+    end: Position
+    is_last: bool
+    """Whether the stream ends here."""
+
+
+@dataclass(frozen=True)
+class CleanBlock:
+    """The N clean documents of a block.
+
+    `text` (bytes,) is their UTF-8, `ends` (N,) where each ends in it, `digests` (N, 16) their
+    hashes, and `sources` (N,) indices of `names`. `pieces` (M,) is how many documents each of the M
+    raw texts became, and `counts` what was changed in them, by their number (as text, as JSON
+    wants it).
+    """
+
+    text: npt.NDArray[np.uint8]
+    ends: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint8]
+    sources: npt.NDArray[np.int64]
+    pieces: npt.NDArray[np.int64]
+    names: list[str]
+    counts: dict[str, dict[str, int]]
+    end: Position
+    is_last: bool
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """The UTF-8 bytes of each document (N,)."""
+        return np.diff(self.ends, prepend=0)
+
+    def document(self, index: int) -> str:
+        """The text of one document."""
+        start = self.ends[index - 1] if index else 0
+        return self.text[start : self.ends[index]].tobytes().decode("utf-8")
+
+
+def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
+    """Clean the texts of a block, and split the long ones; a pure function."""
+    counts: dict[str, dict[str, int]] = {}
+    pieces: list[list[str]] = []
+    for number, text in enumerate(raw.texts):
+        of_text: Counter[str] = Counter()
+        pieces.append(_documents(text, max_document_bytes, of_text))
+        if of_text:
+            counts[str(number)] = dict(of_text)
+    documents = [piece.encode("utf-8") for of_text in pieces for piece in of_text]
+    digests = b"".join(blake2b(data, digest_size=DIGEST_BYTES).digest() for data in documents)
+    numbers = np.array([len(of_text) for of_text in pieces], np.int64)
+    names = list(dict.fromkeys(raw.sources))
+    index = {name: number for number, name in enumerate(names)}
+    sources = np.array([index[source] for source in raw.sources], np.int64)
+    return CleanBlock(
+        text=np.frombuffer(b"".join(documents), np.uint8),
+        ends=np.cumsum([len(data) for data in documents], dtype=np.int64),
+        digests=np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
+        sources=np.repeat(sources, numbers),
+        pieces=numbers,
+        names=names,
+        counts=counts,
+        end=raw.end,
+        is_last=raw.is_last,
+    )
+
+
+def _documents(text: str, max_bytes: int, counts: Counter[str]) -> list[str]:
+    """The clean documents that `text` is made of."""
+    found: list[str] = []
+    documents = split_at_markers(clean(text, counts))
+    if len(documents) > 1:
+        counts["end_markers"] += len(documents) - 1
+    for document in documents:
+        if EOT in document:
+            counts["kept_markers"] += document.count(EOT)
+        pieces = cut(document, max_bytes)
+        if len(pieces) > 1:
+            counts["cut_documents"] += 1
+        if not pieces and len(documents) == 1:
+            counts["empty_documents"] += 1
+        if is_mostly_cyrillic(document):
+            counts["cyrillic_documents"] += 1
+        found += pieces
+    return found
+
+
+def in_validation(digests: npt.NDArray[np.uint8], val_fraction: float) -> npt.NDArray[np.bool_]:
+    """Whether each document (N, 16) is for validation, if its digest decides.
+
+    The split of a document depends on nothing but its text and data.val_fraction.
+    """
+    tails = np.ascontiguousarray(digests[:, -8:]).view(">u8")[:, 0]
+    return tails < np.uint64(math.ceil(val_fraction * 2**64))
+
+
+_ARRAYS = ("text", "ends", "digests", "sources", "pieces")
+
+
+def write_block(block: CleanBlock, path: Path) -> None:
+    """Write `block` to `path`, with a checksum for each array.
+
+    A kill leaves a complete file or none. Nothing is forced onto the disk, so that a power cut may
+    leave a damaged one, which is not read.
+    """
+    header = {
+        "names": block.names,
+        "counts": block.counts,
+        "end": asdict(block.end),
+        "is_last": block.is_last,
+    }
+    write_arrays(path, header, {name: getattr(block, name) for name in _ARRAYS})
+
+
+def read_block(path: Path, with_text: bool = True) -> CleanBlock | None:
+    """The block in the file `path`, or None if that is missing or damaged."""
+    content = read_arrays(path, _ARRAYS if with_text else _ARRAYS[1:])
+    if content is None:
+        return None
+    header, arrays = content
+    text = arrays.pop("text", np.empty(0, np.uint8))
+    end = Position(**header["end"])
+    fields: dict[str, Any] = {**arrays, **header, "end": end}
+    return CleanBlock(text=text, **fields)
+
+
+def write_arrays(path: Path, header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write `arrays`, and a `header` that JSON can hold, to `path` as `write_block` does."""
+    encoded = np.frombuffer(json.dumps(header).encode("utf-8"), np.uint8)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, header=encoded, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
+def read_arrays(
+    path: Path, names: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """The header of `path` and its arrays of these `names`; None as for `read_block`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            return header, {name: file[name] for name in names}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None

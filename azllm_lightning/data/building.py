@@ -1,0 +1,267 @@
+"""Build prepared data: read, train a tokenizer, tokenize, write shards.
+
+All cores work on blocks of documents. Whatever is finished is kept in the folder, so that an
+interrupted build goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.blocks import (
+    CleanBlock,
+    Position,
+    RawBlock,
+    clean_block,
+    read_arrays,
+    read_block,
+    write_arrays,
+    write_block,
+)
+from azllm_lightning.data.corpus import (
+    Selection,
+    describe_cleaning,
+    is_validation,
+    raw_blocks,
+    streams,
+)
+from azllm_lightning.data.encoding import Encoder
+from azllm_lightning.data.progress import Progress
+from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, ShardWriter, Span, Split
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.data.workers import Workers, num_cores
+
+log = logging.getLogger(__name__)
+
+_WORK = "work"
+
+
+class Part(NamedTuple):
+    """A cleaned block on disk, and which of its documents each split gets (indices)."""
+
+    path: Path
+    documents: dict[str, np.ndarray]
+
+    @property
+    def tokens_path(self) -> Path:
+        """The file for its tokens."""
+        return self.path.with_suffix(".tokens.npz")
+
+
+class Segment(NamedTuple):
+    """Consecutive tokens in the file of a part: the array `name`."""
+
+    split: str
+    source: str
+    name: str
+    documents: int
+    text_bytes: int
+
+
+def build(config: DataConfig, folder: Path, made_from: dict[str, Any]) -> None:
+    """Fill `folder`, which is empty or has what an interrupted build of the same data left.
+
+    Raises ValueError if the text cannot be read.
+    """
+    work = folder / _WORK
+    work.mkdir(exist_ok=True)
+    with Workers(config.prepare_workers or num_cores()) as workers:
+        parts, text_bytes, counts = _read(config, work, workers)
+        tokenizer = _tokenizer(config, folder, parts, text_bytes["train"])
+        segments = _tokenize(folder, tokenizer, parts, text_bytes.total(), workers)
+    splits, spans = _write_shards(folder, parts, segments)
+    Manifest(
+        version=VERSION,
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        splits=splits,
+        spans=tuple(spans),
+        cleaning=dict(counts),
+        made_from=made_from,
+    ).write(folder)
+    shutil.rmtree(work)
+
+
+# Reading
+
+
+def _read(
+    config: DataConfig, work: Path, workers: Workers
+) -> tuple[list[Part], Counter[str], Counter[str]]:
+    """Read, clean and select; returns the parts, their bytes per split, and what was dropped."""
+    selection = Selection(config.source_field)
+    parts: list[Part] = []
+    text_bytes: Counter[str] = Counter()
+    with Progress(tr("reading text")) as progress:
+        for number, stream in enumerate(streams(config)):
+            selection.start(stream)
+            for path, block in _clean_blocks(config, number, work, workers):
+                kept = selection.keep(block)
+                validation = is_validation(block, stream, config)
+                chosen = {"train": kept & ~validation, "val": kept & validation}
+                parts.append(Part(path, {split: np.flatnonzero(chosen[split]) for split in SPLITS}))
+                for split in SPLITS:
+                    text_bytes[split] += int(block.sizes[chosen[split]].sum())
+                progress.add(int(block.sizes[kept].sum()))
+                if selection.is_full:
+                    break
+    count = sum(len(indices) for part in parts for indices in part.documents.values())
+    summary = [trn("{count:,} document", "{count:,} documents", count)]
+    summary += describe_cleaning(selection.counts)
+    log.info(tr("text read: {summary}", summary=", ".join(summary)))
+    return parts, text_bytes, selection.counts
+
+
+def _clean_blocks(
+    config: DataConfig, stream: int, work: Path, workers: Workers
+) -> Iterator[tuple[Path, CleanBlock]]:
+    """The blocks of a stream, without their text, and their files: first those that exist."""
+    position = Position(stream)
+    first = 0
+    while block := read_block(path := _block_path(work, stream, first), with_text=False):
+        yield path, block
+        if block.is_last:
+            return
+        position = block.end
+        first += 1
+    raw = raw_blocks(config, position)
+    tasks = ((_block_path(work, stream, number), block) for number, block in enumerate(raw, first))
+    yield from workers.map(partial(_clean, config.max_document_bytes), tasks)
+
+
+def _block_path(work: Path, stream: int, number: int) -> Path:
+    return work / f"{stream}_{number:06d}.npz"
+
+
+def _clean(max_document_bytes: int, task: tuple[Path, RawBlock]) -> tuple[Path, CleanBlock]:
+    """Clean a block and write it to its file; returns it without its text."""
+    path, raw = task
+    block = clean_block(raw, max_document_bytes)
+    write_block(block, path)
+    return path, replace(block, text=block.text[:0])
+
+
+# Tokenizing
+
+
+def _tokenizer(config: DataConfig, folder: Path, parts: list[Part], train_bytes: int) -> Tokenizer:
+    """The tokenizer of the data, also saved in `folder`."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return Tokenizer.from_file(path)
+    if config.tokenizer:
+        tokenizer = Tokenizer.from_file(config.tokenizer)
+    else:
+        tokenizer = _train_tokenizer(config, parts, train_bytes)
+    tokenizer.save(path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+    return tokenizer
+
+
+def _train_tokenizer(config: DataConfig, parts: list[Part], train_bytes: int) -> Tokenizer:
+    """A tokenizer of the training text, or of an evenly spaced sample if the text is large."""
+    share = min(1.0, config.tokenizer_sample_bytes / max(1, train_bytes))
+    with Progress(tr("training the tokenizer"), round(train_bytes * share)) as progress:
+
+        def sample() -> Iterator[str]:
+            number = 0
+            for part in parts:
+                block = read_block(part.path)
+                assert block is not None
+                for index in part.documents["train"]:
+                    if int((number + 1) * share) > int(number * share):
+                        progress.add(int(block.sizes[index]))
+                        yield block.document(index)
+                    number += 1
+
+        tokenizer = Tokenizer.train(sample(), config.vocab_size)
+    if tokenizer.vocab_size < config.vocab_size:
+        log.warning(
+            tr(
+                "data.vocab_size={asked}: the text is only enough for {found} tokens",
+                asked=config.vocab_size,
+                found=tokenizer.vocab_size,
+            )
+        )
+    return tokenizer
+
+
+def _tokenize(
+    folder: Path, tokenizer: Tokenizer, parts: list[Part], total_bytes: int, workers: Workers
+) -> list[list[Segment]]:
+    """Write the tokens of each part to its file; returns what those files contain."""
+    encode = partial(_encode, str(folder / "tokenizer.json"), tokenizer.fingerprint)
+    segments: list[list[Segment]] = []
+    with Progress(tr("tokenizing"), total_bytes) as progress:
+        for of_part in workers.map(encode, parts):
+            segments.append(of_part)
+            progress.add(sum(segment.text_bytes for segment in of_part))
+    return segments
+
+
+def _encode(tokenizer_path: str, fingerprint: str, part: Part) -> list[Segment]:
+    """Write the tokens of a part to its file, unless that exists."""
+    written = read_arrays(part.tokens_path, ())
+    if written is not None and written[0]["tokenizer"] == fingerprint:
+        return [Segment(*values) for values in written[0]["segments"]]
+    block = read_block(part.path)
+    assert block is not None
+    encoder = _encoder(tokenizer_path, fingerprint)
+    segments: list[Segment] = []
+    arrays: dict[str, np.ndarray] = {}
+    for split, documents in part.documents.items():
+        for source, source_name in enumerate(block.names):
+            chosen = documents[block.sources[documents] == source]
+            if len(chosen):
+                name = f"{split}_{source}"
+                arrays[name] = encoder.encode_documents(map(block.document, chosen))
+                text_bytes = int(block.sizes[chosen].sum())
+                segments.append(Segment(split, source_name, name, len(chosen), text_bytes))
+    write_arrays(part.tokens_path, {"tokenizer": fingerprint, "segments": segments}, arrays)
+    return segments
+
+
+@lru_cache(maxsize=1)
+def _encoder(tokenizer_path: str, fingerprint: str) -> Encoder:
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    assert tokenizer.fingerprint == fingerprint
+    return Encoder(tokenizer)
+
+
+# Writing
+
+
+def _write_shards(
+    folder: Path, parts: list[Part], segments: list[list[Segment]]
+) -> tuple[dict[str, Split], list[Span]]:
+    """Write the tokens as shards, in which the tokens of each source follow each other."""
+    splits: dict[str, Split] = {}
+    spans: list[Span] = []
+    for split in SPLITS:
+        by_source: defaultdict[str, list[tuple[Path, Segment]]] = defaultdict(list)
+        for part, of_part in zip(parts, segments, strict=True):
+            for segment in of_part:
+                if segment.split == split:
+                    by_source[segment.source].append((part.tokens_path, segment))
+        with ShardWriter(folder, split) as writer:
+            for source, found in by_source.items():
+                start = writer.tokens
+                for path, segment in found:
+                    content = read_arrays(path, [segment.name])
+                    assert content is not None
+                    tokens = content[1][segment.name]
+                    writer.write(tokens, segment.documents, segment.text_bytes)
+                spans.append(Span(source, split, start, writer.tokens))
+            splits[split] = writer.close()
+    return splits, spans

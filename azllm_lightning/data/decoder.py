@@ -1,0 +1,227 @@
+"""The bytes of a text file as text: encoding, line ends, broken UTF-8, long lines."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.content import HEAD_BYTES, unmarked_encoding
+
+log = logging.getLogger(__name__)
+
+MAX_BLOCK_BYTES = 1 << 23
+"""Longer lines and documents of plain text are returned in parts, to bound memory."""
+
+CHUNK_BYTES = 1 << 20
+_MAX_WARNINGS = 5
+_FEW_BYTES = 16
+"""So few bytes that are not UTF-8 may be damage; more of them are another encoding."""
+
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_FIRST_LINE = re.compile(b"[^\r\n]*\r(?!\n)")  # as old Macs end it
+_NOT_ASCII = re.compile(b"[\x80-\xff]")
+_LIKELY = (
+    "cp1254 iso8859_9 cp857 mac_turkish cp1251 koi8_r cp866 mac_cyrillic iso8859_5 kz1048 "
+    "cp1252 cp1250 cp1256"
+).split()
+"""Encodings that texts in Azerbaijani and the languages around it are found in."""
+
+_SIGNS = "«»–—‘’‚“”„…·•°©№§\u00a0"
+_LETTERS = {
+    "cp1254": re.compile(f"[ıİşŞğĞçÇöÖüÜâÂîÎûÛ{_SIGNS}]"),
+    "cp1251": re.compile(f"[\u0401-\u045f{_SIGNS}]"),
+}
+"""What the letters beyond ASCII are, if a text in Turkish or Russian has this encoding."""
+
+
+class Block(NamedTuple):
+    """Lines of a file, up to a line break, or a part of a line that is longer than a block."""
+
+    line: int
+    text: str
+    is_cut: bool
+
+
+class Decoder:
+    """Decodes one file, and warns about each place where its UTF-8 is broken.
+
+    `encoding` is that of files that are not UTF-8; None finds it out where that is certain.
+    """
+
+    def __init__(
+        self, address: str, encoding: str | None, refuse: bool, counts: Counter[str]
+    ) -> None:
+        self.address = address
+        self._encoding = encoding
+        self._refuse = refuse
+        self._counts = counts
+        self._broken = 0
+
+    def blocks(self, stream: BinaryIO) -> Iterator[Block]:
+        """The text of `stream`, with line breaks as they are in the file.
+
+        Carriage returns become newlines where the first line ends in one alone (old Macs).
+        Raises ValueError if the file is in another encoding that cannot be found out.
+        """
+        number = 1
+        rest = b""
+        for chunk in self._chunks(stream):
+            data = rest + chunk
+            end = data.rfind(b"\n") + 1
+            if end == 0 and len(data) < MAX_BLOCK_BYTES:
+                rest = data
+                continue
+            is_cut = end == 0
+            if is_cut:
+                end = len(data) - len(_incomplete_end(data))
+            text = self._decode_lines(data[:end], number)
+            rest = data[end:]
+            yield Block(number, text, is_cut)
+            number += text.count("\n")
+        if rest:
+            yield Block(number, self._decode_lines(rest, number), False)
+
+    def _chunks(self, stream: BinaryIO) -> Iterator[bytes]:
+        """The file as UTF-8 without a byte order mark, about a megabyte at a time."""
+        converter: codecs.IncrementalDecoder | None = None
+        is_decided = False
+        ends_in_returns: bool | None = None
+        while chunk := stream.read(CHUNK_BYTES):
+            if ends_in_returns is None:
+                mark = next((mark for mark in _BOMS if chunk.startswith(mark)), b"")
+                chunk = chunk[len(mark) :]
+                marked = _BOMS.get(mark) or unmarked_encoding(chunk)
+                is_decided = marked is not None
+                converter = self._converter(marked or "utf-8")
+            if not is_decided and not chunk.isascii():
+                chunk += stream.read(HEAD_BYTES)  # enough to judge by
+                converter = self._converter(self._found_encoding(chunk))
+                is_decided = True
+            if converter is not None:
+                chunk = converter.decode(chunk).encode("utf-8")
+            if ends_in_returns is None:
+                ends_in_returns = _FIRST_LINE.match(chunk) is not None
+            if ends_in_returns:
+                chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            yield chunk
+        if converter is not None and (last := converter.decode(b"", final=True)):
+            yield last.encode("utf-8")
+
+    def _converter(self, encoding: str) -> codecs.IncrementalDecoder | None:
+        """A decoder of `encoding`; None for UTF-8."""
+        if codecs.lookup(encoding).name == "utf-8":
+            return None
+        self._counts["converted_files"] += 1
+        log.warning(tr("{path}: converted from {encoding}", path=self.address, encoding=encoding))
+        return codecs.getincrementaldecoder(encoding)("strict" if self._refuse else "replace")
+
+    def _found_encoding(self, chunk: bytes) -> str:
+        """The encoding of a file whose first bytes beyond ASCII are in `chunk`."""
+        first = _NOT_ASCII.search(chunk)
+        sample = chunk[first.start() if first else 0 :][:HEAD_BYTES]
+        special = len(_NOT_ASCII.findall(sample))
+        valid = sum(
+            len(char.encode("utf-8"))
+            for char in sample.decode("utf-8", errors="ignore")
+            if not char.isascii()
+        )
+        if valid >= special / 2:
+            return "utf-8"
+        if self._encoding is not None:
+            return self._encoding
+        guesses = _guesses(sample)
+        if guesses[:1] == ["cp1251"] and special >= _FEW_BYTES and _share("cp1251", sample) >= 0.9:
+            return "cp1251"
+        # its sister encodings are as likely for charset-normalizer, but spell no Turkish
+        if "cp1254" in guesses and special >= 4 and _share("cp1254", sample) >= 0.9:
+            return "cp1254"
+        if special < _FEW_BYTES:
+            return "utf-8"
+        raise ValueError(
+            tr(
+                "{path}: not UTF-8, and its encoding is uncertain (perhaps {guesses}); save the "
+                "file as UTF-8, or name the encoding: data.encoding={guess}",
+                path=self.address,
+                guesses=", ".join(guesses[:3]) or "?",
+                guess=guesses[0] if guesses else "cp1254",
+            )
+        )
+
+    def _decode_lines(self, data: bytes, number: int) -> str:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            lines = data.split(b"\n")
+            return "\n".join(self.decode(line, number + i) for i, line in enumerate(lines))
+
+    def decode(self, data: bytes, number: int, unit: str = "line") -> str:
+        """`data` as text; `number` is that of its line or row, as `unit` says."""
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            position = {"path": self.address, "number": number, "byte": error.start}
+            if unit == "line":
+                place = tr("{path}, line {number}, byte {byte}", **position)
+            else:
+                place = tr("{path}, row {number}, byte {byte}", **position)
+            if self._refuse:
+                raise ValueError(
+                    tr(
+                        "{place}: broken UTF-8 ({reason}); data.on_bad_utf8=replace accepts it",
+                        place=place,
+                        reason=error.reason,
+                    )
+                ) from None
+            self._broken += 1
+            if self._broken <= _MAX_WARNINGS:
+                log.warning(
+                    tr(
+                        "{place}: broken UTF-8 replaced ({reason})",
+                        place=place,
+                        reason=error.reason,
+                    )
+                )
+            return data.decode("utf-8", errors="replace")
+
+    def finish(self) -> None:
+        """Count what was replaced, and warn with the total if not every place was reported."""
+        self._counts["bad_utf8_lines"] += self._broken
+        if self._broken > _MAX_WARNINGS:
+            log.warning(
+                tr(
+                    "{path}: broken UTF-8 replaced in {count:,} places in total",
+                    path=self.address,
+                    count=self._broken,
+                )
+            )
+
+
+def _guesses(sample: bytes) -> list[str]:
+    """Names of encodings that `sample` may have, the most likely first."""
+    from charset_normalizer import from_bytes
+
+    return [match.encoding for match in from_bytes(sample, cp_isolation=_LIKELY)]
+
+
+def _share(encoding: str, sample: bytes) -> float:
+    """The share of the bytes beyond ASCII that are letters of a language with this encoding."""
+    text = sample.decode(encoding, errors="replace")
+    return len(_LETTERS[encoding].findall(text)) / len(_NOT_ASCII.findall(sample))
+
+
+def _incomplete_end(data: bytes) -> bytes:
+    """The first bytes of a character at the end of `data` that continues beyond it."""
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+    decoder.decode(data[-4:])
+    return decoder.getstate()[0]

@@ -1,0 +1,223 @@
+"""Read tables of text: CSV and TSV as spreadsheets, pandas and databases write them.
+
+Python's own `csv` parses them, in its strict mode: it is in C, knows quoted line breaks, and gives
+the line of an error. The parser of pandas and that of pyarrow do not say where a quote was left
+open, and read everything up to the next quote into one cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.decoder import Block
+from azllm_lightning.data.rows import Record, Rows, matching
+
+_DELIMITERS = ",;\t|"
+_NO_DELIMITER = "\x1f"
+MAX_CELL_CHARS = 1 << 27
+_SAMPLE_LINES = 1000
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
+_ESCAPED = re.compile(r'\\(["\\])')
+_QUOTE = "\x1e"  # an escaped one, which ends no cell
+_NULLS = ("\\N",)
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """How a file separates and quotes its cells."""
+
+    delimiter: str
+    has_escapes: bool = False
+    has_quotes: bool = True
+
+    def rows(self, lines: Iterator[str]) -> Any:
+        """A csv.reader; its cells are to be `unescaped`."""
+        if self.has_escapes:
+            # csv's own escapechar is not strict: "a" b would be read as `a b`
+            lines = (_ESCAPED.sub(_placeholder, line) for line in lines)
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quoting=csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE,
+            strict=True,
+        )
+
+    def unescaped(self, cell: str) -> str:
+        return cell.replace(_QUOTE, '"') if self.has_escapes else cell
+
+
+def _placeholder(escaped: re.Match[str]) -> str:
+    return _QUOTE if escaped[1] == '"' else escaped[1]
+
+
+def read_table(
+    blocks: Iterator[Block], address: str, is_tabbed: bool, rows: Rows, config: DataConfig
+) -> Iterator[Record]:
+    """The records of a table whose first row names its columns.
+
+    Raises ValueError, with the line, for a row that has more or fewer cells than the header, and
+    for quotes that do not match: such a row may have lost a part of its text.
+    """
+    # the default refuses cells above 128 kB; Windows accepts no larger limit than 2**31 - 1
+    csv.field_size_limit(MAX_CELL_CHARS)
+    lines = _Lines(blocks)
+    sample = lines.peek(_SAMPLE_LINES)
+    while sample and not sample[0].strip():
+        lines.skip()
+        sample = lines.peek(_SAMPLE_LINES)
+    if not sample:
+        return
+    delimiters = "\t" if is_tabbed else _DELIMITERS
+    given = _SEPARATOR_LINE.match(sample[0])
+    if given:
+        delimiters = given[1]
+        lines.skip()
+        sample = lines.peek(_SAMPLE_LINES)
+    dialect = _dialect(sample, delimiters, config.text_field)
+    yield from _rows(lines, dialect, address, rows, config)
+
+
+class _Lines:
+    """The lines of a file without NULs, which can be looked at before they are used."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._ahead: list[str] = []
+        # all in C: StringIO and not splitlines, which knows more line breaks
+        texts = (io.StringIO(text, newline="\n") for text in _whole_lines(blocks))
+        self._source = chain.from_iterable(texts)
+        self.skipped = 0
+
+    def peek(self, count: int) -> list[str]:
+        """The next lines, `count` of them if there are as many."""
+        self._ahead += islice(self._source, count - len(self._ahead))
+        return self._ahead
+
+    def skip(self) -> None:
+        """Leave out the next line."""
+        self._ahead.pop(0)
+        self.skipped += 1
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._ahead, self._source)
+
+
+def _whole_lines(blocks: Iterator[Block]) -> Iterator[str]:
+    """The text of `blocks`, those joined that are parts of one line."""
+    parts: list[str] = []
+    for _, text, is_cut in blocks:
+        parts.append(text.replace("\0", ""))
+        if not is_cut:
+            yield "".join(parts)
+            parts.clear()
+    yield "".join(parts)
+
+
+def _dialect(sample: list[str], delimiters: str, text_field: str) -> _Dialect:
+    """The first of the usual ways to write a table that the `sample` has no error in."""
+    delimiter = max(delimiters, key=lambda each: _header_score(sample, each, text_field))
+    if len(_header(sample, _Dialect(delimiter))) == 1:
+        delimiter = _NO_DELIMITER  # one column: there is nothing to separate
+    usual = [_Dialect(delimiter), _Dialect(delimiter, has_escapes=True)]
+    if delimiter == "\t":
+        usual.append(_Dialect(delimiter, has_quotes=False))
+    return next((each for each in usual if _fits(sample, each)), usual[0])
+
+
+def _header(sample: list[str], dialect: _Dialect) -> list[str]:
+    try:
+        return next(dialect.rows(iter(sample)), [])
+    except csv.Error:
+        return []
+
+
+def _header_score(sample: list[str], delimiter: str, text_field: str) -> tuple[bool, int]:
+    names = _header(sample, _Dialect(delimiter))
+    return matching(names, text_field) is not None, len(names)
+
+
+def _fits(sample: list[str], dialect: _Dialect) -> bool:
+    """Whether all rows of `sample` have as many cells as the first; its last may be cut off."""
+    width = len(_header(sample, dialect))
+    try:
+        for row in dialect.rows(iter(sample)):
+            if row and _trimmed(row, width) != width:
+                return False
+    except csv.Error as error:
+        return "unexpected end" in str(error) and len(sample) == _SAMPLE_LINES
+    return width > 0
+
+
+def _trimmed(row: list[str], width: int) -> int:
+    """The number of cells in `row`, without empty ones beyond `width`."""
+    return width if len(row) > width and not any(row[width:]) else len(row)
+
+
+def _rows(
+    lines: _Lines, dialect: _Dialect, address: str, rows: Rows, config: DataConfig
+) -> Iterator[Record]:
+    reader = dialect.rows(iter(lines))
+    start = lines.skipped + 1
+    try:
+        names = next(reader)
+        rows.note_fields(names)
+        text_column = _column(names, "text_field", config.text_field, address, rows)
+        source_column = None
+        if config.source_field is not None:
+            source_column = _column(names, "source_field", config.source_field, address, rows)
+        rows.note_source()
+        start = lines.skipped + reader.line_num + 1
+        for row in reader:
+            if len(row) == len(names) or _trimmed(row, len(names)) == len(names):
+                text = dialect.unescaped(row[text_column])
+                source = None if source_column is None else row[source_column]
+                yield from rows.record(None if text in _NULLS else text, source or None, address)
+            elif any(cell.strip() for cell in row):
+                raise ValueError(_wrong_width(address, start, len(row), len(names)))
+            start = lines.skipped + reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            tr(
+                "{path}:{line}: not valid CSV ({error}): in the row that begins here a quote is "
+                "not closed, or a quote within a text is not doubled",
+                path=address,
+                line=start,
+                error=error,
+            )
+        ) from error
+
+
+def _wrong_width(address: str, line: int, found: int, expected: int) -> str:
+    return trn(
+        "{path}:{line}: {count} cell, but the header has {expected}; a text with a delimiter or a "
+        "line break needs quotes around it",
+        "{path}:{line}: {count} cells, but the header has {expected}; a text with a delimiter or a "
+        "line break needs quotes around it",
+        found,
+        path=address,
+        line=line,
+        expected=expected,
+    )
+
+
+def _column(names: list[str], setting: str, field: str, address: str, rows: Rows) -> int:
+    name = matching(names, field)
+    if name is None:
+        raise rows.no_field(setting, field)
+    if names.count(name) > 1:
+        raise ValueError(
+            tr(
+                "{path}: {count} columns are called '{field}'; rename all but one",
+                path=address,
+                count=names.count(name),
+                field=name,
+            )
+        )
+    return names.index(name)

@@ -1,0 +1,137 @@
+"""Training on several sources in chosen proportions: which window comes k-th."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+
+import numpy as np
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.data import Weight
+from azllm_lightning.data.sampler import Indices, window_order
+from azllm_lightning.data.shards import Span
+
+
+@dataclass(frozen=True)
+class Component:
+    """Text that is mixed in as one: its windows start at the tokens `starts`.
+
+    A pass over the mix takes `draws` of them, in the order of `seed`; if that is more than there
+    are, some or all are taken several times, and if it is less, the next pass goes on.
+    """
+
+    name: str
+    starts: Indices
+    draws: int
+    seed: int
+
+
+class Mix:
+    """The training windows of several components: the k-th is a pure function of the seed and k.
+
+    Position k is in pass k // num_windows. Within a pass, the components are interleaved by a
+    permutation, and each goes through its own windows in an order of its own (`window_order`), so
+    that every window is used equally often, give or take one.
+    """
+
+    def __init__(self, components: Sequence[Component], seed: int) -> None:
+        self.components = components
+        self.seed = seed
+        self._ends = np.cumsum([component.draws for component in components])
+        self.num_windows = int(self._ends[-1])
+
+    def starts(self, positions: Sequence[int] | Indices) -> Indices:
+        """The first token of the window at each of `positions`."""
+        positions = np.asarray(positions, dtype=np.int64)
+        passes = positions // self.num_windows
+        places = window_order(positions, self.num_windows, self.seed)
+        chosen = np.searchsorted(self._ends, places, side="right")
+        found = np.empty_like(positions)
+        for number, component in enumerate(self.components):
+            here = chosen == number
+            first = self._ends[number] - component.draws
+            own = passes[here] * component.draws + places[here] - first
+            order = window_order(own, len(component.starts), component.seed)
+            found[here] = component.starts[order]
+        return found
+
+
+def mix_of(weights: Mapping[str, Weight], spans: Sequence[Span], block_size: int, seed: int) -> Mix:
+    """The mix that `weights` (data.mix) ask for, of the sources in `spans` of the training split.
+
+    Sources that no name matches are in it once. Raises ValueError if a name matches no source, if
+    two match the same one, or if the shares leave no room for the rest.
+    """
+    sources = list(dict.fromkeys(span.source for span in spans))
+    group_of: dict[str, str] = {}
+    for name in weights:
+        matching = [source for source in sources if fnmatchcase(source, name)]
+        if not matching:
+            shown = ", ".join(sources[:20])
+            raise ValueError(
+                tr(
+                    "data.mix: no source is called {name}; there are {sources}",
+                    name=name,
+                    sources=shown,
+                )
+            )
+        for source in matching:
+            if source in group_of:
+                raise ValueError(
+                    tr(
+                        "data.mix: {source} matches {first} and {second}; one weight each",
+                        source=source,
+                        first=group_of[source],
+                        second=name,
+                    )
+                )
+            group_of[source] = name
+    starts = {
+        name: _window_starts([s for s in spans if group_of.get(s.source, "") == name], block_size)
+        for name in [*weights, ""]
+    }
+    draws = _draws({name: len(found) for name, found in starts.items()}, {**weights, "": Weight(1)})
+    components = [
+        Component(name, starts[name], draws[name], _derived_seed(seed, name))
+        for name in starts
+        if draws[name]
+    ]
+    return Mix(components, seed)
+
+
+def _window_starts(spans: Sequence[Span], block_size: int) -> Indices:
+    """The first tokens of the windows of `block_size` + 1 tokens within each of `spans`."""
+    starts = [np.arange(s.start, s.end - block_size, block_size, dtype=np.int64) for s in spans]
+    return np.concatenate([np.empty(0, np.int64), *starts])
+
+
+def _draws(windows: Mapping[str, int], weights: Mapping[str, Weight]) -> dict[str, int]:
+    """How many windows of each component a pass takes."""
+    for name, weight in weights.items():
+        if name and weight.value and not windows[name]:
+            raise ValueError(
+                tr("data.mix: {name} is shorter than one window of data.block_size", name=name)
+            )
+    repeated = {n: w.value * windows[n] for n, w in weights.items() if not w.is_share}
+    shares = {n: w.value for n, w in weights.items() if w.is_share}
+    rest = sum(repeated.values())
+    share = sum(shares.values())
+    if share > 1 + 1e-9 or (rest and share > 1 - 1e-9) or (not rest and share < 1 - 1e-9):
+        raise ValueError(
+            tr(
+                "data.mix: the shares add up to {share:.4g} %; it must be less than 100 % if there "
+                "is other text, and 100 % if there is none",
+                share=100 * share,
+            )
+        )
+    total = rest / (1 - share) if rest else sum(windows[name] for name in shares)
+    exact = repeated | {name: share * total for name, share in shares.items()}
+    return {name: max(1, round(count)) if count else 0 for name, count in exact.items()}
+
+
+def _derived_seed(seed: int, name: str) -> int:
+    digest = blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

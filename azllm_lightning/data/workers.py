@@ -1,0 +1,104 @@
+"""Apply a function to items on all cores, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """`count` processes, started when there is more than one item to work on.
+
+    Leaving the context ends them. They ignore Ctrl+C, which the process that uses them handles, and
+    end when it dies.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`function` of each item, in order; a few items and results are in memory at once.
+
+        An exception of `function` or of `items` is raised when its turn comes.
+        """
+        iterator = iter(items)
+        first = list(_take(iterator, 2))
+        items = chain(first, iterator)
+        if self.count == 1 or len(first) < 2:
+            yield from map(function, items)
+            return
+        pool = self._start()
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * self.count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Forking is quick and, unlike spawning, works in scripts without a __main__ guard. The
+            # children call neither PyTorch nor anything else that threads may have left locked.
+            method = "fork" if sys.platform == "linux" else "spawn"
+            context = multiprocessing.get_context(method)
+            self._pool = ProcessPoolExecutor(self.count, context, _set_up)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+                self._pool.submit(os.getpid).result()
+        return self._pool
+
+
+def num_cores() -> int:
+    """The CPU cores that this process may use; a container may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _take(iterator: Iterator[Item], count: int) -> Iterator[Item]:
+    for _ in range(count):
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+
+
+def _set_up() -> None:
+    """Prepare a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""What this machine can do, measured: products, compiling, disk, data, steps, and a resume."""

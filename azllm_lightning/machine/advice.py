@@ -1,0 +1,162 @@
+"""What to do about the findings of a check, in a sentence or two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from azllm_lightning.callbacks.text import duration
+from azllm_lightning.cli.messages import tr
+
+Figures = dict[str, Any]
+
+LONG_HOURS = 24.0
+"""A run above this is called too long for the machine."""
+
+T4_BYTES = 12e9
+LAPTOP_BYTES = 3.5e9
+"""GPU memory from which on experiment=t4 and experiment=laptop_4gb are suggested."""
+
+SLOW_DISK = 20e6
+"""Bytes per second below which saving is called slow."""
+
+BUSY_SHARE = 0.5
+"""Load per core, before the check, from which on the machine is called busy."""
+
+WAITING_SHARE = 0.5
+"""Loading data at less than twice the speed of training may make the steps wait."""
+
+
+def advice(findings: Figures) -> str:
+    """The verdict on the experiment, and the most important thing to mend."""
+    if findings["interrupted"]:
+        return tr("the check was stopped early: run it again for the rest")
+    return " ".join(filter(None, [_verdict(findings), _mend(findings)]))
+
+
+def _verdict(findings: Figures) -> str:
+    """Whether the experiment can be trained here."""
+    steps = findings["steps"]
+    if steps["status"] == "skipped":
+        return _too_slow(findings["experiment"])
+    if steps["status"] != "ok":
+        return tr("This experiment does not run here: see the row steps.")
+    if findings["resume"].get("is_exact") is False:
+        return tr(
+            "A resumed run differs from an uninterrupted one: please report it with check.json, "
+            "and try trainer.deterministic=true."
+        )
+    fields = {
+        "name": steps["run_name"],
+        "steps": steps["max_steps"],
+        "duration": duration(3600 * steps["run_hours"]),
+    }
+    if steps["run_hours"] <= LONG_HOURS:
+        return tr("{name} fits this machine: its {steps:,} steps take about {duration}.", **fields)
+    if steps["device"] == "cpu":
+        return tr(
+            "{name} is too large for this CPU: its {steps:,} steps would take about {duration}. "
+            "Use a GPU, or a smaller model (model=nano, tiny or small10m).",
+            **fields,
+        )
+    return tr(
+        "{name} is long for this GPU: its {steps:,} steps would take about {duration}. Take fewer "
+        "steps or a smaller model.",
+        **fields,
+    )
+
+
+def _too_slow(experiment: Figures | None) -> str:
+    """For what could not be measured in the time."""
+    if experiment is None:
+        return tr("This experiment could not be tried: see the row data.")
+    return tr(
+        "{name} is very slow here: even at the full speed of the products, its {steps:,} steps "
+        "would take {duration}.",
+        name=experiment["run_name"],
+        steps=experiment["max_steps"],
+        duration=duration(3600 * experiment["least_hours"]),
+    )
+
+
+def _mend(findings: Figures) -> str:
+    """The first thing that is wrong or slow; or what else could be tried."""
+    machine, steps = findings["machine"], findings["steps"]
+    for problem in (
+        _unused_gpu(machine),
+        _busy(machine),
+        _wrong_products(findings["products"]),
+        _no_compile(findings["compile"]),
+        _disk(findings["disk"]),
+        _slow_data(findings["data"], steps),
+    ):
+        if problem:
+            return problem
+    return _larger(machine, steps)
+
+
+def _unused_gpu(machine: Figures) -> str:
+    if machine["unused_gpu"] is None:
+        return ""
+    return tr(
+        "PyTorch cannot use the {gpu} of this machine: install its CUDA build, or a newer driver.",
+        gpu=machine["unused_gpu"],
+    )
+
+
+def _busy(machine: Figures) -> str:
+    load = machine["load_average"]
+    if load is None or load < BUSY_SHARE * machine["cpu_cores"]:
+        return ""
+    return tr(
+        "Other programs kept this machine busy (load {load:.1f} on {cores} cores), so it is faster "
+        "than these figures: check it again when it is idle.",
+        load=load,
+        cores=machine["cpu_cores"],
+    )
+
+
+def _wrong_products(products: Figures) -> str:
+    types = products.get("types", {})
+    wrong = [name for name, figures in types.items() if figures["problem"] == "wrong"]
+    if not wrong:
+        return ""
+    return tr(
+        "Products in {names} are wrong here: avoid that precision, and report it with check.json.",
+        names=", ".join(wrong),
+    )
+
+
+def _no_compile(part: Figures) -> str:
+    if part["status"] != "failed":
+        return ""
+    return tr("Long runs would be faster if torch.compile worked: see the row compile.")
+
+
+def _disk(part: Figures) -> str:
+    if part["status"] != "ok":
+        return tr("Nothing can be saved there: see the row disk, or set logs_dir.")
+    if part["write_bytes_per_second"] < SLOW_DISK:
+        return tr(
+            "The disk is slow: save less often (trainer.checkpoint_every_steps), or set logs_dir "
+            "to another disk."
+        )
+    if not part["locks"]:
+        return tr("The disk has no locks: never resume one run in two processes at once.")
+    return ""
+
+
+def _slow_data(data: Figures, steps: Figures) -> str:
+    if data["status"] != "ok" or steps["status"] != "ok":
+        return ""
+    if steps["tokens_per_second"] < WAITING_SHARE * data["tokens_per_second"]:
+        return ""
+    return tr("Loading data is slow for this model: set data.num_workers=2.")
+
+
+def _larger(machine: Figures, steps: Figures) -> str:
+    """A larger experiment that the GPU has the memory for."""
+    memory = max((gpu["memory_bytes"] for gpu in machine["gpus"]), default=0)
+    if steps.get("run_name") != "tales" or memory < LAPTOP_BYTES:
+        return ""
+    name = "t4" if memory >= T4_BYTES else "laptop_4gb"
+    return tr("Next, try check experiment={name}.", name=name)

@@ -1,0 +1,289 @@
+"""All measurements of a check, in order, within its time; each may fail without ending the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from azllm_lightning.callbacks.text import duration
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.verbs import CheckConfig
+from azllm_lightning.data.shards import MANIFEST
+from azllm_lightning.machine.advice import advice
+from azllm_lightning.machine.experiment import (
+    Experiment,
+    measure_steps,
+    proof_seconds,
+    prove_resume_exact,
+)
+from azllm_lightning.machine.facts import machine_facts
+from azllm_lightning.machine.isolated import isolated, one_line
+from azllm_lightning.machine.loading import measure_data
+from azllm_lightning.machine.products import TYPE_OF_PRECISION
+from azllm_lightning.machine.random_text import random_text
+from azllm_lightning.machine.sample import Sample, sample, step_seconds
+from azllm_lightning.machine.storage import measure_disk
+from azllm_lightning.training import hardware
+
+FORMAT_VERSION = 1
+"""Increased when a key of check.json changes its meaning or is removed."""
+
+PARTS = ("products", "disk", "data", "steps", "resume", "compile")
+
+SHARE_OF_STEPS = 0.25
+"""Share of the time left that the steps should take, so that a resume fits as well."""
+
+STARTUP_SECONDS = 10
+"""About what a training process takes besides its steps."""
+
+LEAST_SECONDS = 20
+"""What each process may take even if the time is over."""
+
+COMPILE_SECONDS = 45
+"""The same for torch.compile, which is tried last, and gets at most twice as much."""
+
+DOCUMENTS = 400
+"""Documents of random text, 512 tokens each."""
+
+
+class Skipped(Exception):
+    """A part is not measured, for a reason that is no failure."""
+
+
+class Checkup:
+    """The measurements of one check; `run` returns the content of check.json.
+
+    A part is a mapping with "status" (ok, failed, skipped, interrupted), "reason" (None if ok),
+    "seconds", and its figures if it is ok.
+    """
+
+    def __init__(self, config: CheckConfig) -> None:
+        self.config = config
+        self.findings: dict[str, Any] = {}
+        self._started = time.monotonic()
+        self._folder = Path()
+        self._sample: Sample | None = None
+        self._experiment: Experiment | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Measure everything; Ctrl+C ends it with what there is."""
+        log = logging.getLogger("azllm_lightning")
+        level = log.level
+        log.setLevel(logging.CRITICAL)  # the table has what matters
+        device, missing = self._device()
+        self.findings = {
+            "format_version": FORMAT_VERSION,
+            "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "overrides": list(self.config.overrides),
+            "interrupted": False,
+            "machine": machine_facts(device),
+            "missing_device": missing,
+            "experiment": None,
+        }
+        measure: dict[str, Callable[[], dict[str, Any]]] = {
+            "products": self._products,
+            "disk": self._disk,
+            "data": self._data,
+            "steps": self._steps,
+            "resume": self._resume,
+            "compile": self._compile,
+        }
+        try:
+            with tempfile.TemporaryDirectory(
+                prefix="azllm-check-", ignore_cleanup_errors=True
+            ) as name:
+                self._folder = Path(name)
+                for part in PARTS:
+                    self._measure(part, measure[part])
+        finally:
+            log.setLevel(level)
+        self.findings["seconds"] = time.monotonic() - self._started
+        self.findings["advice"] = advice(self.findings)
+        return self.findings
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time of this check is over."""
+        return 60 * self.config.minutes - (time.monotonic() - self._started)
+
+    def _measure(self, part: str, function: Callable[[], dict[str, Any]]) -> None:
+        """One part; whatever happens in it becomes its status."""
+        started = time.monotonic()
+        figures: dict[str, Any] = {}
+        status, reason = "ok", None
+        try:
+            if self.findings["interrupted"]:
+                raise KeyboardInterrupt
+            figures = function()
+        except KeyboardInterrupt:
+            self.findings["interrupted"] = True
+            status, reason = "interrupted", tr("not measured: stopped by Ctrl+C")
+        except (Skipped, TimeoutError) as why:
+            status, reason = "skipped", str(why)
+        except Exception as error:
+            status, reason = "failed", one_line(error)
+        seconds = time.monotonic() - started
+        self.findings[part] = {"status": status, "reason": reason, "seconds": seconds, **figures}
+
+    def _device(self) -> tuple[str, str | None]:
+        """The device type of the run, and the reason if it is not the one that it asks for."""
+        accelerator = self.config.run.trainer.accelerator
+        try:
+            return hardware.resolve_accelerator(accelerator), None
+        except ValueError as error:
+            return "cpu", one_line(error)
+
+    def _products(self) -> dict[str, Any]:
+        self._announce(tr("matrix products"))
+        device = self.findings["machine"]["device"]
+        target = "azllm_lightning.machine.products:measure_products"
+        return {"types": isolated(target, device, seconds=self._limit(60))}
+
+    def _disk(self) -> dict[str, Any]:
+        self._announce(tr("disk of {folder}", folder=self.config.run.logs_dir))
+        return measure_disk(Path(self.config.run.logs_dir))
+
+    def _data(self) -> dict[str, Any]:
+        self._announce(tr("data"))
+        given = self.config.run.data.dir
+        folder = Path(given).expanduser().absolute() if given is not None else None
+        is_random = folder is None or not (folder / MANIFEST).is_file()
+        if folder is None or is_random:
+            folder = self._folder / "data"
+            block_size = self.config.run.data.block_size
+            documents = max(DOCUMENTS, 2 * block_size)
+            random_text(folder, self.config.run.data.vocab_size, documents)
+        figures = measure_data(self.config.run, folder)
+        self._experiment = self._opened(folder)
+        self.findings["experiment"] = self._size(self._experiment)
+        return {**figures, "is_random_text": is_random}
+
+    def _opened(self, folder: Path) -> Experiment:
+        from azllm_lightning.data.tokenizer import Tokenizer
+
+        run = self.config.run
+        tokenizer = Tokenizer.from_file(folder)
+        shape = run.model.for_data(tokenizer.vocab_size, run.data.block_size, tokenizer.eot_id)
+        device = self.findings["machine"]["device"]
+        return Experiment(run, run.overrides, device, shape, folder, self._folder)
+
+    def _size(self, experiment: Experiment) -> dict[str, Any]:
+        """What the run is, without any measurement but that of the products."""
+        run = self.config.run
+        tokens = run.trainer.global_batch_size * run.data.block_size
+        flops = run.trainer.max_steps * tokens * experiment.shape.flops_per_token()
+        return {
+            "run_name": run.run_name,
+            "num_params": experiment.shape.num_params(),
+            "max_steps": run.trainer.max_steps,
+            "tokens_per_step": tokens,
+            "flops_per_token": experiment.shape.flops_per_token(),
+            "least_hours": flops / self._flops(experiment) / 3600,
+        }
+
+    def _steps(self) -> dict[str, Any]:
+        if self._experiment is None:
+            raise Skipped(tr("there is no data for it"))
+        flops = self._flops(self._experiment)
+        left = max(0.0, self.left - STARTUP_SECONDS)
+        shares = [SHARE_OF_STEPS * left, 0.9 * left]
+        samples = [
+            sample(self.config.run, self._experiment.shape, flops, seconds) for seconds in shares
+        ]
+        self._sample = next((found for found in samples if found is not None), None)
+        if self._sample is None:
+            needed = 2 * step_seconds(self.config.run, self._experiment.shape, 1, flops)
+            raise Skipped(
+                tr(
+                    "two steps of one sequence would take about {duration}: set minutes={minutes}",
+                    duration=duration(needed),
+                    minutes=math.ceil(needed / 60) + 2,
+                )
+            )
+        self._announce(
+            tr(
+                "{steps} steps of {name}, {sequences} x {block_size} tokens each",
+                steps=self._sample.steps,
+                name=self.config.run.run_name,
+                sequences=self._sample.sequences,
+                block_size=self.config.run.data.block_size,
+            )
+        )
+        products = self.findings["products"].get("types", {})
+        return measure_steps(self._experiment, self._sample, products, self._limit(self.left))
+
+    def _flops(self, experiment: Experiment) -> float:
+        """FLOP/s of the products of this run, as measured or else assumed."""
+        config = self.config.run.trainer
+        precision = hardware.resolve_precision(config.precision, experiment.device)
+        number_type = TYPE_OF_PRECISION[precision]
+        found = self.findings["products"].get("types", {}).get(number_type, {})
+        return float(found.get("flops_per_second") or hardware.expected_flops(experiment.device))
+
+    def _resume(self) -> dict[str, Any]:
+        steps = self.findings["steps"]
+        if self._experiment is None or self._sample is None or steps["status"] != "ok":
+            raise Skipped(tr("there are no steps to compare with"))
+        expected = proof_seconds(self._experiment, self._sample, steps)
+        if expected > self.left:
+            raise Skipped(
+                tr(
+                    "not proved: it would take about {seconds:.0f} s, and the time is over: set a "
+                    "larger minutes=, or run prove_resume",
+                    seconds=expected,
+                )
+            )
+        self._announce(tr("the same once more, resumed after step {step}", step=self._sample.half))
+        return prove_resume_exact(self._experiment, self._sample, self._limit(2 * self.left))
+
+    def _compile(self) -> dict[str, Any]:
+        self._announce(tr("torch.compile of a small function"))
+        device = self.findings["machine"]["device"]
+        target = "azllm_lightning.machine.compiling:compile_small_function"
+        return isolated(
+            target, device, seconds=min(2 * COMPILE_SECONDS, max(COMPILE_SECONDS, self.left))
+        )
+
+    def _limit(self, seconds: float) -> float:
+        """How long a process may take that should take no more than `seconds`."""
+        return max(LEAST_SECONDS, seconds)
+
+    def _announce(self, what: str) -> None:
+        elapsed = duration(time.monotonic() - self._started)
+        print(f"{elapsed:>10}  {what}", file=sys.stderr, flush=True)
+
+
+def file_to_write(out: str) -> Path:
+    """`out` as a path that a report may be written to.
+
+    Raises ValueError if there is something else, or no folder, and OSError if it cannot be written.
+    """
+    path = Path(out).expanduser()
+    if not path.absolute().parent.is_dir():
+        raise ValueError(
+            tr("out={path}: there is no folder {folder}", path=out, folder=path.parent)
+        )
+    if path.exists() and not _is_report(path):
+        raise ValueError(
+            tr("out={path} exists and is not a report of check; name another file", path=out)
+        )
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise OSError(tr("out={path}: the folder cannot be written", path=out))
+    return path
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and {"format_version", *PARTS} <= values.keys()

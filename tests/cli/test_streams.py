@@ -1,0 +1,79 @@
+"""Output that nobody reads any more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from azllm_lightning.cli.entrance import EXIT_CLOSED, EXIT_DONE, EXIT_INTERRUPTED
+
+PROGRAM = """
+import sys
+from azllm_lightning.cli import entrance
+
+def run(values):
+    {body}
+
+entrance.main("{verb}", run, lambda values, overrides: values)
+"""
+PRINTS = "print('x' * 100_000); print('y', flush=True); open('end', 'w').close()"
+
+
+def program(verb: str, body: str) -> list[str]:
+    return [sys.executable, "-c", PROGRAM.format(verb=verb, body=body)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs its pipes")
+@pytest.mark.parametrize(("verb", "code"), [("train", EXIT_DONE), ("runs", EXIT_CLOSED)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe(verb: str, code: int, unbuffered: str, tmp_path: Path) -> None:
+    """A training goes on to its end; a command that only prints ends without a message."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        program(verb, PRINTS),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        timeout=60,
+        encoding="utf-8",
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert (tmp_path / "end").exists() == (verb == "train")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+@pytest.mark.parametrize(("verb", "code"), [("train", EXIT_DONE), ("runs", 2)])
+def test_a_full_disk_under_the_output(verb: str, code: int, tmp_path: Path) -> None:
+    """Losing a log is no reason to end a training; losing a result is an error."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            program(verb, PRINTS),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            timeout=60,
+            encoding="utf-8",
+        )
+    assert done.returncode == code
+    assert ("No space left" in done.stderr) == (verb == "runs")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "export", "generate", "prepare", "runs"])
+def test_ctrl_c_is_quiet(verb: str, tmp_path: Path) -> None:
+    required = {"export": "out=x", "prepare": "data=tales"}
+    done = subprocess.run(
+        [*program(verb, "raise KeyboardInterrupt"), *required.get(verb, "").split()],
+        cwd=tmp_path,
+        timeout=60,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_INTERRUPTED, "", "")

@@ -1,0 +1,97 @@
+"""A web server for the tests of downloads, with the weaknesses that real ones have."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class WebSite:
+    """Serves `files` (path to content); what the server cannot do is set by the other fields."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    knows_ranges: bool = True
+    has_tags: bool = True
+    breaks_after: list[int] = field(default_factory=list)
+    """Bytes after which the connection breaks, for one answer after the other."""
+    failures: list[int] = field(default_factory=list)
+    """Status codes of the first answers."""
+    redirects: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    extra_length: int = 0
+    """How much longer the announced length is than the content."""
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    """(path, Range) of each request."""
+    sent: int = 0
+    """Bytes of all answers."""
+    url: str = ""
+
+    @contextmanager
+    def running(self) -> Iterator[WebSite]:
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.answer(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.url = f"http://127.0.0.1:{server.server_port}"
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                yield self
+            finally:
+                server.shutdown()
+                thread.join()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        path = handler.path.split("?")[0]
+        wanted = handler.headers.get("Range")
+        self.requests.append((handler.path, wanted))
+        if self.failures:
+            handler.send_error(self.failures.pop(0))
+            return
+        if path in self.redirects:
+            handler.send_response(302)
+            handler.send_header("Location", self.redirects[path])
+            handler.end_headers()
+            return
+        if path not in self.files:
+            handler.send_error(404)
+            return
+        self._send(handler, self.files[path], wanted)
+
+    def _send(self, handler: BaseHTTPRequestHandler, body: bytes, wanted: str | None) -> None:
+        tag = f'"{hash(body)}"'
+        start = 0
+        if self.has_tags and handler.headers.get("If-None-Match") == tag:
+            handler.send_response(304)
+            handler.end_headers()
+            return
+        is_same = handler.headers.get("If-Range", tag) == tag
+        if wanted and self.knows_ranges and is_same:
+            start = int(re.match(r"bytes=(\d+)-$", wanted)[1])  # type: ignore[index]
+            handler.send_response(206)
+            size = len(body) + self.extra_length
+            handler.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        else:
+            handler.send_response(200)
+        if self.has_tags:
+            handler.send_header("ETag", tag)
+        handler.send_header("Content-Length", str(len(body) - start + self.extra_length))
+        for name, value in self.headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        end = start + self.breaks_after.pop(0) if self.breaks_after else len(body)
+        handler.wfile.write(body[start:end])
+        self.sent += len(body[start:end])
+        handler.close_connection = True

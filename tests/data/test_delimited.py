@@ -1,0 +1,136 @@
+"""CSV and TSV as spreadsheets, pandas and databases write them: whole, or an error with a line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from sample_texts import read
+
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.corpus import documents
+
+HARD = [
+    "Salam, dünya; necəsən?",
+    'O dedi: "Gəl, gedək" və getdi.',
+    "Birinci sətir,\nikinci; sətir\nüçüncü",
+    "tab\tvə | xətt",
+    'sonda dırnaq"',
+    '"tam dırnaqda"',
+    "əks xətt \\ burada, \\n deyil",
+    "ə" * 200_000,
+    "sep=;",
+]
+
+
+def written(rows: list[list[str]], **options: object) -> str:
+    out = io.StringIO(newline="")
+    csv.writer(out, **options).writerows(rows)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+WRITERS: dict[str, dict[str, object]] = {
+    "excel": {},
+    "excel in a comma country": {"delimiter": ";"},
+    "linux": {"lineterminator": "\n"},
+    "old mac": {"lineterminator": "\r"},
+    "all quoted": {"quoting": csv.QUOTE_ALL},
+    "pipes": {"delimiter": "|"},
+    "tabs": {"delimiter": "\t"},
+    "backslashes": {"doublequote": False, "escapechar": "\\"},
+    "mysql": {"doublequote": False, "escapechar": "\\", "quoting": csv.QUOTE_ALL},
+}
+
+
+@pytest.mark.parametrize("header", [["text"], ["id", "text"], ["text", "n"], ["a", "text", "b"]])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whatever_writes_a_table_its_texts_come_whole(
+    tmp_path: Path, writer: str, header: list[str]
+) -> None:
+    column = header.index("text")
+    rows = [["x"] * column + [text] + ["y"] * (len(header) - column - 1) for text in HARD]
+    content = written([header, *rows], **WRITERS[writer])
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8", newline="")
+    assert read(tmp_path / "a.csv", max_document_bytes=10**6) == HARD
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.csv", "sep=;\nid;text\n1;bir, iki\n", ["bir, iki"]),
+        ("a.csv", '"sep=|"\r\nid|text\r\n1|bir; iki\r\n', ["bir; iki"]),
+        ("a.csv", "\ufeff\n \r\nid,text\n1,bir\n", ["bir"]),
+        ("a.csv", "ID,Text\n1,bir\n", ["bir"]),
+        ("a.csv", "id, TEXT \n1,bir\n", ["bir"]),
+        ("a.csv", "text\nSalam, necəsən?\n\nYaxşı, sağ ol\n", ["Salam, necəsən?", "Yaxşı, sağ ol"]),
+        ("a.csv", "id,text,,\n1,bir,,\n2,iki,,,,\n", ["bir", "iki"]),
+        ("a.csv", "id,te\0xt\n1,b\0ir\n", ["bir"]),
+        ("a.csv", "id,text\n1,\n2,iki\n", ["iki"]),
+        ("a.csv", "id\ttext\n1\tbir\n", ["bir"]),
+        ("a.csv", '"a;b;c",text\n1,bir\n', ["bir"]),
+        ("a.csv", "id,text\r\n1,bir\n2,iki\r\n", ["bir", "iki"]),
+        (
+            "a.tsv",
+            'id\ttext\n1\t"bir" dedi, getdi\n2\t15" ekran\n',
+            ['"bir" dedi, getdi', '15" ekran'],
+        ),
+        ("a.tsv", 'id\ttext\n1\t"bir\tiki"\n', ["bir\tiki"]),
+        ("a.tsv", "text\nbir, iki; üç\n", ["bir, iki; üç"]),
+        ("a.csv", "id\ttext\n1\t\\N\n2\tiki\n", ["iki"]),
+    ],
+)
+def test_odd_but_clear_tables(tmp_path: Path, name: str, content: str, texts: list[str]) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert read(tmp_path / name) == texts
+
+
+def test_a_header_in_decomposed_letters_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,mu\u0308ndericat\n1,bir\n", encoding="utf-8")
+    assert read(tmp_path / "a.csv", text_field="M\u00fcndericat") == ["bir"]
+
+
+ROWS = "".join(f"{i},sətir {i}\n" for i in range(2, 3000))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,text\n1,Salam, dünya\n", r"a\.csv:2: 3 cells, but the header has 2; .*quotes"),
+        (f"id,text\n{ROWS}1,a,b,c\n", r"a\.csv:3000: 4 cells, but"),
+        ("id,text,x\n1,bir\niki,3\n", r"a\.csv:2: 2 cells, but the header has 3"),
+        (f'id,text\n1,"açıq\n{ROWS}', r"a\.csv:2: not valid CSV .*quote"),
+        (f'id,text\n{ROWS}1,"açıq\n{ROWS}', r"a\.csv:3000: not valid CSV .*quote"),
+        (f'id,text\n{ROWS}1,"açıq\n{ROWS}5,"son"\n', r"a\.csv:3000: not valid CSV .*quote"),
+        (
+            f'id,text,x\n{ROWS.replace(chr(10), ",5" + chr(10))}1,"bir \\"iki\\" üç",5\n',
+            r"a\.csv:3000: ",
+        ),
+        ('\nsep=,\nid,text\n1,"bir" iki\n', r"a\.csv:4: not valid CSV"),
+        ("id,text,text\n1,bir,iki\n", r"a\.csv: 2 columns are called 'text'"),
+        ("id,Mətn\n1,bir\n", r"a\.csv: no field 'text'; the fields are id, Mətn"),
+    ],
+)
+def test_what_may_have_lost_text_is_an_error_with_its_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8", newline="")
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "a.csv")
+
+
+def test_an_open_quote_in_a_large_file_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.delimited.MAX_CELL_CHARS", 5000)
+    (tmp_path / "a.csv").write_text(f'id,text\n1,"açıq\n{ROWS}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.csv:2: not valid CSV \(field larger"):
+        read(tmp_path / "a.csv")
+
+
+def test_sources_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,Site\nbir,x\niki,\n", encoding="utf-8")
+    config = DataConfig(path=str(tmp_path), source_field="site")
+    assert [d.source for d in documents(config, Counter())] == ["x", "a.csv"]

@@ -1,0 +1,194 @@
+"""Text behind a URL: real servers on this machine, with their weaknesses."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sample_texts import ROWS, TEXTS, jsonl, make_texts, parquet_bytes, read
+from servers import WebSite
+
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.files import stamps
+from azllm_lightning.data.pipeline import prepared_folder
+
+LONG = "\n\n".join(make_texts(3000)).encode("utf-8")
+PLAIN = "\n\n".join(TEXTS).encode("utf-8")
+CSV = b"text\nbir\niki\n"
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("azllm_lightning.data.downloads.PAUSES", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def site() -> Iterator[WebSite]:
+    with WebSite().running() as running:
+        yield running
+
+
+FILES = {
+    "/a.txt": (PLAIN, TEXTS),
+    "/a.txt.gz": (gzip.compress(PLAIN), TEXTS),
+    "/a.txt.xz": (lzma.compress(PLAIN), TEXTS),
+    "/a.txt.bz2": (bz2.compress(PLAIN), TEXTS),
+    "/a.jsonl": (jsonl(ROWS), TEXTS),
+    "/a.csv": (CSV, ["bir", "iki"]),
+    "/a.tsv": (b"id\ttext\n1\tbir, iki\n", ["bir, iki"]),
+    "/a.parquet": (parquet_bytes(ROWS), TEXTS),
+    "/s\u0259h\u0259r kitab.txt": (PLAIN, TEXTS),
+}
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+@pytest.mark.parametrize("path", FILES)
+def test_each_format_is_read_as_from_a_local_file(
+    site: WebSite, path: str, knows_ranges: bool
+) -> None:
+    content, texts = FILES[path]
+    site.knows_ranges = knows_ranges
+    quoted = path.replace(" ", "%20").replace("\u0259", "%C9%99")
+    site.files = {path: content, quoted: content}
+    assert read(f"{site.url}{path}") == texts
+
+
+@pytest.mark.parametrize("query", ["?download=true", "?raw=true", "?dl=1&x=a/b.pdf", "#page"])
+def test_the_ending_is_that_of_the_path(site: WebSite, query: str) -> None:
+    site.files = {"/a.txt.gz": gzip.compress(PLAIN)}
+    assert read(f"{site.url}/a.txt.gz{query}") == TEXTS
+
+
+def test_a_name_from_the_headers_or_the_type(site: WebSite) -> None:
+    site.files = {"/download/123": CSV, "/raw": PLAIN}
+    site.headers = {"Content-Disposition": 'attachment; filename="kitab.csv"'}
+    assert read(f"{site.url}/download/123") == ["bir", "iki"]
+    site.headers = {"Content-Type": "text/plain; charset=utf-8"}
+    assert read(f"{site.url}/raw") == TEXTS
+
+
+def test_a_redirect_is_followed(site: WebSite) -> None:
+    site.files = {"/real/a.txt": PLAIN}
+    site.redirects = {"/resolve": "/real/a.txt", "/old.txt": "/real/a.txt"}
+    assert read(f"{site.url}/resolve") == TEXTS
+    assert read(f"{site.url}/old.txt") == TEXTS
+
+
+def test_a_broken_download_continues_where_it_broke(site: WebSite) -> None:
+    site.files = {"/a.txt": LONG}
+    site.breaks_after = [100_000, 50_000]
+    assert len(read(f"{site.url}/a.txt")) == 3000
+    ranges = [wanted for _, wanted in site.requests]
+    assert ranges == [None, "bytes=100000-", "bytes=150000-"]
+    assert site.sent == len(LONG)
+
+
+def test_without_ranges_a_broken_download_starts_again(site: WebSite) -> None:
+    site.files = {"/a.txt": LONG}
+    site.knows_ranges = False
+    site.breaks_after = [100_000]
+    assert len(read(f"{site.url}/a.txt")) == 3000
+    assert site.sent == len(LONG) + 100_000
+
+
+def test_a_later_process_continues_a_download(site: WebSite) -> None:
+    site.files = {"/a.txt": LONG}
+    site.breaks_after = [100_000, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="after 100,000 of"):
+        read(f"{site.url}/a.txt")
+    assert len(read(f"{site.url}/a.txt")) == 3000
+    assert site.sent == len(LONG)
+
+
+@pytest.mark.parametrize("has_tags", [True, False])
+def test_a_file_that_changes_meanwhile_is_downloaded_again(site: WebSite, has_tags: bool) -> None:
+    site.has_tags = has_tags
+    site.files = {"/a.txt": LONG}
+    site.breaks_after = [100_000, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="could not be reached"):
+        read(f"{site.url}/a.txt")
+    texts = make_texts(4000, seed=1)
+    site.files = {"/a.txt": "\n\n".join(texts).encode("utf-8")}
+    assert read(f"{site.url}/a.txt") == texts
+
+
+def test_temporary_failures_are_tried_again(
+    site: WebSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.files = {"/a.txt": PLAIN}
+    site.failures = [503, 429]
+    assert read(f"{site.url}/a.txt") == TEXTS
+    assert caplog.text.count("trying again") == 2
+
+
+@pytest.mark.parametrize("code", [404, 403, 410])
+def test_a_lasting_failure_ends_it_at_once(site: WebSite, code: int) -> None:
+    site.failures = [code] * 9
+    with pytest.raises(ValueError, match=rf"{site.url}/a\.txt: could not be reached \(HTTP {code}"):
+        read(f"{site.url}/a.txt")
+    assert len(site.requests) == 1
+
+
+def test_less_than_announced_is_an_error(site: WebSite) -> None:
+    site.files = {"/a.txt": PLAIN}
+    site.extra_length = 10
+    with pytest.raises(ValueError, match=r"broke after \d+ of \d+ bytes"):
+        read(f"{site.url}/a.txt")
+
+
+def test_the_cache_is_used_until_the_file_changes(site: WebSite) -> None:
+    site.files = {"/a.txt": PLAIN}
+    url = f"{site.url}/a.txt"
+    config = DataConfig(path=url)
+    first = prepared_folder(config)
+    assert read(url) == TEXTS
+    assert prepared_folder(config) == first
+    assert site.sent == len(PLAIN)
+    site.files = {"/a.txt": "\n\n".join(reversed(TEXTS)).encode()}
+    assert prepared_folder(config) != first
+    assert read(url) == TEXTS[::-1]
+
+
+def test_without_tags_the_length_decides(site: WebSite) -> None:
+    site.files = {"/a.txt": PLAIN}
+    site.has_tags = False
+    before = stamps([f"{site.url}/a.txt"], "data.path")
+    assert stamps([f"{site.url}/a.txt"], "data.path") == before
+    site.files = {"/a.txt": PLAIN + b"."}
+    assert stamps([f"{site.url}/a.txt"], "data.path") != before
+
+
+def test_without_a_connection_the_copy_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    with WebSite({"/a.txt": PLAIN}).running() as site:
+        url = f"{site.url}/a.txt"
+        assert read(url) == TEXTS
+    assert read(url) == TEXTS
+    assert "using the copy from before" in caplog.text
+
+
+def test_a_web_page_is_refused(site: WebSite) -> None:
+    site.files = {"/a.txt": b"<!DOCTYPE html><html><p>salam</html>", "/view": b" <html>x</html>"}
+    for path in ("/a.txt", "/view"):
+        with pytest.raises(ValueError, match="a web page, not the text itself"):
+            read(f"{site.url}{path}")
+
+
+def test_a_password_is_sent_and_not_shown(site: WebSite) -> None:
+    site.files = {"/a.txt": PLAIN}
+    url = site.url.replace("//", "//ad:gizli@")
+    assert read(f"{url}/a.txt") == TEXTS
+    with pytest.raises(ValueError) as caught:
+        read(f"{url}/b.txt")
+    assert "gizli" not in str(caught.value)
+
+
+def test_no_half_file_is_left_in_place(site: WebSite, cache: Path) -> None:
+    site.files = {"/a.txt": LONG}
+    site.breaks_after = [1000, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="could not be reached"):
+        read(f"{site.url}/a.txt")
+    assert not list(cache.rglob("a.txt"))

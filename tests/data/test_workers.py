@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from azllm_lightning.data.workers import Workers
+
+
+def square(number: int) -> tuple[int, int]:
+    if number == 13:
+        raise ValueError("thirteen")
+    time.sleep(0.02 * (number % 3 == 0))  # the results are not ready in order
+    return number * number, os.getpid()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_results_come_in_order(count: int) -> None:
+    with Workers(count) as workers:
+        found = list(workers.map(square, range(12)))
+        assert [value for value, _ in found] == [n * n for n in range(12)]
+        assert (os.getpid() in {pid for _, pid in found}) == (count == 1)
+        again = list(workers.map(square, range(5)))
+        assert len({pid for _, pid in found + again}) <= count  # the same processes
+
+
+@pytest.mark.parametrize("items", [0, 1])
+def test_no_process_is_started_for_one_item(items: int) -> None:
+    with Workers(2) as workers:
+        assert [pid for _, pid in workers.map(square, range(items))] == [os.getpid()] * items
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_comes_at_its_turn(count: int) -> None:
+    with Workers(count) as workers:
+        results = workers.map(square, range(10, 20))
+        assert [next(results)[0] for _ in range(3)] == [100, 121, 144]
+        with pytest.raises(ValueError, match="thirteen"):
+            next(results)
+
+
+def test_few_items_are_taken_ahead() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(100, 200):
+            taken.append(number)
+            yield number
+
+    with Workers(2) as workers:
+        for done, _ in enumerate(workers.map(square, items()), 1):
+            assert len(taken) <= done + 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+def test_workers_end_when_their_parent_is_killed() -> None:
+    code = (
+        "import os, time\n"
+        "from azllm_lightning.data.workers import Workers\n"
+        "def pid(_): return os.getpid()\n"
+        "with Workers(2) as workers:\n"
+        "    print(*set(workers.map(pid, range(40))), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = list(map(int, process.stdout.readline().split()))
+    assert pids
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline, "the workers are still there"
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:  # a zombie that nobody has waited for is dead
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return sys.platform != "linux"

@@ -43,6 +43,7 @@ _TO_CYRILLIC = str.maketrans(
     }
 )
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
+_GARBLED = ("É™", "É\x99", "Ã¶", "Ã¼", "Ã§")  # ə, ö, ü, ç
 # On a line of its own, at the edge of a line, or between two texts without a space: there it ends
 # a document. Within a line, with a space or a quotation mark next to it, a text writes about it.
 _MARKER = re.compile(
@@ -113,6 +114,11 @@ def is_mostly_cyrillic(text: str) -> bool:
     start = text[:1000]
     found = len(_CYRILLIC.findall(start))
     return found > 0 and 2 * found >= sum(map(str.isalpha, start))
+
+
+def is_garbled(text: str) -> bool:
+    """Whether a raw text seems to be UTF-8 that was read in a Western encoding, and saved again."""
+    return any(letter in text for letter in _GARBLED)
 
 
 def split_at_markers(text: str) -> list[str]:

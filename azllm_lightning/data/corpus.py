@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.cleaning import EOT, clean, cut, is_mostly_cyrillic, split_at_markers
+from azllm_lightning.data.cleaning import (
+    EOT,
+    clean,
+    cut,
+    is_garbled,
+    is_mostly_cyrillic,
+    split_at_markers,
+)
 from azllm_lightning.data.files import Found, TextFile, check_contents, search
 from azllm_lightning.data.records import read_records
 from azllm_lightning.data.rows import NoTextError
@@ -114,6 +121,11 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "look-alike letters replaced in {count:,} word",
             "look-alike letters replaced in {count:,} words",
             counts.get("mended_words", 0),
+        ),
+        "garbled_documents": trn(
+            "{count:,} document with letters garbled by a wrong encoding (ə as É™)",
+            "{count:,} documents with letters garbled by a wrong encoding (ə as É™)",
+            counts.get("garbled_documents", 0),
         ),
         "cyrillic_documents": trn(
             "{count:,} document in Cyrillic kept",
@@ -220,6 +232,8 @@ def _unique(
 def _pieces(text: str, config: DataConfig, counts: Counter[str]) -> list[str]:
     """The clean documents that `text` is made of."""
     found = []
+    if is_garbled(text):
+        counts["garbled_documents"] += 1
     documents = split_at_markers(clean(text, counts))
     if len(documents) > 1:
         counts["end_markers"] += len(documents) - 1

@@ -11,12 +11,6 @@ from typing import Any
 
 import pytest
 
-# A shell's background jobs and nohup leave these ignored, and a run respects that.
-for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-    number = getattr(signal, name, None)
-    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
-
 # Before torch is imported: tests run in parallel, and so do their subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -28,6 +22,12 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.disk.lock import Lock
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
+
+# A shell's background jobs and nohup leave these ignored, and a run respects that.
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 TINY = {
     "data": "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1",

@@ -262,3 +262,45 @@ def test_a_task_of_datatrove_is_killed_and_the_same_script_finishes(
     assert second.returncode == 0, second.stderr
     assert "Skipping 2 already completed tasks" in second.stderr
     assert contents(tmp_path / "data") == expected
+
+
+FAKE_SLURM = {
+    "sbatch": """#!/usr/bin/env bash
+# runs each task of the array at once; prints the number of the job as the real one does
+script="${@: -1}"
+export SLURM_NODELIST=localhost
+for argument in "$@"; do case "$argument" in --export=*) export "${argument##*,}";; esac; done
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for task in $(seq 0 "${last:-0}"); do
+  [ -n "$last" ] && export SLURM_ARRAY_TASK_ID=$task
+  bash "$script" >>slurm.log 2>&1 || exit 1
+done
+echo "Submitted batch job 7"
+""",
+    "scontrol": "#!/usr/bin/env bash\necho localhost\n",
+    "srun": """#!/usr/bin/env bash
+while [ "${1#-}" != "$1" ]; do [ "$1" = -n ] && shift; shift; done
+exec "$@"
+""",
+}
+
+
+@pytest.mark.slow
+def test_the_jobs_of_slurm_give_the_same_files(
+    config: DataConfig, script: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, content in FAKE_SLURM.items():
+        (tmp_path / "bin" / name).write_text(content, encoding="utf-8")
+        (tmp_path / "bin" / name).chmod(0o755)
+    folders = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    done = subprocess.run(
+        [*script, "slurm"],
+        env={**os.environ, "PATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    slurm_log = Path("slurm.log").read_text("utf-8") if Path("slurm.log").exists() else ""
+    assert done.returncode == 0, done.stderr + slurm_log
+    assert contents(tmp_path / "data") == contents_of_prepare(config, tmp_path), slurm_log

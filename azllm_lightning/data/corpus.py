@@ -223,6 +223,11 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "look-alike letters replaced in {count:,} words",
             counts.get("mended_words", 0),
         ),
+        "garbled_documents": trn(
+            "{count:,} document with letters garbled by a wrong encoding (ə as É™)",
+            "{count:,} documents with letters garbled by a wrong encoding (ə as É™)",
+            counts.get("garbled_documents", 0),
+        ),
         "cyrillic_documents": trn(
             "{count:,} document in Cyrillic kept",
             "{count:,} documents in Cyrillic kept",

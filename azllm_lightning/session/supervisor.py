@@ -28,6 +28,7 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.outcome import Outcome, resume_command
 from azllm_lightning.session.resolve import Located
+from azllm_lightning.training.batch import check_devices
 from azllm_lightning.training.stopping import SIGNALS, signal_name
 
 WORKER = "azllm_lightning.session.worker"
@@ -123,6 +124,7 @@ def supervise(config: RunConfig, located: Located, count: int) -> Path:
 
     Raises what `train` raises in a single process. If a process was killed, that is Resumable.
     """
+    check_devices(located.config.trainer, count)  # before the processes start
     notes = {"started": str(time.time())}
     attempt = 0
     while True:

@@ -66,6 +66,14 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
     return share // micro
 
 
+def check_devices(config: TrainerConfig, devices: int) -> None:
+    """Raise ValueError if a step cannot be divided among `devices`."""
+    if isinstance(config.micro_batch_size, int):
+        accumulation(config, devices)
+    else:
+        _sequences_per_device(config, devices)
+
+
 def divides_a_step(config: TrainerConfig, devices: int) -> bool:
     """Whether each of `devices` takes a whole number of micro-batches per step."""
     micro = config.micro_batch_size

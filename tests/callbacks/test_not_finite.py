@@ -40,7 +40,13 @@ def spoiled(curve: list[Row], places: range, value: float) -> list[Row]:
 
 
 @pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("name", ["TALES", "CORPUS", "STEEP", "STUCK", "MEMORISING"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("TALES", "STEEP", "STUCK"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("CORPUS", "MEMORISING")),
+    ],
+)
 def test_such_validations_are_no_evidence(
     name: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

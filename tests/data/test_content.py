@@ -241,7 +241,7 @@ def test_pipes_devices_and_sockets_are_refused_at_once(
     write(tmp_path / "b.txt", "bir")
     with socket.socket(socket.AF_UNIX) as listener, caplog.at_level(logging.INFO):
         listener.bind("c.txt")
-        for path, kind in (("a.txt", "pipe"), ("c.txt", "socket"), ("/dev/zero", "device")):
+        for path, kind in (("a.txt", "pipe"), ("c.txt", "socket"), ("/dev/zero", "device file")):
             with pytest.raises(ValueError, match=f"a {kind}, which cannot be read more than once"):
                 read(path)
         assert read(tmp_path) == ["bir"]

@@ -30,6 +30,7 @@ from azllm_lightning.data.blocks import (
     write_block,
 )
 from azllm_lightning.data.corpus import (
+    LineCensus,
     Selection,
     describe_cleaning,
     is_validation,
@@ -37,7 +38,9 @@ from azllm_lightning.data.corpus import (
     streams,
 )
 from azllm_lightning.data.encoding import Encoder
+from azllm_lightning.data.filters import measured, with_lines, without_repeated_lines
 from azllm_lightning.data.progress import Progress
+from azllm_lightning.data.removed import REMOVED, FrequentLines, add_lines, write_removed
 from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, ShardWriter, Span, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.workers import Workers, num_cores
@@ -45,6 +48,7 @@ from azllm_lightning.data.workers import Workers, num_cores
 log = logging.getLogger(__name__)
 
 _WORK = "work"
+_FILTERED = ".filtered.npz"
 
 
 class Part(NamedTuple):
@@ -77,17 +81,23 @@ def build(config: DataConfig, folder: Path, made_from: dict[str, Any]) -> None:
     work = folder / _WORK
     work.mkdir(exist_ok=True)
     with Workers(config.prepare_workers or num_cores()) as workers:
-        parts, text_bytes, counts = _read(config, work, workers)
+        lines = _count_lines(config, work, workers)
+        parts, text_bytes, selection = _read(config, work, workers, lines)
         tokenizer = _tokenizer(config, folder, parts, text_bytes["train"])
         segments = _tokenize(folder, tokenizer, parts, text_bytes.total(), workers)
     splits, spans = _write_shards(folder, parts, segments)
+    if config.has_filters:
+        write_removed(folder / REMOVED, selection.removals, [part.path for part in parts])
+        if lines is not None:
+            unfiltered = [_with_all_lines(part.path) for part in parts]
+            add_lines(folder / REMOVED, _frequent_lines(lines), unfiltered)
     Manifest(
         version=VERSION,
         tokenizer=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         splits=splits,
         spans=tuple(spans),
-        cleaning=dict(counts),
+        cleaning=dict(selection.counts),
         made_from=made_from,
     ).write(folder)
     shutil.rmtree(work)
@@ -97,16 +107,19 @@ def build(config: DataConfig, folder: Path, made_from: dict[str, Any]) -> None:
 
 
 def _read(
-    config: DataConfig, work: Path, workers: Workers
-) -> tuple[list[Part], Counter[str], Counter[str]]:
-    """Read, clean and select; returns the parts, their bytes per split, and what was dropped."""
-    selection = Selection(config.source_field)
+    config: DataConfig, work: Path, workers: Workers, lines: Path | None
+) -> tuple[list[Part], Counter[str], Selection]:
+    """Read, clean and select; returns the parts, their bytes per split, and the selection.
+
+    `lines` is the file of the lines to remove.
+    """
+    selection = Selection(config)
     parts: list[Part] = []
     text_bytes: Counter[str] = Counter()
     with Progress(tr("reading text")) as progress:
         for number, stream in enumerate(streams(config)):
             selection.start(stream)
-            for path, block in _clean_blocks(config, number, work, workers):
+            for path, block in _filtered_blocks(config, number, work, workers, lines):
                 kept = selection.keep(block)
                 validation = is_validation(block, stream, config)
                 chosen = {"train": kept & ~validation, "val": kept & validation}
@@ -120,7 +133,68 @@ def _read(
     summary = [trn("{count:,} document", "{count:,} documents", count)]
     summary += describe_cleaning(selection.counts)
     log.info(tr("text read: {summary}", summary=", ".join(summary)))
-    return parts, text_bytes, selection.counts
+    return parts, text_bytes, selection
+
+
+def _count_lines(config: DataConfig, work: Path, workers: Workers) -> Path | None:
+    """The file of the lines that data.repeated_lines removes; None if it is off."""
+    if config.repeated_lines is None:
+        return None
+    path = work / "lines.npz"
+    if read_arrays(path, FrequentLines._fields) is not None:
+        return path
+    census = LineCensus(config)
+    with Progress(tr("counting lines")) as progress:
+        for number, _ in enumerate(streams(config)):
+            for _, block in _clean_blocks(config, number, work, workers):
+                census.add(block)
+                progress.add(int(block.sizes.sum()))
+                if census.is_full:
+                    break
+            census.end_stream()
+    write_arrays(path, {}, census.frequent._asdict())
+    return path
+
+
+def _frequent_lines(path: Path) -> FrequentLines:
+    content = read_arrays(path, FrequentLines._fields)
+    assert content is not None
+    return FrequentLines(**content[1])
+
+
+def _filtered_blocks(
+    config: DataConfig, stream: int, work: Path, workers: Workers, lines: Path | None
+) -> Iterator[tuple[Path, CleanBlock]]:
+    """The blocks of a stream as `_clean_blocks`, without the lines of the file `lines`."""
+    blocks = _clean_blocks(config, stream, work, workers)
+    if lines is None:
+        yield from blocks
+        return
+    paths = (path for path, _ in blocks)
+    yield from workers.map(partial(_remove_lines, config, str(lines)), paths)
+
+
+def _remove_lines(config: DataConfig, lines: str, path: Path) -> tuple[Path, CleanBlock]:
+    """Write a block without its repeated lines to another file, unless that exists."""
+    filtered = path.with_suffix(_FILTERED)
+    block = read_block(filtered, with_text=False)
+    if block is None:
+        complete = read_block(path)
+        assert complete is not None
+        block = measured(without_repeated_lines(complete, _dropped(lines)), config)
+        block = replace(block, lines=block.lines[:0], line_counts=block.line_counts[:0])
+        write_block(block, filtered)
+    return filtered, replace(block, text=block.text[:0])
+
+
+@lru_cache(maxsize=1)
+def _dropped(lines: str) -> frozenset[int]:
+    return frozenset(_frequent_lines(Path(lines)).digests.tolist())
+
+
+def _with_all_lines(filtered: Path) -> Path:
+    """The file that `_remove_lines` made `filtered` from."""
+    return filtered.with_name(filtered.name.removesuffix(_FILTERED) + ".npz")
 
 
 def _clean_blocks(
@@ -137,17 +211,19 @@ def _clean_blocks(
         first += 1
     raw = raw_blocks(config, position)
     tasks = ((_block_path(work, stream, number), block) for number, block in enumerate(raw, first))
-    yield from workers.map(partial(_clean, config.max_document_bytes), tasks)
+    yield from workers.map(partial(_clean, config), tasks)
 
 
 def _block_path(work: Path, stream: int, number: int) -> Path:
     return work / f"{stream}_{number:06d}.npz"
 
 
-def _clean(max_document_bytes: int, task: tuple[Path, RawBlock]) -> tuple[Path, CleanBlock]:
+def _clean(config: DataConfig, task: tuple[Path, RawBlock]) -> tuple[Path, CleanBlock]:
     """Clean a block and write it to its file; returns it without its text."""
     path, raw = task
-    block = clean_block(raw, max_document_bytes)
+    block = clean_block(raw, config.max_document_bytes)
+    # Documents are judged without the lines that will be removed.
+    block = measured(block, config) if config.repeated_lines is None else with_lines(block)
     write_block(block, path)
     return path, replace(block, text=block.text[:0])
 

@@ -21,6 +21,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.building import build
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.files import stamps
+from azllm_lightning.data.filters import versions
 from azllm_lightning.data.shards import (
     MANIFEST,
     VERSION,
@@ -102,7 +103,7 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
     for path in sorted(cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
-            same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
+            same = _made_from(manifest, settings) == settings
             if same and manifest.fingerprint == fingerprint:
                 return replace(config, dir=str(path.parent))
     return config
@@ -112,11 +113,18 @@ def _content_settings(config: DataConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in _NOT_CONTENT}
 
 
+def _made_from(manifest: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `manifest` was made from, with what it does not know of `settings` at its default."""
+    defaults = _content_settings(DataConfig())
+    return {key: manifest.made_from.get(key, defaults[key]) for key in settings}
+
+
 def _key(config: DataConfig) -> str:
     """A folder name that changes whenever the content would."""
     ingredients: list[Any] = [VERSION, CLEANING_VERSION, _content_settings(config)]
     if config.tokenizer is not None:
         ingredients.append(Tokenizer.from_file(config.tokenizer).fingerprint)
+    ingredients += versions(config)
     if config.name == "tales":
         ingredients.append(_tales_digests())
     ingredients.append(
@@ -242,7 +250,8 @@ def _report_superseded(folder: Path) -> None:
 
 def _warn_about_differences(config: DataConfig, folder: Path) -> None:
     """Warn if settings that decide the content differ from those data.dir was prepared with."""
-    stored = Manifest.read(folder).made_from
+    settings = _content_settings(config)
+    stored = _made_from(Manifest.read(folder), settings)
     ignored = [
         tr(
             "data.{key}={value} (prepared with {stored})",
@@ -250,8 +259,8 @@ def _warn_about_differences(config: DataConfig, folder: Path) -> None:
             value=value,
             stored=stored[key],
         )
-        for key, value in _content_settings(config).items()
-        if value is not None and key in stored and stored[key] != value
+        for key, value in settings.items()
+        if value is not None and stored[key] != value
     ]
     if ignored:
         log.warning(

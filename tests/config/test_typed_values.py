@@ -279,7 +279,7 @@ def test_every_text_key_is_a_text() -> None:
     chosen = (
         "lang format quant data.txt_documents data.on_bad_utf8 trainer.precision optimizer.name"
     )
-    chosen += " trainer.devices schedule.name"
+    chosen += " trainer.devices schedule.name data.languages"
     texts -= {"overrides", "callbacks.custom", "logger.custom"}
     assert texts - TEXT_KEYS == set(chosen.split())
 

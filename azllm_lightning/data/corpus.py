@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -186,7 +187,7 @@ class Selection:
         self._index: SignatureIndex | None = None
         if config.near_duplicates is not None:
             self._index = SignatureIndex(config.near_duplicates)
-        self._indexed: list[Place] = []
+        self._indexed = array("q")  # block and document of each signature, alternately
         self._blocks = 0
         self.removals: list[Removal] = []
         self._names: set[str] = set()
@@ -257,11 +258,12 @@ class Selection:
         if self._index is not None:
             similar = self._index.find(block.signatures[index])
             if similar is not None:
-                original = self._indexed[similar.number]
+                at = 2 * similar.number
+                original = Place(*self._indexed[at : at + 2])
                 removal = Removal(place, similar=original, similarity=similar.similarity)
                 return self._remove("near_duplicates", removal)
             self._index.add(block.signatures[index])
-            self._indexed.append(place)
+            self._indexed.extend(place)
         return None
 
     def _remove(self, reason: str, removal: Removal) -> str:

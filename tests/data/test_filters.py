@@ -18,7 +18,9 @@ from sentences import AZERBAIJANI, OTHERS, TURKISH
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data import building
+from azllm_lightning.data.blocks import Position, RawBlock, clean_block
 from azllm_lightning.data.corpus import documents
+from azllm_lightning.data.filters import without_repeated_lines
 from azllm_lightning.data.languages import other_languages
 from azllm_lightning.data.near_duplicates import SignatureIndex, shingles, signatures
 from azllm_lightning.data.pipeline import prepare, prepared_folder
@@ -106,6 +108,16 @@ def test_more_signatures_than_the_index_has_room_for_at_first() -> None:
     ]
 
 
+def test_a_shared_band_is_not_enough() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 2**32, 128, np.uint32)
+    other = np.concatenate([first[:90], rng.integers(0, 2**32, 38, np.uint32)])
+    for threshold, expected in ((0.9, None), (0.7, (0, 90 / 128))):
+        index = SignatureIndex(threshold)
+        index.add(first)
+        assert index.find(other) == expected
+
+
 def test_validation_text_is_kept_out_of_training_in_other_words_too(tmp_path: Path) -> None:
     pytest.importorskip("rensa")
     text = " ".join(make_texts(5))
@@ -180,6 +192,23 @@ def test_copies_of_a_document_do_not_make_its_lines_repeated(tmp_path: Path) -> 
     path.write_text("Şeirin sətri\nikinci sətri\n\n" * 5 + "Başqa mətn.", encoding="utf-8")
     found = documents(DataConfig(path=str(path), repeated_lines=2))
     assert [each.text for each in found] == ["Şeirin sətri\nikinci sətri", "Başqa mətn."]
+
+
+def test_a_block_without_lines_knows_its_texts_and_sources() -> None:
+    texts = [RIGHTS, f"Bir.\n{RIGHTS}", "İki.", f"{RIGHTS}\n{RIGHTS}", "Üç."]
+    raw = RawBlock(texts, ["a", "b", "a", "b", "c"], Position(), is_last=True)
+    block = without_repeated_lines(clean_block(raw, 1000), {line_digest(RIGHTS)})
+    assert [block.document(index) for index in range(3)] == ["Bir.", "İki.", "Üç."]
+    assert [block.names[source] for source in block.sources] == ["b", "a", "c"]
+    assert block.pieces.tolist() == [0, 1, 1, 0, 1]
+    removed = {number: counts.get("repeated_lines") for number, counts in block.counts.items()}
+    assert removed == {"0": 1, "1": 1, "3": 2}
+    assert (
+        block.digests.tobytes()
+        == clean_block(
+            RawBlock(["Bir.", "İki.", "Üç."], ["a"] * 3, Position(), is_last=True), 1000
+        ).digests.tobytes()
+    )
 
 
 # All of them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import sys
@@ -61,9 +62,10 @@ def _piped_prompt() -> str:
     """What standard input has, without its last line break; "" where it is empty or closed."""
     if sys.stdin is None:
         return ""
-    mode = os.fstat(sys.stdin.fileno()).st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # whoever waits for its end should know
-        print(tr("reading the prompt from standard input"), file=sys.stderr)
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not a file of the system
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # whoever waits for its end should know
+            print(tr("reading the prompt from standard input"), file=sys.stderr)
     text = sys.stdin.buffer.read().decode("utf-8-sig", errors="replace")
     return text.replace("\r\n", "\n").removesuffix("\n")
 

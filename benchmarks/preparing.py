@@ -60,7 +60,7 @@ def measure(path: Path, processes: int, tokenizer_path: Path) -> None:
     from azllm_lightning.data.tokenizer import Tokenizer
 
     seconds: dict[str, float] = {}
-    for stage in ("_read", "_tokenize", "_write_shards"):
+    for stage in ("select", "tokenize", "write_shards"):
         setattr(building, stage, timed(stage, getattr(building, stage), seconds))
     config = DataConfig(path=str(path), tokenizer=str(tokenizer_path), prepare_workers=processes)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -78,9 +78,9 @@ def measure(path: Path, processes: int, tokenizer_path: Path) -> None:
     library /= time.perf_counter() - started
     print(
         f"{path.suffix[1:]:<8}{processes} processes: {megabytes:.0f} MB, "
-        f"reading {megabytes / seconds['_read']:.1f} MB/s, "
-        f"tokenizing {megabytes / seconds['_tokenize']:.1f}, "
-        f"writing {megabytes / seconds['_write_shards']:.0f}, all {megabytes / total:.1f}; "
+        f"reading {megabytes / seconds['select']:.1f} MB/s, "
+        f"tokenizing {megabytes / seconds['tokenize']:.1f}, "
+        f"writing {megabytes / seconds['write_shards']:.0f}, all {megabytes / total:.1f}; "
         f"peak {own:.0f} MB + {worker:.0f} MB per worker; "
         f"the library alone {library:.2f} MB/s per core",
         flush=True,

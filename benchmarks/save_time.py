@@ -35,7 +35,7 @@ def state(gigabytes: float) -> dict[str, object]:
     size = round(gigabytes * 1e9 / 4 / 3 / LAYERS)
     tensors = {
         part: {f"layer_{i}": torch.randn(size) for i in range(LAYERS)}
-        for part in ("weights", "first", "second")
+        for part in ("state_dict", "first", "second")
     }
     return {"azllm": {"format": 1}, **tensors}
 

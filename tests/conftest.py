@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +14,20 @@ import pytest
 # Before torch is imported: tests run in parallel, and so do their subprocesses.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import filelock
 import torch
 from training_runs import Probe, Uninterrupted
 
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.disk.lock import Lock
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
+
+# A shell's background jobs and nohup leave these ignored, and a run respects that.
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 TINY = {
     "data": "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1",
@@ -189,7 +197,11 @@ def trained(shared_folder: Path) -> Path:
     from azllm_lightning.train import train
 
     folder = shared_folder / "trained"
-    with filelock.FileLock(shared_folder / "trained.lock"), pytest.MonkeyPatch.context() as patch:
+    lock = Lock(shared_folder / "trained.lock")
+    lock.wait("another worker trains the tiny run")
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         if not folder.exists():
             unfinished = shared_folder / "unfinished"
             unfinished.mkdir()

@@ -41,6 +41,7 @@ WRITERS = {
     "data/shards.py": "files in that new folder",
     "data/blocks.py": "files in that new folder",
     "data/building.py": "files in that new folder",
+    "data/cluster.py": "a hidden folder that it made, next to the new one",
     "data/tokenizer.py": "tokenizer.json in a new folder, or where the caller says",
     "data/cache.py": "files of the cache",
     "data/downloads.py": "files of the cache",

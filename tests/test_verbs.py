@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -69,6 +70,11 @@ def test_a_text_ends_before_a_stop_string(
     assert settings(r"stop=[a,\n\n]").stops == ["a", "\n\n"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+
+
 def test_at_a_terminal_one_prompt_follows_the_other(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,8 +98,10 @@ def test_at_a_terminal_one_prompt_follows_the_other(
 
     monkeypatch.setattr("builtins.input", gone)
     generate(settings())
-    monkeypatch.setattr(sys, "stdin", type("Pipe", (), {"isatty": lambda self: False})())
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Bakı küləyi\n".encode())))
     generate(settings())
+    assert capsys.readouterr().out.startswith("Bakı küləyi")
 
 
 def test_the_checkpoint_that_is_named(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from azllm_lightning.data.cleaning import EOT, clean, cut, is_mostly_cyrillic, split_at_markers
+from azllm_lightning.data.cleaning import (
+    EOT,
+    clean,
+    cut,
+    is_garbled,
+    is_mostly_cyrillic,
+    split_at_markers,
+)
 
 BLOCK_CHARS = 1 << 22
 """A block has this many characters or slightly more."""
@@ -130,6 +137,8 @@ def with_documents(block: CleanBlock, texts: Iterable[str]) -> CleanBlock:
 def _documents(text: str, max_bytes: int, counts: Counter[str]) -> list[str]:
     """The clean documents that `text` is made of."""
     found: list[str] = []
+    if is_garbled(text):
+        counts["garbled_documents"] += 1
     documents = split_at_markers(clean(text, counts))
     if len(documents) > 1:
         counts["end_markers"] += len(documents) - 1

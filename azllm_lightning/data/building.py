@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from azllm_lightning.data.corpus import (
 from azllm_lightning.data.encoding import Encoder
 from azllm_lightning.data.filters import measured, with_lines, without_repeated_lines
 from azllm_lightning.data.progress import Progress
-from azllm_lightning.data.removed import REMOVED, FrequentLines, add_lines, write_removed
+from azllm_lightning.data.removed import REMOVED, FrequentLines, Removal, add_lines, write_removed
 from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, ShardWriter, Span, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.workers import Workers, num_cores
@@ -63,6 +63,15 @@ class Part(NamedTuple):
         return self.path.with_suffix(".tokens.npz")
 
 
+class Selected(NamedTuple):
+    """The parts of the text, their bytes per split, and what was dropped or repaired."""
+
+    parts: list[Part]
+    text_bytes: Counter[str]
+    counts: Counter[str]
+    removals: Sequence[Removal] = ()
+
+
 class Segment(NamedTuple):
     """Consecutive tokens in the file of a part: the array `name`."""
 
@@ -82,36 +91,26 @@ def build(config: DataConfig, folder: Path, made_from: dict[str, Any]) -> None:
     work.mkdir(exist_ok=True)
     with Workers(config.prepare_workers or num_cores()) as workers:
         lines = _count_lines(config, work, workers)
-        parts, text_bytes, selection = _read(config, work, workers, lines)
-        tokenizer = _tokenizer(config, folder, parts, text_bytes["train"])
-        segments = _tokenize(folder, tokenizer, parts, text_bytes.total(), workers)
-    splits, spans = _write_shards(folder, parts, segments)
+        selected = select(
+            config, lambda stream: _filtered_blocks(config, stream, work, workers, lines)
+        )
+        tokenizer = make_tokenizer(config, folder, selected)
+        segments = tokenize(folder, tokenizer, selected, workers)
     if config.has_filters:
-        write_removed(folder / REMOVED, selection.removals, [part.path for part in parts])
-        if lines is not None:
-            unfiltered = [_with_all_lines(part.path) for part in parts]
-            add_lines(folder / REMOVED, _frequent_lines(lines), unfiltered)
-    Manifest(
-        version=VERSION,
-        tokenizer=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        splits=splits,
-        spans=tuple(spans),
-        cleaning=dict(selection.counts),
-        made_from=made_from,
-    ).write(folder)
+        list_removed(folder, selected, lines)
+    write_shards(folder, tokenizer, selected, segments, made_from)
     shutil.rmtree(work)
 
 
 # Reading
 
 
-def _read(
-    config: DataConfig, work: Path, workers: Workers, lines: Path | None
-) -> tuple[list[Part], Counter[str], Selection]:
-    """Read, clean and select; returns the parts, their bytes per split, and the selection.
+def select(
+    config: DataConfig, blocks_of: Callable[[int], Iterator[tuple[Path, CleanBlock]]]
+) -> Selected:
+    """Choose what is kept of the blocks, and their files, that `blocks_of` returns for a stream.
 
-    `lines` is the file of the lines to remove.
+    The result does not depend on where blocks begin and end.
     """
     selection = Selection(config)
     parts: list[Part] = []
@@ -119,7 +118,7 @@ def _read(
     with Progress(tr("reading text")) as progress:
         for number, stream in enumerate(streams(config)):
             selection.start(stream)
-            for path, block in _filtered_blocks(config, number, work, workers, lines):
+            for path, block in blocks_of(number):
                 kept = selection.keep(block)
                 validation = is_validation(block, stream, config)
                 chosen = {"train": kept & ~validation, "val": kept & validation}
@@ -133,7 +132,7 @@ def _read(
     summary = [trn("{count:,} document", "{count:,} documents", count)]
     summary += describe_cleaning(selection.counts)
     log.info(tr("text read: {summary}", summary=", ".join(summary)))
-    return parts, text_bytes, selection
+    return Selected(parts, text_bytes, selection.counts, selection.removals)
 
 
 def _count_lines(config: DataConfig, work: Path, workers: Workers) -> Path | None:
@@ -146,7 +145,7 @@ def _count_lines(config: DataConfig, work: Path, workers: Workers) -> Path | Non
     census = LineCensus(config)
     with Progress(tr("counting lines")) as progress:
         for number, _ in enumerate(streams(config)):
-            for _, block in _clean_blocks(config, number, work, workers):
+            for _, block in clean_blocks(config, Position(number), None, work, workers):
                 census.add(block)
                 progress.add(int(block.sizes.sum()))
                 if census.is_full:
@@ -165,8 +164,8 @@ def _frequent_lines(path: Path) -> FrequentLines:
 def _filtered_blocks(
     config: DataConfig, stream: int, work: Path, workers: Workers, lines: Path | None
 ) -> Iterator[tuple[Path, CleanBlock]]:
-    """The blocks of a stream as `_clean_blocks`, without the lines of the file `lines`."""
-    blocks = _clean_blocks(config, stream, work, workers)
+    """The blocks of a stream as `clean_blocks`, without the lines of the file `lines`."""
+    blocks = clean_blocks(config, Position(stream), None, work, workers)
     if lines is None:
         yield from blocks
         return
@@ -197,11 +196,24 @@ def _with_all_lines(filtered: Path) -> Path:
     return filtered.with_name(filtered.name.removesuffix(_FILTERED) + ".npz")
 
 
-def _clean_blocks(
-    config: DataConfig, stream: int, work: Path, workers: Workers
+def list_removed(folder: Path, selected: Selected, lines: Path | None) -> None:
+    """Write removed.jsonl; `lines` is the file of the lines that were removed."""
+    paths = [part.path for part in selected.parts]
+    write_removed(folder / REMOVED, selected.removals, paths)
+    if lines is not None:
+        unfiltered = [_with_all_lines(path) for path in paths]
+        add_lines(folder / REMOVED, _frequent_lines(lines), unfiltered)
+
+
+def clean_blocks(
+    config: DataConfig, start: Position, stop: int | None, work: Path, workers: Workers
 ) -> Iterator[tuple[Path, CleanBlock]]:
-    """The blocks of a stream, without their text, and their files: first those that exist."""
-    position = Position(stream)
+    """The blocks of `raw_blocks`, clean and without their text, and their files in `work`.
+
+    Those that exist come first; the others are made.
+    """
+    stream = start.stream
+    position = start
     first = 0
     while block := read_block(path := _block_path(work, stream, first), with_text=False):
         yield path, block
@@ -209,7 +221,7 @@ def _clean_blocks(
             return
         position = block.end
         first += 1
-    raw = raw_blocks(config, position)
+    raw = raw_blocks(config, position, stop)
     tasks = ((_block_path(work, stream, number), block) for number, block in enumerate(raw, first))
     yield from workers.map(partial(_clean, config), tasks)
 
@@ -231,7 +243,7 @@ def _clean(config: DataConfig, task: tuple[Path, RawBlock]) -> tuple[Path, Clean
 # Tokenizing
 
 
-def _tokenizer(config: DataConfig, folder: Path, parts: list[Part], train_bytes: int) -> Tokenizer:
+def make_tokenizer(config: DataConfig, folder: Path, selected: Selected) -> Tokenizer:
     """The tokenizer of the data, also saved in `folder`."""
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -239,20 +251,21 @@ def _tokenizer(config: DataConfig, folder: Path, parts: list[Part], train_bytes:
     if config.tokenizer:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
-        tokenizer = _train_tokenizer(config, parts, train_bytes)
+        tokenizer = _train_tokenizer(config, selected)
     tokenizer.save(path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
     return tokenizer
 
 
-def _train_tokenizer(config: DataConfig, parts: list[Part], train_bytes: int) -> Tokenizer:
+def _train_tokenizer(config: DataConfig, selected: Selected) -> Tokenizer:
     """A tokenizer of the training text, or of an evenly spaced sample if the text is large."""
+    train_bytes = selected.text_bytes["train"]
     share = min(1.0, config.tokenizer_sample_bytes / max(1, train_bytes))
     with Progress(tr("training the tokenizer"), round(train_bytes * share)) as progress:
 
         def sample() -> Iterator[str]:
             number = 0
-            for part in parts:
+            for part in selected.parts:
                 block = read_block(part.path)
                 assert block is not None
                 for index in part.documents["train"]:
@@ -273,14 +286,14 @@ def _train_tokenizer(config: DataConfig, parts: list[Part], train_bytes: int) ->
     return tokenizer
 
 
-def _tokenize(
-    folder: Path, tokenizer: Tokenizer, parts: list[Part], total_bytes: int, workers: Workers
+def tokenize(
+    folder: Path, tokenizer: Tokenizer, selected: Selected, workers: Workers
 ) -> list[list[Segment]]:
-    """Write the tokens of each part to its file; returns what those files contain."""
+    """Write the tokens of each part to its file, unless that exists; returns what they contain."""
     encode = partial(_encode, str(folder / "tokenizer.json"), tokenizer.fingerprint)
     segments: list[list[Segment]] = []
-    with Progress(tr("tokenizing"), total_bytes) as progress:
-        for of_part in workers.map(encode, parts):
+    with Progress(tr("tokenizing"), selected.text_bytes.total()) as progress:
+        for of_part in workers.map(encode, selected.parts):
             segments.append(of_part)
             progress.add(sum(segment.text_bytes for segment in of_part))
     return segments
@@ -297,13 +310,13 @@ def _encode(tokenizer_path: str, fingerprint: str, part: Part) -> list[Segment]:
     segments: list[Segment] = []
     arrays: dict[str, np.ndarray] = {}
     for split, documents in part.documents.items():
-        for source, source_name in enumerate(block.names):
-            chosen = documents[block.sources[documents] == source]
-            if len(chosen):
-                name = f"{split}_{source}"
-                arrays[name] = encoder.encode_documents(map(block.document, chosen))
-                text_bytes = int(block.sizes[chosen].sum())
-                segments.append(Segment(split, source_name, name, len(chosen), text_bytes))
+        sources = block.sources[documents]
+        for source in dict.fromkeys(sources.tolist()):  # in an order that blocks do not change
+            chosen = documents[sources == source]
+            name = f"{split}_{source}"
+            arrays[name] = encoder.encode_documents(map(block.document, chosen))
+            text_bytes = int(block.sizes[chosen].sum())
+            segments.append(Segment(split, block.names[source], name, len(chosen), text_bytes))
     write_arrays(part.tokens_path, {"tokenizer": fingerprint, "segments": segments}, arrays)
     return segments
 
@@ -318,15 +331,21 @@ def _encoder(tokenizer_path: str, fingerprint: str) -> Encoder:
 # Writing
 
 
-def _write_shards(
-    folder: Path, parts: list[Part], segments: list[list[Segment]]
-) -> tuple[dict[str, Split], list[Span]]:
-    """Write the tokens as shards, in which the tokens of each source follow each other."""
+def write_shards(
+    folder: Path,
+    tokenizer: Tokenizer,
+    selected: Selected,
+    segments: list[list[Segment]],
+    made_from: dict[str, Any],
+) -> None:
+    """Write the tokens as shards, in which the tokens of each source are together, and describe
+    them in the manifest.
+    """
     splits: dict[str, Split] = {}
     spans: list[Span] = []
     for split in SPLITS:
         by_source: defaultdict[str, list[tuple[Path, Segment]]] = defaultdict(list)
-        for part, of_part in zip(parts, segments, strict=True):
+        for part, of_part in zip(selected.parts, segments, strict=True):
             for segment in of_part:
                 if segment.split == split:
                     by_source[segment.source].append((part.tokens_path, segment))
@@ -340,4 +359,12 @@ def _write_shards(
                     writer.write(tokens, segment.documents, segment.text_bytes)
                 spans.append(Span(source, split, start, writer.tokens))
             splits[split] = writer.close()
-    return splits, spans
+    Manifest(
+        version=VERSION,
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        splits=splits,
+        spans=tuple(spans),
+        cleaning=dict(sorted(selected.counts.items())),
+        made_from=made_from,
+    ).write(folder)

@@ -43,6 +43,7 @@ _TO_CYRILLIC = str.maketrans(
     }
 )
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
+_GARBLED = ("É™", "É\x99", "Ã¶", "Ã¼", "Ã§")  # ə, ö, ü, ç
 # On a line of its own, at the edge of a line, or between two texts without a space: there it ends
 # a document. Within a line, with a space or a quotation mark next to it, a text writes about it.
 _MARKER = re.compile(
@@ -72,7 +73,7 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
         text = text.replace("i\u0307", "i")
     # turned e, which old keyboards and fonts had in the place of ə
     text = text.replace("\u01dd", "ə").replace("\u018e", "Ə")
-    if _NEIGHBORS.search(text):
+    if _CYRILLIC.search(text) and _NEIGHBORS.search(text):  # the first is the faster
         text = _mend_words(text, counts)
     return text
 
@@ -110,9 +111,14 @@ def _in_one_script(word: str, counts: Counter[str] | None) -> str:
 
 def is_mostly_cyrillic(text: str) -> bool:
     """Whether at least half of the letters of `text` are Cyrillic, judged by its beginning."""
-    start = text[:1000]
+    start = text[:200]
     found = len(_CYRILLIC.findall(start))
     return found > 0 and 2 * found >= sum(map(str.isalpha, start))
+
+
+def is_garbled(text: str) -> bool:
+    """Whether a raw text seems to be UTF-8 that was read in a Western encoding, and saved again."""
+    return any(letter in text for letter in _GARBLED)
 
 
 def split_at_markers(text: str) -> list[str]:

@@ -340,6 +340,11 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "look-alike letters replaced in {count:,} words",
             counts.get("mended_words", 0),
         ),
+        "garbled_documents": trn(
+            "{count:,} document with letters garbled by a wrong encoding (ə as É™)",
+            "{count:,} documents with letters garbled by a wrong encoding (ə as É™)",
+            counts.get("garbled_documents", 0),
+        ),
         "cyrillic_documents": trn(
             "{count:,} document in Cyrillic kept",
             "{count:,} documents in Cyrillic kept",
@@ -349,16 +354,17 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
     return [phrase for kind, phrase in phrases.items() if counts.get(kind)]
 
 
-def raw_blocks(config: DataConfig, start: Position) -> Iterator[RawBlock]:
-    """The texts of one stream from `start` on, in blocks; the last one may be empty.
+def raw_blocks(config: DataConfig, start: Position, stop: int | None = None) -> Iterator[RawBlock]:
+    """The texts of one stream from `start` to file number `stop` (None: all), in blocks.
 
-    Raises ValueError if there is no text or it cannot be read.
+    The last block may be empty. Raises ValueError if the text cannot be read, or if all files of
+    the stream were read and have none.
     """
     texts: list[str] = []
     sources: list[str] = []
     size = 0
     end = start
-    for text, source, end in _texts(config, streams(config)[start.stream], start):
+    for text, source, end in _texts(config, streams(config)[start.stream], start, stop):
         if text is None:
             continue
         texts.append(text)
@@ -372,10 +378,28 @@ def raw_blocks(config: DataConfig, start: Position) -> Iterator[RawBlock]:
     yield RawBlock(texts, sources, end, is_last=True)
 
 
+def stream_files(stream: Stream) -> list[TextFile]:
+    """The files of `stream`, in the order in which they are read."""
+    return [file for found in search(stream.paths, stream.setting) for file in found.files]
+
+
+def no_text(stream: Stream, files: int) -> ValueError:
+    """The error that none of the files of `stream` has text."""
+    return ValueError(
+        trn(
+            "{setting}={paths}: no text in {count:,} file",
+            "{setting}={paths}: no text in {count:,} files",
+            files,
+            setting=stream.setting,
+            paths=", ".join(stream.paths),
+        )
+    )
+
+
 def _texts(
-    config: DataConfig, stream: Stream, start: Position
+    config: DataConfig, stream: Stream, start: Position, stop: int | None
 ) -> Iterator[tuple[str | None, str, Position]]:
-    """(text, source, position after it) of each text of `stream` from `start` on.
+    """(text, source, position after it) of each text of `stream` from `start` to file `stop`.
 
     The text is None where a file ends.
     """
@@ -384,10 +408,12 @@ def _texts(
         return
     places = search(stream.paths, stream.setting)
     files = [(file, found) for found in places for file in found.files]
-    check_contents([file for file, _ in files])
+    if stop is None:
+        stop = len(files)
+    check_contents([file for file, _ in files[start.file : stop]])
     before = Counter(start.counts)
     has_text = start.file > 0 or start.texts > 0
-    for index in range(start.file, len(files)):
+    for index in range(start.file, stop):
         file, found = files[index]
         file_source = file.name if len(files) <= MAX_SOURCES else config.name
         skipped = start.texts if index == start.file else 0
@@ -399,19 +425,13 @@ def _texts(
                 yield text, source or file_source, end
         before += counts
         yield None, "", Position(start.stream, index + 1, 0, dict(before))
+    if stop < len(files):
+        return
     for found in places:
         if found.skipped:
             log.warning(_summary(found))
     if not has_text:
-        raise ValueError(
-            trn(
-                "{setting}={paths}: no text in {count:,} file",
-                "{setting}={paths}: no text in {count:,} files",
-                len(files),
-                setting=stream.setting,
-                paths=", ".join(stream.paths),
-            )
-        )
+        raise no_text(stream, len(files))
 
 
 def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position]]:

@@ -27,6 +27,7 @@ _SAMPLE_LINES = 1000
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
 _ESCAPED = re.compile(r'\\(["\\])')
 _QUOTE = "\x1e"  # an escaped one, which ends no cell
+_BLANK = " \t\r\n\x1a"  # with the end of file of DOS
 _NULLS = ("\\N",)
 
 
@@ -172,14 +173,14 @@ def _rows(
         source_column = None
         if config.source_field is not None:
             source_column = _column(names, "source_field", config.source_field, address, rows)
-        rows.note_source()
+        rows.note_columns()
         start = lines.skipped + reader.line_num + 1
         for row in reader:
             if len(row) == len(names) or _trimmed(row, len(names)) == len(names):
                 text = dialect.unescaped(row[text_column])
                 source = None if source_column is None else row[source_column]
                 yield from rows.record(None if text in _NULLS else text, source or None, address)
-            elif any(cell.strip() for cell in row):
+            elif any(cell.strip(_BLANK) for cell in row):
                 raise ValueError(_wrong_width(address, start, len(row), len(names)))
             start = lines.skipped + reader.line_num + 1
     except csv.Error as error:

@@ -21,6 +21,7 @@ from typing import cast
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.progress import Progress
+from azllm_lightning.disk.lock import Lock
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +84,14 @@ def fetch(url: str) -> Download:
     A broken download continues where it broke if the server knows ranges, in a later process too.
     Without a connection, a copy from before is used. Raises ValueError if the file cannot be had.
     """
-    from filelock import FileLock
-
     folder = cache_folder() / "downloads" / blake2b(url.encode("utf-8"), digest_size=10).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    lock = Lock(folder / "lock")
+    lock.wait(tr("another process downloads {url}: waiting", url=shown(url)))
+    try:
         return _Transfer(url, folder).run()
+    finally:
+        lock.release()
 
 
 class _Transfer:

@@ -179,10 +179,12 @@ def check_contents(files: Sequence[TextFile]) -> None:
     """Raise ValueError if local files are not text, such as web pages; all are looked at first."""
     problems = []
     for file in files:
-        if file.format == ".parquet" or not file.is_local:
+        if not file.is_local:
             continue
         with file.explained_errors(), file.open_text() as stream:
-            reason = why_not_text(stream.read(HEAD_BYTES))
+            head = stream.read(HEAD_BYTES)
+        is_table = file.format == ".parquet" and head.startswith(b"PAR1")
+        reason = None if is_table else why_not_text(head)
         if reason:
             problems.append(f"{file.address}: {reason}")
     if problems:

@@ -121,8 +121,8 @@ def special_kind(mode: int) -> str:
     kinds = {
         stat.S_IFIFO: tr("pipe"),
         stat.S_IFSOCK: tr("socket"),
-        stat.S_IFCHR: tr("device"),
-        stat.S_IFBLK: tr("device"),
+        stat.S_IFCHR: tr("device file"),
+        stat.S_IFBLK: tr("device file"),
     }
     return kinds.get(stat.S_IFMT(mode), tr("special file"))
 

@@ -63,21 +63,28 @@ def prepare(config: DataConfig) -> Path:
     data.dir has other content, or if a split is too short for one window of data.block_size.
     """
     folder = prepared_folder(config)
-    if not (folder / MANIFEST).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(
-                tr(
-                    "data.dir={folder}: exists, but has no {manifest}; choose a folder created by "
-                    "`prepare`, or one that does not exist yet",
-                    folder=folder,
-                    manifest=MANIFEST,
-                )
-            )
+    if not is_prepared(folder):
         _create(config, folder)
     elif config.dir is not None:
         _warn_about_differences(config, folder)
     _check_enough(config, Manifest.read(folder))
     return folder
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether `folder` has prepared data; raises ValueError if it has anything else."""
+    if (folder / MANIFEST).exists():
+        return True
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            tr(
+                "data.dir={folder}: exists, but has no {manifest}; choose a folder created by "
+                "`prepare`, or one that does not exist yet",
+                folder=folder,
+                manifest=MANIFEST,
+            )
+        )
+    return False
 
 
 def prepared_folder(config: DataConfig) -> Path:
@@ -88,7 +95,7 @@ def prepared_folder(config: DataConfig) -> Path:
     """
     if config.dir is not None:
         return Path(config.dir).expanduser()
-    return cache_folder() / _key(config)
+    return cache_folder() / content_key(config)
 
 
 def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
@@ -99,7 +106,7 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
     """
     if config.dir is not None:
         return config
-    settings = _content_settings(config)
+    settings = content_settings(config)
     for path in sorted(cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
@@ -109,19 +116,20 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
     return config
 
 
-def _content_settings(config: DataConfig) -> dict[str, Any]:
+def content_settings(config: DataConfig) -> dict[str, Any]:
+    """The settings that decide what the prepared data contains."""
     return {key: value for key, value in asdict(config).items() if key not in _NOT_CONTENT}
 
 
 def _made_from(manifest: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
     """What `manifest` was made from, with what it does not know of `settings` at its default."""
-    defaults = _content_settings(DataConfig())
+    defaults = content_settings(DataConfig())
     return {key: manifest.made_from.get(key, defaults[key]) for key in settings}
 
 
-def _key(config: DataConfig) -> str:
-    """A folder name that changes whenever the content would."""
-    ingredients: list[Any] = [VERSION, CLEANING_VERSION, _content_settings(config)]
+def content_key(config: DataConfig) -> str:
+    """A folder name that changes whenever the content of the prepared data would."""
+    ingredients: list[Any] = [VERSION, CLEANING_VERSION, content_settings(config)]
     if config.tokenizer is not None:
         ingredients.append(Tokenizer.from_file(config.tokenizer).fingerprint)
     ingredients += versions(config)
@@ -164,26 +172,31 @@ def _create(config: DataConfig, folder: Path) -> None:
             if (folder / MANIFEST).exists():  # another process has created it meanwhile
                 return
             _build(config, unfinished)
-            if folder.exists():
-                folder.rmdir()  # it is empty; Windows does not rename onto an existing folder
-            unfinished.rename(folder)
-            sync_folder(folder.parent)
+            publish(unfinished, folder)
         finally:
             lock.release()
     if config.dir is None:
         _report_superseded(folder)
 
 
+def publish(unfinished: Path, folder: Path) -> None:
+    """Give a complete folder its final name; `folder` is missing or empty."""
+    if folder.exists():
+        folder.rmdir()  # Windows does not rename onto an existing folder
+    unfinished.rename(folder)
+    sync_folder(folder.parent)
+
+
 def _build(config: DataConfig, unfinished: Path) -> None:
     """Fill the folder `unfinished`, from what a build of the same text left there if one did."""
-    key = _key(config)
+    key = content_key(config)
     key_file = unfinished / "key"
     if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         key_file.write_text(key, encoding="utf-8")
     try:
-        build(config, unfinished, _content_settings(config))
+        build(config, unfinished, content_settings(config))
     except OSError as error:
         if error.errno in _NO_ROOM:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -250,7 +263,7 @@ def _report_superseded(folder: Path) -> None:
 
 def _warn_about_differences(config: DataConfig, folder: Path) -> None:
     """Warn if settings that decide the content differ from those data.dir was prepared with."""
-    settings = _content_settings(config)
+    settings = content_settings(config)
     stored = _made_from(Manifest.read(folder), settings)
     ignored = [
         tr(

@@ -93,7 +93,7 @@ def _parquet(
         )
         if field is not None
     ]
-    rows.note_source()
+    rows.note_columns()
     number = 0
     for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
         texts, *sources = (_inner(batch, column) for column in columns)

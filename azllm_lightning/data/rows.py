@@ -97,8 +97,9 @@ class Rows:
         if not found:
             self.note_fields(names)
 
-    def note_source(self) -> None:
-        """The field of the source has been found."""
+    def note_columns(self) -> None:
+        """The columns of a table have been found, whether or not it has rows."""
+        self._has_text = True
         self._has_source = True
 
     def _reject(self, value: Any, expected: str, place: str) -> None:

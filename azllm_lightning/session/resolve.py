@@ -245,9 +245,9 @@ def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int)
 def _device(config: RunConfig, place: Processes) -> str:
     """The device type; makes the GPU of this process the current one."""
     device = hardware.resolve_accelerator(config.trainer.accelerator)
+    hardware.check_precision(config.trainer.precision, device)
     if device == "cuda":
         torch.cuda.set_device(gpu_index(config, place.local_rank))
-    hardware.check_precision(config.trainer.precision, device)
     if config.trainer.deterministic:
         hardware.be_deterministic(device)
     return device

@@ -18,7 +18,11 @@ from azllm_lightning.cli import entrance
 def run(values):
     {body}
 
-entrance.main("{verb}", run, lambda values, overrides: values)
+class Settings:
+    def ignored(self):
+        return []
+
+entrance.main("{verb}", run, lambda values, overrides: Settings())
 """
 PRINTS = "print('x' * 100_000); print('y', flush=True); open('end', 'w').close()"
 

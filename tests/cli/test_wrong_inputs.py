@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "folder without text": ([*TEXT, "data.path=mətnsiz"], ["data.path=mətnsiz", ".parquet"]),
     "wrong text field": (
         [*TEXT, "data.path=sahə.jsonl"],
-        ["sahə.jsonl:1", "'text'", "mətn", "data.text_field"],
+        ["sahə.jsonl", "'text'", "mətn", "data.text_field"],
     ),
     "broken jsonl": ([*TEXT, "data.path=kəsik.jsonl"], ["kəsik.jsonl:2", "JSON"]),
     "broken UTF-8": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 
 @dataclass
@@ -39,6 +42,8 @@ class WebSite:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 site.answer(self)
+
+            do_HEAD = do_GET
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -71,7 +76,7 @@ class WebSite:
         self._send(handler, self.files[path], wanted)
 
     def _send(self, handler: BaseHTTPRequestHandler, body: bytes, wanted: str | None) -> None:
-        tag = f'"{hash(body)}"'
+        tag = f'"{hashlib.sha1(body).hexdigest()}"'
         start = 0
         if self.has_tags and handler.headers.get("If-None-Match") == tag:
             handler.send_response(304)
@@ -79,7 +84,7 @@ class WebSite:
             return
         is_same = handler.headers.get("If-Range", tag) == tag
         if wanted and self.knows_ranges and is_same:
-            start = int(re.match(r"bytes=(\d+)-$", wanted)[1])  # type: ignore[index]
+            start = int(re.match(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
             handler.send_response(206)
             size = len(body) + self.extra_length
             handler.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
@@ -92,6 +97,50 @@ class WebSite:
             handler.send_header(name, value)
         handler.end_headers()
         end = start + self.breaks_after.pop(0) if self.breaks_after else len(body)
-        handler.wfile.write(body[start:end])
-        self.sent += len(body[start:end])
+        if handler.command == "GET":
+            handler.wfile.write(body[start:end])
+            self.sent += len(body[start:end])
         handler.close_connection = True
+
+
+@dataclass
+class HubSite(WebSite):
+    """Serves `files` as the dataset u/d of a hub, in the layout of huggingface.co."""
+
+    commit: str = "0123456789abcdef0123456789abcdef01234567"
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        path, _, _ = handler.path.partition("?")
+        tree = re.match(r"/api/datasets/u/d/tree/[^/]+/?(.*)", path)
+        resolved = re.match(r"/datasets/u/d/resolve/[^/]+/(.*)", path)
+        if tree:
+            folder = unquote(tree[1])
+            rows = [
+                {"type": "file", "path": name, "size": len(data), "oid": f"{len(data):040}"}
+                for name, data in self.files.items()
+                if name.startswith(folder and f"{folder}/")
+            ]
+            if rows:
+                self._send_json(handler, rows)
+            else:
+                handler.send_response(404)
+                handler.send_header("X-Error-Code", "EntryNotFound")
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+        elif path.startswith("/api/datasets/u/d"):
+            self._send_json(handler, {"id": "u/d", "sha": self.commit})
+        elif resolved and resolved[1] in self.files:
+            self.headers = {"X-Repo-Commit": self.commit}
+            self.requests.append((path, handler.headers.get("Range")))
+            self._send(handler, self.files[resolved[1]], handler.headers.get("Range"))
+        else:
+            handler.send_error(404)
+
+    def _send_json(self, handler: BaseHTTPRequestHandler, value: Any) -> None:
+        body = json.dumps(value).encode("utf-8")
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(body)

@@ -6,7 +6,13 @@ from collections import Counter
 
 import pytest
 
-from azllm_lightning.data.cleaning import clean, cut, is_mostly_cyrillic, split_at_markers
+from azllm_lightning.data.cleaning import (
+    clean,
+    cut,
+    is_garbled,
+    is_mostly_cyrillic,
+    split_at_markers,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +128,10 @@ def test_cut_loses_nothing_and_respects_the_limit() -> None:
         pieces = cut(text, 64)
         assert all(0 < len(piece.encode("utf-8")) <= 64 for piece in pieces)
         assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_garbled_text_is_noticed(encoding: str) -> None:
+    text = "Nənə çörək üçün gəldi"
+    assert is_garbled(text.encode("utf-8").decode(encoding, errors="replace"))
+    assert not is_garbled(text)

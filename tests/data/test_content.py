@@ -120,6 +120,12 @@ def test_what_is_no_text_is_refused_with_the_way_out(tmp_path: Path, kind: str, 
             read(path)
 
 
+def test_a_page_called_parquet_is_called_a_page(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(KINDS["web page"][0])
+    with pytest.raises(ValueError, match="a web page"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("ending", [".pdf", ".docx", ".zip", ".xyz"])
 def test_a_given_file_of_another_type_gets_the_same_advice(tmp_path: Path, ending: str) -> None:
     contents = {".pdf": KINDS["pdf"], ".docx": KINDS["docx"], ".zip": KINDS["zip"]}

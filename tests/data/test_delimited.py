@@ -80,6 +80,8 @@ def test_whatever_writes_a_table_its_texts_come_whole(
         ("a.tsv", 'id\ttext\n1\t"bir\tiki"\n', ["bir\tiki"]),
         ("a.tsv", "text\nbir, iki; üç\n", ["bir, iki; üç"]),
         ("a.csv", "id\ttext\n1\t\\N\n2\tiki\n", ["iki"]),
+        ("a.csv", "id,text\n1,bir\n\x1a", ["bir"]),
+        ("a.jsonl", '{"text": "bir"}\n\0\0\0', ["bir"]),
     ],
 )
 def test_odd_but_clear_tables(tmp_path: Path, name: str, content: str, texts: list[str]) -> None:
@@ -134,3 +136,9 @@ def test_sources_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,Site\nbir,x\niki,\n", encoding="utf-8")
     config = DataConfig(path=str(tmp_path), source_field="site")
     assert [d.source for d in documents(config, Counter())] == ["x", "a.csv"]
+
+
+def test_a_table_without_rows_has_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no text in 1 file"):
+        read(tmp_path / "a.csv")

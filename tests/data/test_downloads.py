@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sample_texts import ROWS, TEXTS, jsonl, make_texts, parquet_bytes, read
-from servers import WebSite
+from servers import HubSite, WebSite
 
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.files import stamps
@@ -192,3 +192,35 @@ def test_no_half_file_is_left_in_place(site: WebSite, cache: Path) -> None:
     with pytest.raises(ValueError, match="could not be reached"):
         read(f"{site.url}/a.txt")
     assert not list(cache.rglob("a.txt"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubSite]:
+    from huggingface_hub import constants
+
+    with HubSite().running() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield running
+
+
+def test_text_of_the_hub_is_downloaded_once(hub: HubSite) -> None:
+    hub.files = {
+        "a.jsonl": jsonl(ROWS),
+        "b.txt.gz": gzip.compress(b"bir\n\niki"),
+        "c.csv": CSV.replace(b"bir", b"alt\xc4\xb1"),
+        "README.md": b"# card",
+    }
+    assert read("hf://datasets/u/d/a.jsonl") == TEXTS
+    assert read("hf://datasets/u/d/*.csv") == ["alt\u0131", "iki"]
+    sent = hub.sent
+    assert read("hf://datasets/u/d/a.jsonl") == TEXTS
+    assert hub.sent - sent < len(hub.files["a.jsonl"])
+    assert read("hf://datasets/u/d") == [*TEXTS, "bir", "iki", "altı"]
+
+
+def test_parquet_of_the_hub_is_read(hub: HubSite) -> None:
+    hub.files = {"a.parquet": parquet_bytes(ROWS)}
+    assert read("hf://datasets/u/d/a.parquet") == TEXTS

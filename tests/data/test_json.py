@@ -153,7 +153,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of more than 100 bytes are long."""
     monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 37)
     monkeypatch.setattr("azllm_lightning.data.decoder.HEAD_BYTES", 37)
-    for module in ("blocks", "json_values"):
+    for module in ("decoder", "json_values"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 100)
 
 
@@ -231,7 +231,7 @@ def test_a_very_long_line_needs_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 1 << 14)
-    for module in ("blocks", "json_values"):
+    for module in ("decoder", "json_values"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 1 << 16)
     text = "Salam dünya. " * 1_000_000
     (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": text}, {"text": "son"}]))

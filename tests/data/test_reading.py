@@ -99,7 +99,7 @@ def test_txt_documents(tmp_path: Path) -> None:
 
 
 def test_a_very_long_line_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("blocks", "records"):
+    for module in ("decoder", "records"):
         monkeypatch.setattr(f"azllm_lightning.data.{module}.MAX_BLOCK_BYTES", 7)
     monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", 5)
     monkeypatch.setattr("azllm_lightning.data.decoder.HEAD_BYTES", 5)

@@ -256,6 +256,8 @@ def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
     full = sample(model, tokenizer, "Bakı", 60, 1.5, seed=2)[0]
     for start in range(4, len(full) - 6):
         stop = [full[start : start + 6], full[start + 1 : start + 3] + "yox"]
+        if not stop[0].isprintable():
+            continue  # a control, which no text has that a model is trained on
         end = full.index(stop[0], 4)
         shown = ""
         for (piece,) in stream(model, tokenizer, "Bakı", settings, stop=stop):

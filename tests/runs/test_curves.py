@@ -57,7 +57,8 @@ def test_a_record_that_a_kill_cut_off_ends_its_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
     carry_curve(tmp_path, tmp_path, 10)
     write(tmp_path, range(4, 6))
-    assert raw_points(tmp_path) == [("loss", step) for step in range(6)]
+    # in any order: the names of files of one second do not sort as they were written
+    assert sorted(raw_points(tmp_path)) == [("loss", step) for step in range(6)]
 
 
 @pytest.mark.parametrize("value", [0, 255, None])

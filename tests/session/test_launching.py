@@ -94,7 +94,7 @@ def test_what_was_typed_must_agree_with_the_launcher(tiny: list[str]) -> None:
 
 
 def test_a_notebook_strategy_is_refused_with_the_way_out(tiny: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"strategy='ddp_notebook' is not one of auto, ddp"):
+    with pytest.raises(ValueError, match="strategy=ddp_notebook must be one of auto, ddp"):
         compose([*tiny, "trainer.strategy=ddp_notebook"])
 
 
@@ -446,7 +446,7 @@ def test_random_kills_of_random_processes(
     straight = uninterrupted("trainer.checkpoint_every_steps=2")
     settings = [*tiny, "trainer.checkpoint_every_steps=2", "trainer.micro_batch_size=2"]
     victim = chance.randrange(2)
-    slowed = add_callback("Killed", rank=victim, step=chance.randrange(3, 8), after=chance.random())
+    slowed = add_callback("Killed", rank=victim, step=chance.randrange(3, 6), after=chance.random())
     runs = start_all(launcher, 2, [*settings, *slowed], tmp_path, port)
     codes = ended(*runs, seconds=100)
     text = (tmp_path / "output").read_text(encoding="utf-8")

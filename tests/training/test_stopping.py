@@ -236,7 +236,7 @@ def test_deadlines(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "soon", "11", "25:00", "20:61", "-5m", "inf", "nan", "-inf"),
+        *("", "soon", "25:00", "20:61", "-5m", "inf", "nan", "-inf"),
         *("0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"),
     ],
 )

@@ -31,7 +31,7 @@ def prepare(config: PrepareConfig) -> Path:
     again.
     """
     # Imported here, so that --help does not load numpy, tokenizers and torch.
-    from azllm_lightning.data import pipeline
+    from azllm_lightning.data import pipeline, removed
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.data.typed import check_typed
     from azllm_lightning.training.stopping import Stopped, StopRequest
@@ -45,6 +45,9 @@ def prepare(config: PrepareConfig) -> Path:
         raise entrance.Resumable(again, tr("start again: {command}", command=again)) from None
     print(_line(tr("folder"), str(folder)))
     print(summary(Manifest.read(folder)))
+    if examples := removed.examples(folder):
+        print(_line(tr("removed"), str(folder / removed.REMOVED)))
+        print("\n".join(_line("", example) for example in examples))
     print(_line(tr("next"), command("train", config.overrides)))
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from azllm_lightning.cli.messages import tr
@@ -18,6 +19,7 @@ MIN_VOCAB_SIZE = 257
 AT_LEAST = {
     "max_bytes": 1,
     "max_document_bytes": 64,
+    "repeated_lines": 2,
     "vocab_size": MIN_VOCAB_SIZE,
     "tokenizer_sample_bytes": 1,
     "tales_bytes": 1,
@@ -28,6 +30,11 @@ AT_LEAST = {
     "num_workers": 0,
 }
 """The smallest value of each number that may be set."""
+
+MIN_SIMILARITY = 0.3
+"""Of near-duplicates; below it, nearly all documents would be compared with each other."""
+
+_LANGUAGE = re.compile("[a-z]{2,3}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class DataConfig:
     max_bytes: int | None = None
     max_document_bytes: int = 16_384
     val_fraction: float = 0.05
+    languages: str | list[str] | None = None
+    near_duplicates: float | None = None
+    repeated_lines: int | None = None
     vocab_size: int = 8192
     tokenizer: LocalPath | None = None
     tokenizer_sample_bytes: int = 200_000_000
@@ -90,6 +100,14 @@ class DataConfig:
         problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
         share = self.val_fraction
         problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
+        smallest = MIN_SIMILARITY
+        similarity = 1.0 if self.near_duplicates is None else self.near_duplicates
+        wanted = tr("between {least} and 1", least=smallest)
+        problems.require(smallest <= similarity <= 1, "near_duplicates", similarity, wanted)
+        codes = self.language_codes
+        known = self.languages is None or (bool(codes) and all(map(_LANGUAGE.fullmatch, codes)))
+        wanted = tr("a language code such as az, or a list of them, such as [az,tr]")
+        problems.require(known, "languages", self.languages, wanted)
         problems.attempt(lambda: self.weights)
         problems.raise_if_any()
 
@@ -141,6 +159,17 @@ class DataConfig:
     def val_paths(self) -> list[str]:
         """data.val_path as a list, empty if null."""
         return _as_list(self.val_path)
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether any of the filters of documents and lines is on."""
+        filters = (self.languages, self.near_duplicates, self.repeated_lines)
+        return any(setting is not None for setting in filters)
+
+    @property
+    def language_codes(self) -> list[str]:
+        """data.languages as a list, empty if null."""
+        return _as_list(self.languages)
 
 
 def _is_encoding(name: str) -> bool:

@@ -9,7 +9,7 @@ import math
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +64,10 @@ class CleanBlock:
     hashes, and `sources` (N,) indices of `names`. `pieces` (M,) is how many documents each of the M
     raw texts became, and `counts` what was changed in them, by their number (as text, as JSON
     wants it).
+
+    The filters add what they need, and leave the rest empty: `other_languages` (N,) has the code of
+    a language that is not wanted, else ""; `signatures` (N, 128) are MinHashes; `lines` (L,) the
+    hashes of the different lines of each document, `line_counts` (N,) their numbers.
     """
 
     text: npt.NDArray[np.uint8]
@@ -75,6 +79,10 @@ class CleanBlock:
     counts: dict[str, dict[str, int]]
     end: Position
     is_last: bool
+    other_languages: npt.NDArray[np.str_] = field(default_factory=lambda: np.empty(0, "U3"))
+    signatures: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 1), np.uint32))
+    lines: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    line_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -96,22 +104,33 @@ def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
         pieces.append(_documents(text, max_document_bytes, of_text))
         if of_text:
             counts[str(number)] = dict(of_text)
-    documents = [piece.encode("utf-8") for of_text in pieces for piece in of_text]
-    digests = b"".join(blake2b(data, digest_size=DIGEST_BYTES).digest() for data in documents)
     numbers = np.array([len(of_text) for of_text in pieces], np.int64)
     names = list(dict.fromkeys(raw.sources))
     index = {name: number for number, name in enumerate(names)}
     sources = np.array([index[source] for source in raw.sources], np.int64)
-    return CleanBlock(
-        text=np.frombuffer(b"".join(documents), np.uint8),
-        ends=np.cumsum([len(data) for data in documents], dtype=np.int64),
-        digests=np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
+    block = CleanBlock(
+        text=np.empty(0, np.uint8),
+        ends=np.empty(0, np.int64),
+        digests=np.empty((0, DIGEST_BYTES), np.uint8),
         sources=np.repeat(sources, numbers),
         pieces=numbers,
         names=names,
         counts=counts,
         end=raw.end,
         is_last=raw.is_last,
+    )
+    return with_documents(block, [piece for of_text in pieces for piece in of_text])
+
+
+def with_documents(block: CleanBlock, texts: Iterable[str]) -> CleanBlock:
+    """`block` with these documents; their `sources` and `pieces` are the caller's."""
+    documents = [text.encode("utf-8") for text in texts]
+    digests = b"".join(blake2b(data, digest_size=DIGEST_BYTES).digest() for data in documents)
+    return replace(
+        block,
+        text=np.frombuffer(b"".join(documents), np.uint8),
+        ends=np.cumsum([len(data) for data in documents], dtype=np.int64),
+        digests=np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
     )
 
 
@@ -146,7 +165,8 @@ def in_validation(digests: npt.NDArray[np.uint8], val_fraction: float) -> npt.ND
     return tails < np.uint64(math.ceil(val_fraction * 2**64))
 
 
-_ARRAYS = ("text", "ends", "digests", "sources", "pieces")
+_FILTERS = ("other_languages", "signatures", "lines", "line_counts")
+_ARRAYS = ("text", "ends", "digests", "sources", "pieces", *_FILTERS)
 
 
 def write_block(block: CleanBlock, path: Path) -> None:

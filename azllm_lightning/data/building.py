@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from azllm_lightning.data.blocks import (
     write_block,
 )
 from azllm_lightning.data.corpus import (
+    LineCensus,
     Selection,
     describe_cleaning,
     is_validation,
@@ -37,7 +38,9 @@ from azllm_lightning.data.corpus import (
     streams,
 )
 from azllm_lightning.data.encoding import Encoder
+from azllm_lightning.data.filters import measured, with_lines, without_repeated_lines
 from azllm_lightning.data.progress import Progress
+from azllm_lightning.data.removed import REMOVED, FrequentLines, Removal, add_lines, write_removed
 from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, ShardWriter, Span, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.workers import Workers, num_cores
@@ -45,6 +48,7 @@ from azllm_lightning.data.workers import Workers, num_cores
 log = logging.getLogger(__name__)
 
 _WORK = "work"
+_FILTERED = ".filtered.npz"
 
 
 class Part(NamedTuple):
@@ -65,6 +69,7 @@ class Selected(NamedTuple):
     parts: list[Part]
     text_bytes: Counter[str]
     counts: Counter[str]
+    removals: Sequence[Removal] = ()
 
 
 class Segment(NamedTuple):
@@ -85,11 +90,14 @@ def build(config: DataConfig, folder: Path, made_from: dict[str, Any]) -> None:
     work = folder / _WORK
     work.mkdir(exist_ok=True)
     with Workers(config.prepare_workers or num_cores()) as workers:
+        lines = _count_lines(config, work, workers)
         selected = select(
-            config, lambda stream: clean_blocks(config, Position(stream), None, work, workers)
+            config, lambda stream: _filtered_blocks(config, stream, work, workers, lines)
         )
         tokenizer = make_tokenizer(config, folder, selected)
         segments = tokenize(folder, tokenizer, selected, workers)
+    if config.has_filters:
+        list_removed(folder, selected, lines)
     write_shards(folder, tokenizer, selected, segments, made_from)
     shutil.rmtree(work)
 
@@ -104,7 +112,7 @@ def select(
 
     The result does not depend on where blocks begin and end.
     """
-    selection = Selection(config.source_field)
+    selection = Selection(config)
     parts: list[Part] = []
     text_bytes: Counter[str] = Counter()
     with Progress(tr("reading text")) as progress:
@@ -124,7 +132,77 @@ def select(
     summary = [trn("{count:,} document", "{count:,} documents", count)]
     summary += describe_cleaning(selection.counts)
     log.info(tr("text read: {summary}", summary=", ".join(summary)))
-    return Selected(parts, text_bytes, selection.counts)
+    return Selected(parts, text_bytes, selection.counts, selection.removals)
+
+
+def _count_lines(config: DataConfig, work: Path, workers: Workers) -> Path | None:
+    """The file of the lines that data.repeated_lines removes; None if it is off."""
+    if config.repeated_lines is None:
+        return None
+    path = work / "lines.npz"
+    if read_arrays(path, FrequentLines._fields) is not None:
+        return path
+    census = LineCensus(config)
+    with Progress(tr("counting lines")) as progress:
+        for number, _ in enumerate(streams(config)):
+            for _, block in clean_blocks(config, Position(number), None, work, workers):
+                census.add(block)
+                progress.add(int(block.sizes.sum()))
+                if census.is_full:
+                    break
+            census.end_stream()
+    write_arrays(path, {}, census.frequent._asdict())
+    return path
+
+
+def _frequent_lines(path: Path) -> FrequentLines:
+    content = read_arrays(path, FrequentLines._fields)
+    assert content is not None
+    return FrequentLines(**content[1])
+
+
+def _filtered_blocks(
+    config: DataConfig, stream: int, work: Path, workers: Workers, lines: Path | None
+) -> Iterator[tuple[Path, CleanBlock]]:
+    """The blocks of a stream as `clean_blocks`, without the lines of the file `lines`."""
+    blocks = clean_blocks(config, Position(stream), None, work, workers)
+    if lines is None:
+        yield from blocks
+        return
+    paths = (path for path, _ in blocks)
+    yield from workers.map(partial(_remove_lines, config, str(lines)), paths)
+
+
+def _remove_lines(config: DataConfig, lines: str, path: Path) -> tuple[Path, CleanBlock]:
+    """Write a block without its repeated lines to another file, unless that exists."""
+    filtered = path.with_suffix(_FILTERED)
+    block = read_block(filtered, with_text=False)
+    if block is None:
+        complete = read_block(path)
+        assert complete is not None
+        block = measured(without_repeated_lines(complete, _dropped(lines)), config)
+        block = replace(block, lines=block.lines[:0], line_counts=block.line_counts[:0])
+        write_block(block, filtered)
+    return filtered, replace(block, text=block.text[:0])
+
+
+@lru_cache(maxsize=1)
+def _dropped(lines: str) -> frozenset[int]:
+    return frozenset(_frequent_lines(Path(lines)).digests.tolist())
+
+
+def _with_all_lines(filtered: Path) -> Path:
+    """The file that `_remove_lines` made `filtered` from."""
+    return filtered.with_name(filtered.name.removesuffix(_FILTERED) + ".npz")
+
+
+def list_removed(folder: Path, selected: Selected, lines: Path | None) -> None:
+    """Write removed.jsonl; `lines` is the file of the lines that were removed."""
+    paths = [part.path for part in selected.parts]
+    write_removed(folder / REMOVED, selected.removals, paths)
+    if lines is not None:
+        unfiltered = [_with_all_lines(path) for path in paths]
+        add_lines(folder / REMOVED, _frequent_lines(lines), unfiltered)
 
 
 def clean_blocks(
@@ -145,17 +223,19 @@ def clean_blocks(
         first += 1
     raw = raw_blocks(config, position, stop)
     tasks = ((_block_path(work, stream, number), block) for number, block in enumerate(raw, first))
-    yield from workers.map(partial(_clean, config.max_document_bytes), tasks)
+    yield from workers.map(partial(_clean, config), tasks)
 
 
 def _block_path(work: Path, stream: int, number: int) -> Path:
     return work / f"{stream}_{number:06d}.npz"
 
 
-def _clean(max_document_bytes: int, task: tuple[Path, RawBlock]) -> tuple[Path, CleanBlock]:
+def _clean(config: DataConfig, task: tuple[Path, RawBlock]) -> tuple[Path, CleanBlock]:
     """Clean a block and write it to its file; returns it without its text."""
     path, raw = task
-    block = clean_block(raw, max_document_bytes)
+    block = clean_block(raw, config.max_document_bytes)
+    # Documents are judged without the lines that will be removed.
+    block = measured(block, config) if config.repeated_lines is None else with_lines(block)
     write_block(block, path)
     return path, replace(block, text=block.text[:0])
 

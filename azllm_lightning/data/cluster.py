@@ -28,6 +28,7 @@ from azllm_lightning.data.building import (
     Part,
     Selected,
     clean_blocks,
+    list_removed,
     make_tokenizer,
     select,
     tokenize,
@@ -126,6 +127,8 @@ class Select:
         for part in selected.parts:
             write_arrays(_kept_path(part.path), {}, part.documents)
         job.unfinished.mkdir(exist_ok=True)
+        if job.config.has_filters:
+            list_removed(job.unfinished, selected, None)
         make_tokenizer(job.config, job.unfinished, selected)
         content = {
             "parts": [part.path.relative_to(job.work).as_posix() for part in selected.parts],
@@ -189,6 +192,13 @@ def stages(config: DataConfig, tasks: int) -> list[Stage]:
     """
     if config.name == "tales":
         raise ValueError(tr("data=tales generates its own text; set data.path"))
+    if config.repeated_lines is not None:
+        raise ValueError(
+            tr(
+                "data.repeated_lines={value}: several tasks cannot count lines; omit it",
+                value=config.repeated_lines,
+            )
+        )
     if config.max_bytes is not None:
         raise ValueError(
             tr("data.max_bytes={value}: several tasks read all the text", value=config.max_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,16 @@ from azllm_lightning.data.blocks import (
     in_validation,
 )
 from azllm_lightning.data.files import Found, TextFile, check_contents, search
+from azllm_lightning.data.filters import (
+    check_filters,
+    measured,
+    with_lines,
+    without_repeated_lines,
+)
+from azllm_lightning.data.near_duplicates import SignatureIndex
 from azllm_lightning.data.records import read_records
+from azllm_lightning.data.removed import MAX_LISTED, FrequentLines, Place, Removal
+from azllm_lightning.data.repeated_lines import LineCounter
 from azllm_lightning.data.rows import NoTextError
 
 log = logging.getLogger(__name__)
@@ -85,11 +95,16 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
     what was dropped, split or repaired (see `describe_cleaning`). Raises ValueError if there is no
     text or it cannot be read.
     """
-    selection = Selection(config.source_field)
+    check_filters(config)
+    selection = Selection(config)
+    dropped = _repeated_lines(config)
     for number, stream in enumerate(streams(config)):
         selection.start(stream)
         for raw in raw_blocks(config, Position(number)):
             block = clean_block(raw, config.max_document_bytes)
+            if dropped:
+                block = without_repeated_lines(block, dropped)
+            block = measured(block, config)
             kept = selection.keep(block)
             validation = is_validation(block, stream, config)
             for index in np.flatnonzero(kept):
@@ -102,6 +117,57 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
         counts.update(selection.counts)
 
 
+def _repeated_lines(config: DataConfig) -> set[int]:
+    """The hashes of the lines that data.repeated_lines removes."""
+    if config.repeated_lines is None:
+        return set()
+    census = LineCensus(config)
+    for number, _ in enumerate(streams(config)):
+        for raw in raw_blocks(config, Position(number)):
+            census.add(with_lines(clean_block(raw, config.max_document_bytes)))
+            if census.is_full:
+                break
+        census.end_stream()
+    return set(census.frequent.digests.tolist())
+
+
+class LineCensus:
+    """Counts the lines of the text, of which exact duplicates count once.
+
+    With data.max_bytes, that many bytes of each stream are counted.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        assert config.repeated_lines is not None
+        self._limit = config.repeated_lines
+        self._max_bytes = config.max_bytes
+        self._bytes = 0
+        self._seen = DigestSet()
+        self._lines = LineCounter()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough of the stream is counted."""
+        return self._max_bytes is not None and self._bytes >= self._max_bytes
+
+    @property
+    def frequent(self) -> FrequentLines:
+        """The lines that occur in more than data.repeated_lines documents."""
+        return FrequentLines(*self._lines.above(self._limit))
+
+    def add(self, block: CleanBlock) -> None:
+        """Count the lines of a block that has their hashes."""
+        digests = block.digests.tobytes()
+        starts = range(0, len(digests), DIGEST_BYTES)
+        new = [self._seen.add(digests[start : start + DIGEST_BYTES]) for start in starts]
+        self._lines.add(block.lines[np.repeat(np.array(new, np.bool_), block.line_counts)])
+        self._bytes += int(block.sizes.sum())
+
+    def end_stream(self) -> None:
+        """The next block is of another stream."""
+        self._bytes = 0
+
+
 def is_validation(block: CleanBlock, stream: Stream, config: DataConfig) -> npt.NDArray[np.bool_]:
     """Whether each document of a block of `stream` is for validation (N,)."""
     if stream.split is not None:
@@ -110,10 +176,20 @@ def is_validation(block: CleanBlock, stream: Stream, config: DataConfig) -> npt.
 
 
 class Selection:
-    """Chooses among documents, block by block: those that are new, until there are enough."""
+    """Chooses among documents, block by block: those that are new and pass the filters of the
+    config, until there are enough.
 
-    def __init__(self, source_field: str | None) -> None:
-        self._source_field = source_field
+    `removals` are the first documents that did not pass, of each filter.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._source_field = config.source_field
+        self._index: SignatureIndex | None = None
+        if config.near_duplicates is not None:
+            self._index = SignatureIndex(config.near_duplicates)
+        self._indexed = array("q")  # block and document of each signature, alternately
+        self._blocks = 0
+        self.removals: list[Removal] = []
         self._names: set[str] = set()
         self._seen = DigestSet()
         self._max_bytes: int | None = None
@@ -150,11 +226,12 @@ class Selection:
             start, stop = stop, stop + pieces
             for index in range(start, stop):
                 offset = index * DIGEST_BYTES
-                if self._seen.add(digests[offset : offset + DIGEST_BYTES]):
+                reason = self._reason(block, index, digests[offset : offset + DIGEST_BYTES])
+                if reason is None:
                     kept[index] = True
                     self._bytes += sizes[index]
                 else:
-                    self._counts["duplicates"] += 1
+                    self._counts[reason] += 1
             self._counts.update(block.counts.get(str(number), {}))
         self._read = Counter(block.end.counts)
         self._names.update(block.names)
@@ -167,7 +244,32 @@ class Selection:
                     maximum=MAX_SOURCES,
                 )
             )
+        self._blocks += 1
         return kept
+
+    def _reason(self, block: CleanBlock, index: int, digest: bytes) -> str | None:
+        """What counts a document that is removed; None if it is kept."""
+        place = Place(self._blocks, index)
+        if len(block.other_languages) and block.other_languages[index]:
+            language = str(block.other_languages[index])
+            return self._remove("other_languages", Removal(place, language=language))
+        if not self._seen.add(digest):
+            return "duplicates"
+        if self._index is not None:
+            similar = self._index.find(block.signatures[index])
+            if similar is not None:
+                at = 2 * similar.number
+                original = Place(*self._indexed[at : at + 2])
+                removal = Removal(place, similar=original, similarity=similar.similarity)
+                return self._remove("near_duplicates", removal)
+            self._index.add(block.signatures[index])
+            self._indexed.extend(place)
+        return None
+
+    def _remove(self, reason: str, removal: Removal) -> str:
+        if self._counts[reason] < MAX_LISTED:
+            self.removals.append(removal)
+        return reason
 
 
 def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
@@ -182,6 +284,21 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "{count:,} duplicate removed",
             "{count:,} duplicates removed",
             counts.get("duplicates", 0),
+        ),
+        "near_duplicates": trn(
+            "{count:,} near-duplicate removed",
+            "{count:,} near-duplicates removed",
+            counts.get("near_duplicates", 0),
+        ),
+        "other_languages": trn(
+            "{count:,} document in another language removed",
+            "{count:,} documents in other languages removed",
+            counts.get("other_languages", 0),
+        ),
+        "repeated_lines": trn(
+            "{count:,} repeated line removed",
+            "{count:,} repeated lines removed",
+            counts.get("repeated_lines", 0),
         ),
         "cut_documents": trn(
             "{count:,} long document split",

@@ -21,6 +21,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.building import build
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.files import stamps
+from azllm_lightning.data.filters import versions
 from azllm_lightning.data.shards import (
     MANIFEST,
     VERSION,
@@ -109,7 +110,7 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
     for path in sorted(cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
-            same = {key: manifest.made_from.get(key, settings[key]) for key in settings} == settings
+            same = _made_from(manifest, settings) == settings
             if same and manifest.fingerprint == fingerprint:
                 return replace(config, dir=str(path.parent))
     return config
@@ -120,11 +121,18 @@ def content_settings(config: DataConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in _NOT_CONTENT}
 
 
+def _made_from(manifest: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `manifest` was made from, with what it does not know of `settings` at its default."""
+    defaults = content_settings(DataConfig())
+    return {key: manifest.made_from.get(key, defaults[key]) for key in settings}
+
+
 def content_key(config: DataConfig) -> str:
     """A folder name that changes whenever the content of the prepared data would."""
     ingredients: list[Any] = [VERSION, CLEANING_VERSION, content_settings(config)]
     if config.tokenizer is not None:
         ingredients.append(Tokenizer.from_file(config.tokenizer).fingerprint)
+    ingredients += versions(config)
     if config.name == "tales":
         ingredients.append(_tales_digests())
     ingredients.append(
@@ -255,7 +263,8 @@ def _report_superseded(folder: Path) -> None:
 
 def _warn_about_differences(config: DataConfig, folder: Path) -> None:
     """Warn if settings that decide the content differ from those data.dir was prepared with."""
-    stored = Manifest.read(folder).made_from
+    settings = content_settings(config)
+    stored = _made_from(Manifest.read(folder), settings)
     ignored = [
         tr(
             "data.{key}={value} (prepared with {stored})",
@@ -263,8 +272,8 @@ def _warn_about_differences(config: DataConfig, folder: Path) -> None:
             value=value,
             stored=stored[key],
         )
-        for key, value in content_settings(config).items()
-        if value is not None and key in stored and stored[key] != value
+        for key, value in settings.items()
+        if value is not None and stored[key] != value
     ]
     if ignored:
         log.warning(

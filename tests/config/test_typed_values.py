@@ -280,6 +280,7 @@ def test_every_text_key_is_a_text() -> None:
         "lang format quant data.txt_documents data.on_bad_utf8 trainer.precision optimizer.name"
     )
     chosen += " trainer.devices trainer.strategy schedule.name data.verify data.encoding"
+    chosen += " data.languages"
     texts -= {"overrides", "callbacks.custom", "logger.custom", "auto.device", "auto.settings"}
     texts = {key for key in texts if not key.startswith("run.")}  # of check: those of train
     assert texts - TEXT_KEYS == set(chosen.split())

@@ -32,6 +32,7 @@ WRITERS = {
     "machine/checkup.py": "a temporary folder",
     "machine/compiling.py": "a temporary folder",
     "machine/stopwatch.py": "a temporary file",
+    "data/removed.py": "removed.jsonl in a new folder",
     "data/json_scanner.py": "a temporary file without a name",
     "machine/experiment.py": "a temporary folder",
     "machine/random_text.py": "a temporary folder",

@@ -67,6 +67,7 @@ def report() -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_a_check_in_processes_of_its_own(
     small: None, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,7 +39,7 @@ def spoiled(curve: list[Row], places: range, value: float) -> list[Row]:
     ]
 
 
-@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [

@@ -298,6 +298,7 @@ def test_torchrun_trains_one_run_in_one_folder(
     assert [line for line in lines if line.startswith("run ")] == [f"run       {folder}"]
 
 
+@pytest.mark.slow
 @pytest.mark.numerics
 def test_two_processes_outlive_a_full_memory_and_a_broken_step(
     uninterrupted: Callable[..., Uninterrupted], tiny: list[str], tmp_path: Path

@@ -81,6 +81,7 @@ def test_what_is_typed_belongs_to_the_run_and_not_to_the_defaults() -> None:
         resumed_config(settled(compose()).to_mapping(), moved, "step_00000001.ckpt")
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_windows_and_the_losses(
     uninterrupted: Straight, train_tiny: Train, probe: Probe, tmp_path: Path
 ) -> None:

@@ -106,7 +106,7 @@ def test_the_table_of_stems_is_well_formed() -> None:
     assert unicodedata.normalize("NFC", text) == text
     rows = read_tsv("stems.tsv")
     keys = [(row["stem"], row["pos"]) for row in rows]
-    assert len(keys) == len(set(keys)) > 5000
+    assert len(keys) == len(set(keys)) > 4000
     assert keys == sorted(keys, key=lambda key: (ORDER.index(key[1]), key[0]))
     known = {(row["stem"], row["pos"]) for name in TABLES for row in read_tsv(name)}
     assert known.isdisjoint(keys), "in the lexicon of the tales or of the pairs already"

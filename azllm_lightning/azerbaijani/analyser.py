@@ -52,12 +52,14 @@ class _Arc(NamedTuple):
 @cache
 def stems() -> tuple[Entry, ...]:
     """Every stem that the analyser knows: those of the tales and of the pairs, and `stems.tsv`."""
-    known = [entry for table in TABLES for entry in lexicon(table).values()]
-    rows = read_tsv(STEMS)
-    return (
-        *known,
-        *(Entry(row["stem"], row["pos"], (), row["trait"], _facts(row["facts"])) for row in rows),
-    )
+    found: dict[tuple[str, str], Entry] = {}
+    rows = [
+        Entry(row["stem"], row["pos"], (), row["trait"], _facts(row["facts"]))
+        for row in read_tsv(STEMS)
+    ]
+    for entry in (*(e for table in TABLES for e in lexicon(table).values()), *rows):
+        found.setdefault((entry.stem, entry.pos), entry)
+    return tuple(found.values())
 
 
 def analyse(word: str) -> list[Analysis]:

@@ -5,9 +5,9 @@
     [--text DIR] [--out gpu.json]
 
 t4 and laptop_4gb are the experiments of those names in fp16, without flash attention, which a T4
-does not have either; bf16 is the model of t4 with a context of 1,024. Each runs for `--steps` steps,
-compiled, with a process per measurement, and both sides use the same number type. The fp16 parts
-run once more in fp32: the loss at the last step must be the same. `deterministic` is what
+does not have either; bf16 is the model of t4 with a context of 1,024. Each runs for `--steps`
+steps, compiled, with a process per measurement, and both sides use the same number type. The fp16
+parts run once more in fp32: the loss at the last step must be the same. `deterministic` is what
 trainer.deterministic=true costs. `check` is the verb of that name, whose resume must be exact.
 `long` is t4 for `--long-steps` steps, without a non-finite loss.
 

@@ -20,9 +20,7 @@ from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
 
 
-def nanogpt_loop(
-    overrides: list[str], steps: int, checkout: Path | None = None
-) -> dict[str, Any]:
+def nanogpt_loop(overrides: list[str], steps: int, checkout: Path | None = None) -> dict[str, Any]:
     """Train `steps` steps with the sizes, batch, precision and compile setting that `overrides`
     mean for our command, and return the measurements.
 

@@ -99,11 +99,12 @@ def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
     """Clean the texts of a block, and split the long ones; a pure function."""
     counts: dict[str, dict[str, int]] = {}
     pieces: list[list[str]] = []
+    of_text: Counter[str] = Counter()
     for number, text in enumerate(raw.texts):
-        of_text: Counter[str] = Counter()
         pieces.append(_documents(text, max_document_bytes, of_text))
         if of_text:
             counts[str(number)] = dict(of_text)
+            of_text.clear()
     numbers = np.array([len(of_text) for of_text in pieces], np.int64)
     names = list(dict.fromkeys(raw.sources))
     index = {name: number for number, name in enumerate(names)}

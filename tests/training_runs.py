@@ -221,6 +221,14 @@ def command_line(
     entrance.main("train", train, RunConfig.from_mapping)
 
 
+def quick_start_method() -> str:
+    """How to start a process without importing torch again, where that is possible."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["training_runs", "azllm_lightning.session.session"])
+    return "forkserver"
+
+
 def start(
     arguments: list[str],
     folder: Path,
@@ -229,8 +237,7 @@ def start(
     **environment: str,
 ) -> multiprocessing.process.BaseProcess:
     """`command_line` in a new process, forked from one that has imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_runs", "azllm_lightning.session.session"])
+    context = multiprocessing.get_context(quick_start_method())
     environment = {"AZLLM_DATA_DIR": os.environ["AZLLM_DATA_DIR"], **environment}
     process = context.Process(
         target=command_line, args=(arguments, str(folder), environment, output_path, ignored)

@@ -82,6 +82,21 @@ class Terminate(Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
+class TerminateInValidation(Callback):
+    """Sends SIGTERM to process `rank` alone in the validation after `step` completed steps."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step = step
+        self.rank = rank
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int, *_: Any
+    ) -> None:
+        """In its second batch."""
+        if (trainer.global_step, trainer.global_rank, batch_idx) == (self.step, self.rank, 1):
+            signal.raise_signal(signal.SIGTERM)
+
+
 class SpoiledLoss(Callback):
     """Makes the loss of one step NaN in process `rank` alone, with gradients that stay finite; with
     `once`, only in the first fit of this process, not after a rollback.

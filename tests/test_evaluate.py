@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -240,3 +242,20 @@ def test_wrong_settings_are_refused(tiny_run: Path, own_text: str) -> None:
     for changes, complaint in complaints:
         with pytest.raises(ValueError, match=complaint):
             evaluate(replace(config, **changes))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize("kind", ["device file", "pipe", "socket"])
+def test_results_replace_no_special_file_and_wait_for_none(
+    kind: str, own_text: str, tiny_run: Path
+) -> None:
+    out = Path("/dev/null") if kind == "device file" else Path("named")
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "socket":
+        mode = stat.S_IFSOCK | 0o600
+        os.mknod(out, mode)
+    before = out.stat()
+    with pytest.raises(ValueError, match=rf"{out} \({kind}\): choose a file with out=FILE"):
+        run(f"ckpt_path={tiny_run}", f"data.path={own_text}", f"out={out}")
+    assert (out.stat().st_mode, out.stat().st_ino) == (before.st_mode, before.st_ino)

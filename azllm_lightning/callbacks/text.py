@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.durations import duration as duration
 
 WIDTH = 80
 LABEL = 10
@@ -26,17 +26,6 @@ def verbatim(label: str, text: str) -> str:
     if len(label) < LABEL and len(text) <= WIDTH - LABEL:
         return f"{label:<{LABEL}}{text}"
     return f"{label}\n  {text}" if label else f"  {text}"
-
-
-def duration(seconds: float) -> str:
-    """A duration in its two largest units: 45 s, 2 min 26 s, 1 h 40 min."""
-    left = round(seconds)
-    parts: list[str] = []
-    for size, unit in zip((86400, 3600, 60, 1), tr("d h min s").split(), strict=True):
-        number, left = divmod(left, size)
-        if number or parts or size == 1:
-            parts.append(f"{number} {unit}")
-    return " ".join(parts[:2])
 
 
 def perplexity_text(value: float) -> str:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class ParsedOverride:
 
 def parse_override(text: str) -> ParsedOverride:
     """What one override that Hydra accepts means."""
-    override = OverridesParser.create().parse_override(hydra_overrides([text])[0])
+    override = _parser().parse_override(hydra_overrides([text])[0])
     return ParsedOverride(override.key_or_group.split("."), override.is_delete())
 
 
@@ -185,10 +186,16 @@ def _python() -> str:
     return str(Path(sys.executable).relative_to(folder))
 
 
+@cache
+def _parser() -> OverridesParser:
+    """Hydra's parser, whose creation takes longer than parsing a setting."""
+    return OverridesParser.create()
+
+
 def _parsed(value: str) -> Any:
     """What Hydra's grammar makes of a value; None where it cannot read it."""
     try:
-        return OverridesParser.create().parse_override(f"key={value}").value()
+        return _parser().parse_override(f"key={value}").value()
     except HydraException:
         return None
 
@@ -198,10 +205,11 @@ def _is_quoted(value: str) -> bool:
     return is_wrapped and isinstance(_parsed(value), str)
 
 
+@lru_cache(maxsize=1024)
 def _is_only_text(value: str) -> bool:
     """Whether Hydra's grammar reads `value` in quotes only."""
     try:
-        OverridesParser.create().parse_override(f"key={value}")
+        _parser().parse_override(f"key={value}")
     except HydraException:
         return isinstance(_parsed(_quoted(value)), str)
     return False

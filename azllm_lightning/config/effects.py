@@ -64,6 +64,16 @@ TRAIN = [
     ),
 ]
 
+PROVE_RESUME = [
+    Rule(
+        "run_name logs_dir data.val_windows trainer.max_steps trainer.val_every_steps "
+        "trainer.checkpoint_every_steps trainer.checkpoint_every_minutes trainer.log_every_steps "
+        "trainer.deadline",
+        lambda config: True,
+        lambda config: tr("prove_resume sets it for its short runs"),
+    ),
+]
+
 DATA = [
     Rule(
         "data.text_field data.source_field data.txt_documents data.on_bad_utf8",

@@ -14,6 +14,7 @@ from azllm_lightning.config.effects import (
     EVALUATE,
     GENERATE,
     NAMED_CHECKPOINTS,
+    PROVE_RESUME,
     ignored_settings,
     typed_keys,
 )
@@ -53,6 +54,11 @@ class ProveResumeConfig(RunConfig):
     """The settings of conf/prove_resume.yaml: those of train, and whether to break the restore."""
 
     control: bool
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        replaced = ignored_settings(PROVE_RESUME, self, self.overrides)
+        return [*replaced, *super().ignored()]
 
 
 @dataclass(frozen=True, kw_only=True)

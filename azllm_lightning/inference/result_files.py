@@ -10,6 +10,7 @@ from typing import Any
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.verbs import EvaluateConfig
+from azllm_lightning.data.folders import special_kind
 
 
 def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
@@ -46,7 +47,9 @@ def _file_name(config: EvaluateConfig) -> str:
 
 def _check_writable(out: Path) -> None:
     reason: object = None
-    if not out.absolute().parent.is_dir() or out.is_dir():
+    if out.exists() and not (out.is_file() or out.is_dir()):  # reading a pipe would wait for ever
+        reason = special_kind(out.stat().st_mode)
+    elif not out.absolute().parent.is_dir() or out.is_dir():
         reason = tr("name a file in an existing folder")
     else:
         try:

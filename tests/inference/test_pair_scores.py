@@ -19,6 +19,7 @@ def judge(prefers_correct: bool, start: list[int]) -> Scorer:
         start=start,
         unscored_bytes=lambda text: 0,
         unknown_id=None,
+        vocab_size=256,
         block_size=8,
         device=torch.device("cpu"),
     )

@@ -209,9 +209,7 @@ def _losses(
     scorer: Scorer, sequences: list[list[int]], stride: int, tokens_at_once: int
 ) -> list[Tensor]:
     """The negative log-likelihoods of each sequence but of its first token, in nats, fp64."""
-    losses = [
-        torch.zeros(max(0, len(sequence) - 1), dtype=torch.float64) for sequence in sequences
-    ]
+    losses = [torch.zeros(max(0, len(sequence) - 1), dtype=torch.float64) for sequence in sequences]
     windows = [
         window
         for i, sequence in enumerate(sequences)

@@ -153,7 +153,7 @@ def half_results(
     stride: int | None,
     training_bytes: int | None,
 ) -> dict[str, Any]:
-    """What is stored as JSON; `training_bytes` is the size of the model's training text if known."""
+    """What is stored as JSON; `training_bytes` is the size of the training text, if known."""
     return {
         "block_size": scorer.block_size,
         "stride": stride or default_stride(scorer.block_size),

@@ -274,6 +274,28 @@ def test_tales_are_the_same_when_pairs_change(
     assert prepared_folder(DataConfig(name="tales")) != before
 
 
+def test_prepared_tales_are_named_after_all_that_they_are_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables, and every module of the folder that tales.py imports."""
+    folder = shutil.copytree(azerbaijani.__path__[0], tmp_path / "azerbaijani")
+    monkeypatch.setattr(azerbaijani, "__path__", [str(folder)])
+    sources = {"lexicon.tsv", "tales.tsv"}
+    waiting = {"tales"}
+    while waiting:
+        source = f"{waiting.pop()}.py"
+        sources.add(source)
+        code = (folder / source).read_text(encoding="utf-8")
+        names = re.findall(r"^from azllm_lightning\.azerbaijani\.(\w+) import", code, re.MULTILINE)
+        names += re.findall(r"^from azllm_lightning\.azerbaijani import (\w+)", code, re.MULTILINE)
+        waiting |= {name for name in names if f"{name}.py" not in sources}
+    assert len(sources) == 8
+    for name in sources:
+        before = prepared_folder(DataConfig(name="tales"))
+        (folder / name).write_text("", encoding="utf-8")
+        assert prepared_folder(DataConfig(name="tales")) != before, name
+
+
 def test_stems_do_not_occur_in_the_tales() -> None:
     tales = {lower(word) for word in known_words()}
     assert lexicon(TABLE).keys() & lexicon().keys() == set()

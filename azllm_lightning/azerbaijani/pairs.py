@@ -192,12 +192,7 @@ def _form(stem: str, features: str) -> str:
 
 def _inflected(entry: Entry, features: str) -> str:
     """The form of an entry with features that are separated by dots."""
-    names = features.split(".") if features else []
-    for voice in ("pass", "caus"):
-        if voice in names:
-            names.remove(voice)
-            entry = entry._replace(stem=entry.facts[voice])
-    return inflect(entry, names)
+    return inflect(entry, features.split(".") if features else [])
 
 
 def _wrong(entry: Entry, features: str, how: str) -> str | None:

@@ -81,6 +81,8 @@ possessive_chain: Universitetin müfəttişinin yeni planı yarımçıqdır. *m�
 possessive_chain: Universitetin müfəttişi yeni sərəncam əsaslandırdı. *müfəttişinin
 genitive_subject: Tədqiqatçının dünən nömrələdiyi təlimat mükəmməldir. *tədqiqatçı
 genitive_subject: Tədqiqatçı dünən yeni material sadələşdirdi. *tədqiqatçının
+genitive_subject: Tərbiyəçinin sabah qısaldacağı göstəriş yarımçıqdır. *tərbiyəçi
+genitive_subject: Tərbiyəçi sabah bu protokolu dəqiqləşdirəcək. *tərbiyəçinin
 participle_choice: Alıcının dünən dəqiqləşdirdiyi həmin referat mükəmməldir. *dəqiqləşdirən
 participle_choice: Dissertasiyanı dünən dəqiqləşdirən həmin çoban gecikir. *dəqiqləşdirdiyi
 case_government: Vətəndaş tərbiyəçiyə çoxdan arxalanır. *tərbiyəçidən
@@ -95,8 +97,8 @@ postposition_case: Əməliyyatdan bir ay sonra müdir çaşdı. *əməliyyata
 postposition_case: Əməliyyata bir ay qalmış müdir çaşdı. *əməliyyatdan
 infinitive_case: Müfəttiş arıqlamağı yenə planlaşdırır. *arıqlamağa
 infinitive_case: Müfəttiş arıqlamağa yenə cəhd edir. *arıqlamağı
-time_converb: Tarixçi gileyləndikdən bir ay sonra sərgi başladı. *gileylənməmişdən
-time_converb: Tarixçi gileylənməmişdən bir ay əvvəl sərgi başladı. *gileyləndikdən
+time_converb: General duruxduqdan bir ay sonra zəlzələ başladı. *duruxmamışdan
+time_converb: General duruxmamışdan bir ay əvvəl zəlzələ başladı. *duruxduqdan
 comparative: Müğənni hüquqşünasdan xeyli təcrübəlidir. *hüquqşünasa
 comparative: Müğənni hüquqşünasa xeyli bənzəyir. *hüquqşünasdan
 negation: Heç bir zərgər, heç bir tarixçi dünən susamadı. *susadı

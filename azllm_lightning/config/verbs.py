@@ -151,7 +151,10 @@ class EvaluateConfig(VerbConfig):
             )
         if self.pairs and self.has_text:
             problems.add(
-                tr("pairs={pairs} reads no text: omit data.path and data.dir", pairs=self.pairs)
+                tr(
+                    "pairs={pairs} reads no text: omit data.path and data.dir",
+                    pairs=self.pairs if isinstance(self.pairs, str) else "true",
+                )
             )
         if self.samples and self.data.path is not None:
             problems.add(

@@ -208,6 +208,21 @@ def test_what_a_tokenizer_does_not_know_is_reported(
     )
 
 
+@pytest.fixture
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A couple of each phenomenon, a few pairs of Turkish interference, four short samples."""
+    from azllm_lightning.azerbaijani.pairs import minimal_pairs, turkish_pairs
+    from azllm_lightning.inference import free_samples, pair_scores
+
+    monkeypatch.setattr(free_samples, "NUM_SAMPLES", 4)
+    monkeypatch.setattr(free_samples, "MAX_NEW_TOKENS", 24)
+
+    own = tuple(pair for i, pair in enumerate(minimal_pairs()) if i % 200 < 2)
+    monkeypatch.setattr(pair_scores, "minimal_pairs", lambda: own)
+    monkeypatch.setattr(pair_scores, "turkish_pairs", lambda: turkish_pairs()[::100])
+
+
+@pytest.mark.usefixtures("fewer")
 def test_pairs(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run("pairs=true")
     assert json.loads((tiny_run / "pairs.json").read_text(encoding="utf-8")) == found
@@ -217,10 +232,103 @@ def test_pairs(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for row in found["phenomena"].values():
         assert 0 <= row["low"] <= row["accuracy"] + 1e-9
         assert row["accuracy"] - 1e-9 <= row["high"] <= 1
-        assert row["high"] - row["low"] < 0.2
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(shares) + 2
-    assert lines[-2].split()[:2] == ["all", f"{found['all']['accuracy']:.1%}"]
+    assert lines[len(shares) + 3].split()[:2] == ["all", f"{found['all']['accuracy']:.0%}"]
+    turkish = run("pairs=turkish")
+    assert set(turkish["phenomena"]) == {
+        f"turkish_{kind}" for kind in ("words", "spelling", "suffixes")
+    }
+    assert (tiny_run / "pairs-turkish.json").is_file()
+
+
+def test_pairs_of_others(tiny_run: Path) -> None:
+    Path("cütlər.tsv").write_text(
+        "sen\twrong_sen\tphenomenon\nMən gəldim.\tMən gəldin.\tşəxs\nO gedir.\tO gedirəm.\tşəxs\n",
+        encoding="utf-8",
+    )
+    found = run("pairs=cütlər.tsv")
+    assert found["phenomena"].keys() == {"şəxs"}
+    assert found["all"]["pairs"] == 2
+    assert json.loads((tiny_run / "pairs-cütlər.json").read_text(encoding="utf-8")) == found
+
+
+def test_second_halves_of_lines(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from azllm_lightning import load
+    from azllm_lightning.inference.scoring import gpt_scorer
+    from azllm_lightning.inference.second_half import half_scores
+
+    lines = ["Bir gün tülkü meşəyə getdi.", "Nazir müqaviləni imzaladı və evə qayıtdı.", "Ev"]
+    Path("flores.txt").write_text("\n".join(lines), encoding="utf-8")
+    found = run("second_half=true", "data.path=flores.txt")
+    scores = list(half_scores(gpt_scorer(*load(tiny_run)), lines))
+    assert found["all"]["bits"] == pytest.approx(sum(score.bits for score in scores) / 3)
+    assert found["training_bytes"] > 0
+    assert (tiny_run / "second_half-flores.json").is_file()
+    assert "Goldfish 10mb" in capsys.readouterr().out
+    assert run("second_half=true")["all"]["lines"] > 3  # of its own validation text
+
+
+@pytest.mark.usefixtures("fewer")
+def test_samples_are_compared_with_the_training_text(tiny_run: Path) -> None:
+    found = run("samples=true")
+    assert found["held_out"]["in_training_text"] > 0.5
+    assert 0 <= found["model"]["known_words"] <= 1
+    assert json.loads((tiny_run / "samples.json").read_text(encoding="utf-8")) == found
+    assert run("samples=true")["model"] == found["model"]
+
+
+@pytest.mark.usefixtures("fewer")
+def test_a_suite_is_all_of_it_and_a_part_of_the_model_card(tiny_run: Path) -> None:
+    from azllm_lightning.config.verbs import ExportConfig
+    from azllm_lightning.export import export
+
+    found = run("suite=true")
+    assert json.loads((tiny_run / "suite.json").read_text(encoding="utf-8")) == found
+    assert found["text"]["all"] == run()["all"]
+    assert found["pairs"]["all"] == run("pairs=true")["all"]
+    assert found["samples"]["model"] == run("samples=true")["model"]
+    assert found["second_half"]["all"] == run("second_half=true")["all"]
+    assert len(found["data_fingerprint"]) == 32
+    page = (tiny_run / "suite.md").read_text(encoding="utf-8")
+    figures = [f"{found['text']['all']['val_bpb']:.4f}", found["data_fingerprint"], "| causative |"]
+    assert all(figure in page for figure in figures)
+    assert {line.count("|") for line in page.splitlines() if line.startswith("| bits")} == {5}
+    config = compose(["out=ixrac"], "export")
+    assert isinstance(config, ExportConfig)
+    card = (export(config) / "README.md").read_text(encoding="utf-8")
+    section = card[card.index("## Evaluation") : card.index("## Intended use")]
+    assert f"| bits per byte | {found['text']['all']['val_bpb']:.4f} |" in section
+    (tiny_run / "suite.json").write_text("{}", encoding="utf-8")
+    assert "## Evaluation" not in (
+        export(compose(["out=ixrac2"], "export")) / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("fewer")
+def test_a_suite_of_a_model_of_transformers(tiny_run: Path) -> None:
+    from azllm_lightning import load
+    from azllm_lightning.formats.huggingface import write_hf
+
+    ours = run("suite=true")
+    Path("hf").mkdir()
+    write_hf(*load(tiny_run), Path("hf"))
+    theirs = run("hf=hf", "suite=true", f"data.dir={ours['training_text']}")
+    for measure in ("text", "second_half", "pairs", "turkish"):
+        for key in ("val_bpb", "bits", "accuracy"):
+            if key in ours[measure]["all"]:
+                assert theirs[measure]["all"][key] == pytest.approx(ours[measure]["all"][key])
+    assert theirs["samples"]["held_out"]["texts"] == ours["samples"]["held_out"]["texts"]
+    assert theirs["data_fingerprint"] == ours["data_fingerprint"]
+
+
+def test_one_measure_at_a_time() -> None:
+    for typed, complaint in (
+        (["pairs=true", "samples=true"], "pairs, samples are different measures: choose one"),
+        (["pairs=true", "data.path=a.txt"], "pairs=true reads no text: omit data.path"),
+        (["samples=true", "data.path=a.txt"], "give data.dir, or omit data.path"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            compose(typed, "evaluate")
 
 
 def test_wrong_settings_are_refused(tiny_run: Path, own_text: str) -> None:

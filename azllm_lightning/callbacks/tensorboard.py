@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import azllm_lightning
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.runs.commit import commit
 from azllm_lightning.runs.curves import SESSION
 
 if TYPE_CHECKING:
@@ -148,17 +148,3 @@ def environment() -> str:
             "gpu_memory_gb": round(memory / 1e9, 1),
         }
     return "\n".join(f"{key}: {value}" for key, value in found.items())
-
-
-def commit() -> str | None:
-    """The commit of this code, "-dirty" if files differ from it; None outside a git checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # site-packages may be inside the checkout of another project
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

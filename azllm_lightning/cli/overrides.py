@@ -20,12 +20,15 @@ from azllm_lightning.cli.messages import tr
 TEXT_KEYS = frozenset(
     "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.name "
     "data.path data.val_path data.mix data.dir data.tokenizer data.text_field data.source_field "
-    "callbacks.samples.prompts".split()
+    "callbacks.samples.prompts pairs".split()
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
 LIST_KEYS = frozenset("prompt stop data.path data.val_path callbacks.samples.prompts".split())
 """Those of them that can be a list: [one, two]."""
+
+SWITCH_KEYS = frozenset(("pairs",))
+"""Those of them that true and false are not text for."""
 
 LITERAL_KEYS = frozenset("prompt stop callbacks.samples.prompts".split())
 """Those of them in which ${...} is text too, and not a reference to another setting."""
@@ -124,6 +127,8 @@ def _hydra_override(arg: str, sweep: bool) -> str:
         return f"{key}={_quoted(value)}" if _is_only_text(value) else arg
     if name not in LITERAL_KEYS and value == "None":
         return f"{key}=null"
+    if name in SWITCH_KEYS and value.lower() in ("true", "false"):
+        return f"{key}={value.lower()}"
     if name in LITERAL_KEYS:
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):

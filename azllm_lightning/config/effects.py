@@ -123,7 +123,12 @@ EVALUATE = [
     ),
     Rule(
         "ckpt_path run_name logs_dir",
-        lambda config: config.hf is not None and (config.pairs or config.has_text),
+        lambda config: config.hf is not None and not config.needs_run,
         lambda config: tr("hf is the model that is scored"),
+    ),
+    Rule(
+        "stride block_size",
+        lambda config: config.samples,
+        lambda config: tr("samples=true scores no text"),
     ),
 ]

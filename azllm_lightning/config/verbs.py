@@ -18,13 +18,17 @@ from azllm_lightning.config.effects import (
     ignored_settings,
     typed_keys,
 )
-from azllm_lightning.config.local_paths import LocalPath, OutputPath
+from azllm_lightning.config.local_paths import LocalPath, OutputPath, TextPath
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import Problems, from_mapping
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+MEASURES = ("second_half", "pairs", "samples", "suite")
+"""The settings of `evaluate` that choose another measure than the loss on a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,10 @@ class EvaluateConfig(VerbConfig):
     run_name: str | None
     logs_dir: OutputPath
     hf: LocalPath | None
-    pairs: bool
+    second_half: bool
+    pairs: bool | TextPath
+    samples: bool
+    suite: bool
     stride: int | None
     block_size: int | None
     out: OutputPath | None
@@ -140,11 +147,26 @@ class EvaluateConfig(VerbConfig):
                     folder=self.data.dir,
                 )
             )
+        measures = [name for name in MEASURES if getattr(self, name)]
+        if len(measures) > 1:
+            problems.add(
+                tr(
+                    "{measures} are different measures: choose one, or suite=true alone for all",
+                    measures=", ".join(measures),
+                )
+            )
         if self.pairs and self.has_text:
             problems.add(
                 tr(
-                    "pairs=true scores its own sentences and reads no text: omit data.path and "
-                    "data.dir"
+                    "pairs={pairs} reads no text: omit data.path and data.dir",
+                    pairs=self.pairs if isinstance(self.pairs, str) else "true",
+                )
+            )
+        if self.samples and self.data.path is not None:
+            problems.add(
+                tr(
+                    "samples=true compares samples with prepared training text: give data.dir, or "
+                    "omit data.path"
                 )
             )
         problems.raise_if_any()
@@ -157,6 +179,11 @@ class EvaluateConfig(VerbConfig):
     def has_text(self) -> bool:
         """Whether a text was given, in place of the validation split of the model's own run."""
         return self.data.path is not None or self.data.dir is not None
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the text is that of a run of ours, also if the model is not."""
+        return not (self.pairs or self.samples or self.has_text)
 
 
 @dataclass(frozen=True, kw_only=True)

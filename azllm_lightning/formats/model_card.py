@@ -22,12 +22,17 @@ PROMPT = "Bir gün"
 
 
 def model_card(
-    name: str, model: GPTConfig, license: str, usage: str, training: dict[str, str]
+    name: str,
+    model: GPTConfig,
+    license: str,
+    usage: str,
+    training: dict[str, str],
+    evaluation: str = "",
 ) -> str:
     """The card of model `name` in the language in use, with Hugging Face's front matter.
 
     `usage` is a section of Markdown (`hf_usage`, `gguf_usage`, `state_dict_usage`), and `training`
-    the rows of `training_rows`.
+    the rows of `training_rows`. `evaluation` is another section (`suite_card.card_section`).
     """
     rows = {
         tr("parameters"): f"{model.num_params():,}",
@@ -73,7 +78,7 @@ tags: [azllm-lightning]
 
 {separator}
 
-## {tr("Intended use")}
+{evaluation}{chr(10) if evaluation else ""}## {tr("Intended use")}
 
 {intended_use}
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.verbs import EvaluateConfig
+from azllm_lightning.config.verbs import MEASURES, EvaluateConfig
 from azllm_lightning.data.folders import special_kind
 
 
@@ -18,7 +18,8 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
 
     It is `out`, else a file in the run's folder, else next to the checkpoint, or in the current
     folder for a transformers model. Results on the model's own validation split are in
-    evaluation.json, those on another text in evaluation-NAME.json, minimal pairs in pairs.json.
+    evaluation.json (second_half.json, suite.json), those on another text in evaluation-NAME.json,
+    minimal pairs in pairs.json, those of others in pairs-NAME.json, samples in samples.json.
 
     Raises ValueError if it cannot be written, or if it exists and is not an earlier result.
     """
@@ -35,14 +36,15 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
 
 
 def _file_name(config: EvaluateConfig) -> str:
-    if config.pairs:
-        return "pairs.json"
+    kind = next((name for name in MEASURES if getattr(config, name)), "evaluation")
     given = config.data.paths or ([config.data.dir] if config.data.dir is not None else [])
-    if not given:
-        return "evaluation.json"
+    if kind == "pairs":
+        given = [config.pairs] if isinstance(config.pairs, str) else []
+    if not given or kind == "samples":
+        return f"{kind}.json"
     name = PurePosixPath(given[0].replace("\\", "/")).name.split(".")[0]
     name = re.sub(r"[^\w-]+", "_", name).strip("_") or "text"
-    return f"evaluation-{name}.json"
+    return f"{kind}-{name}.json"
 
 
 def _check_writable(out: Path) -> None:
@@ -77,12 +79,15 @@ def _check_earlier(out: Path, config: EvaluateConfig) -> None:
             tr("{out} exists and has no results of evaluate: choose a file with out=FILE", out=out)
         )
     text = ", ".join(config.data.paths)
-    if config.out is None and text and found.get("text") != text:
+    scored = found.get("text")
+    if isinstance(scored, dict):  # of a suite
+        scored = scored.get("text")
+    if config.out is None and text and scored != text:
         raise ValueError(
             tr(
                 "{out} has the results of another text, {text}: choose a file with out=FILE",
                 out=out,
-                text=found.get("text"),
+                text=scored,
             )
         )
 

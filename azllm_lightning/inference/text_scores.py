@@ -45,7 +45,7 @@ def text_to_score(data: DataConfig, checkpoint: Path | None) -> TextToScore:
         folder = Path(data.dir).expanduser()
     else:
         assert checkpoint is not None
-        folder = _prepared_folder_of(checkpoint)
+        folder = prepared_folder_of(checkpoint)
     return TextToScore(
         _validation_documents(folder),
         tr("{folder}, validation split", folder=folder),
@@ -53,7 +53,7 @@ def text_to_score(data: DataConfig, checkpoint: Path | None) -> TextToScore:
     )
 
 
-def _prepared_folder_of(checkpoint: Path) -> Path:
+def prepared_folder_of(checkpoint: Path) -> Path:
     """The prepared data that a checkpoint's run was trained on."""
     way_out = tr(
         "give data.dir=FOLDER (prepared data; its validation split is scored) or data.path=TEXT"

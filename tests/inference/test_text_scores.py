@@ -23,6 +23,7 @@ def scorer(start: list[int]) -> Scorer:
         start=start,
         unscored_bytes=lambda text: 0 if start else 1,
         unknown_id=ord("g"),
+        vocab_size=256,
         block_size=8,
         device=torch.device("cpu"),
     )

@@ -44,6 +44,7 @@ class Parts:
     history: History
     health: Health
     diagnosis: Diagnosis
+    samples: Samples | None
     summary: Summary
     io: AtomicCheckpointIO
     periodic: PeriodicCheckpoint
@@ -77,21 +78,25 @@ def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) ->
     history = History(io)
     health = Health(config.callbacks.health)
     diagnosis = Diagnosis(history, config.callbacks)
+    samples = None
+    if config.callbacks.samples.max_new_tokens:
+        samples = Samples(config.callbacks.samples, config.data.name)
     callbacks: list[pl.Callback] = [
         history,  # first: the others read what it recorded
         health,
         TensorBoard(config),
         Throughput(history, hardware.peak_flops(device, trainer_config.precision)),
-        Console(history),
+        *([samples] if samples is not None else []),
+        Console(history, samples, bool(trainer_config.compile)),  # shows the latest sample
         diagnosis,
     ]
-    if config.callbacks.samples.max_new_tokens:
-        callbacks.append(Samples(config.callbacks.samples, config.data.name))
     callbacks += _instantiate(config.callbacks.custom, "callbacks", pl.Callback)
     callbacks += [best, periodic]
     trainer = _trainer(config, resolved, callbacks, _loggers(config.logger, run), io)
     summary = Summary(run, history, best, trainer_config)
-    return Parts(trainer, module, resolved.data, history, health, diagnosis, summary, io, periodic)
+    return Parts(
+        trainer, module, resolved.data, history, health, diagnosis, samples, summary, io, periodic
+    )
 
 
 def _trainer(

@@ -11,6 +11,7 @@ import torch
 
 from azllm_lightning.callbacks.history import Validation, best_of
 from azllm_lightning.callbacks.summary import RunSummary
+from azllm_lightning.callbacks.tensorboard import ADDRESS
 from azllm_lightning.callbacks.text import (
     WIDTH,
     count_text,
@@ -207,6 +208,7 @@ def end_panel(
     if sample:
         rows.append(f"{tr('writes'):<{LABEL}}{one_line(sample, WIDTH - LABEL)}")
     rows.append(verbatim(tr("watch"), f"tensorboard --logdir {shlex.quote(str(run.logs))}"))
+    rows.append(verbatim("", ADDRESS))
     rows.append(verbatim(tr("talk"), command("generate", run.address)))
     export = command("export", [*run.address, f"out={run.name}_hf"])
     rows.append(verbatim(tr("export"), export))

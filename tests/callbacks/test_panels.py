@@ -248,6 +248,7 @@ def test_the_end_panel() -> None:
         f"          {RUN.checkpoints / 'best.ckpt'}",
         "writes    " + ("Bir gün " * 8) + "Bir g…",
         "watch     tensorboard --logdir lightning_logs",
+        "          http://localhost:6006/?smoothing=0#custom_scalars&_smoothingWeight=0",
         "talk      python -m azllm_lightning.generate run_name=tales",
         "export    python -m azllm_lightning.export run_name=tales out=tales_hf",
         "train longer",

@@ -77,7 +77,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
     path = source.path if source else None
     start = Start(config, path, source.step if source else -1, path)
     while True:
-        parts = _built(start.config, resolved, run, stop)
+        parts = _built(start, resolved, run, stop)
         parts.health.rollbacks = start.rollbacks
         parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
         outcome = attempt(parts, start, run, stop)
@@ -122,10 +122,10 @@ def attempt(parts: Parts, start: Start, run: Run, stop: StopRequest) -> Outcome:
     return Done()
 
 
-def _built(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
+def _built(start: Start, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
     """`build`; raises ValueError if the model itself does not fit in memory."""
     try:
-        return build(config, resolved, run, stop)
+        return build(start.config, resolved, run, stop, start.step)
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise

@@ -17,6 +17,7 @@ from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.attempts import attempts
+from azllm_lightning.session.loggers import close_trackers
 from azllm_lightning.session.open import LIGHTNING, EarlyLines, opened
 from azllm_lightning.session.outcome import PeerLost, SmallerBatch, resume_command
 from azllm_lightning.session.report import finished_run, report, warn_that_it_is_done
@@ -117,6 +118,8 @@ def _run(
                 parts = attempts(resolved, config, run, stop)
             except Stopped:
                 raise _resumable(typed, run) from None
+            finally:
+                close_trackers()
             report(parts, run, config)
             return run.folder
     except Stopped:

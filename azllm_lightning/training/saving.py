@@ -140,9 +140,9 @@ class AtomicCheckpointIO(CheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """best.ckpt: the weights with the lowest val_loss, and their step.
 
-    Logs val_loss_best and val_loss_best_step at each validation, including that one. Lightning's own
-    callback (2.6) forgets the best score when an interval or the folder changes, and keeps a first
-    NaN as the best.
+    Logs val_loss_best and val_loss_best_step at each validation, including that one. Lightning's
+    own callback (2.6) forgets the best score when an interval or the folder changes, and keeps a
+    first NaN as the best.
     """
 
     def __init__(self, folder: Path, io: AtomicCheckpointIO) -> None:

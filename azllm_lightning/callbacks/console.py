@@ -19,6 +19,7 @@ from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.text import duration, labeled, perplexity_text
 from azllm_lightning.cli.colors import YELLOW, has_colors, highlight, paint
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.streams import NAMES
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
 from azllm_lightning.training.metrics import perplexity
 
@@ -198,8 +199,10 @@ class TqdmHandler(logging.Handler):
         encoding = getattr(stream, "encoding", None) or "utf-8"
         try:
             text.encode(encoding)
-        except UnicodeEncodeError:  # a Windows console with an old code page
-            text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+        except UnicodeEncodeError:  # an old code page, or a name that is not UTF-8
+            if encoding.lower().replace("-", "") != "utf8":
+                text = text.translate(PLAIN)
+            text = text.encode(encoding, NAMES).decode(encoding)
         if has_colors(stream):
             text = paint(text, YELLOW) if is_warning else highlight(text)
         # The terminal may be gone; training goes on, and train.log has the line too.

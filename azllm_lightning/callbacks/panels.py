@@ -49,12 +49,12 @@ def start_panel(
     model = config.shape
     training_tokens = data.train_windows.num_windows * model.block_size
     shape = tr(
-        "{params} parameters: {layers} x {width}, {heads} heads, "
+        "{params} parameters: {layers} x {width}, {heads}, "
         "vocabulary {vocab:,}, context {context:,}",
         params=count_text(model.num_params()),
         layers=model.n_layer,
         width=model.n_embd,
-        heads=model.n_head,
+        heads=trn("{count} head", "{count} heads", model.n_head),
         vocab=model.vocab_size,
         context=model.block_size,
     )

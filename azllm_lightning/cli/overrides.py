@@ -164,7 +164,17 @@ def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
 def command(verb: str, overrides: Sequence[str]) -> str:
     """The shell command that runs `verb` with `overrides`."""
     typed = [_as_typed(override) for override in overrides]
-    return shlex.join([_python(), "-m", f"azllm_lightning.{verb}", *typed])
+    words = [_python(), "-m", f"azllm_lightning.{verb}", *typed]
+    return " ".join(map(_for_shell, words))
+
+
+def _for_shell(word: str) -> str:
+    """`word` as a shell reads it; bytes that are not UTF-8 as $'...', which bash and zsh know."""
+    raw = os.fsencode(word) if "\\udc" in ascii(word) else b""
+    if not raw:
+        return shlex.quote(word)
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_=./,:@%+- "
+    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in raw) + "'"
 
 
 def _as_typed(override: str) -> str:

@@ -153,6 +153,10 @@ class EvaluateConfig(VerbConfig):
         return self.data.path is not None or self.data.dir is not None
 
 
+UNKNOWN = "unknown"
+"""The license of a model whose authors have not chosen one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(VerbConfig):
     """The settings of conf/export.yaml."""

@@ -18,7 +18,7 @@ from azllm_lightning.callbacks.console import SHOWN
 from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
@@ -211,7 +211,11 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
 
 def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -> None:
     if rollbacks > parts.health.config.max_rollbacks:
-        reason = tr("the same happened after {count} rollbacks", count=rollbacks - 1)
+        reason = trn(
+            "the same happened after {count} rollback",
+            "the same happened after {count} rollbacks",
+            rollbacks - 1,
+        )
     else:
         return
     message = tr(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.cli.streams import NAMES
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.atomic import write_text
@@ -109,9 +110,7 @@ def _log_file(run: Run, place: Processes) -> Iterator[None]:
     name = "train.log" if place.is_first else f"rank_{place.rank}.log"
     handler: logging.Handler = logging.NullHandler()
     if run.folder.is_dir():  # not so on the disk of another machine
-        handler = logging.FileHandler(
-            run.folder / name, encoding="utf-8", errors="backslashreplace", delay=True
-        )
+        handler = logging.FileHandler(run.folder / name, encoding="utf-8", errors=NAMES, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     for early in [found for found in log.handlers if isinstance(found, EarlyLines)]:
         early.hand_over(handler)

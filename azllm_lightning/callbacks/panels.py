@@ -210,6 +210,7 @@ def end_panel(
     rows.append(verbatim(tr("watch"), f"tensorboard --logdir {shlex.quote(str(run.logs))}"))
     rows.append(verbatim("", ADDRESS))
     rows.append(verbatim(tr("talk"), command("generate", run.address)))
+    rows.append(verbatim("", command("chat", run.address)))
     export = command("export", [*run.address, f"out={run.name}_hf"])
     rows.append(verbatim(tr("export"), export))
     if extendable:

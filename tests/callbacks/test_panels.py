@@ -250,6 +250,7 @@ def test_the_end_panel() -> None:
         "watch     tensorboard --logdir lightning_logs",
         "          http://localhost:6006/?smoothing=0#custom_scalars&_smoothingWeight=0",
         "talk      python -m azllm_lightning.generate run_name=tales",
+        "          python -m azllm_lightning.chat run_name=tales",
         "export    python -m azllm_lightning.export run_name=tales out=tales_hf",
         "train longer",
         LONGER,

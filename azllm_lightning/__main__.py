@@ -12,6 +12,7 @@ VERBS = {
     "train": "train a model, or resume a run",
     "prepare": "train a tokenizer and tokenize a text into shards",
     "generate": "generate text with a trained model",
+    "chat": "write with a trained model in a local web page",
     "evaluate": "evaluate a model on text, or on grammar",
     "export": "export a model to transformers, llama.cpp or Ollama",
     "check": "measure what this machine can do, in about two minutes",

@@ -20,7 +20,7 @@ from azllm_lightning.cli.messages import tr
 TEXT_KEYS = frozenset(
     "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.name "
     "data.path data.val_path data.mix data.dir data.tokenizer data.text_field data.source_field "
-    "callbacks.samples.prompts pairs".split()
+    "callbacks.samples.prompts pairs logger.wandb logger.trackio".split()
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
@@ -170,7 +170,17 @@ def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
 def command(verb: str, overrides: Sequence[str]) -> str:
     """The shell command that runs `verb` with `overrides`."""
     typed = [_as_typed(override) for override in overrides]
-    return shlex.join([_python(), "-m", f"azllm_lightning.{verb}", *typed])
+    words = [_python(), "-m", f"azllm_lightning.{verb}", *typed]
+    return " ".join(map(_for_shell, words))
+
+
+def _for_shell(word: str) -> str:
+    """`word` as a shell reads it; bytes that are not UTF-8 as $'...', which bash and zsh know."""
+    raw = os.fsencode(word) if "\\udc" in ascii(word) else b""
+    if not raw:
+        return shlex.quote(word)
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_=./,:@%+- "
+    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in raw) + "'"
 
 
 def _as_typed(override: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import (
+    ChatConfig,
     CheckConfig,
     EvaluateConfig,
     ExportConfig,
@@ -25,6 +26,7 @@ CONFIGS: dict[str, Any] = {
     "prove_resume": ProveResumeConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
+    "chat": ChatConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "runs": RunsConfig,

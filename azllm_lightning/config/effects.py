@@ -37,10 +37,6 @@ def ignored_settings(rules: Sequence[Rule], config: Any, overrides: Iterable[str
     ]
 
 
-def _has_samples_logger(config: Any) -> bool:
-    return config.logger.tensorboard or bool(config.logger.custom)
-
-
 TRAIN = [
     Rule(
         "callbacks.early_stopping_patience",
@@ -51,11 +47,6 @@ TRAIN = [
         "callbacks.samples.prompts callbacks.samples.temperature",
         lambda config: config.callbacks.samples.max_new_tokens == 0,
         lambda config: "callbacks.samples.max_new_tokens=0",
-    ),
-    Rule(
-        "callbacks.samples.prompts callbacks.samples.temperature callbacks.samples.max_new_tokens",
-        lambda config: not _has_samples_logger(config),
-        lambda config: "logger.tensorboard=false",
     ),
     Rule(
         "schedule.decay_ratio schedule.min_lr_ratio schedule.total_steps",

@@ -119,6 +119,31 @@ class GenerateConfig(VerbConfig, SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatConfig(VerbConfig, SamplingConfig):
+    """The settings of conf/chat.yaml."""
+
+    ckpt_path: LocalPath
+    run_name: str | None
+    logs_dir: OutputPath
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(lambda: VerbConfig.__post_init__(self))
+        problems.attempt(lambda: SamplingConfig.__post_init__(self))
+        problems.attempt(lambda: _check_run(self))
+        problems.require(0 <= self.port < 2**16, "port", self.port, tr("from 0 to 65535"))
+        # An empty one would mean all addresses.
+        problems.require(self.host != "", "host", self.host, tr("a host name or an address"))
+        problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return ignored_settings(CHECKPOINT, self, self.overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(VerbConfig):
     """The settings of conf/evaluate.yaml; `data` has only the keys that name and read the text."""
 
@@ -184,6 +209,10 @@ class EvaluateConfig(VerbConfig):
     def needs_run(self) -> bool:
         """Whether the text is that of a run of ours, also if the model is not."""
         return not (self.pairs or self.samples or self.has_text)
+
+
+UNKNOWN = "unknown"
+"""The license of a model whose authors have not chosen one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +304,7 @@ class CheckConfig(VerbConfig):
         )
 
 
-def _check_run(config: GenerateConfig | EvaluateConfig | ExportConfig) -> None:
+def _check_run(config: GenerateConfig | ChatConfig | EvaluateConfig | ExportConfig) -> None:
     """Raise ValueError if run_name and ckpt_path name two runs."""
     if config.run_name is not None and config.ckpt_path not in NAMED_CHECKPOINTS:
         raise ValueError(

@@ -23,8 +23,10 @@ TEXT_KEYS = frozenset(
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
-LIST_KEYS = frozenset("prompt stop data.path data.val_path callbacks.samples.prompts".split())
-"""Those of them that can be a list: [one, two]."""
+LIST_KEYS = frozenset(
+    "prompt stop run_name data.path data.val_path callbacks.samples.prompts".split()
+)
+"""Those of them that can be a list: [one, two]; run_name for `report` only."""
 
 LITERAL_KEYS = frozenset("prompt stop callbacks.samples.prompts".split())
 """Those of them in which ${...} is text too, and not a reference to another setting."""

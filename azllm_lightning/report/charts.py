@@ -23,9 +23,12 @@ FLAG_WIDTH = 17.0
 FEW_POINTS = 60
 """Up to so many points of a curve are marked with dots."""
 
-EARLY = 0.04
+EARLY = 0.08
 """Share of a run whose falling loss may leave the chart at the top, where it would flatten the
 rest."""
+
+FLATTENED = 1.4
+"""Times the height of the rest from which the start does so."""
 
 NUMBERS = re.compile(r"-?\d+\.\d+")
 
@@ -70,6 +73,7 @@ class Chart:
     """The corners of a shaded area."""
     hides_start: bool = False
     """Whether the start may leave the chart at the top."""
+    from_zero: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -114,10 +118,10 @@ def draw(chart: Chart, width: int, height: int) -> Drawing:
         margin_right=14,
         xrange=(scale.left, scale.right),
         range=(scale.low, scale.high),
-        x_labels=_labels(linear_ticks(scale.left, scale.right, max(3, width // 130))),
+        x_labels=_labels(linear_ticks(scale.left, scale.right, max(4, width // 120))),
         y_labels=[
             {"value": scale.place(tick), "label": tick_text(tick)}
-            for tick in scale.ticks(max(3, height // 70))
+            for tick in scale.ticks(max(4, height // 70))
         ],
     )
     styles = []
@@ -163,8 +167,9 @@ class _Scale:
         lowest, highest = float(finite.min()), float(finite.max())
         if chart.hides_start:
             rest = values[(xs >= late) & np.isfinite(values)]
-            if len(rest) and highest - lowest > 1.6 * (rest.max() - lowest) > 0:
-                highest = float(rest.max())
+            if len(rest) and highest - lowest > FLATTENED * (rest.max() - rest.min()) > 0:
+                lowest, highest = float(rest.min()), float(rest.max())
+                highest += 0.06 * (highest - lowest)  # so that one sees where it comes from
         if chart.log:
             lowest, highest = lowest / 1.05, highest * 1.05
             if highest / lowest < 1.5:
@@ -172,6 +177,8 @@ class _Scale:
         elif highest - lowest < 1e-6 * max(abs(highest), 1e-9):
             pad = 0.1 * abs(highest) or 1.0
             lowest, highest = lowest - pad, highest + pad
+        if chart.from_zero:
+            lowest, highest = 0.0, 1.08 * highest
         self.lowest, self.highest = lowest, highest
         self.low, self.high = self.place(lowest), self.place(highest)
 
@@ -185,7 +192,7 @@ class _Scale:
         return linear_ticks(self.lowest, self.highest, count)
 
     def points(self, line: Line) -> list[tuple[float, float | None]]:
-        """The points of a line, cut off at the top of the chart; None where there is no value."""
+        """The points of a line, cut off where it leaves the chart; None where there is no value."""
         points: list[tuple[float, float | None]] = []
         before: tuple[float, float] | None = None
         for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True):
@@ -194,15 +201,17 @@ class _Scale:
                 before = None
                 continue
             here = (x, self.place(y))
-            if before is not None and (before[1] > self.high) != (here[1] > self.high):
-                share = (self.high - before[1]) / (here[1] - before[1])
-                points.append((before[0] + share * (x - before[0]), self.high))
-            if here[1] <= self.high:
-                points.append(here)
-            elif points and points[-1][1] is not None:
-                points.append((x, None))
+            inside = self._holds(here)
+            if before is not None and self._holds(before) != inside:
+                edge = self.high if max(before[1], here[1]) > self.high else self.low
+                share = (edge - before[1]) / (here[1] - before[1])
+                points.append((before[0] + share * (x - before[0]), edge))
+            points.append(here if inside else (x, None))
             before = here
         return points
+
+    def _holds(self, point: tuple[float, float]) -> bool:
+        return self.low <= point[1] <= self.high
 
 
 def _labels(ticks: Iterable[float]) -> list[dict[str, Any]]:
@@ -283,8 +292,7 @@ def _add_ring(graph: Any, overlay: Any, ring: tuple[float, float, str], scale: _
     anchor = "end" if x > graph.view.width - width / 2 else "middle"
     if x < width / 2:
         anchor = "start"
-    above = y > graph.view.height - 22
-    label = graph.svg.node(group, "text", x=x, y=y - 13 if above else y + 20)
+    label = graph.svg.node(group, "text", x=x, y=y - 13 if y > 26 else y + 20)
     label.set("text-anchor", anchor)
     label.text = ring[2]
 

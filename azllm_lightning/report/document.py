@@ -20,8 +20,15 @@ LARGE: Sequence[Size] = ((1020, 360), (345, 290))
 """Width and height of a chart that fills the page: on a wide screen, and on a phone."""
 
 BROAD: Sequence[Size] = ((1020, 280), (345, 250))
+HALF: Sequence[Size] = ((490, 240), (345, 240))
 MIDDLE: Sequence[Size] = ((320, 210),)
 SMALL: Sequence[Size] = ((232, 140),)
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
 
 
 def escape(value: object) -> str:
@@ -88,7 +95,7 @@ def section(title: str, content: Iterable[str], note: str = "", name: str = "") 
     return f'<section id="{name}">{heading}{remark}{"".join(content)}</section>'
 
 
-def figure(chart: Chart, sizes: Sequence[Size], legend: bool = True) -> str:
+def figure(chart: Chart, sizes: Sequence[Size]) -> str:
     """A chart in each of `sizes`, of which the style sheet shows one, with what is under the
     pointer.
     """
@@ -99,12 +106,12 @@ def figure(chart: Chart, sizes: Sequence[Size], legend: bool = True) -> str:
         kind = place if len(sizes) > 1 else "only"
         drawings.append(f'<div class="drawing {kind}" data-map="{data}">{drawing.svg}</div>')
     unit = f" <small>{escape(chart.unit)}</small>" if chart.unit else ""
-    keys = "".join(
+    keys = [
         f'<li class="{escape(line.style)}"><i></i>{escape(line.name)}</li>'
         for line in chart.lines
         if line.is_read
-    )
-    key = f'<ul class="legend">{keys}</ul>' if legend else ""
+    ]
+    key = f'<ul class="legend">{"".join(keys)}</ul>' if len(keys) > 1 else ""
     return (
         f'<figure id="chart-{escape(chart.name)}" tabindex="0">'
         f"<figcaption><b>{escape(chart.title)}</b>{unit}{key}</figcaption>"
@@ -114,10 +121,14 @@ def figure(chart: Chart, sizes: Sequence[Size], legend: bool = True) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    """A table that scrolls by itself where it is too wide; cells are escaped."""
-    cells = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in head)
+    """A table that scrolls by itself where it is too wide; cells are escaped unless Markup."""
+
+    def inner(cell: str) -> str:
+        return cell if isinstance(cell, Markup) else escape(cell)
+
+    cells = "".join(f"<th scope=col>{inner(cell)}</th>" for cell in head)
     lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{inner(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     return (
         f'<div class="scroll"><table class="{style}"><thead><tr>{cells}</tr></thead>'

@@ -66,8 +66,9 @@ def _diagnoses(events: RunEvents) -> list[Mark]:
         name = tag.removeprefix(DIAGNOSIS)
         texts = events.texts.get(tag, {})
         for step in sorted({*texts, *events.curve(tag).steps}):
-            text = LEADING.sub("", texts[step].text) if step in texts else ""
             title = titles.get(name, name.replace("_", " "))
+            text = LEADING.sub("", texts[step].text) if step in texts else ""
+            text = text.removeprefix(f"{title}. ").removeprefix(f"{title}: ")
             found.append(Mark("diagnosis", step, title, text[:1].upper() + text[1:], name))
     return found
 

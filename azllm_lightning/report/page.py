@@ -198,7 +198,7 @@ def _more_charts(record: RunRecord) -> Iterator[str]:
     sources = source_chart(record)
     if sources is not None:
         yield section("", [figure(sources, BROAD)], name="sources")
-    small = [figure(chart, SMALL, legend=False) for chart in small_charts(record)]
+    small = [figure(chart, SMALL) for chart in small_charts(record)]
     if small:
         yield f'<div class="grid four">{"".join(small)}</div>'
 

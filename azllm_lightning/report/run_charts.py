@@ -43,7 +43,7 @@ def loss_chart(record: RunRecord) -> Chart:
     return Chart(
         name="loss",
         title=tr("Loss"),
-        unit=tr("nats per token"),
+        unit=tr("nats per token, by step"),
         lines=tuple(lines),
         flags=tuple(flags(record.marks)),
         ring=ring,
@@ -103,11 +103,11 @@ def middle_charts(record: RunRecord) -> list[Chart]:
         Chart(
             "bpb",
             tr("Bits per byte"),
-            "val_bpb",
+            "",
             tuple(_lines(record, {"val_bpb": "val"}, dots=True)),
             hides_start=True,
         ),
-        Chart("gap", tr("Gap"), "val_loss - train_loss", tuple(gap)),
+        Chart("gap", tr("Gap"), "val_loss − train_loss", tuple(gap), hides_start=True),
     ]
     return [chart for chart in charts if chart.lines and not chart.is_empty]
 
@@ -144,7 +144,8 @@ def small_charts(record: RunRecord) -> list[Chart]:
         spread = values.max() / values.min() if len(values) else 1.0
         is_log = bool(tag == "grad_norm" and spread > WIDE_RANGE)
         unit = tr("log scale") if is_log else unit
-        charts.append(Chart(tag, title, unit, lines, log=is_log))
+        from_zero = tag in ("tokens_per_sec", "peak_memory_gb")
+        charts.append(Chart(tag, title, unit, lines, log=is_log, from_zero=from_zero))
     return [chart for chart in charts if not chart.is_empty]
 
 

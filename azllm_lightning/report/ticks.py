@@ -18,9 +18,10 @@ def linear_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers from `low` to `high`."""
     if not high > low:
         return [low]
-    rough = (high - low) / max(1, count)
-    power = 10.0 ** math.floor(math.log10(rough))
-    size = next(unit * power for unit in (1, 2, 2.5, 5, 10) if unit * power >= rough * 0.999)
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    sizes = [unit * power for unit in (10, 5, 2.5, 2, 1, 0.5)]
+    enough = (size for size in sizes if high // size - math.ceil(low / size) + 1 >= count - 1)
+    size = next(enough, sizes[-1])
     first = math.ceil(low / size - 1e-9)
     last = math.floor(high / size + 1e-9)
     return [round(i * size, 12) for i in range(first, last + 1)]

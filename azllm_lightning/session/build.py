@@ -25,6 +25,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import LoggerConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.report.live import LivePage
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.resolve import Resolved, gpu_index
 from azllm_lightning.training import hardware
@@ -47,6 +48,7 @@ class Parts:
     summary: Summary
     io: AtomicCheckpointIO
     periodic: PeriodicCheckpoint
+    page: LivePage
 
 
 def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
@@ -88,10 +90,13 @@ def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) ->
     if config.callbacks.samples.max_new_tokens:
         callbacks.append(Samples(config.callbacks.samples, config.data.name))
     callbacks += _instantiate(config.callbacks.custom, "callbacks", pl.Callback)
-    callbacks += [best, periodic]
+    page = LivePage(run.folder, history)
+    callbacks += [best, periodic, page]
     trainer = _trainer(config, resolved, callbacks, _loggers(config.logger, run), io)
     summary = Summary(run, history, best, trainer_config)
-    return Parts(trainer, module, resolved.data, history, health, diagnosis, summary, io, periodic)
+    return Parts(
+        trainer, module, resolved.data, history, health, diagnosis, summary, io, periodic, page
+    )
 
 
 def _trainer(

@@ -37,6 +37,7 @@ ORDER = (
     "runs",
     "training",
     "callbacks",
+    "report",
     "session",
     "machine",
 )

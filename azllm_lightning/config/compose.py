@@ -15,6 +15,7 @@ from azllm_lightning.config.verbs import (
     GenerateConfig,
     PrepareConfig,
     ProveResumeConfig,
+    ReportConfig,
     RunsConfig,
 )
 
@@ -27,6 +28,7 @@ CONFIGS: dict[str, Any] = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
     "runs": RunsConfig,
     "check": CheckConfig,
 }

@@ -22,12 +22,17 @@ PROMPT = "Bir gün"
 
 
 def model_card(
-    name: str, model: GPTConfig, license: str, usage: str, training: dict[str, str]
+    name: str,
+    model: GPTConfig,
+    license: str,
+    usage: str,
+    training: dict[str, str],
+    picture: str | None = None,
 ) -> str:
     """The card of model `name` in the language in use, with Hugging Face's front matter.
 
     `usage` is a section of Markdown (`hf_usage`, `gguf_usage`, `state_dict_usage`), and `training`
-    the rows of `training_rows`.
+    the rows of `training_rows`. `picture` is the file next to the card that shows the training.
     """
     rows = {
         tr("parameters"): f"{model.num_params():,}",
@@ -66,6 +71,8 @@ tags: [azllm-lightning]
 | | |
 |---|---|
 {table}
+
+{"" if picture is None else f"![{tr('training and validation loss by step')}]({picture})"}
 
 ## {tr("Usage")}
 

@@ -27,8 +27,9 @@ def report(config: ReportConfig) -> Path:
     from azllm_lightning.runs.atomic import write_text
 
     logs = Path(config.logs_dir)
-    found = [find_run(name, logs) for name in config.names]
-    records = [read_record(events.folder, events) for events in found]
+    named = [find_run(name, logs) for name in config.names]
+    found = {events.folder.resolve(): events for events in named}  # one run may have two names
+    records = [read_record(events.folder, events) for events in found.values()]
     if len(records) == 1:
         out = records[0].folder / REPORT
         text = page(records[0])

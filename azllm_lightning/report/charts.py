@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,15 @@ rest."""
 
 FLATTENED = 1.4
 """Times the height of the rest from which the start does so."""
+
+TITLE_ROOM = 30
+"""Height of the heading of a picture."""
+
+PICTURE_STYLE = """
+.paper { fill: var(--card); }
+.chart .heading { fill: var(--ink); font-size: 13px; }
+.chart .key { fill: var(--c); font-size: 13px; font-weight: 600; text-anchor: end; }
+"""
 
 NUMBERS = re.compile(r"-?\d+\.\d+")
 
@@ -295,6 +305,27 @@ def _add_ring(graph: Any, overlay: Any, ring: tuple[float, float, str], scale: _
     label = graph.svg.node(group, "text", x=x, y=y - 13 if y > 26 else y + 20)
     label.set("text-anchor", anchor)
     label.text = ring[2]
+
+
+def picture(chart: Chart, width: int, height: int, style: str) -> str:
+    """`chart` as an SVG file of its own, light or dark as its reader prefers; `style` is the
+    style sheet of charts.
+    """
+    drawing = draw(replace(chart, flags=()), width, height + TITLE_ROOM)
+    opening, _, rest = drawing.svg.partition(">")
+    names = [line for line in chart.lines if line.is_read]
+    title = escape(f"{chart.title}, {chart.unit}")
+    heading = f'<text class="heading" x="10" y="{18 - TITLE_ROOM}">{title}</text>'
+    for row, line in enumerate(names):
+        place = f'x="{width - 14}" y="{18 - TITLE_ROOM + 17 * row}"'
+        heading += f'<text class="key {line.style}" {place}>{escape(line.name)}</text>'
+    size = f'width="{width}" height="{height + 2 * TITLE_ROOM}"'
+    view = f'viewBox="0 -{TITLE_ROOM} {width} {height + 2 * TITLE_ROOM}"'
+    opening = re.sub(r'viewBox="[^"]*"', f"{view} {size}", opening)
+    return (
+        f'<?xml version="1.0" encoding="utf-8"?>\n{opening}><style>{style}{PICTURE_STYLE}</style>'
+        f'<rect class="paper" y="-{TITLE_ROOM}" {size}/>{heading}{rest}\n'
+    )
 
 
 def pointer_data(chart: Chart) -> dict[str, Any]:

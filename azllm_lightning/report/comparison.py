@@ -1,4 +1,4 @@
-"""The page of several runs: their curves on the same axes, and the settings in which they differ."""
+"""The page of several runs: their curves on the same axes, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def _results(records: Sequence[RunRecord]) -> str:
         tokens, rate = record.last("tokens_seen"), record.last("tokens_per_sec")
         rows.append(
             [
-                Markup(
-                    f'<span class="key series-{number % STYLES}"><i></i>{escape(record.name)}</span>'
-                ),
+                _key(number, record),
                 Markup(pill(record.status)),
                 _marked(losses, number),
                 f"{best[0]:,}" if best else "-",
@@ -82,6 +80,12 @@ def _results(records: Sequence[RunRecord]) -> str:
             ]
         )
     return table(head, rows, "numbers")
+
+
+def _key(number: int, record: RunRecord) -> Markup:
+    """The name of a run with the color of its lines."""
+    style = f"key series-{number % STYLES}"
+    return Markup(f'<span class="{style}"><i></i>{escape(record.name)}</span>')
 
 
 def _best_bpb(record: RunRecord) -> float:
@@ -112,10 +116,10 @@ def _charts(records: Sequence[RunRecord]) -> Iterator[str]:
     remark = f'<p class="note">{escape(note)}</p>' if note else ""
     yield f'<div class="switch">{buttons}</div>{remark}'
     for axis in axes:
-        large = _chart(records, axis, "val_loss", tr("val_loss"), tr("nats per token"))
+        large = _chart(records, axis, "val_loss", "val_loss", tr("nats per token"))
         halves = [
             _chart(records, axis, "val_bpb", tr("Bits per byte"), "val_bpb"),
-            _chart(records, axis, "train_loss", tr("train_loss"), tr("nats per token")),
+            _chart(records, axis, "train_loss", "train_loss", tr("nats per token")),
         ]
         drawn = "".join(figure(chart, HALF) for chart in halves if chart is not None)
         first = section("", [figure(large, LARGE)]) if large is not None else ""
@@ -156,10 +160,7 @@ def _differences(records: Sequence[RunRecord]) -> str:
             rows.append([Markup(f"<code>{escape(key)}</code>"), *values])
     if not rows:
         return f'<p class="note">{escape(tr("no setting differs"))}</p>'
-    names = [
-        Markup(f'<span class="key series-{number % STYLES}"><i></i>{escape(record.name)}</span>')
-        for number, record in enumerate(records)
-    ]
+    names = [_key(number, record) for number, record in enumerate(records)]
     return table([tr("setting"), *names], rows, "settings")
 
 

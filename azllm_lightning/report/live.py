@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,15 +23,24 @@ log = logging.getLogger(__name__)
 REPORT = "report.html"
 """The page in a run folder."""
 
+SHARE = 10.0
+"""The page is not written again before this many times what it took has passed."""
+
+USUAL_SECONDS = 0.1
+"""What it is assumed to take before the first time."""
+
 
 class LivePage(Callback):
     """Writes the page of the run in `folder`, and logs where sessions start.
 
-    It is the last callback, so that what the others log at a validation is on the page. It reads
-    only what is new in the event files. A page that cannot be written is one warning.
+    It comes after the callbacks that log, so that what they log is on the page. It reads only what
+    is new in the event files. Where validations follow each other within a second, it skips some.
+    A page that cannot be written is one warning.
     """
 
-    def __init__(self, folder: Path, history: History, forecaster: Forecaster | None = None) -> None:
+    def __init__(
+        self, folder: Path, history: History, forecaster: Forecaster | None = None
+    ) -> None:
         self.folder = folder
         self.history = history
         self.forecaster = forecaster
@@ -38,6 +48,8 @@ class LivePage(Callback):
         """Why this fit starts from an earlier checkpoint of the same session."""
         self._events = RunEvents(folder)
         self._failed = False
+        self._written_at = time.monotonic()
+        self._seconds = USUAL_SECONDS
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log as a text, at the step of this start, that the run was resumed or rolled back."""
@@ -51,8 +63,9 @@ class LivePage(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page with this validation on it."""
         for writer in writers(trainer):
-            writer.flush()
-            self._write(is_training=True)
+            if time.monotonic() - self._written_at >= SHARE * self._seconds:
+                writer.flush()
+                self._write(is_training=True)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -69,6 +82,7 @@ class LivePage(Callback):
 
     def _write(self, is_training: bool) -> None:
         """Write the page if there is anything to show, with a warning the first time it fails."""
+        started = time.monotonic()
         try:
             record = read_record(self.folder, self._events, is_training, self.forecaster)
             if record.events.scalars:
@@ -83,3 +97,5 @@ class LivePage(Callback):
                     reason=reason,
                 )
                 log.warning(paragraph(message))
+        self._written_at = time.monotonic()
+        self._seconds = self._written_at - started

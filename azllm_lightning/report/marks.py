@@ -53,7 +53,8 @@ def _starts(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:
         steps = {int(match[1]) for match in map(STEP_NAME.fullmatch, names) if match}
     found = [Mark("resume", step, tr("resumed")) for step in steps]
     for step, entry in rollbacks.items():
-        found.append(Mark("rollback", step, tr("rolled back"), entry.text))
+        text = entry.text[:1].upper() + entry.text[1:]
+        found.append(Mark("rollback", step, tr("rolled back"), text))
     return found
 
 
@@ -68,7 +69,7 @@ def _diagnoses(events: RunEvents) -> list[Mark]:
         for step in sorted({*texts, *events.curve(tag).steps}):
             title = titles.get(name, name.replace("_", " "))
             text = LEADING.sub("", texts[step].text) if step in texts else ""
-            text = text.removeprefix(f"{title}. ").removeprefix(f"{title}: ")
+            text = re.sub(rf"^{re.escape(title)}( \(\w+\))?[.:] ", "", text)
             found.append(Mark("diagnosis", step, title, text[:1].upper() + text[1:], name))
     return found
 

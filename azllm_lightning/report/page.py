@@ -319,10 +319,8 @@ def _details(record: RunRecord) -> Iterator[str]:
         text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
         yield folded(tr("Settings"), f"{chosen}<pre>{escape(text)}</pre>", "settings")
     if record.environment:
-        yield folded(
-            tr("Environment"), f"<pre>{escape(record.environment)}</pre>", "environment"
-        )
-    yield f'<footer>{escape(str(record.folder))}</footer>'
+        yield folded(tr("Environment"), f"<pre>{escape(record.environment)}</pre>", "environment")
+    yield f"<footer>{escape(str(record.folder))}</footer>"
 
 
 def _validation_rows(record: RunRecord) -> Iterator[list[str]]:

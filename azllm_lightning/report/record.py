@@ -93,7 +93,7 @@ class RunRecord:
             if math.isfinite(value)
         ]
         trained = [row for row in rows if row[1] > 0] or rows
-        return min(trained)[::-1] if trained else None  # type: ignore[return-value]
+        return min(trained)[::-1] if trained else None
 
     @property
     def overfits(self) -> bool:
@@ -146,11 +146,11 @@ class RunRecord:
             seen = self.events.curve("tokens_seen")
             known = np.asarray(seen.steps, dtype=float), np.asarray(seen.values)
             if len(seen):
-                return np.interp(
-                    places, np.concatenate(([0.0], known[0])), np.concatenate(([0.0], known[1]))
-                )
+                start = np.zeros(1)
+                where = np.concatenate((start, known[0])), np.concatenate((start, known[1]))
+                return np.asarray(np.interp(places, *where), dtype=float)
         if axis == "minutes":
-            return np.interp(places, *self.timeline)
+            return np.asarray(np.interp(places, *self.timeline), dtype=float)
         return places
 
 

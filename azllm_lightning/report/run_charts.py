@@ -52,23 +52,11 @@ def loss_chart(record: RunRecord) -> Chart:
     )
 
 
-def picture_chart(record: RunRecord) -> Chart:
-    """The loss chart of a model card: without the numbers that only the page explains."""
-    chart = loss_chart(record)
-    return Chart(
-        name=chart.name,
-        title=chart.title,
-        unit=chart.unit,
-        lines=chart.lines,
-        ring=chart.ring,
-        hides_start=True,
-    )
-
-
 def flags(marks: list[Mark]) -> list[Flag]:
     """The marks that fit above the chart; resumes give way to what went wrong."""
     numbered = list(enumerate(marks, start=1))
     chosen = sorted(numbered, key=lambda item: item[1].kind == "resume")[:MOST_FLAGS]
+    chosen.sort(key=lambda item: item[0])
     return [Flag(float(mark.step), number, mark.kind, mark.title) for number, mark in chosen]
 
 

@@ -45,7 +45,7 @@ def tick_text(value: float) -> str:
         return f"{value / 1e9:g}G"
     if size >= 1e6:
         return f"{value / 1e6:g}M"
-    if size >= 1e4 or (size >= 1000 and value % 1000 == 0):
+    if size >= 1000:
         return f"{value / 1e3:g}k"
     if 0 < size < 1e-3:
         mantissa, _, power = f"{value:.3e}".partition("e")

@@ -70,7 +70,7 @@ def test_a_damaged_or_foreign_folder_is_one_error_or_a_page_of_what_is_left(
     foreign.mkdir(parents=True)
     (foreign / "events.out.tfevents.1").write_bytes(b"not an event file at all" * 10)
     for name in ("foreign", "missing", "../lightning_logs", ""):
-        with pytest.raises(ValueError, match="no run with curves in .*Runs there: foreign, good"):
+        with pytest.raises(ValueError, match=r"no run with curves in .*Runs there: foreign, good"):
             find_run(name, logs)
     for name in (None, "good", "good/version_0", str(folder)):
         assert find_run(name, logs).folder.resolve() == folder.resolve()

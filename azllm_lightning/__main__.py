@@ -14,6 +14,7 @@ VERBS = {
     "generate": "generate text with a trained model",
     "chat": "write with a trained model in a local web page",
     "evaluate": "evaluate a model on text, or on grammar",
+    "report": "show a run, or several, on a page that needs no server",
     "export": "export a model to transformers, llama.cpp or Ollama",
     "check": "measure what this machine can do, in about two minutes",
     "prove_resume": "prove on this machine that a resumed run equals an uninterrupted one",
@@ -40,7 +41,7 @@ def main() -> None:
 
 def module_of(verb: str) -> str:
     """The module that runs a verb, relative to the package."""
-    return "runs.__main__" if verb == "runs" else verb
+    return f"{verb}.__main__" if verb in ("report", "runs") else verb
 
 
 def overview() -> str:

@@ -33,6 +33,7 @@ def export(config: ExportConfig) -> Path:
     from azllm_lightning.formats.load import load, read_checkpoint, stored_config
     from azllm_lightning.formats.new_folder import new_folder
     from azllm_lightning.formats.suite_card import card_section
+    from azllm_lightning.report.pictures import PICTURE, training_picture
     from azllm_lightning.runs.folder import find_checkpoint
 
     path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
@@ -46,8 +47,17 @@ def export(config: ExportConfig) -> Path:
         training = model_card.training_rows(checkpoint, model.config.block_size)
     with new_folder(out) as folder:
         usage = _write(model, tokenizer, folder, config, name)
+        picture = training_picture(path)
+        if picture is not None:
+            (folder / PICTURE).write_text(picture, encoding="utf-8")
         card = model_card.model_card(
-            name, model.config, config.license, usage, training, card_section(path)
+            name,
+            model.config,
+            config.license,
+            usage,
+            training,
+            evaluation=card_section(path),
+            picture=None if picture is None else PICTURE,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(tr("from {path}", path=path))

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -49,11 +50,15 @@ def test_a_run_becomes_a_folder_with_a_card(
 ) -> None:
     out = exported(f"format={form}", "out=mənim modelim, 1", "license=cc-by-4.0")
     assert out == Path("mənim modelim, 1")
-    assert {path.name for path in out.iterdir()} == FILES[form] | {"README.md"}
+    assert {path.name for path in out.iterdir()} == FILES[form] | {"README.md", "training.svg"}
+    picture = ElementTree.parse(out / "training.svg").getroot()
+    paths = picture.iterfind(".//{*}g[@class='line val']/{*}path")
+    assert [path.get("d", "").count(" ") for path in paths] == [5]  # three validations
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == f"from {tiny_run / 'checkpoints' / 'best.ckpt'}"
     assert all(str(out / name) in printed for name in FILES[form])
     _, front, card = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert "](training.svg)" in card
     assert yaml.safe_load(front)["license"] == "cc-by-4.0"
     rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", card, re.MULTILINE))
     best = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)["azllm"]

@@ -43,6 +43,7 @@ ORDER = (
     "runs",
     "training",
     "callbacks",
+    "report",
     "session",
     "machine",
 )

@@ -24,8 +24,10 @@ TEXT_KEYS = frozenset(
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
-LIST_KEYS = frozenset("prompt stop data.path data.val_path callbacks.samples.prompts".split())
-"""Those of them that can be a list: [one, two]."""
+LIST_KEYS = frozenset(
+    "prompt stop run_name data.path data.val_path callbacks.samples.prompts".split()
+)
+"""Those of them that can be a list: [one, two]; run_name for `report` only."""
 
 SWITCH_KEYS = frozenset(("pairs",))
 """Those of them that true and false are not text for."""

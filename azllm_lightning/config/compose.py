@@ -16,6 +16,7 @@ from azllm_lightning.config.verbs import (
     GenerateConfig,
     PrepareConfig,
     ProveResumeConfig,
+    ReportConfig,
     RunsConfig,
 )
 
@@ -29,6 +30,7 @@ CONFIGS: dict[str, Any] = {
     "chat": ChatConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
     "runs": RunsConfig,
     "check": CheckConfig,
 }

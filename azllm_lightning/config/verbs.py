@@ -258,6 +258,29 @@ class RunsConfig(VerbConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig(VerbConfig):
+    """The settings of conf/report.yaml."""
+
+    run_name: str | list[str] | None
+    logs_dir: OutputPath
+    out: OutputPath | None
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(super().__post_init__)
+        wanted = tr("the name of a run, or a list of names")
+        problems.require(self.run_name not in ([], ""), "run_name", self.run_name, wanted)
+        problems.raise_if_any()
+
+    @property
+    def names(self) -> list[str | None]:
+        """The runs on the page; None is the newest."""
+        if isinstance(self.run_name, list):
+            return list(dict.fromkeys(self.run_name))
+        return [self.run_name]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckConfig(VerbConfig):
     """The settings of conf/check.yaml: those of a run, and how long and where to the check goes."""
 

@@ -29,11 +29,13 @@ def model_card(
     usage: str,
     training: dict[str, str],
     evaluation: str = "",
+    picture: str | None = None,
 ) -> str:
     """The card of model `name` in the language in use, with Hugging Face's front matter.
 
     `usage` is a section of Markdown (`hf_usage`, `gguf_usage`, `state_dict_usage`), and `training`
     the rows of `training_rows`. `evaluation` is another section (`suite_card.card_section`).
+    `picture` is the file next to the card that shows the training.
     """
     rows = {
         tr("parameters"): f"{model.num_params():,}",
@@ -72,6 +74,8 @@ tags: [azllm-lightning]
 | | |
 |---|---|
 {table}
+
+{"" if picture is None else f"![{tr('training and validation loss by step')}]({picture})"}
 
 ## {tr("Usage")}
 

@@ -252,11 +252,16 @@ def read_records(files: list[Path]) -> Iterator[bytes]:
     A damaged record is skipped, and what follows it is read. TensorBoard's own reader ends there.
     """
     for path in files:
-        content = path.read_bytes()
-        place = 0
-        while (found := _next_record(content, place)) is not None:
-            start, place = found
-            yield content[start + HEADER_BYTES : place - CHECKSUM_BYTES]
+        for raw, _ in records_in(path.read_bytes()):
+            yield raw
+
+
+def records_in(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """The serialized events in the bytes of an event file, each with the place of its end."""
+    place = 0
+    while (found := _next_record(content, place)) is not None:
+        start, place = found
+        yield content[start + HEADER_BYTES : place - CHECKSUM_BYTES], place
 
 
 def _next_record(content: bytes, place: int) -> tuple[int, int] | None:

@@ -66,6 +66,8 @@ class Start:
     resumed_from: Path | None
     """The checkpoint that the summary names; None if this session wrote it."""
     rollbacks: int = 0
+    rolled_back: str | None = None
+    """What the page of the run says about the rollback that led here."""
 
 
 def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest) -> Parts:
@@ -80,6 +82,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
         parts = _built(start, resolved, run, stop)
         parts.health.rollbacks = start.rollbacks
         parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
+        parts.page.rolled_back = start.rolled_back
         outcome = attempt(parts, start, run, stop)
         if isinstance(outcome, Done):
             return parts
@@ -159,7 +162,8 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
         place=checkpoint.name if checkpoint else tr("the start"),
     )
     log.warning(paragraph(message))
-    return Start(start.config, checkpoint, step, checkpoint, rollbacks)
+    mark = tr("{problem}: back to here, and those batches are skipped", problem=broken)
+    return Start(start.config, checkpoint, step, checkpoint, rollbacks, mark)
 
 
 def leave_after_out_of_memory(parts: Parts, start: Start, run: Run) -> NoReturn:
@@ -205,7 +209,12 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
     parts.data.micro_batch_size = config.trainer.micro_batch_size
     log.warning(paragraph(batch.continuing(config.trainer, parts.trainer.world_size, reached)))
     return replace(
-        start, config=config, checkpoint=checkpoint, step=step, resumed_from=resumed_from
+        start,
+        config=config,
+        checkpoint=checkpoint,
+        step=step,
+        resumed_from=resumed_from,
+        rolled_back=None,
     )
 
 
@@ -256,6 +265,7 @@ def _report_stop(
         log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=step))
         if parts.trainer.global_step > start.step:
             parts.summary.write(parts.trainer, parts.module, "stopped")
+            parts.page.write_last(parts.trainer)
     else:
         log.info(tr("stopped by {reason} before the first step", reason=stopped))
 

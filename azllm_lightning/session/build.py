@@ -24,6 +24,7 @@ from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.report.live import LivePage
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.loggers import loggers
 from azllm_lightning.session.resolve import Resolved, gpu_index
@@ -48,6 +49,7 @@ class Parts:
     summary: Summary
     io: AtomicCheckpointIO
     periodic: PeriodicCheckpoint
+    page: LivePage
 
 
 def build(
@@ -93,13 +95,24 @@ def build(
         diagnosis,
     ]
     callbacks += _instantiate(config.callbacks.custom, "callbacks", pl.Callback)
-    callbacks += [best, periodic]
+    page = LivePage(run.folder, history)
+    callbacks += [best, periodic, page]
     own = _instantiate(config.logger.custom, "logger", Logger)
     logs = loggers(config.logger, run, first_step, resolved.place.is_first) + own
     trainer = _trainer(config, resolved, callbacks, logs, io)
     summary = Summary(run, history, best, trainer_config)
     return Parts(
-        trainer, module, resolved.data, history, health, diagnosis, samples, summary, io, periodic
+        trainer=trainer,
+        module=module,
+        data=resolved.data,
+        history=history,
+        health=health,
+        diagnosis=diagnosis,
+        samples=samples,
+        summary=summary,
+        io=io,
+        periodic=periodic,
+        page=page,
     )
 
 

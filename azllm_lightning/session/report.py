@@ -54,6 +54,7 @@ def report(parts: Parts, run: Run, config: RunConfig) -> None:
     Raises OSError if the last checkpoint could not be saved.
     """
     summary = parts.summary.write(parts.trainer, parts.module, "done")
+    parts.page.write_last(parts.trainer)
     if parts.io.diverged is not None:
         message = tr(
             "training has diverged: the last weights are not finite. Start again with a lower "

@@ -1,0 +1,243 @@
+"""The runs behind azllm_lightning/planning/law.py, and the law's fit to them.
+
+    python benchmarks/law.py shards TEXT --work law         # nested parts of TEXT, one validation text
+    python benchmarks/law.py trials --work law > trials.jsonl     # the runs, most important first
+    python benchmarks/trials.py trials.jsonl ...            # on a GPU: two minutes on an H100
+    python benchmarks/law.py table RESULTS.jsonl            # azllm_lightning/planning/runs.tsv
+    python benchmarks/law.py fit                            # coefficients, and errors of unseen runs
+
+TEXT is a file of documents (az_open.jsonl: 14 MB of Azerbaijani). Its documents are shuffled; a part
+is what comes first, with a tokenizer of its own, as somebody with so much text would have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from azllm_lightning.planning import rule
+
+VAL_BYTES = 400_000
+SEED = 0
+PARTS = {
+    "0.25mb": 250_000,
+    "1mb": 1_000_000,
+    "4mb": 4_000_000,
+    "all": 1_000_000_000,
+}
+"""Bytes of each part of the text."""
+
+VOCABULARIES = {
+    "0.25mb": (1024, 2048, 8192),
+    "1mb": (2048, 4096, 8192),
+    "4mb": (4096, 8192),
+    "all": (4096, 8192, 16384),
+}
+
+BLOCK_SIZE = 256
+MODELS = {
+    "1m": (4, 3, 96),
+    "2m": (4, 2, 128),
+    "nano": (4, 3, 192),
+    "tiny": (4, 4, 256),
+    "small10m": (6, 5, 320),
+    "17m": (8, 6, 384),
+    "laptop": (8, 8, 512),
+}
+"""Layers, heads and width; with 8,192 tokens they have 1.2 to 30 M parameters."""
+
+GRID = """
+    tiny     0.25mb 8192  1 4 16 32
+    tiny     1mb    8192  1 2 4 8 16 32
+    tiny     4mb    8192  1 2 4 8
+    tiny     all    8192  1 2 4
+    2m       1mb    8192  1 4 16
+    17m      1mb    8192  2 8 16
+    1m       4mb    8192  1 4
+    17m      4mb    8192  2 4
+    2m       0.25mb 8192  2 8 32
+    17m      0.25mb 8192  1 4 16
+    small10m all    8192  1 2
+    1m       all    8192  1 4
+    small10m 1mb    8192  1 4 16
+    small10m 4mb    8192  1 4
+    2m       4mb    8192  2 8
+"""
+"""Model, part, vocabulary, and passes: the first runs, with the settings of the rules."""
+
+VARIANTS = (
+    ("tiny", "1mb", 2, 0.1, 0.0, 0.0),
+    ("tiny", "1mb", 2, 3.0, 3.0, 0.1),
+    ("tiny", "4mb", 2, 0.1, 0.0, 0.0),
+    ("tiny", "4mb", 2, 3.0, 3.0, 0.0),
+    ("tiny", "4mb", 4, 1.0, 1.0, 0.0),
+    ("tiny", "all", 4, 1.0, 1.0, 0.0),
+    ("2m", "4mb", 8, 1.0, 1.0, 0.0),
+    ("2m", "4mb", 8, 0.3, 0.3, 0.0),
+    ("1m", "all", 4, 0.3, 0.3, 0.0),
+    ("17m", "1mb", 8, 6.0, 6.0, 0.3),
+    ("17m", "1mb", 16, 6.0, 3.0, 0.3),
+    ("17m", "0.25mb", 16, 6.0, 6.0, 0.3),
+    ("tiny", "0.25mb", 16, 6.0, 6.0, 0.2),
+    ("tiny", "0.25mb", 1, 1.0, 1.0, 0.0),
+)
+"""The same with another decay of matrices and tables, and another dropout: is the rule right?"""
+
+VOCABULARY_GRID = """
+    tiny     1mb    2048  4 16
+    tiny     1mb    4096  4 16
+    tiny     0.25mb 2048  4 16
+    tiny     0.25mb 1024  16
+    tiny     all    4096  1
+    tiny     all    16384 1
+    nano     1mb    4096  8
+    nano     4mb    4096  4
+    17m      all    16384 1
+"""
+
+LAST = """
+    1m       0.25mb 8192  1 4 16
+    1m       1mb    8192  2 8
+    nano     1mb    8192  8
+    nano     4mb    8192  4
+    nano     all    8192  2
+    2m       all    8192  2
+    17m      all    8192  1
+    tiny     4mb    8192  16
+    1m       1mb    8192  32
+    small10m 0.25mb 8192  2 8 16
+    small10m all    8192  4
+    laptop   1mb    8192  4
+    laptop   all    8192  1
+    tiny     all    8192  8
+    17m      4mb    8192  8
+    1m       4mb    8192  16
+    17m      1mb    8192  32
+    17m      all    8192  4
+"""
+"""What time is left for."""
+
+CURVE = 10
+"""Validations of a run."""
+
+
+def main() -> None:
+    """Run the part that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+    shards_parser = parts.add_parser("shards")
+    shards_parser.add_argument("text", type=Path, help="JSON lines with `text`")
+    shards_parser.add_argument("--work", type=Path, default=Path("law"))
+    trials_parser = parts.add_parser("trials")
+    trials_parser.add_argument("--work", type=Path, default=Path("law"))
+    args = parser.parse_args()
+    if args.part == "shards":
+        shards(args.text, args.work)
+    if args.part == "trials":
+        for trial in trials(args.work):
+            print(json.dumps(trial))
+
+
+def shards(text: Path, work: Path) -> None:
+    """Write the parts of `text` to `work`, each prepared with every vocabulary."""
+    work.mkdir(parents=True, exist_ok=True)
+    lines = text.read_text(encoding="utf-8").splitlines()
+    random.Random(SEED).shuffle(lines)
+    documents = [json.dumps({"text": json.loads(line)["text"]}, ensure_ascii=False) for line in lines]
+    val, rest = first_bytes(documents, VAL_BYTES)
+    write(work / "val.jsonl", val)
+    for name, num_bytes in PARTS.items():
+        write(work / f"{name}.jsonl", first_bytes(rest, num_bytes)[0])
+        for vocab_size in VOCABULARIES[name]:
+            command = [
+                *(sys.executable, "-m", "azllm_lightning.prepare", "data=text"),
+                f"data.path={work / name}.jsonl",
+                f"data.val_path={work / 'val.jsonl'}",
+                f"data.vocab_size={vocab_size}",
+                f"data.dir={folder(work, name, vocab_size)}",
+            ]
+            subprocess.run(command, check=True)
+
+
+def trials(work: Path) -> Iterator[dict[str, Any]]:
+    """The runs, most important first, as `trials.run_trial` takes them."""
+    for name, part, vocab_size, passes in grid(GRID):
+        yield trial(work, name, part, vocab_size, passes, rule.regularization(passes))
+    for name, part, passes, decay, table_decay, dropout in VARIANTS:
+        other = rule.Regularization(decay, table_decay, dropout)
+        yield trial(work, name, part, 8192, passes, other)
+    for name, part, vocab_size, passes in grid(VOCABULARY_GRID + LAST):
+        yield trial(work, name, part, vocab_size, passes, rule.regularization(passes))
+
+
+def grid(text: str) -> Iterator[tuple[str, str, int, int]]:
+    """(model, part, vocabulary, passes) of each run in a table like GRID."""
+    for line in text.split("\n"):
+        if line.strip():
+            name, part, vocab_size, *all_passes = line.split()
+            for passes in all_passes:
+                yield name, part, int(vocab_size), int(passes)
+
+
+def trial(
+    work: Path,
+    model: str,
+    part: str,
+    vocab_size: int,
+    passes: int,
+    regularization: rule.Regularization,
+) -> dict[str, Any]:
+    """The settings of one run."""
+    data = folder(work, part, vocab_size)
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    unique = manifest["splits"]["train"]["tokens"] // BLOCK_SIZE * BLOCK_SIZE
+    batch = rule.batch_sequences(unique * passes, BLOCK_SIZE)
+    steps = max(1, round(unique * passes / (batch * BLOCK_SIZE)))
+    n_layer, n_head, n_embd = MODELS[model]
+    return {
+        "name": f"{model}-{part}-{vocab_size}-{passes}-{regularization.weight_decay:g}",
+        "data": str(data),
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_embd": n_embd,
+        "passes": passes,
+        "batch": batch,
+        "steps": steps,
+        "warmup": rule.warmup_steps(steps),
+        "weight_decay": regularization.weight_decay,
+        "table_decay": regularization.table_decay,
+        "dropout": regularization.dropout,
+        "validations": CURVE,
+    }
+
+
+def folder(work: Path, part: str, vocab_size: int) -> Path:
+    """Where the shards of a part are."""
+    return work / f"{part}_{vocab_size}"
+
+
+def first_bytes(documents: list[str], num_bytes: int) -> tuple[list[str], list[str]]:
+    """The documents that make up about `num_bytes`, and the rest."""
+    total = 0
+    for index, document in enumerate(documents):
+        if total >= num_bytes:
+            return documents[:index], documents[index:]
+        total += len(json.loads(document)["text"].encode("utf-8"))
+    return documents, []
+
+
+def write(path: Path, documents: list[str]) -> None:
+    """One document per line."""
+    path.write_text("\n".join(documents) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """The runs behind azllm_lightning/planning/law.py, and the law's fit to them.
 
     python benchmarks/law.py shards TEXT --work law         # nested parts of TEXT, one validation text
-    python benchmarks/law.py trials --work law > trials.jsonl     # the runs, most important first
+    python benchmarks/law.py trials --work law > trials.jsonl       # the runs, most important first
     python benchmarks/trials.py trials.jsonl ...            # on a GPU: two minutes on an H100
     python benchmarks/law.py table RESULTS.jsonl            # azllm_lightning/planning/runs.tsv
     python benchmarks/law.py fit                            # coefficients, and errors of unseen runs
@@ -18,9 +18,16 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from azllm_lightning import compose
+from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.planning import rule
 
 VAL_BYTES = 400_000
@@ -201,22 +208,48 @@ def trial(
     unique = manifest["splits"]["train"]["tokens"] // BLOCK_SIZE * BLOCK_SIZE
     batch = rule.batch_sequences(unique * passes, BLOCK_SIZE)
     steps = max(1, round(unique * passes / (batch * BLOCK_SIZE)))
-    n_layer, n_head, n_embd = MODELS[model]
+    layers, heads, width = MODELS[model]
     return {
         "name": f"{model}-{part}-{vocab_size}-{passes}-{regularization.weight_decay:g}",
-        "data": str(data),
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
-        "passes": passes,
+        "data": str(data.relative_to(work.parent)),
+        "layers": layers,
+        "heads": heads,
+        "width": width,
         "batch": batch,
         "steps": steps,
         "warmup": rule.warmup_steps(steps),
         "weight_decay": regularization.weight_decay,
-        "table_decay": regularization.table_decay,
+        "adam_weight_decay": regularization.table_decay,
         "dropout": regularization.dropout,
-        "validations": CURVE,
+        "val_windows": None,
+        "val_every": max(1, steps // CURVE),
+        "hooks": "law",
     }
+
+
+def windows(settings: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
+    """What `trials.windows` gives: the windows of all steps (N, T + 1), those of validation, and
+    the vocabulary. Cut out on the GPU, so that no time goes by.
+    """
+    data = open_data(str(Path(settings["data_root"]) / settings["data"]), settings["seed"])
+    shards = data.train_windows.shards
+    tokens = torch.from_numpy(shards.read(0, len(shards)).astype("int64")).to(settings["device"])
+    count = settings["steps"] * settings["batch"]
+    starts = torch.tensor([data.train_windows.start(index) for index in range(count)])
+    places = starts[:, None] + torch.arange(BLOCK_SIZE + 1)
+    val = data.val_windows.__getitems__(data.chosen_val_windows()[: settings["val_windows"]])
+    return tokens[places.to(tokens.device)], val, data.tokenizer.vocab_size
+
+
+@cache
+def open_data(path: str, seed: int) -> TokenDataModule:
+    """The prepared data in a folder."""
+    config = compose(["data=text"]).data
+    data = TokenDataModule(
+        replace(config, dir=path, block_size=BLOCK_SIZE, val_windows=None), 1, seed
+    )
+    data.setup()
+    return data
 
 
 def folder(work: Path, part: str, vocab_size: int) -> Path:

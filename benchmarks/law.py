@@ -18,16 +18,9 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from azllm_lightning import compose
-from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.planning import rule
 
 VAL_BYTES = 400_000
@@ -158,7 +151,9 @@ def shards(text: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     lines = text.read_text(encoding="utf-8").splitlines()
     random.Random(SEED).shuffle(lines)
-    documents = [json.dumps({"text": json.loads(line)["text"]}, ensure_ascii=False) for line in lines]
+    documents = [
+        json.dumps({"text": json.loads(line)["text"]}, ensure_ascii=False) for line in lines
+    ]
     val, rest = first_bytes(documents, VAL_BYTES)
     write(work / "val.jsonl", val)
     for name, num_bytes in PARTS.items():
@@ -223,33 +218,8 @@ def trial(
         "dropout": regularization.dropout,
         "val_windows": None,
         "val_every": max(1, steps // CURVE),
-        "hooks": "law",
+        "hooks": "law_windows",
     }
-
-
-def windows(settings: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
-    """What `trials.windows` gives: the windows of all steps (N, T + 1), those of validation, and
-    the vocabulary. Cut out on the GPU, so that no time goes by.
-    """
-    data = open_data(str(Path(settings["data_root"]) / settings["data"]), settings["seed"])
-    shards = data.train_windows.shards
-    tokens = torch.from_numpy(shards.read(0, len(shards)).astype("int64")).to(settings["device"])
-    count = settings["steps"] * settings["batch"]
-    starts = torch.tensor([data.train_windows.start(index) for index in range(count)])
-    places = starts[:, None] + torch.arange(BLOCK_SIZE + 1)
-    val = data.val_windows.__getitems__(data.chosen_val_windows()[: settings["val_windows"]])
-    return tokens[places.to(tokens.device)], val, data.tokenizer.vocab_size
-
-
-@cache
-def open_data(path: str, seed: int) -> TokenDataModule:
-    """The prepared data in a folder."""
-    config = compose(["data=text"]).data
-    data = TokenDataModule(
-        replace(config, dir=path, block_size=BLOCK_SIZE, val_windows=None), 1, seed
-    )
-    data.setup()
-    return data
 
 
 def folder(work: Path, part: str, vocab_size: int) -> Path:

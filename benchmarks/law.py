@@ -1,6 +1,6 @@
 """The runs behind azllm_lightning/planning/law.py, and the law's fit to them.
 
-    python benchmarks/law.py shards TEXT --work law         # nested parts of TEXT, one validation text
+    python benchmarks/law.py shards TEXT OTHER --work law   # parts of TEXT, with one validation text
     python benchmarks/law.py trials --work law > trials.jsonl       # the runs, most important first
     python benchmarks/trials.py trials.jsonl ...            # on a GPU: two minutes on an H100
     python benchmarks/law.py table RESULTS.jsonl            # azllm_lightning/planning/runs.tsv
@@ -101,6 +101,18 @@ VOCABULARY_GRID = """
     17m      all    16384 1
 """
 
+KIND_GRID = """
+    tiny     legislation          8192  4 16
+    tiny     wikipedia-literature 8192  4 16
+    tiny     other                8192  4 16
+"""
+"""Text of other kinds, a megabyte of each: how well does its compressibility predict its loss?"""
+
+KINDS = ("legislation", "wikipedia-literature")
+"""Sources of TEXT that are a kind of their own."""
+
+KIND_BYTES = 1_000_000
+
 LAST = """
     1m       0.25mb 8192  1 4 16
     1m       1mb    8192  2 8
@@ -134,39 +146,58 @@ def main() -> None:
     )
     parts = parser.add_subparsers(dest="part", required=True)
     shards_parser = parts.add_parser("shards")
-    shards_parser.add_argument("text", type=Path, help="JSON lines with `text`")
+    shards_parser.add_argument("text", type=Path, help="JSON lines with `text` and `source`")
+    shards_parser.add_argument("other", type=Path, help="text of another kind (az_poetry.jsonl)")
     shards_parser.add_argument("--work", type=Path, default=Path("law"))
     trials_parser = parts.add_parser("trials")
     trials_parser.add_argument("--work", type=Path, default=Path("law"))
     args = parser.parse_args()
     if args.part == "shards":
-        shards(args.text, args.work)
+        shards(args.text, args.other, args.work)
     if args.part == "trials":
         for trial in trials(args.work):
             print(json.dumps(trial))
 
 
-def shards(text: Path, work: Path) -> None:
+def shards(text: Path, other: Path, work: Path) -> None:
     """Write the parts of `text` to `work`, each prepared with every vocabulary."""
     work.mkdir(parents=True, exist_ok=True)
-    lines = text.read_text(encoding="utf-8").splitlines()
-    random.Random(SEED).shuffle(lines)
-    documents = [
-        json.dumps({"text": json.loads(line)["text"]}, ensure_ascii=False) for line in lines
-    ]
-    val, rest = first_bytes(documents, VAL_BYTES)
-    write(work / "val.jsonl", val)
+    sources = read(text)
+    everything = [document for documents in sources.values() for document in documents]
+    random.Random(SEED).shuffle(everything)
+    val, rest = first_bytes(everything, VAL_BYTES)
     for name, num_bytes in PARTS.items():
-        write(work / f"{name}.jsonl", first_bytes(rest, num_bytes)[0])
+        chosen = first_bytes(rest, num_bytes)[0]
         for vocab_size in VOCABULARIES[name]:
-            command = [
-                *(sys.executable, "-m", "azllm_lightning.prepare", "data=text"),
-                f"data.path={work / name}.jsonl",
-                f"data.val_path={work / 'val.jsonl'}",
-                f"data.vocab_size={vocab_size}",
-                f"data.dir={folder(work, name, vocab_size)}",
-            ]
-            subprocess.run(command, check=True)
+            prepare(work, name, vocab_size, chosen, val)
+    sources["other"] = [document for documents in read(other).values() for document in documents]
+    for name in (*KINDS, "other"):
+        random.Random(SEED).shuffle(sources[name])
+        val, rest = first_bytes(sources[name], VAL_BYTES // 4)
+        prepare(work, name, 8192, first_bytes(rest, KIND_BYTES)[0], val)
+
+
+def read(path: Path) -> dict[str, list[str]]:
+    """The documents of a file by their source, as lines of JSON with `text` only."""
+    found: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        document = json.dumps({"text": values["text"]}, ensure_ascii=False)
+        found.setdefault(values.get("source", path.stem), []).append(document)
+    return found
+
+
+def prepare(work: Path, name: str, vocab_size: int, train: list[str], val: list[str]) -> None:
+    """Write a part of the text, and prepare it."""
+    files = {"path": work / f"{name}.jsonl", "val_path": work / f"{name}_val.jsonl"}
+    for path, documents in zip(files.values(), (train, val), strict=True):
+        path.write_text("\n".join(documents) + "\n", encoding="utf-8")
+    settings = [f"data.{key}={path}" for key, path in files.items()]
+    settings += [f"data.vocab_size={vocab_size}", f"data.dir={folder(work, name, vocab_size)}"]
+    command = [sys.executable, "-m", "azllm_lightning.prepare", "data=text", *settings]
+    subprocess.run(command, check=True)
+    for path in files.values():
+        path.unlink()
 
 
 def trials(work: Path) -> Iterator[dict[str, Any]]:
@@ -176,7 +207,7 @@ def trials(work: Path) -> Iterator[dict[str, Any]]:
     for name, part, passes, decay, table_decay, dropout in VARIANTS:
         other = rule.Regularization(decay, table_decay, dropout)
         yield trial(work, name, part, 8192, passes, other)
-    for name, part, vocab_size, passes in grid(VOCABULARY_GRID + LAST):
+    for name, part, vocab_size, passes in grid(VOCABULARY_GRID + KIND_GRID + LAST):
         yield trial(work, name, part, vocab_size, passes, rule.regularization(passes))
 
 
@@ -235,11 +266,6 @@ def first_bytes(documents: list[str], num_bytes: int) -> tuple[list[str], list[s
             return documents[:index], documents[index:]
         total += len(json.loads(document)["text"].encode("utf-8"))
     return documents, []
-
-
-def write(path: Path, documents: list[str]) -> None:
-    """One document per line."""
-    path.write_text("\n".join(documents) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

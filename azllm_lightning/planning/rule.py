@@ -29,6 +29,16 @@ DROPOUT_PASSES = 16.0
 """Dropout of a text read that often; it grows with the logarithm of the passes."""
 
 
+VOCABULARIES = ((500_000, 2048), (5_000_000, 4096), (100_000_000, 8192), (500_000_000, 16_384))
+"""Up to so many bytes of text, this vocabulary."""
+
+LARGEST_VOCABULARY = 32_000
+
+SHORT_CONTEXT = 256
+LONG_CONTEXT = 512
+LONG_TEXT_BYTES = 100_000_000
+
+
 @dataclass(frozen=True)
 class Regularization:
     """What keeps a model from memorizing its text."""
@@ -46,6 +56,16 @@ def regularization(passes: float) -> Regularization:
     decay = _rounded(DECAY * (STRONG_DECAY / DECAY) ** strength)
     dropout = DROPOUT * min(1.0, math.log(max(1.0, passes)) / math.log(DROPOUT_PASSES))
     return Regularization(decay, decay if strength > 0.25 else 0.0, round(dropout, 1))
+
+
+def vocab_size(text_bytes: float) -> int:
+    """Tokens in the vocabulary of a text of `text_bytes`."""
+    return next((size for most, size in VOCABULARIES if text_bytes <= most), LARGEST_VOCABULARY)
+
+
+def block_size(text_bytes: float) -> int:
+    """Context of a model of a text of `text_bytes`."""
+    return SHORT_CONTEXT if text_bytes < LONG_TEXT_BYTES else LONG_CONTEXT
 
 
 def batch_sequences(tokens: float, block_size: int) -> int:

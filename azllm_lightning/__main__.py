@@ -14,6 +14,7 @@ VERBS = {
     "generate": "generate text with a trained model",
     "evaluate": "evaluate a model on text, or on grammar",
     "export": "export a model to transformers, llama.cpp or Ollama",
+    "plan": "plan a run: which model, how long, and which loss to expect",
     "check": "measure what this machine can do, in about two minutes",
     "prove_resume": "prove on this machine that a resumed run equals an uninterrupted one",
     "runs": "list the runs: status, step, best val_loss, size on disk",

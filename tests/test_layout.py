@@ -36,6 +36,7 @@ ORDER = (
     "inference",
     "runs",
     "training",
+    "planning",
     "callbacks",
     "session",
     "machine",

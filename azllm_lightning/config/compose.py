@@ -13,6 +13,7 @@ from azllm_lightning.config.verbs import (
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
+    PlanConfig,
     PrepareConfig,
     ProveResumeConfig,
     RunsConfig,
@@ -29,6 +30,7 @@ CONFIGS: dict[str, Any] = {
     "export": ExportConfig,
     "runs": RunsConfig,
     "check": CheckConfig,
+    "plan": PlanConfig,
 }
 """The dataclass of conf/<verb>.yaml, by verb."""
 

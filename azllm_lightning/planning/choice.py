@@ -169,7 +169,7 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         bytes_per_token=text.bytes_per_token(task.vocab_size),
     )
     micro_batch = _micro_batch(shape, batch)
-    training = steps * speed.step_seconds(shape, batch, micro_batch)
+    training = speed.training_seconds(shape, batch, micro_batch, steps)
     val_windows, is_reduced = _val_windows(task, shape, training)
     state = state_bytes(shape)
     every = max(1, -(-steps // VALIDATIONS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ EFFICIENCY = 0.4
 
 MICRO_BATCH_SECONDS = {"cpu": 0.0, "cuda": 1.2e-3}
 """Least time of a micro-batch per layer: what starting the kernels of a GPU takes."""
+
+COMPILED_GAIN = 1.35
+"""How many times as fast a compiled network is: 1.4 for 6 x 384 on a CPU (benchmarks/README.md)."""
+
+COMPILE_SECONDS = 60.0
 
 NEWTON_SCHULZ_FLOPS = 25
 """FLOP of Muon per weight of a hidden matrix and unit of width: five iterations."""
@@ -39,13 +45,13 @@ class Speed:
     device: str
     """cpu or cuda"""
     flops: float
-    """FLOP/s of the model's products, forward and backward."""
+    """FLOP/s of the model's products, forward and backward, not compiled."""
     optimizer_flops: float
     """FLOP/s of the optimizer's."""
     flops_per_token: float | None
     """Of the model that was measured; None if none was."""
     startup_seconds: float
-    """From the command to the first step, compiling included."""
+    """From the command to the first step, without compiling."""
     tokenizing_bytes_per_second: float
     """Of one core."""
     cores: int
@@ -54,12 +60,14 @@ class Speed:
     free_bytes: float | None
     """On the disk for runs."""
     write_bytes_per_second: float
+    can_compile: bool
+    """Whether long runs are compiled."""
 
     @classmethod
     def assumed(cls, device: str, cores: int) -> Speed:
         """Without any measurement."""
         flops = EFFICIENCY * hardware.expected_flops(device)
-        return cls(device, device, flops, flops, None, 20.0, 0.5e6, cores, None, None, 1e8)
+        return cls(device, device, flops, flops, None, 20.0, 0.5e6, cores, None, None, 1e8, True)
 
     @classmethod
     def from_check(cls, findings: Mapping[str, Any]) -> Speed:
@@ -80,16 +88,24 @@ class Speed:
         if findings["data"]["status"] == "ok":
             speed = findings["data"]["tokenizing_bytes_per_second"]
             values["tokenizing_bytes_per_second"] = speed
+        values["can_compile"] = findings["compile"]["status"] != "failed"
         if findings["steps"]["status"] == "ok":
             values |= _of_steps(findings["steps"], findings["overrides"], values)
         return cls(**values)
 
-    def step_seconds(self, shape: GPTConfig, batch: int, micro_batch: int) -> float:
-        """A step of `batch` sequences in micro-batches of `micro_batch`."""
+    def training_seconds(self, shape: GPTConfig, batch: int, micro_batch: int, steps: int) -> float:
+        """`steps` steps of `batch` sequences in micro-batches of `micro_batch`, compiled if
+        trainer.compile=auto would.
+        """
+        flops = steps * batch * shape.block_size * shape.flops_per_token()
+        is_long = flops / hardware.expected_flops(self.device) > hardware.COMPILE_PAYS_AFTER
         micro_batches = -(-batch // micro_batch)
         model = batch * shape.block_size * shape.flops_per_token() / self.flops
         least = micro_batches * shape.n_layer * MICRO_BATCH_SECONDS[self.device]
-        return max(model, least) + optimizer_flops(shape) / self.optimizer_flops
+        optimizer = optimizer_flops(shape) / self.optimizer_flops
+        if is_long and self.can_compile:
+            return COMPILE_SECONDS + steps * (max(model, least) / COMPILED_GAIN + optimizer)
+        return steps * (max(model, least) + optimizer)
 
     def validation_seconds(self, shape: GPTConfig, windows: int) -> float:
         """A validation on so many windows."""
@@ -100,7 +116,7 @@ class Speed:
         if self.flops_per_token is None:
             return ASSUMED_ERROR
         factor = shape.flops_per_token() / self.flops_per_token
-        return min(ASSUMED_ERROR, ERROR + FAR_ERROR * abs(_log(factor)))
+        return min(ASSUMED_ERROR, ERROR + FAR_ERROR * abs(math.log(factor)))
 
 
 def optimizer_flops(shape: GPTConfig) -> float:
@@ -112,13 +128,14 @@ def _of_steps(
     steps: Mapping[str, Any], overrides: list[str], assumed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the measured steps of a check say of the machine."""
-    seconds = steps["global_batch_size"] * steps["block_size"] / steps["tokens_per_second"]
-    optimizer = min(steps["optimizer_seconds"], 0.9 * seconds)
     tokens = steps["global_batch_size"] * steps["block_size"]
+    seconds = tokens / steps["tokens_per_second"]
+    optimizer = min(steps["optimizer_seconds"], 0.9 * seconds)
+    flops = tokens * steps["flops_per_token"] / (seconds - optimizer)
     found = {
-        "flops": tokens * steps["flops_per_token"] / (seconds - optimizer),
+        "flops": flops / (COMPILED_GAIN if steps["compile"] else 1.0),
         "flops_per_token": steps["flops_per_token"],
-        "startup_seconds": steps["startup_seconds"] + steps["first_step_seconds"],
+        "startup_seconds": steps["startup_seconds"],
     }
     shape = _shape(overrides, steps)
     if shape is not None and steps["optimizer"] == "muon" and optimizer > 0:
@@ -137,9 +154,3 @@ def _shape(overrides: list[str], steps: Mapping[str, Any]) -> GPTConfig | None:
     except ValueError:
         return None
     return run.model.for_data(steps["vocab_size"], steps["block_size"], 0)
-
-
-def _log(factor: float) -> float:
-    import math
-
-    return math.log(factor)

@@ -1,4 +1,4 @@
-"""python -m azllm_lightning.plan: what to train on a text in a given time, and what it will reach."""
+"""python -m azllm_lightning.plan: what to train in a given time, and what to expect."""
 
 from __future__ import annotations
 

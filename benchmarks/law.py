@@ -1,13 +1,13 @@
 """The runs behind azllm_lightning/planning/law.py, and the law's fit to them.
 
-    python benchmarks/law.py shards TEXT OTHER --work law   # parts of TEXT, with one validation text
-    python benchmarks/law.py trials --work law > trials.jsonl       # the runs, most important first
-    python benchmarks/trials.py trials.jsonl ...            # on a GPU: two minutes on an H100
-    python benchmarks/law.py table RESULTS.jsonl            # azllm_lightning/planning/runs.tsv
-    python benchmarks/law.py fit                            # coefficients, and errors of unseen runs
+    python benchmarks/law.py shards TEXT OTHER --work law    # parts of TEXT, one validation text
+    python benchmarks/law.py trials --work law > list.jsonl  # the runs, most important first
+    python benchmarks/trials.py list.jsonl ...               # on a GPU: two minutes on an H100
+    python benchmarks/law.py table RESULTS --work law        # azllm_lightning/planning/runs.tsv
+    python benchmarks/law.py fit                             # coefficients, errors of unseen runs
 
-TEXT is a file of documents (az_open.jsonl: 14 MB of Azerbaijani). Its documents are shuffled; a part
-is what comes first, with a tokenizer of its own, as somebody with so much text would have it.
+TEXT is a file of documents (az_open.jsonl: 14 MB of Azerbaijani). Its documents are shuffled; a
+part is what comes first, with a tokenizer of its own, as somebody with so much text would have it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import law_fit
+
+from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.planning import rule
+from azllm_lightning.planning.choice import multiplied
+from azllm_lightning.planning.law import RUNS
 
 VAL_BYTES = 400_000
 SEED = 0
@@ -151,12 +156,20 @@ def main() -> None:
     shards_parser.add_argument("--work", type=Path, default=Path("law"))
     trials_parser = parts.add_parser("trials")
     trials_parser.add_argument("--work", type=Path, default=Path("law"))
+    table_parser = parts.add_parser("table")
+    table_parser.add_argument("results", type=Path, help="what trials.py wrote")
+    table_parser.add_argument("--work", type=Path, default=Path("law"))
+    parts.add_parser("fit")
     args = parser.parse_args()
     if args.part == "shards":
         shards(args.text, args.other, args.work)
     if args.part == "trials":
         for trial in trials(args.work):
             print(json.dumps(trial))
+    if args.part == "table":
+        table(args.results, args.work)
+    if args.part == "fit":
+        law_fit.main()
 
 
 def shards(text: Path, other: Path, work: Path) -> None:
@@ -250,6 +263,56 @@ def trial(
         "val_windows": None,
         "val_every": max(1, steps // CURVE),
         "hooks": "law_windows",
+    }
+
+
+def table(results: Path, work: Path) -> None:
+    """Write the runs of `results` to the table of the package."""
+    rows = []
+    for line in results.read_text(encoding="utf-8").splitlines():
+        result = json.loads(line)
+        if "error" not in result:
+            rows.append(row(result, work))
+    rows.sort(key=lambda values: str(values["name"]))
+    lines = ["\t".join(rows[0]), *("\t".join(map(str, values.values())) for values in rows)]
+    RUNS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{len(rows)} runs in {RUNS}")
+
+
+def row(result: dict[str, Any], work: Path) -> dict[str, Any]:
+    """A run as a line of the table; val_loss is the lowest, in nats per token."""
+    settings = result["settings"]
+    data = work / Path(settings["data"]).name
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    train = manifest["splits"]["train"]
+    val = manifest["splits"]["val"]
+    shape = GPTConfig(
+        n_layer=settings["layers"],
+        n_head=settings["heads"],
+        n_embd=settings["width"],
+        tie_embeddings=True,
+        vocab_size=manifest["vocab_size"],
+        block_size=BLOCK_SIZE,
+    )
+    curve = ",".join(f"{step}:{loss:.4f}" for step, loss in result["val"].items())
+    return {
+        "name": result["name"],
+        "text": data.name.rpartition("_")[0],
+        "parameters": multiplied(shape),
+        "vocab_size": manifest["vocab_size"],
+        "unique_tokens": train["tokens"],
+        "tokens": result["tokens"],
+        "batch": settings["batch"],
+        "steps": result["steps"],
+        "weight_decay": settings["weight_decay"],
+        "table_decay": settings["adam_weight_decay"],
+        "dropout": settings["dropout"],
+        "bytes_per_token": round(val["text_bytes"] / val["tokens"], 4),
+        "val_loss": result["best"],
+        "last_val_loss": result["val_loss"],
+        "train_loss": result["train_loss"],
+        "seconds": result["seconds"],
+        "curve": curve,
     }
 
 

@@ -201,7 +201,7 @@ def multiplied(shape: GPTConfig) -> int:
 
 
 def state_bytes(shape: GPTConfig) -> float:
-    """A full checkpoint with Muon: weights, one moment of the layers, two of the tables, in fp32."""
+    """A checkpoint with Muon in fp32: weights, one moment of layers, two of tables."""
     params = shape.num_params()
     tables = params - shape.num_params(embeddings=False)
     return 4.0 * (2 * params + tables)
@@ -209,8 +209,8 @@ def state_bytes(shape: GPTConfig) -> float:
 
 def _micro_batch(shape: GPTConfig, batch: int) -> int:
     """About what trainer.micro_batch_size=auto finds."""
-    most = max(1, CPU_BYTES // _activation_bytes(shape))
-    return max(size for size in (2**power for power in range(20)) if size <= min(batch, most))
+    most = min(batch, max(1, CPU_BYTES // _activation_bytes(shape)))
+    return 1 << (most.bit_length() - 1)
 
 
 def _activation_bytes(shape: GPTConfig) -> int:
@@ -224,7 +224,7 @@ _known_activations: dict[tuple[int, ...], int] = {}
 
 
 def _val_windows(task: Task, shape: GPTConfig, training: float) -> tuple[int, bool]:
-    """Windows of a validation: as many as there are and there is time for; whether time decides."""
+    """Windows of a validation, and whether time leaves fewer than there are."""
     tokens = task.text.val_bytes / task.text.bytes_per_token(task.vocab_size)
     there = min(VAL_WINDOWS, max(1, int(tokens // task.block_size)))
     each = task.speed.validation_seconds(shape, 1)

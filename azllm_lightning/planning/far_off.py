@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from azllm_lightning.cli.messages import tr
@@ -38,7 +39,7 @@ class Advice:
 
 
 def advice(
-    config: RunConfig, unique_tokens: int, bytes_per_token: float, candidates: list[Candidate]
+    config: RunConfig, unique_tokens: int, bytes_per_token: float, candidates: Sequence[Candidate]
 ) -> Advice | None:
     """What is wrong with a settled `config` for a text of `unique_tokens`; None if nothing is.
 
@@ -111,7 +112,7 @@ def _large_batch(config: RunConfig, size: Size) -> Problem | None:
     return text, [f"trainer.global_batch_size={wanted}", f"trainer.max_steps={steps}"]
 
 
-def _large_model(size: Size, candidates: list[Candidate], config: RunConfig) -> Problem | None:
+def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig) -> Problem | None:
     """A model that a much smaller one would beat with the same compute."""
     values = coefficients().values
     now = bits_per_byte(size, values)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 FORECASTS = Path(__file__).with_name("forecasts.json")
 
-EARLIEST = 0.1
+EARLIEST = 0.15
 """Share of the steps before which there is no forecast."""
 
 LEAST_POINTS = 2
@@ -62,7 +62,7 @@ def forecast(
 
     `schedule` is schedule.name of its config. The fall over the last halving of steps, from half
     the current step to now, is compared with that of recorded runs (benchmarks/law.py), whose
-    learning rate fell linearly to zero. None before a tenth of the steps, and for a run without
+    learning rate fell linearly to zero. None before EARLIEST, and for a run without
     finite losses. The rise of a run that overfits is not foreseen before it begins.
     """
     points = [(step, loss) for step, loss in curve if step > 0 and math.isfinite(loss)]

@@ -113,7 +113,7 @@ def predict(size: Size, scale: float = 1.0, known: Coefficients | None = None) -
 def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:
     """The law itself, for the text of the runs."""
     data = effective_tokens(size.unique_tokens, size.passes, values["R"])
-    return (
+    return float(
         values["floor"]
         + values["A"] * (size.parameters / 1e6) ** -values["alpha"]
         + values["B"] * (data / 1e6) ** -values["beta"]

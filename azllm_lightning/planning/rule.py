@@ -69,7 +69,7 @@ def block_size(text_bytes: float) -> int:
 
 
 def batch_sequences(tokens: float, block_size: int) -> int:
-    """Sequences per step, a power of two, of a run of `tokens` tokens in windows of `block_size`."""
+    """Windows of `block_size` per step, a power of two, of a run of `tokens` tokens."""
     wanted = BATCH_TOKENS * (tokens / BATCH_RUN) ** BATCH_POWER
     return int(2 ** max(0, round(math.log2(min(wanted, MOST_BATCH_TOKENS) / block_size))))
 

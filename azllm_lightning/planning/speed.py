@@ -15,6 +15,9 @@ from azllm_lightning.training import hardware
 EFFICIENCY = 0.4
 """Share of the speed of matrix products that a run is assumed to reach: a cautious one."""
 
+ASSUMED_FLOPS = {"cpu": 1e10, "cuda": 8e12}
+"""What a core, or a GPU, is assumed to reach in training where nothing was measured."""
+
 MICRO_BATCH_SECONDS = {"cpu": 0.0, "cuda": 1.2e-3}
 """Least time of a micro-batch per layer: what starting the kernels of a GPU takes."""
 
@@ -66,7 +69,7 @@ class Speed:
     @classmethod
     def assumed(cls, device: str, cores: int) -> Speed:
         """Without any measurement."""
-        flops = EFFICIENCY * hardware.expected_flops(device)
+        flops = ASSUMED_FLOPS[device] * (cores if device == "cpu" else 1)
         return cls(device, device, flops, flops, None, 20.0, 0.5e6, cores, None, None, 1e8, True)
 
     @classmethod

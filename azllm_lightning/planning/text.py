@@ -193,7 +193,7 @@ def scale_of(text: str) -> float:
     if len(sample) < KIND_BYTES:
         return 1.0
     compressed: float = 8 * len(lzma.compress(sample, preset=9)) / len(sample)
-    return (compressed / KIND_COMPRESSED) ** KIND_SLOPE
+    return float((compressed / KIND_COMPRESSED) ** KIND_SLOPE)
 
 
 def _bytes_per_token(texts: list[str], tokenizer: Tokenizer) -> float:

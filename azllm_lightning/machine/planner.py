@@ -22,7 +22,7 @@ from azllm_lightning.planning import rule
 from azllm_lightning.planning.choice import Candidate, Choice, Task, choose
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import EFFICIENCY, Speed
-from azllm_lightning.planning.text import Text, prepared, survey
+from azllm_lightning.planning.survey import Text, prepared, survey
 from azllm_lightning.training import hardware
 
 FORMAT_VERSION = 1

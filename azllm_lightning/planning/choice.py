@@ -11,7 +11,7 @@ from azllm_lightning.config.model import GPTConfig, ModelConfig
 from azllm_lightning.planning import rule
 from azllm_lightning.planning.law import Prediction, Size, predict
 from azllm_lightning.planning.speed import Speed
-from azllm_lightning.planning.text import Text
+from azllm_lightning.planning.survey import Text
 from azllm_lightning.training.batch import CPU_BYTES, activation_bytes
 from azllm_lightning.training.saving import KEEP
 

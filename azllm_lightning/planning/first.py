@@ -8,7 +8,7 @@ from azllm_lightning.data.workers import num_cores
 from azllm_lightning.planning.choice import Task, choose
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
-from azllm_lightning.planning.text import prepared
+from azllm_lightning.planning.survey import prepared
 from azllm_lightning.training import hardware
 
 HOURS = 1.0
@@ -16,8 +16,9 @@ HOURS = 1.0
 
 
 def first_run(config: DataConfig, manifest: Manifest) -> list[str]:
-    """The overrides of a run of about HOURS, besides those that name the text; none for tales, which
-    the defaults are for.
+    """The overrides of a run of about HOURS, besides those that name the text.
+
+    None for tales, which the defaults are for.
     """
     if config.name == "tales":
         return []

@@ -94,7 +94,7 @@ def predict(size: Size, scale: float = 1.0, known: Coefficients | None = None) -
     """The loss of a run of `size`.
 
     `scale` is how many bits per byte the text has for each one of the text of the runs: see
-    `planning.text`.
+    `planning.survey`.
     """
     known = known or coefficients()
     bpb = scale * bits_per_byte(size, known.values)

@@ -25,7 +25,7 @@ def windows(settings: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
     tokens = torch.from_numpy(shards.read(0, len(shards)).astype("int64")).to(settings["device"])
     count = settings["steps"] * settings["batch"]
     starts = torch.tensor([data.train_windows.start(index) for index in range(count)])
-    places = starts[:, None] + torch.arange(settings["block"] + 1)
+    places = (starts[:, None] + torch.arange(settings["block"] + 1)) % len(tokens)  # a ring
     val = data.val_windows.__getitems__(data.chosen_val_windows()[: settings["val_windows"]])
     return tokens[places.to(tokens.device)], val, data.tokenizer.vocab_size
 

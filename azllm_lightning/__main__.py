@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": "evaluate a model on text, or on grammar",
     "report": "show a run, or several, on a page that needs no server",
     "export": "export a model to transformers, llama.cpp or Ollama",
+    "plan": "plan a run: which model, how long, and which loss to expect",
     "check": "measure what this machine can do, in about two minutes",
     "prove_resume": "prove on this machine that a resumed run equals an uninterrupted one",
     "runs": "list the runs: status, step, best val_loss, size on disk",

@@ -112,7 +112,9 @@ def photograph(browser: str, page: Path, target: Path, is_dark: bool = False) ->
     text = page.read_text(encoding="utf-8")
     if is_dark:
         text = text.replace("@media (prefers-color-scheme: dark)", "@media screen")
-    measure = "<script>document.documentElement.dataset.height = document.body.scrollHeight</script>"
+    measure = (
+        "<script>document.documentElement.dataset.height = document.body.scrollHeight</script>"
+    )
     copy = page.with_name("picture.html")
     copy.write_text(text.replace("</body>", f"{measure}</body>"), encoding="utf-8")
     found = run(browser, copy, f"--window-size={WIDE},800", "--dump-dom")
@@ -132,7 +134,9 @@ def phones(browser: str, page: Path, target: Path) -> None:
     style = f"border:0;width:{PHONE}px;height:{PHONE_HEIGHT}px;float:left;margin-right:20px"
     frames = "".join(f'<iframe style="{style}" src="{copy.name}"></iframe>' for copy in copies)
     both = page.with_name("phones.html")
-    both.write_text(f'<body style="margin:0;background:#888;width:900px">{frames}', encoding="utf-8")
+    both.write_text(
+        f'<body style="margin:0;background:#888;width:900px">{frames}', encoding="utf-8"
+    )
     size = f"--window-size={2 * PHONE + 20},{PHONE_HEIGHT}"
     run(browser, both, size, f"--screenshot={target}")
     for file in (*copies, both):

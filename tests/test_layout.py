@@ -42,6 +42,7 @@ ORDER = (
     "inference",
     "runs",
     "training",
+    "planning",
     "callbacks",
     "report",
     "session",

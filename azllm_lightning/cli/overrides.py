@@ -18,9 +18,9 @@ from hydra.errors import HydraException
 from azllm_lightning.cli.messages import tr
 
 TEXT_KEYS = frozenset(
-    "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.name "
-    "data.path data.val_path data.mix data.dir data.tokenizer data.text_field data.source_field "
-    "callbacks.samples.prompts pairs logger.wandb logger.trackio".split()
+    "run_name logs_dir ckpt_path init_from prompt stop out check hf license trainer.deadline "
+    "data.name data.path data.val_path data.mix data.dir data.tokenizer data.text_field "
+    "data.source_field callbacks.samples.prompts pairs logger.wandb logger.trackio".split()
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 

@@ -14,6 +14,7 @@ from azllm_lightning.config.verbs import (
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
+    PlanConfig,
     PrepareConfig,
     ProveResumeConfig,
     ReportConfig,
@@ -33,6 +34,7 @@ CONFIGS: dict[str, Any] = {
     "report": ReportConfig,
     "runs": RunsConfig,
     "check": CheckConfig,
+    "plan": PlanConfig,
 }
 """The dataclass of conf/<verb>.yaml, by verb."""
 

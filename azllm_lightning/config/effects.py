@@ -105,6 +105,15 @@ GENERATE = [
     ),
 ]
 
+PLANNED = (
+    "data.val_windows model.dropout optimizer.weight_decay optimizer.adam_weight_decay "
+    "schedule.warmup_steps trainer.max_steps trainer.global_batch_size trainer.val_every_steps "
+    "trainer.checkpoint_every_steps"
+)
+"""What the plan of a run decides, whatever is typed."""
+
+PLAN = [Rule(PLANNED, lambda config: True, lambda config: tr("the plan chooses it"))]
+
 EVALUATE = [
     *CHECKPOINT,
     Rule(

@@ -14,6 +14,7 @@ from azllm_lightning.config.effects import (
     EVALUATE,
     GENERATE,
     NAMED_CHECKPOINTS,
+    PLAN,
     PROVE_RESUME,
     ignored_settings,
     typed_keys,
@@ -325,6 +326,52 @@ class CheckConfig(VerbConfig):
         return cls(
             lang=run.lang, overrides=tuple(overrides), out=out, minutes=float(minutes), run=run
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(VerbConfig):
+    """The settings of conf/plan.yaml: those of a run, how long it may take, and where."""
+
+    hours: float
+    check: LocalPath | None
+    out: OutputPath | None
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(super().__post_init__)
+        problems.require(self.hours > 0, "hours", self.hours, tr("above 0"))
+        if self.run.ckpt_path is not None:
+            problems.add(
+                tr("ckpt_path={ckpt_path}: plan is for a new run", ckpt_path=self.run.ckpt_path)
+            )
+        if self.run.data.name == "tales":
+            problems.add(tr("data=tales needs no plan: python -m azllm_lightning.train"))
+        elif self.run.data.path is None and self.run.data.dir is None:
+            problems.add(tr("data.path is not set: name the text, data.path=FILE or FOLDER"))
+        problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return [*self.run.ignored(), *ignored_settings(PLAN, self, self.overrides)]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
+        """The config of a composed mapping; the run keeps only the overrides that are its own."""
+        own = {key: values[key] for key in ("hours", "check", "out") if key in values}
+        others = {key: value for key, value in values.items() if key not in own}
+        typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
+        problems = Problems()
+        run = problems.attempt(lambda: RunConfig.from_mapping(others, typed))
+        hours = own.get("hours")
+        is_number = isinstance(hours, (int, float)) and not isinstance(hours, bool)
+        problems.require(is_number, "hours", hours, tr("a number"))
+        problems.raise_if_any()
+        assert run is not None
+        assert isinstance(hours, (int, float))
+        texts = {key: own.get(key) for key in ("check", "out")}
+        given = {key: None if text is None else str(text) for key, text in texts.items()}
+        return cls(lang=run.lang, overrides=tuple(overrides), hours=float(hours), run=run, **given)
 
 
 def _check_run(config: GenerateConfig | ChatConfig | EvaluateConfig | ExportConfig) -> None:

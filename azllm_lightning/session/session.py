@@ -14,7 +14,11 @@ from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.entrance import EXIT_RESUMABLE, EXIT_USAGE, Resumable
 from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.planning import far_off
+from azllm_lightning.planning.models import named_models
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.loggers import close_trackers
@@ -174,6 +178,8 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     log.info(start_panel(config, run, resolved.data, resolved.device, resolved.devices))
     last_step = config.trainer.max_steps
     source = resolved.source
+    if source is None:
+        warn_if_far_off(config, resolved.data)
     if source is not None and source.step >= last_step:
         warn_that_it_is_done(source.step)
         return
@@ -185,6 +191,23 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
             max_steps=last_step,
         )
         log.warning(paragraph(message))
+
+
+def warn_if_far_off(config: RunConfig, data: TokenDataModule) -> None:
+    """One warning, with a better command, if the settings are far from what a plan would choose."""
+    manifest = data.train_windows.shards.manifest
+    val = manifest.splits["val"]
+    found = far_off.advice(
+        config,
+        data.train_windows.num_windows * config.shape.block_size,
+        val.text_bytes / max(1, val.tokens),
+        named_models(),
+    )
+    if found is not None:
+        keys = typed_keys(found.overrides)
+        kept = [text for text in config.overrides if not typed_keys([text]) & keys]
+        better = tr("Better: {command}", command=command("train", [*kept, *found.overrides]))
+        log.warning("\n".join([paragraph(" ".join(found.sentences)), better]))
 
 
 def _set_up_logging(place: Processes) -> None:

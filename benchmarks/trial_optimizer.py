@@ -58,40 +58,40 @@ class TrialOptimizer:
         states = group.setdefault("states", [{} for _ in parameters])
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
         buffers = [
-            s.setdefault("momentum", torch.zeros_like(p)) for s, p in zip(states, parameters)
+            s.setdefault("momentum", torch.zeros_like(p)) for s, p in zip(states, parameters, strict=False)
         ]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         if group["nesterov"]:
-            updates = [g.lerp(b, momentum) for g, b in zip(gradients, buffers)]
+            updates = [g.lerp(b, momentum) for g, b in zip(gradients, buffers, strict=False)]
         else:
             updates = list(buffers)
         if group["soap"]:
             updates = precondition(group, states, gradients, updates, self.steps)
         shapes = [tuple(p.shape) for p in parameters]
-        directions: list[Tensor] = [p for p in parameters]
+        directions: list[Tensor] = list(parameters)
         for batch in batches(shapes, range(len(shapes))):
             wide = torch.stack(
                 [u if u.shape[0] <= u.shape[1] else u.mT for u in (updates[i] for i in batch)]
             )
-            for i, d in zip(batch, polar(wide, self.dtype, group["ns_steps"]).unbind()):
+            for i, d in zip(batch, polar(wide, self.dtype, group["ns_steps"]).unbind(), strict=False):
                 directions[i] = (d if d.shape == shapes[i] else d.mT).to(parameters[i].dtype)
         if group["normuon"]:
             directions = [
                 normalize_rows(d, s, group["normuon"], self.steps)
-                for d, s in zip(directions, states)
+                for d, s in zip(directions, states, strict=False)
             ]
         scales = [math.sqrt(rows / columns) for rows, columns in shapes]
         directions = list(torch._foreach_mul(directions, scales))
         if group["row_floor"]:
             directions = [
-                floor_rows(d, p, group["row_floor"]) for d, p in zip(directions, parameters)
+                floor_rows(d, p, group["row_floor"]) for d, p in zip(directions, parameters, strict=False)
             ]
         shrink_weights(parameters, directions, shrink, group["cautious"])
         torch._foreach_add_(parameters, directions, alpha=-lr)
 
     def _fused_adam(self, group: Group, parameters: list[Tensor], lr: float, shrink: float) -> None:
         states = group.setdefault("states", [{} for _ in parameters])
-        for state, p in zip(states, parameters):
+        for state, p in zip(states, parameters, strict=False):
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 state["mean"] = torch.zeros_like(p)
@@ -119,7 +119,7 @@ class TrialOptimizer:
         """
         states = group.setdefault("states", [{} for _ in parameters])
         beta1, beta2 = group["betas"]
-        for state, p in zip(states, parameters):
+        for state, p in zip(states, parameters, strict=False):
             g = p.grad
             assert g is not None
             by_row = group["rule"] == "row" and p.ndim == 2
@@ -220,7 +220,7 @@ def precondition(
         floor = 1e-8 * root.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-20)
         U = _turn(U, left, right) / (root + floor)
         back = _turn(U, None if left is None else left.mT, None if right is None else right.mT)
-        for i, u in zip(members, back.unbind()):
+        for i, u in zip(members, back.unbind(), strict=False):
             result[i] = u
     return result
 

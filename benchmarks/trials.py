@@ -24,7 +24,8 @@ import os
 import sys
 import time
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from trial_averages import Averages, LookAhead
 from trial_model import build_model, loss_of
 from trial_optimizer import TrialOptimizer, groups_of
+from trial_search import propose
 
 from azllm_lightning import compose
 from azllm_lightning.config.schedule import ScheduleConfig
@@ -163,9 +165,8 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
     if s["passes"]:
         s["steps"] = max(1, s["passes"] * one_pass(s) // s["batch"])
     count = s["steps"] * s["batch"]
-    train = (train if len(train) >= count else windows({**s, "steps": s["steps"]})[0])[:count].to(
-        device
-    )
+    assert len(train) >= count, f"{len(train)} windows, {count} are needed"
+    train = train[:count].to(device)
     trainee = (Peer if s["kind"] == "peer" else Ours)(s, vocab_size, train, device)
     plan = batches_of(s)
     losses: list[Tensor] = []
@@ -365,7 +366,7 @@ def one_pass(s: Settings) -> int:
     return _data(str(Path(s["data_root"]) / s["data"]), s["block"], 0, 1).train_windows.num_windows
 
 
-@lru_cache(maxsize=None)
+@cache
 def _data(folder: str, block: int, seed: int, val_windows: int | None) -> TokenDataModule:
     config = compose(["data=text"]).data
     config = replace(config, dir=folder, block_size=block, val_windows=val_windows)
@@ -419,73 +420,97 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("lists", nargs="+", type=Path, help="files of trials, one after the other")
+    parser.add_argument("lists", nargs="+", type=Path, help="files of trials")
     parser.add_argument("--data", default=DEFAULTS["data_root"], help="folder of folders of shards")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--search", type=Path, help="when the lists are done: see trial_search.py")
+    parser.add_argument("--search-at-most", type=int, default=1000)
     parser.add_argument("--steps-at-most", type=int, help="for a test of a list on a CPU")
     args = parser.parse_args()
     deadline = time.time() + args.seconds
+    args.out.touch()
     trials = read_trials(args)
     print(f"{len(trials)} trials, {args.workers} workers", flush=True)
-    for trial in trials:  # read once here; the forked workers share it
-        with contextlib.suppress(ValueError):
-            if not trial.get("hooks"):
-                windows({**DEFAULTS, **trial})
-    context = multiprocessing.get_context("fork")
+    for folder in {trial.get("data", DEFAULTS["data"]) for trial in trials}:
+        with contextlib.suppress(ValueError):  # verified once, before all workers do
+            _data(str(Path(args.data) / folder), 256, 0, 1)
+    context = multiprocessing.get_context("spawn")  # CUDA cannot be forked
     turn = context.Value("i", 0)
     lock = context.Lock()
     workers = [
-        context.Process(target=work, args=(trials, turn, lock, args.out, deadline))
+        context.Process(target=work, args=(args, trials, turn, lock, deadline))
         for _ in range(args.workers)
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    done = len(args.out.read_text(encoding="utf-8").splitlines()) if args.out.exists() else 0
-    print(f"{turn.value} of {len(trials)} trials taken; {args.out} has {done} lines", flush=True)
+    done = len(args.out.read_text(encoding="utf-8").splitlines())
+    print(f"{turn.value} trials taken; {args.out} has {done} lines", flush=True)
 
 
 def read_trials(args: argparse.Namespace) -> list[Settings]:
-    """The trials of the lists that have no result yet, checked and with the command's settings."""
-    done = set()
-    if args.out.exists():
-        done = {json.loads(line)["name"] for line in args.out.read_text("utf-8").splitlines()}
-    trials = []
+    """The trials of the lists that have no result yet, so ordered that each list gets an equal
+    share of the time.
+    """
+    done = {json.loads(line)["name"] for line in args.out.read_text("utf-8").splitlines()}
+    lists: list[list[Settings]] = []
     for path in args.lists:
+        lists.append([])
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip() or line.startswith("#"):
                 continue
-            trial = {"data_root": args.data, "device": args.device, **json.loads(line)}
-            unknown = trial.keys() - DEFAULTS.keys()
-            if unknown:
-                raise SystemExit(f"{path}:{number}: unknown settings {sorted(unknown)}")
-            trial["name"] = trial.get("name") or f"{path.stem}:{number}"
-            if args.steps_at_most:
-                trial["steps"] = min(args.steps_at_most, trial.get("steps", 100))
-                trial["passes"] = None
-                trial["val_windows"] = 16
+            trial = settled(args, json.loads(line), f"{path.stem}:{number}")
             if trial["name"] not in done:
                 done.add(trial["name"])
-                trials.append(trial)
-    return trials
+                lists[-1].append(trial)
+    ends = [
+        (end, number, trial)
+        for trials in lists
+        for number, (trial, end) in enumerate(
+            zip(trials, accumulate(map(cost, trials)), strict=True)
+        )
+    ]
+    return [trial for _, _, trial in sorted(ends, key=lambda entry: entry[:2])]
 
 
-def work(trials: list[Settings], turn: Any, lock: Any, out: Path, deadline: float) -> None:
+def settled(args: argparse.Namespace, trial: Settings, name: str) -> Settings:
+    """A `trial` of a list with the command's settings; SystemExit for an unknown setting."""
+    unknown = trial.keys() - DEFAULTS.keys()
+    if unknown:
+        raise SystemExit(f"{name}: unknown settings {sorted(unknown)}")
+    trial = {"data_root": args.data, "device": args.device, **trial}
+    trial["name"] = trial.get("name") or name
+    if args.steps_at_most:
+        trial.update(steps=min(args.steps_at_most, trial.get("steps", 100)), val_windows=8)
+        trial.pop("passes", None)
+    return trial
+
+
+def work(
+    args: argparse.Namespace, trials: list[Settings], turn: Any, lock: Any, deadline: float
+) -> None:
     """Take one trial after the other, until none is left or the time is up."""
     torch.set_num_threads(1)
+    search = json.loads(args.search.read_text("utf-8")) if args.search else None
+    total = len(trials) + (args.search_at_most if search else 0)
     rate = 0.0  # seconds per unit of work, in this process
     while True:
         with turn.get_lock():
             number = turn.value
             turn.value += 1
-        if number >= len(trials):
-            turn.value = len(trials)
+        if number >= total or time.time() > deadline:
             return
-        trial = trials[number]
+        if number < len(trials):
+            trial = trials[number]
+        else:
+            with lock:
+                lines = args.out.read_text("utf-8").splitlines()
+            trial = propose(search, map(json.loads, lines), DEFAULTS, number - len(trials))
+            trial = settled(args, trial, trial["name"])
         if time.time() + 0.8 * rate * cost(trial) > deadline:
             continue
         started = time.perf_counter()
@@ -499,7 +524,7 @@ def work(trials: list[Settings], turn: Any, lock: Any, out: Path, deadline: floa
             if "out of memory" in str(error):
                 torch.cuda.empty_cache()
         line = json.dumps(result, ensure_ascii=False) + "\n"
-        with lock, out.open("a", encoding="utf-8") as file:
+        with lock, args.out.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -511,7 +536,9 @@ def cost(trial: Settings) -> float:
     """A rough measure of the work of a trial."""
     s = {**DEFAULTS, **trial}
     steps = s["steps"] if not s["passes"] else s["passes"] * one_pass(s) / s["batch"]
-    return float(steps * (s["layers"] * s["width"] ** 0.5 + 5) * (0.5 + s["batch"] / 32))
+    windows_per_step = [size for _, size in batches_of({**s, "steps": max(1, int(steps))})]
+    work_per_step = sum(0.5 + size / 32 for size in windows_per_step)
+    return float(work_per_step * (s["layers"] * s["width"] ** 0.5 + 5))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self, progress: float, size: float) -> None:
-        """After a step of `size` windows, with `progress` as the share of the tokens that is done."""
+        """After a step of `size` windows; `progress` is the share of the tokens that is done."""
         share = size / (self.s["steps"] * self.s["batch"])
         for name, (half, sums) in self.ema.items():
             keep = 0.5 ** (share / half)

@@ -57,12 +57,10 @@ class TrialOptimizer:
     ) -> None:
         states = group.setdefault("states", [{} for _ in parameters])
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
-        buffers = [
-            s.setdefault("momentum", torch.zeros_like(p)) for s, p in zip(states, parameters, strict=False)
-        ]
+        buffers = [zeros(s, "momentum", p) for s, p in zip(states, parameters, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         if group["nesterov"]:
-            updates = [g.lerp(b, momentum) for g, b in zip(gradients, buffers, strict=False)]
+            updates = [g.lerp(b, momentum) for g, b in zip(gradients, buffers, strict=True)]
         else:
             updates = list(buffers)
         if group["soap"]:
@@ -73,25 +71,28 @@ class TrialOptimizer:
             wide = torch.stack(
                 [u if u.shape[0] <= u.shape[1] else u.mT for u in (updates[i] for i in batch)]
             )
-            for i, d in zip(batch, polar(wide, self.dtype, group["ns_steps"]).unbind(), strict=False):
+            for i, d in zip(
+                batch, polar(wide, self.dtype, group["ns_steps"]).unbind(), strict=True
+            ):
                 directions[i] = (d if d.shape == shapes[i] else d.mT).to(parameters[i].dtype)
         if group["normuon"]:
             directions = [
                 normalize_rows(d, s, group["normuon"], self.steps)
-                for d, s in zip(directions, states, strict=False)
+                for d, s in zip(directions, states, strict=True)
             ]
         scales = [math.sqrt(rows / columns) for rows, columns in shapes]
         directions = list(torch._foreach_mul(directions, scales))
         if group["row_floor"]:
             directions = [
-                floor_rows(d, p, group["row_floor"]) for d, p in zip(directions, parameters, strict=False)
+                floor_rows(d, p, group["row_floor"])
+                for d, p in zip(directions, parameters, strict=True)
             ]
         shrink_weights(parameters, directions, shrink, group["cautious"])
         torch._foreach_add_(parameters, directions, alpha=-lr)
 
     def _fused_adam(self, group: Group, parameters: list[Tensor], lr: float, shrink: float) -> None:
         states = group.setdefault("states", [{} for _ in parameters])
-        for state, p in zip(states, parameters, strict=False):
+        for state, p in zip(states, parameters, strict=True):
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 state["mean"] = torch.zeros_like(p)
@@ -119,13 +120,13 @@ class TrialOptimizer:
         """
         states = group.setdefault("states", [{} for _ in parameters])
         beta1, beta2 = group["betas"]
-        for state, p in zip(states, parameters, strict=False):
+        for state, p in zip(states, parameters, strict=True):
             g = p.grad
             assert g is not None
             by_row = group["rule"] == "row" and p.ndim == 2
             square = g.square().mean(dim=1, keepdim=True) if by_row else g.square()
-            mean = state.setdefault("mean", torch.zeros_like(g)).lerp_(g, 1 - beta1)
-            average = state.setdefault("square", torch.zeros_like(square)).lerp_(square, 1 - beta2)
+            mean = zeros(state, "mean", g).lerp_(g, 1 - beta1)
+            average = zeros(state, "square", square).lerp_(square, 1 - beta2)
             if group["rule"] == "muon" and p.ndim == 2:
                 tall = g.lerp(mean, beta1)
                 direction = polar(tall.mT[None], self.dtype, group["ns_steps"])[0].mT.to(p.dtype)
@@ -136,6 +137,13 @@ class TrialOptimizer:
                 direction = mean / (1 - beta1**self.steps) / root
             shrink_weights([p], [direction], shrink, group["cautious"])
             p.add_(direction, alpha=-lr)
+
+
+def zeros(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """The tensor `name` of `state`; zeros at the first call."""
+    if name not in state:
+        state[name] = torch.zeros_like(like)
+    return state[name]
 
 
 def shrink_weights(
@@ -168,7 +176,7 @@ def polar(x: Tensor, dtype: torch.dtype, steps: int) -> Tensor:
 def normalize_rows(direction: Tensor, state: dict[str, Tensor], beta: float, steps: int) -> Tensor:
     """NorMuon: each row divided by the root of its mean square over time; the norm stays."""
     square = direction.square().mean(dim=1, keepdim=True)
-    average = state.setdefault("rows", torch.zeros_like(square)).lerp_(square, 1 - beta)
+    average = zeros(state, "rows", square).lerp_(square, 1 - beta)
     scaled = direction / (average / (1 - beta**steps)).sqrt().clamp_min(1e-10)
     return scaled * (direction.norm() / scaled.norm().clamp_min(1e-10))
 
@@ -215,12 +223,12 @@ def precondition(
                 state[f"basis{side}"] = torch.linalg.qr(average @ state[f"basis{side}"]).Q
         left, right = state.get("basis0"), state.get("basis1")
         turned = _turn(G, left, right)
-        square = state.setdefault("square", torch.zeros_like(G)).lerp_(turned.square(), 1 - beta)
+        square = zeros(state, "square", G).lerp_(turned.square(), 1 - beta)
         root = (square / (1 - beta**steps)).sqrt()
         floor = 1e-8 * root.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-20)
         U = _turn(U, left, right) / (root + floor)
         back = _turn(U, None if left is None else left.mT, None if right is None else right.mT)
-        for i, u in zip(members, back.unbind(), strict=False):
+        for i, u in zip(members, back.unbind(), strict=True):
             result[i] = u
     return result
 

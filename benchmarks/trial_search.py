@@ -3,8 +3,9 @@
 A search file is a JSON object: `base`, the settings of all its trials; `space`, for each setting
 that may change a list of values, the first of which is that of `base`; `seeds`. Each result that
 differs from `base` in nothing else is an observation. The effects of the values on val_loss are
-taken to add up: a Bayesian linear regression. The next trial has the values that are better for all that is known, and in
-some settings, chosen at random, those that are best by one sample of the posterior (Thompson 1933).
+taken to add up: a Bayesian linear regression. The next trial has the values that are better for all
+that is known, and in some settings, chosen at random, those that are best by one sample of the
+posterior (Thompson 1933).
 """
 
 from __future__ import annotations

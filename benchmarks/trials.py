@@ -139,6 +139,7 @@ def work(
             trial = propose(search, map(json.loads, lines), DEFAULTS, number)
             trial = settled(args, trial, trial["name"])
         if time.time() + 0.8 * rate * cost(trial) > deadline:
+            time.sleep(0.1)
             continue
         started = time.perf_counter()
         try:

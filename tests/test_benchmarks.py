@@ -525,3 +525,19 @@ def test_suites_are_joined_by_model() -> None:
     assert "| Turkish words | 90.0% | 90.0% |" in text
     assert "Below 70% for ours:\n\n- heç, and nə ... nə də: 60.0%" in text
     assert text.startswith("Commit abc, data def, text mətn.")
+
+
+def test_consistent_plots_are_counted() -> None:
+    from itertools import islice
+
+    from consistent_plots import report
+
+    from azllm_lightning.azerbaijani.tales import write_tales
+
+    tales = list(islice(write_tales(100_000, 3), 9))
+    lines = report([*tales, "Bakı böyük şəhərdir."]).splitlines()
+    assert (
+        "| consistent | 90.0% | 59.6% to 98.2% | one plot, to its end, with the same players |"
+        in (lines)
+    )
+    assert lines[-1] == "> Bakı böyük şəhərdir."

@@ -19,7 +19,6 @@ TABLES = ("lexicon.tsv", "pairs_lexicon.tsv")
 STEMS = "stems.tsv"
 _MAX_DERIVATIONS = 3
 _INCOMPLETE = frozenset({"owed", "must", "imp_neg", "opt_neg"})
-_UNKNOWN = ("(", "A", "I", "K", "")  # how such a suffix begins depends on the word
 _OWNERS = frozenset(f"p{person}" for person in s.PERSONS)
 
 
@@ -98,7 +97,9 @@ def _index() -> dict[str, list[tuple[Entry, _State]]]:
 
 def _starts(entry: Entry) -> Iterator[_State]:
     stem = m.lower(entry.stem)
-    if entry.pos == "verb":
+    if set(stem).isdisjoint(m.VOWELS):  # BMT
+        yield _State("end", m.noun_stem(stem, "keep"), entry.pos, ())
+    elif entry.pos == "verb":
         start = m.verb_stem(stem, entry.trait)
         yield _State("verb", start, "verb", ())
         for voice in ("caus", "pass"):
@@ -133,15 +134,18 @@ def _shapes(stem: m.Stem) -> tuple[str, ...]:
 
 
 def _next(state: _State, text: str) -> Iterator[_State]:
-    plain = state.stem.plain
-    letters = {text[len(plain) : len(plain) + 1], text[len(plain) - 1 : len(plain)]}
+    letters = _letters_after(state.stem, text)
     for arc in _arcs()[state.node]:
-        if arc.suffix[:1] in letters or arc.suffix[:1] in _UNKNOWN:
+        if not arc.suffix or not letters.isdisjoint(_first_letters(arc.suffix)):
             yield _attach(state, arc)
+    if "-" in text:
+        yield from _repeated(state)
+    if not letters:
+        return
     if state.node == "verb":
         yield from _voices(state)
     elif state.node == "noun":
-        yield from _derived(state)
+        yield from _derived(state, letters)
         if state.pos == "numeral":
             yield _attach(state, _Arc(("ord",), s.ORDINAL, "noun"))
         if state.pos == "adverb":
@@ -149,8 +153,18 @@ def _next(state: _State, text: str) -> Iterator[_State]:
             yield _attach(state, _Arc(("kilər",), s.RELATIVE + s.PLURAL, "plural"))
     if state.node in ("noun", "plural", "own") and state.stem.plain[-1] not in m.VOWELS:
         yield _attach(state, _Arc((s.INSTRUMENTAL,), "lA", "case"))
-    if "-" in text:
-        yield from _repeated(state)
+
+
+def _letters_after(stem: m.Stem, text: str) -> set[str]:
+    """The letters of `text` that a suffix of this stem can begin with."""
+    return {text[len(shape)] for shape in _shapes(stem) if text.startswith(shape) and text != shape}
+
+
+@cache
+def _first_letters(suffix: str) -> frozenset[str]:
+    """The letters that a suffix begins with after some word or other."""
+    start = suffix[0] if suffix[0] != "(" else suffix[1] + suffix[3]
+    return frozenset("".join({"A": "aə", "I": "ıiuü", "K": "qk"}.get(c, c) for c in start))
 
 
 def _repeated(state: _State) -> Iterator[_State]:
@@ -182,11 +196,11 @@ def _voices(state: _State) -> Iterator[_State]:
         yield _State("verb", stem, "verb", (*state.features, voice))
 
 
-def _derived(state: _State) -> Iterator[_State]:
+def _derived(state: _State, letters: set[str]) -> Iterator[_State]:
     if sum(feature in s.DERIVATIONS for feature in state.features) >= _MAX_DERIVATIONS:
         return
     for name, (suffix, after, gives) in s.DERIVATIONS.items():
-        if state.pos not in after:
+        if state.pos not in after or letters.isdisjoint(_first_letters(suffix)):
             continue
         word = m.attach(state.stem.plain, suffix, state.stem.oblique)
         features = (*state.features, name)

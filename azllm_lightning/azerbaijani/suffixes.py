@@ -72,6 +72,7 @@ NONFINITE = {
     "when": ("(y)AndA", "mAyAndA"),
     "while": ("(y)Arkən", "mAzkən"),  # -kən ignores the harmony
     "once": ("dIKdA", "mAdIKdA"),  # "when, in case"
+    "after": ("dIKdAn", "mAdIKdAn"),  # gəldikdən sonra
     "the_more": ("dIKcA", "mAdIKcA"),  # "the more ... does"
     "until": ("(y)IncA", "mAyIncA"),
     "since": ("(y)AlI", "mAyAlI"),

@@ -541,3 +541,20 @@ def test_consistent_plots_are_counted() -> None:
         in (lines)
     )
     assert lines[-1] == "> Bakı böyük şəhərdir."
+
+
+def test_analysed_words_are_counted() -> None:
+    from analysed_words import count_words, report
+
+    counts = count_words(["Kitabları oxudum. İkinci, 5-ci və qwxz! Evdəki-evdəki"])
+    assert counts == {
+        "kitabları": 1,
+        "oxudum": 1,
+        "ikinci": 1,
+        "və": 1,
+        "qwxz": 1,
+        "evdəki-evdəki": 1,
+    }
+    lines = report(counts, 5).splitlines()
+    assert lines[2:4] == ["| tokens | 6 | 83.3% |", "| types | 6 | 83.3% |"]
+    assert lines[-1] == "qwxz 1"

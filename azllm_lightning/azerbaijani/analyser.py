@@ -18,7 +18,7 @@ from azllm_lightning.azerbaijani.lexicon import Entry, inflect, lexicon, read_ts
 TABLES = ("lexicon.tsv", "pairs_lexicon.tsv")
 STEMS = "stems.tsv"
 _MAX_DERIVATIONS = 3
-_INCOMPLETE = frozenset({"owed", "must", "imp_neg", "opt_neg"})
+_INCOMPLETE = frozenset({"verb", "owed", "must", "imp_neg", "opt_neg"})
 _OWNERS = frozenset(f"p{person}" for person in s.PERSONS)
 
 
@@ -240,6 +240,7 @@ def _arcs() -> dict[str, list[_Arc]]:
         "dative": [*(_Arc((name,), suffix, "case") for name, suffix in s.UP_TO.items()), *be],
         "relative": [*after_third, *be],
         "owed": [plural, *own],
+        "attribute": [plural, *own, *cases],
         **_verb_arcs(),
     }
 
@@ -326,10 +327,11 @@ def _finite() -> Iterator[_Arc]:
 
 def _nonfinite() -> Iterator[_Arc]:
     for form, (suffix, negative) in s.NONFINITE.items():
-        node = "noun" if form in s.DECLINED else "case"
-        node = "owed" if form == "done" else node
+        node = "noun" if form in s.DECLINED else "asked"
+        # A predicate has its own forms: gəlmisən, not gəlmişsən; almaram, not almazam.
+        node = {"done": "owed", "part_perf": "attribute", "part_aor": "attribute"}.get(form, node)
         pos = "noun" if form in ("doer", "manner") else ""
         yield _Arc((form,), suffix, node, pos)
         yield _Arc((form, "neg"), negative, node, pos)
     for form, suffix in s.NEGATIVE_ONLY.items():
-        yield _Arc((form,), suffix, "case")
+        yield _Arc((form,), suffix, "asked")

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
 from azllm_lightning.evaluate import evaluate
+from azllm_lightning.inference.text_scores import text_report
 
 pytestmark = pytest.mark.xdist_group("transformers")
 
@@ -350,3 +355,67 @@ def test_wrong_settings_are_refused(tiny_run: Path, own_text: str) -> None:
     for changes, complaint in complaints:
         with pytest.raises(ValueError, match=complaint):
             evaluate(replace(config, **changes))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize("kind", ["device file", "pipe", "socket"])
+def test_results_replace_no_special_file_and_wait_for_none(
+    kind: str, own_text: str, tiny_run: Path
+) -> None:
+    out = Path("/dev/null") if kind == "device file" else Path("named")
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "socket":
+        mode = stat.S_IFSOCK | 0o600
+        os.mknod(out, mode)
+    before = out.stat()
+    with pytest.raises(ValueError, match=rf"{out} \({kind}\): choose a file with out=FILE"):
+        run(f"ckpt_path={tiny_run}", f"data.path={own_text}", f"out={out}")
+    assert (out.stat().st_mode, out.stat().st_ino) == (before.st_mode, before.st_ino)
+
+
+def test_each_text_has_a_file_of_its_own(
+    tiny_run: Path, own_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = ["data.text_field=mətn"]
+    other = tmp_path / "başqa" / own_text
+    other.parent.mkdir()
+    other.write_text((tmp_path / own_text).read_text(encoding="utf-8"), encoding="utf-8")
+    versioned = tmp_path / "kitab.v2.jsonl"
+    versioned.write_text((tmp_path / own_text).read_text(encoding="utf-8"), encoding="utf-8")
+    for _ in range(2):
+        for path in (own_text, f"başqa/{own_text}", versioned.name):
+            run(f"data.path={path}", *fields)
+    names = sorted(path.name for path in tiny_run.glob("evaluation*.json"))
+    assert len(names) == 3
+    assert {"evaluation-kitab_v2.json", "evaluation-öz_mətnim.json"} < set(names)
+    texts = {
+        json.loads(path.read_text(encoding="utf-8"))["text"]
+        for path in tiny_run.glob("evaluation*.json")
+    }
+    assert texts == {own_text, f"başqa/{own_text}", versioned.name}
+    captured = capsys.readouterr()
+    assert max(map(len, captured.out.splitlines())) <= 80
+    assert "training's val_loss differs" in captured.out
+
+
+@pytest.mark.parametrize("lang", ["en", "az"])
+def test_tables_of_large_texts_fit_80_columns(lang: str) -> None:
+    use_language(lang)
+    metrics = {
+        "val_loss": 11.2345,
+        "val_ppl": 75_000.0,
+        "val_bpb": 12.3456,
+        "tokens_per_word": 12.34,
+        "bytes_per_token": 12.34,
+        "documents": 1_234_567,
+        "bytes": 12_345_678_901,
+        "tokens": 9,
+        "scored_tokens": 8,
+        "scored_bytes": 7,
+        "unknown_tokens": 3,
+    }
+    results = {"sources": {"m" * 60: metrics}, "all": metrics, "block_size": 1024, "stride": 512}
+    scorer: Any = SimpleNamespace(start=None)
+    lines = text_report(scorer, results).splitlines()
+    assert max(map(len, lines)) <= 80

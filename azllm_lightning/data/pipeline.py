@@ -178,6 +178,7 @@ def _create(config: DataConfig, folder: Path) -> None:
         try:
             if (folder / MANIFEST).exists():  # another process has created it meanwhile
                 return
+            log.info(tr("preparing the text, once; it is kept in {folder}", folder=folder))
             _build(config, unfinished)
             publish(unfinished, folder)
         finally:

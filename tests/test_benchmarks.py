@@ -478,6 +478,55 @@ def test_recorded_runs_are_replayed_against_the_rule(
     assert "| all | healthy | 2 | 0 | 0 | 0 |  |  |" in lines
 
 
+def test_a_peer_can_be_saved_for_the_suite(tmp_path: Path) -> None:
+    """transformers gives the logits of the peer, without biases too."""
+    from gpt2 import GPT2, save_hf
+
+    from azllm_lightning.data.tokenizer import Tokenizer
+    from azllm_lightning.inference.scoring import load_hf
+
+    tokenizer = Tokenizer.train(["Bir gün tülkü meşəyə getdi."] * 3, vocab_size=270)
+    for bias in (True, False):
+        torch.manual_seed(0)
+        model = GPT2(small(vocab_size=tokenizer.vocab_size, bias=bias)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        save_hf(model, tokenizer, tmp_path / str(bias))
+        peer, its_tokenizer = load_hf(tmp_path / str(bias))
+        ids = its_tokenizer("Bir gün tülkü", add_special_tokens=False)["input_ids"]
+        assert ids == tokenizer.encode("Bir gün tülkü")
+        assert its_tokenizer.bos_token_id == tokenizer.eot_id
+        tokens = torch.tensor([ids])
+        torch.testing.assert_close(peer(tokens).logits, model(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_suites_are_joined_by_model() -> None:
+    from suite import tables
+
+    share = {"accuracy": 0.6, "low": 0.5, "high": 0.7, "pairs": 200}
+    scores = {**share, "total": share, "per_byte": share, "word": None}
+    figures = {"known_words": 0.9, "distinct_4": 0.8, "median_longest": 30, "recited": 0.1}
+    one = {
+        "commit": "abc",
+        "data_fingerprint": "def",
+        "text": {"text": "mətn", "all": {"val_bpb": 1.5, "tokens_per_word": 2.0}},
+        "second_half": {"all": {"bits": 90.0, "low": 80.0, "high": 100.0}},
+        "pairs": {
+            "phenomena": {"negation": scores},
+            "groups": {"grammar": scores, "spelling": scores},
+        },
+        "turkish": {"phenomena": {"turkish_words": {**scores, "accuracy": 0.9}}, "all": scores},
+        "samples": {"model": figures, "held_out": figures},
+    }
+    other = {**one, "text": {"text": "mətn", "all": {"val_bpb": 1.25, "tokens_per_word": 2.0}}}
+    text = tables({"ours": one, "peer": other})
+    assert "| bits per byte | 1.5000 | 1.2500 |" in text
+    assert "| Turkish words | 90.0% | 90.0% |" in text
+    assert "Below 70% for ours:\n\n- heç, and nə ... nə də: 60.0%" in text
+    assert text.startswith("Commit abc, data def, text mətn.")
+
+
 def test_consistent_plots_are_counted() -> None:
     from itertools import islice
 

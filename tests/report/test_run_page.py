@@ -41,7 +41,7 @@ def test_the_best_step_and_what_happened_are_marked(write_run: WriteRun) -> None
     assert flags == [(100, "resumed"), (250, "rolled back"), (300, "overfitting")]
     for text in ("resumed step 100", "rolled back step 250 Steps 251 to 260: back"):
         assert text in found.text
-    assert "overfitting step 300 Val_loss is rising" in found.text
+    assert "overfitting step 300 val_loss is rising" in found.text
     assert "best val_loss 3.0000 at step 200" in found.text
     drawn = found.classes("g")
     assert [drawn.count(f"flag {kind}") for kind in ("resume", "rollback", "diagnosis")] == [2] * 3

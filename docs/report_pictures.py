@@ -134,7 +134,7 @@ def phones(browser: str, page: Path, target: Path) -> None:
     dark = text.replace("@media (prefers-color-scheme: dark)", "@media screen")
     copies[1].write_text(dark, encoding="utf-8")
     style = f"border:0;width:{PHONE}px;height:{PHONE_HEIGHT}px;float:left;margin-right:20px"
-    sources = [copies[0].name, f"{copies[1].name}#chart-sources"]
+    sources = [copies[0].name, f"{copies[1].name}#sources"]
     frames = "".join(f'<iframe style="{style}" src="{source}"></iframe>' for source in sources)
     both = page.with_name("phones.html")
     both.write_text(

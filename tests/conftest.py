@@ -15,6 +15,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from quick_hydra import remember
 from training_runs import Probe, Uninterrupted
 
 from azllm_lightning.cli.messages import use_language
@@ -42,6 +43,14 @@ TINY = {
 def tiny_overrides() -> list[str]:
     settings = [f"{group}.{pair}" for group, pairs in TINY.items() for pair in pairs.split()]
     return ["run_name=tiny", *settings]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_hydra() -> Iterator[None]:
+    """Hydra reads the files of conf/ once per test process, not once per composition."""
+    with pytest.MonkeyPatch.context() as patch:
+        remember(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -154,3 +154,31 @@ def test_wrong_inputs_end_in_one_message_and_nothing_stays(
     for typed, complaint in complaints.items():
         assert complaint in error_of(*typed)
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize("form", FILES)
+def test_exported_files_have_the_usual_modes(
+    tiny_run: Path, exported: Exported, form: str, tmp_path: Path
+) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    folder = exported(f"format={form}", "out=çıxan")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert set(modes.values()) == {usual.stat().st_mode}, modes
+
+
+def test_what_export_prints(
+    tiny_run: Path, exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exported("out=çıxan")
+    captured = capsys.readouterr()
+    assert "0.0 MB" not in captured.out
+    assert re.search(r"^ +\d+(\.\d)? kB  çıxan/config\.json$".replace("/", "."), captured.out, re.M)
+    code = captured.out.partition("load it:\n")[2]
+    assert 'pipeline("text-generation", model="çıxan")' in code
+    assert "license=apache-2.0" in captured.err  # none was chosen
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "have not chosen a license" in card
+    exported("out=ikinci", "license=cc-by-4.0")
+    assert "license" not in capsys.readouterr().err

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,15 @@ class Skipped(Exception):
 
 
 class Checkup:
-    """The measurements of one check; `run` returns the content of check.json.
+    """The measurements of one check, of `parts`; `run` returns the content of check.json.
 
     A part is a mapping with "status" (ok, failed, skipped, interrupted), "reason" (None if ok),
     "seconds", and its figures if it is ok.
     """
 
-    def __init__(self, config: CheckConfig) -> None:
+    def __init__(self, config: CheckConfig, parts: Sequence[str] = PARTS) -> None:
         self.config = config
+        self.parts = parts
         self.findings: dict[str, Any] = {}
         self._started = time.monotonic()
         self._folder = Path()
@@ -123,6 +124,8 @@ class Checkup:
         try:
             if self.findings["interrupted"]:
                 raise KeyboardInterrupt
+            if part not in self.parts:
+                raise Skipped(tr("not asked for"))
             figures = function()
         except KeyboardInterrupt:
             self.findings["interrupted"] = True

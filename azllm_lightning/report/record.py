@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, marks_of
 from azllm_lightning.report.written import Written, written_by
@@ -162,7 +163,7 @@ def read_record(
     folder: Path,
     events: RunEvents | None = None,
     is_training: bool | None = None,
-    forecaster: Forecaster | None = None,
+    forecaster: Forecaster = forecast,
 ) -> RunRecord:
     """The run in `folder`; `events` continues what was read before.
 
@@ -192,12 +193,12 @@ def read_record(
     )
     best = record.best
     validations = list(zip(curve.steps, curve.values, strict=True))
-    forecast = None
-    if forecaster is not None and is_training and record.max_steps:
+    expected = None
+    if is_training and record.max_steps:
         name = str(record.setting("schedule.name"))
-        forecast = forecaster(validations, record.max_steps, name)
+        expected = forecaster(validations, record.max_steps, name)
     written = written_by(events, best[0] if best else None)
-    return replace(record, written=written, forecast=forecast)
+    return replace(record, written=written, forecast=expected)
 
 
 def find_run(name: str | None, logs: Path) -> RunEvents:

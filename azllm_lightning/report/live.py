@@ -17,11 +17,9 @@ from azllm_lightning.report.marks import RESUME, ROLLBACK
 from azllm_lightning.report.page import page
 from azllm_lightning.report.record import read_record
 from azllm_lightning.runs.atomic import write_text
+from azllm_lightning.runs.paths import REPORT
 
 log = logging.getLogger(__name__)
-
-REPORT = "report.html"
-"""The page in a run folder."""
 
 SHARE = 10.0
 """The page is not written again before this many times what it took has passed."""

@@ -157,14 +157,8 @@ def _tiles(record: RunRecord) -> str:
         tiles.append((tr("bits per byte"), loss_text(bpb), at, ""))
     forecast = record.forecast
     if forecast is not None and record.step < (record.max_steps or 0):
-        tiles.append(
-            (
-                tr("forecast of val_loss"),
-                f"{forecast.val_loss:.3f} ± {forecast.error:.3f}",
-                tr("at step {step:,}", step=record.max_steps),
-                "forecast",
-            )
-        )
+        note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=record.max_steps)}"
+        tiles.append((tr("forecast of val_loss"), f"{forecast.val_loss:.3f}", note, "forecast"))
     minutes = float(record.timeline[1][-1])
     tokens = record.last("tokens_seen")
     rate = record.usual("tokens_per_sec")

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
     from azllm_lightning.formats.load import load
     from azllm_lightning.inference.sampling import sample
     from azllm_lightning.model.gpt import GPT
-<<<<<<< HEAD
-    from azllm_lightning.report.notebook_plots import plot_runs
-=======
     from azllm_lightning.report.figures import plot_runs
->>>>>>> main
     from azllm_lightning.runs.curves import read_run
     from azllm_lightning.train import train
     from azllm_lightning.training.causal_lm import CausalLM
@@ -41,11 +37,7 @@ _MODULES = {
     "Tokenizer": "data.tokenizer",
     "compose": "config.compose",
     "load": "formats.load",
-<<<<<<< HEAD
-    "plot_runs": "report.notebook_plots",
-=======
     "plot_runs": "report.figures",
->>>>>>> main
     "read_run": "runs.curves",
     "sample": "inference.sampling",
     "train": "train",

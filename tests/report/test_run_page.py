@@ -201,7 +201,7 @@ def test_the_forecast_of_another_part_is_shown_with_its_error(write_run: WriteRu
 
     folder = write_run(config={"trainer": {"max_steps": 800}, "schedule": {"name": "linear"}})
     found = seen(folder, is_training=True, forecaster=forecaster)
-    assert "1.234 ± 0.050 at step 800" in found.text
+    assert "1.234 ± 0.050, at step 800" in found.text
     ((curve, steps, schedule),) = asked
     assert (curve[-1][0], steps, schedule) == (400, 800, "linear")
 

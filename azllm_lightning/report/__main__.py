@@ -23,11 +23,11 @@ def report(config: ReportConfig) -> Path:
     use_language(config.lang)
     from azllm_lightning.report.comparison import comparison
     from azllm_lightning.report.document import is_page
-    from azllm_lightning.report.live import REPORT
     from azllm_lightning.report.page import page
     from azllm_lightning.report.record import find_run, read_record
     from azllm_lightning.runs.atomic import write_text
     from azllm_lightning.runs.own_file import own_file
+    from azllm_lightning.runs.paths import REPORT
 
     logs = Path(config.logs_dir)
     named = [find_run(name, logs) for name in config.names]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from azllm_lightning import compose
+from azllm_lightning.data.pipeline import prepared_folder
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -414,7 +415,7 @@ def test_shares_of_the_peers_tokens_grow_until_its_loss_is_reached(
 
     def train_ours(args: Any, data: Path, steps: int, seed: int) -> dict[str, Any]:
         runs.append((seed, steps))
-        return {"val_loss": 5.0 - steps / 100, "seconds": 40.0}
+        return {"val_loss": 4.8 - steps / 100, "seconds": 40.0}
 
     def train_peer(data: Path, lr: float, steps: int, seed: int) -> dict[str, Any]:
         return {"val_loss": 3.9 + abs(lr - 2e-3), "seconds": 100.0}
@@ -425,11 +426,11 @@ def test_shares_of_the_peers_tokens_grow_until_its_loss_is_reached(
     command = ["loss_per_token.py", "text.jsonl", "--seeds", "2", "--work", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     loss_per_token.main()
-    assert runs == [(1234, 100), (1234, 120), (1, 100), (1, 120)]
+    assert runs == [(1234, 72), (1234, 100), (1, 72), (1, 100)]
     output = capsys.readouterr().out
     assert "peer by learning rate: 0.0006: 3.9014, 0.001: 3.9010, 0.002: 3.9000" in output
-    assert "ours with 0.25 of the tokens 4.0000 in 40 s (0.40)" in output
-    assert "tokens: at most 0.30 of the peer's (bar 0.3)" in output
+    assert "ours with 0.18 of the tokens 4.0800 in 40 s (0.40)" in output
+    assert "tokens: at most 0.25 of the peer's (bar 0.18)" in output
     assert "reached with 2 of 2 seeds" in output
 
 
@@ -449,6 +450,52 @@ def test_loss_per_token_with_the_real_commands(
     monkeypatch.setattr(sys, "argv", ["loss_per_token.py", *args])
     loss_per_token.main()
     assert re.search(r"seed 1234: peer \d\.\d{4} in \d+ s; ours", capsys.readouterr().out)
+
+
+# --- trials --------------------------------------------------------------------------------------
+
+TRIAL = {"device": "cpu", "precision": "fp32", "layers": 1, "heads": 2, "width": 32}
+
+
+def test_a_trial_without_changes_trains_as_the_package_does(
+    tiny: list[str], uninterrupted: Callable[..., Any]
+) -> None:
+    from training_runs import curve
+    from trial_run import run_trial
+
+    package = curve(uninterrupted().folder)["val_loss"]
+    data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}
+    run = {"steps": 8, "batch": 4, "warmup": 2, "val_every": 4}
+    found = run_trial({**TRIAL, **data, **run})["val"]
+    assert [found[step] for step in ("4", "8")] == pytest.approx([package[4], package[8]], abs=1e-4)
+
+
+def test_a_trial_of_the_peer_trains_as_the_peer_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peer_recipe
+    from trial_run import run_trial
+
+    from azllm_lightning.machine.random_text import random_text
+
+    data = tmp_path / "data"
+    random_text(data, vocab_size=300, num_documents=8)
+    monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
+    sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 2 --width 32 --no-compile"
+    typed = f"{data} --lr 1e-2 --steps 4 --val-every 2 {sizes}"
+    expected = peer_recipe.train(peer_recipe.arguments(typed.split()))["val_loss"]
+    run = {"kind": "peer", "lr": 1e-2, "steps": 4, "batch": 2, "block": 16, "val_windows": 4}
+    found = run_trial({**TRIAL, **run, "data": data, "val_every": 2})["val"]
+    assert [found["2"], found["4"]] == pytest.approx([expected[2], expected[4]], abs=2e-4)
+
+
+def test_each_trial_of_the_list_has_settings_that_there_are() -> None:
+    from trial_settings import DEFAULTS
+
+    lines = (BENCHMARKS / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    trials = [json.loads(line) for line in lines]
+    assert len({trial["name"] for trial in trials}) == len(trials)
+    assert {key for trial in trials for key in trial} <= DEFAULTS.keys()
 
 
 # --- overfitting ---------------------------------------------------------------------------------

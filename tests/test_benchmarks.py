@@ -568,3 +568,19 @@ def test_recorded_runs_are_replayed_against_the_rule(
     assert "type    fp32" in lines
     assert any(line.startswith("2 runs; the last val_loss differs") for line in lines)
     assert "| all | healthy | 2 | 0 | 0 | 0 |  |  |" in lines
+
+
+def test_consistent_plots_are_counted() -> None:
+    from itertools import islice
+
+    from consistent_plots import report
+
+    from azllm_lightning.azerbaijani.tales import write_tales
+
+    tales = list(islice(write_tales(100_000, 3), 9))
+    lines = report([*tales, "Bakı böyük şəhərdir."]).splitlines()
+    assert (
+        "| consistent | 90.0% | 59.6% to 98.2% | one plot, to its end, with the same players |"
+        in (lines)
+    )
+    assert lines[-1] == "> Bakı böyük şəhərdir."

@@ -23,7 +23,7 @@ from azllm_lightning.data.blocks import (
     clean_block,
     in_validation,
 )
-from azllm_lightning.data.files import Found, TextFile, check_contents, search
+from azllm_lightning.data.files import Found, Meter, TextFile, check_contents, search
 from azllm_lightning.data.filters import (
     check_filters,
     measured,
@@ -363,19 +363,35 @@ def raw_blocks(config: DataConfig, start: Position, stop: int | None = None) -> 
     texts: list[str] = []
     sources: list[str] = []
     size = 0
+    read_bytes = 0
     end = start
-    for text, source, end in _texts(config, streams(config)[start.stream], start, stop):
+    for text, source, end, num_bytes in _texts(config, streams(config)[start.stream], start, stop):
+        read_bytes += num_bytes
         if text is None:
             continue
         texts.append(text)
         sources.append(source)
         size += len(text)
         if size >= BLOCK_CHARS:
-            yield RawBlock(texts, sources, end, is_last=False)
+            yield RawBlock(texts, sources, end, False, read_bytes)
             texts = []
             sources = []
             size = 0
-    yield RawBlock(texts, sources, end, is_last=True)
+            read_bytes = 0
+    yield RawBlock(texts, sources, end, True, read_bytes)
+
+
+def bytes_to_read(config: DataConfig) -> int | None:
+    """The bytes of all files of `config`, as they are stored; None if they are unknown.
+
+    With data.max_bytes, which ends the reading earlier, the bytes of text to be kept.
+    """
+    if config.max_bytes is not None:
+        return sum(stream.max_bytes or 0 for stream in streams(config))
+    if config.name == "tales":
+        return config.tales_bytes
+    sizes = [file.size() for stream in streams(config) for file in stream_files(stream)]
+    return sum(sizes) if all(sizes) else None
 
 
 def stream_files(stream: Stream) -> list[TextFile]:
@@ -398,8 +414,9 @@ def no_text(stream: Stream, files: int) -> ValueError:
 
 def _texts(
     config: DataConfig, stream: Stream, start: Position, stop: int | None
-) -> Iterator[tuple[str | None, str, Position]]:
-    """(text, source, position after it) of each text of `stream` from `start` to file `stop`.
+) -> Iterator[tuple[str | None, str, Position, int]]:
+    """(text, source, position after it, bytes read for it) of each text of `stream` from `start`
+    to file `stop`.
 
     The text is None where a file ends.
     """
@@ -418,13 +435,17 @@ def _texts(
         file_source = file.name if len(files) <= MAX_SOURCES else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
-        for number, text, source in _numbered(file, found, config, counts):
+        meter = Meter()
+        done = start.file_bytes if index == start.file else 0
+        for number, text, source in _numbered(file, found, config, counts, meter):
             has_text = True
             if number > skipped:
-                end = Position(start.stream, index, number, dict(before))
-                yield text, source or file_source, end
+                end = Position(start.stream, index, number, dict(before), meter.num_bytes)
+                yield text, source or file_source, end, meter.num_bytes - done
+                done = meter.num_bytes
         before += counts
-        yield None, "", Position(start.stream, index + 1, 0, dict(before))
+        rest = (file.size() or meter.num_bytes) - done
+        yield None, "", Position(start.stream, index + 1, 0, dict(before)), rest
     if stop < len(files):
         return
     for found in places:
@@ -434,22 +455,22 @@ def _texts(
         raise no_text(stream, len(files))
 
 
-def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position]]:
+def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position, int]]:
     from azllm_lightning.azerbaijani.tales import write_tales
 
     for number, tale in enumerate(write_tales(config.tales_bytes, config.tales_seed), 1):
         if number > start.texts:
-            yield tale, config.name, replace(start, texts=number)
+            yield tale, config.name, replace(start, texts=number), len(tale.encode("utf-8"))
 
 
 def _numbered(
-    file: TextFile, found: Found, config: DataConfig, counts: Counter[str]
+    file: TextFile, found: Found, config: DataConfig, counts: Counter[str], meter: Meter
 ) -> Iterator[tuple[int, str, str | None]]:
     """(number from 1, text, source) of each record of a file of `found`."""
     number = 0
     try:
         with file.explained_errors():
-            for number, (text, source) in enumerate(read_records(file, config, counts), 1):
+            for number, (text, source) in enumerate(read_records(file, config, counts, meter), 1):
                 yield number, text, source
     except NoTextError as error:
         if file.is_given or file.format != ".json":

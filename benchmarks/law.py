@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import law_fit
+import law_table
 
-from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.planning import rule
-from azllm_lightning.planning.choice import multiplied
-from azllm_lightning.planning.law import RUNS
 
 VAL_BYTES = 400_000
 SEED = 0
@@ -157,8 +155,8 @@ def main() -> None:
     trials_parser = parts.add_parser("trials")
     trials_parser.add_argument("--work", type=Path, default=Path("law"))
     table_parser = parts.add_parser("table")
-    table_parser.add_argument("results", type=Path, help="what trials.py wrote")
-    table_parser.add_argument("--work", type=Path, default=Path("law"))
+    table_parser.add_argument("results", nargs="+", help="FILE:MACHINE:TYPE, of trials.py")
+    table_parser.add_argument("--work", type=Path, nargs="+", default=[Path("law")])
     parts.add_parser("fit")
     args = parser.parse_args()
     if args.part == "shards":
@@ -167,7 +165,7 @@ def main() -> None:
         for trial in trials(args.work):
             print(json.dumps(trial))
     if args.part == "table":
-        table(args.results, args.work)
+        law_table.table(args.results, args.work)
     if args.part == "fit":
         law_fit.main()
 
@@ -263,56 +261,6 @@ def trial(
         "val_windows": None,
         "val_every": max(1, steps // CURVE),
         "hooks": "law_windows",
-    }
-
-
-def table(results: Path, work: Path) -> None:
-    """Write the runs of `results` to the table of the package."""
-    rows = []
-    for line in results.read_text(encoding="utf-8").splitlines():
-        result = json.loads(line)
-        if "error" not in result:
-            rows.append(row(result, work))
-    rows.sort(key=lambda values: str(values["name"]))
-    lines = ["\t".join(rows[0]), *("\t".join(map(str, values.values())) for values in rows)]
-    RUNS.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(rows)} runs in {RUNS}")
-
-
-def row(result: dict[str, Any], work: Path) -> dict[str, Any]:
-    """A run as a line of the table; val_loss is the lowest, in nats per token."""
-    settings = result["settings"]
-    data = work / Path(settings["data"]).name
-    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
-    train = manifest["splits"]["train"]
-    val = manifest["splits"]["val"]
-    shape = GPTConfig(
-        n_layer=settings["layers"],
-        n_head=settings["heads"],
-        n_embd=settings["width"],
-        tie_embeddings=True,
-        vocab_size=manifest["vocab_size"],
-        block_size=BLOCK_SIZE,
-    )
-    curve = ",".join(f"{step}:{loss:.4f}" for step, loss in result["val"].items())
-    return {
-        "name": result["name"],
-        "text": data.name.rpartition("_")[0],
-        "parameters": multiplied(shape),
-        "vocab_size": manifest["vocab_size"],
-        "unique_tokens": train["tokens"],
-        "tokens": result["tokens"],
-        "batch": settings["batch"],
-        "steps": result["steps"],
-        "weight_decay": settings["weight_decay"],
-        "table_decay": settings["adam_weight_decay"],
-        "dropout": settings["dropout"],
-        "bytes_per_token": round(val["text_bytes"] / val["tokens"], 4),
-        "val_loss": result["best"],
-        "last_val_loss": result["val_loss"],
-        "train_loss": result["train_loss"],
-        "seconds": result["seconds"],
-        "curve": curve,
     }
 
 

@@ -165,8 +165,10 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         parameters=multiplied(shape),
         unique_tokens=unique,
         tokens=steps * batch * task.block_size,
+        text_bytes=text.train_bytes,
         vocab_size=shape.vocab_size,
         bytes_per_token=text.bytes_per_token(task.vocab_size),
+        is_tied=shape.tie_embeddings,
     )
     micro_batch = _micro_batch(shape, batch)
     training = speed.training_seconds(shape, batch, micro_batch, steps)

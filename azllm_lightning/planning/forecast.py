@@ -22,6 +22,11 @@ LEAST_POINTS = 2
 UNUSUAL = 1.5
 """Growth of the error for a schedule other than that of the curves that this is learned from."""
 
+STRONG_DECAY = 0.5
+"""Weight decay from which on a run counts as strongly decayed: its loss stays high while the
+learning rate is high, and falls at the end.
+"""
+
 
 class Row(NamedTuple):
     """What is known at some share of a run: the fall of val_loss still to come, as a share of it,
@@ -55,12 +60,15 @@ class Forecast:
 
 
 def forecast(
-    curve: Sequence[tuple[int, float]], total_steps: int, schedule: str = "linear"
+    curve: Sequence[tuple[int, float]],
+    total_steps: int,
+    schedule: str = "linear",
+    decay: float = 0.0,
 ) -> Forecast | None:
     """The final val_loss of a run of `total_steps` with the validations `curve`: (step, val_loss),
     in order.
 
-    `schedule` is schedule.name of its config. The fall over the last halving of steps, from half
+    `schedule` is schedule.name of its config, and `decay` optimizer.weight_decay. The fall over the last halving of steps, from half
     the current step to now, is compared with that of recorded runs (benchmarks/law.py), whose
     learning rate fell linearly to zero. None before EARLIEST, and for a run without
     finite losses. The rise of a run that overfits is not foreseen before it begins.
@@ -74,7 +82,7 @@ def forecast(
         return None
     if progress == 1.0:
         return Forecast(now, 0.0)
-    row = row_at(progress, recorded())
+    row = row_at(progress, recorded(decay >= STRONG_DECAY))
     fall = recent_fall(points)
     error = row.error * (1.0 if schedule == "linear" else UNUSUAL)
     return Forecast(now * (1 - row.usual - row.follows * fall), now * error)
@@ -110,7 +118,7 @@ def row_at(progress: float, rows: Sequence[Row]) -> Row:
 
 
 @cache
-def recorded() -> tuple[Row, ...]:
-    """The rows of the package."""
+def recorded(is_strong: bool = False) -> tuple[Row, ...]:
+    """The rows of the package for runs with a strong weight decay, or a weak one."""
     content: dict[str, Any] = json.loads(FORECASTS.read_text(encoding="utf-8"))
-    return tuple(Row(*row) for row in content["rows"])
+    return tuple(Row(*row) for row in content["strong" if is_strong else "weak"])

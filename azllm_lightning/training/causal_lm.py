@@ -335,10 +335,13 @@ class CausalLM(LightningModule):
     def start_from(self, path: str) -> None:
         """Initialize the weights from `path`: a checkpoint, a run folder or an exported folder.
 
-        Raises ValueError if that is a model of another shape.
+        A head of its own starts as the embedding table if that model's head is its table. Raises
+        ValueError if that is a model of another shape.
         """
         net, _ = load(path)
         theirs = net.config.to_dict()
+        if theirs["tie_embeddings"]:
+            theirs["tie_embeddings"] = self.model_config.tie_embeddings
         ours = self.model_config.to_dict()
         differing = [
             tr(

@@ -80,22 +80,22 @@ def test_the_start_panel_fits_80_columns(experiment: str, lang: str, tmp_path: P
 def test_what_the_start_panel_says(tmp_path: Path) -> None:
     panel = start(tmp_path, "trainer.compile=false", "trainer.precision=32-true")
     text = re.sub(r"\s+", " ", " ".join(panel))
-    assert "2.2 M parameters: 4 x 192, 3 heads, vocabulary 2,048, context 128" in text
+    assert "2.6 M parameters: 4 x 192, 3 heads, vocabulary 2,048, context 128" in text
     assert "439,424 training tokens, 191 validation windows" in text
     assert (
         "steps 600 x 2,048 tokens = 1.2 M tokens "
-        "(2.8 epochs; 0.6 tokens per parameter, Chinchilla ~20)"
+        "(2.8 epochs; 0.5 tokens per parameter, Chinchilla ~20)"
     ) in text
     assert "32-true, not compiled" in text
     # Three states with Muon, and the best weights:
-    assert re.search(r"checkpoints need about 65 MB; [\d,.]+ [GM]B are free$", text)
+    assert re.search(r"checkpoints need about 81 MB; [\d,.]+ [GM]B are free$", text)
 
 
 def test_a_disk_that_is_too_small_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
-    assert "not enough space: checkpoints need about 65 MB, 50 MB are free" in "\n".join(
+    assert "not enough space: checkpoints need about 81 MB, 50 MB are free" in "\n".join(
         start(tmp_path)
     )
 

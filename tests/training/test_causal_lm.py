@@ -409,3 +409,21 @@ def test_data_with_another_vocabulary_are_refused(data: DataConfig) -> None:
     trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"299 token embeddings.*300 tokens"):
         trainer.fit(module, datamodule=TokenDataModule(data, micro_batch_size=4))
+
+
+@pytest.mark.parametrize("ours_is_tied", [True, False])
+@pytest.mark.parametrize("theirs_is_tied", [True, False])
+def test_a_tied_head_may_start_a_head_of_its_own(
+    theirs_is_tied: bool, ours_is_tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16)
+    theirs = GPT(replace(shape, tie_embeddings=theirs_is_tied))
+    monkeypatch.setattr(causal_lm, "load", lambda path: (theirs, None))
+    module = CausalLM(replace(shape, tie_embeddings=ours_is_tied), MUON, COSINE)
+    if ours_is_tied and not theirs_is_tied:
+        with pytest.raises(ValueError, match="tie_embeddings is False there and True here"):
+            module.start_from("run")
+        return
+    module.start_from("run")
+    ids = torch.randint(300, (1, 8))
+    assert torch.equal(module.net(ids), theirs(ids))

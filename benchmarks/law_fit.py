@@ -30,7 +30,8 @@ START = {
     "alpha": 0.35,
     "B": 0.9,
     "beta": 0.3,
-    "R": 2.0,
+    "R": 1.0,
+    "rho": 0.5,
     "tied": 0.05,
     "replaced": 0.02,
     "log": 1.2,
@@ -44,6 +45,7 @@ PRIOR = {
     "B": 1.0,
     "beta": 0.5,
     "R": 2.0,
+    "rho": 0.3,
     "tied": 1.0,
     "replaced": 1.0,
     "log": 0.5,
@@ -55,7 +57,7 @@ floor and alpha, which runs of this size hardly determine. Theirs is that of Hof
 NOISE = 0.01
 """Relative error of a run between seeds, which that pull is compared with."""
 
-STARTS = 4
+STARTS = 2
 RESAMPLES = 20
 """Fits to random draws of the groups of runs, for the spread of the coefficients."""
 
@@ -238,12 +240,16 @@ def levenberg_marquardt(
             normal + damping * np.diag(np.diag(normal) + 1e-12), -jacobian.T @ now
         )
         trial = residuals(point + np.clip(move, -1, 1))
-        if (trial**2).sum() < (now**2).sum():
+        before = float((now**2).sum())
+        after = float((trial**2).sum())
+        if after < before:
             point = point + np.clip(move, -1, 1)
             now = trial
             damping = max(damping / 3, 1e-9)
         else:
             damping *= 4
+        if damping > 1e4 or before * (1 - 1e-7) < after < before:
+            break
     return point
 
 

@@ -100,6 +100,7 @@ class Choice:
         values: dict[str, Any] = {
             "data.vocab_size": self.shape.vocab_size,
             "data.block_size": self.shape.block_size,
+            "data.token_replacement": self.regularization.replaced,
             "model.dropout": self.regularization.dropout,
             "optimizer.weight_decay": self.regularization.weight_decay,
             "optimizer.adam_weight_decay": self.regularization.table_decay,

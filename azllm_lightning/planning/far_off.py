@@ -23,11 +23,11 @@ LARGE = 4.0
 FEW_STEPS = 400
 """A batch this many times as large as that of the rule is too large, if it leaves so few steps."""
 
-HUGE = 10.0
-"""A model this many times as large as the best one of the same compute is too large."""
+HUGE = 8.0
+"""A model is compared with those that are at least so many times smaller."""
 
-WORTH = 0.05
-"""Share of the loss that a smaller model must gain."""
+WORTH = 0.02
+"""It is too large if one of them gains this share of the loss in the same time."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ The form is that of Hoffmann et al. 2022 (arXiv:2203.15556), with the effective 
 et al. 2023 (arXiv:2305.16264) for text that is read several times:
 
     bpb = floor + A / parameters^alpha + B / data^beta
-    data = unique x (1 + R (1 - exp(-(passes - 1) / R)))
+    data = unique x (1 + worth (1 - exp(-(passes - 1) / worth)))
+    worth = R x unique^rho, at most MOST_WORTH
 
-Both the loss and the text are counted in bytes, so that vocabularies can be compared. It holds for
-the settings of `planning.rule`. `coefficients.json` has the numbers, fitted to the runs in
-`runs.tsv` by benchmarks/law.py.
+Both the loss and the text are counted in bytes, so that vocabularies can be compared. Little text
+is memorized sooner, so its repetition is worth less; the runs show it. The law holds for the
+settings of `planning.rule`. `coefficients.json` has the numbers, fitted to the runs in `runs.tsv`
+by benchmarks/law.py, with how well these determine them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ RUNS = Path(__file__).with_name("runs.tsv")
 
 SLACK = 1.3
 """A size this many times outside those of the runs still counts as inside."""
+
+MOST_WORTH = 15.4
+"""How many times a large text is worth itself again if it is read ever more often: that is R_D* of
+Muennighoff et al. 2023, since our runs on little text do not determine it.
+"""
 
 FAR = 1.0
 """Growth of the error, relative to that within the range, per factor e outside of it."""
@@ -121,7 +128,8 @@ def predict(size: Size, scale: float = 1.0, known: Coefficients | None = None) -
 
 def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:
     """The law itself, for the text of the runs."""
-    data = effective_data(size.text_bytes, size.passes, values["R"])
+    worth = min(MOST_WORTH, values["R"] * (size.text_bytes / 1e6) ** values["rho"])
+    data = effective_data(size.text_bytes, size.passes, worth)
     weight = values["B"] * (1 + values["tied"] * size.is_tied)
     return float(
         values["floor"]

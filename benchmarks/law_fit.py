@@ -18,7 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from azllm_lightning.planning import rule
-from azllm_lightning.planning.forecast import FORECASTS, recent_fall
+from azllm_lightning.planning.forecast import (
+    FORECASTS,
+    LEAST_POINTS,
+    STRONG_DECAY,
+    recent_fall,
+)
 from azllm_lightning.planning.law import COEFFICIENTS, RUNS, Size, bits_per_byte
 
 OTHER_TEXTS = ("log", "legislation", "wikipedia-literature", "other")
@@ -64,10 +69,10 @@ RESAMPLES = 20
 DROPOUT = 0.1
 """A dropout this far from the rule's still counts as the rule's."""
 
-STRONG = 0.5
-"""Decay from which on a run counts as strongly decayed for the forecast: see planning.forecast."""
+NEAR = 0.07
+"""How far a validation may be from a share of a run."""
 
-PROGRESS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+PROGRESS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RIDGE = 0.05
 """Prior standard deviation of the forecast's two numbers, relative to the error of a run."""
 
@@ -80,7 +85,7 @@ class Run:
 
     name: str
     text: str
-    machine: str
+    is_ours: bool
     size: Size
     weight_decay: float
     is_replaced: bool
@@ -135,13 +140,10 @@ def main() -> None:
     }
     COEFFICIENTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print({name: f"x or / {math.exp(value):.2f}" for name, value in spread.items()})
-    curves = [run for run in runs if run.is_by_rule and run.curve]
     found = {}
-    for name, is_strong in (("weak", False), ("strong", True)):
+    for name in ("weak", "strong"):
         print(f"decay {name}:")
-        found[name] = forecasts(
-            [run for run in curves if (run.weight_decay >= STRONG) == is_strong]
-        )
+        found[name] = forecasts(curves(runs, name == "strong"))
     FORECASTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -179,11 +181,12 @@ def _run(values: dict[str, str]) -> Run:
     return Run(
         name=values["name"],
         text=values["text"],
-        machine=values["machine"],
+        is_ours=values["recipe"] == "ours",
         size=size,
         weight_decay=decays[0],
         is_replaced=float(values["replaced"]) > 0,
-        is_by_rule=decays == (wanted.weight_decay, wanted.table_decay)
+        is_by_rule=values["recipe"] == "ours"
+        and decays == (wanted.weight_decay, wanted.table_decay)
         and abs(float(values["dropout"]) - wanted.dropout) <= DROPOUT + 1e-9,
         val_bpb=float(values["val_loss"]) / math.log(2) / bytes_per_token,
         last=float(values["last_val_loss"]),
@@ -273,9 +276,7 @@ def spread_of(runs: Sequence[Run]) -> dict[str, float]:
     for _ in range(RESAMPLES):
         chosen = generator.integers(len(groups), size=len(groups))
         draws.append(fit([run for n in chosen for run in runs if run.group == groups[n]]))
-    return {
-        name: float(np.std([math.log(values[name]) for values in draws])) for name in draws[0]
-    }
+    return {name: float(np.std([math.log(values[name]) for values in draws])) for name in draws[0]}
 
 
 def relative(run: Run, values: dict[str, float]) -> float:
@@ -321,7 +322,7 @@ def show_groups(runs: Sequence[Run], errors: dict[str, float]) -> None:
 def show_variants(runs: Sequence[Run], values: dict[str, float]) -> None:
     """Runs with another decay or dropout than the rule's."""
     for run in runs:
-        if not run.is_by_rule:
+        if run.is_ours and not run.is_by_rule:
             gain = run.val_bpb / expected(run, values) - 1
             print(f"  variant {run.name}: {100 * gain:+.1f} % of what the rule should reach")
 
@@ -329,12 +330,23 @@ def show_variants(runs: Sequence[Run], values: dict[str, float]) -> None:
 # The forecast
 
 
+def curves(runs: Sequence[Run], is_strong: bool) -> list[Run]:
+    """The runs with a curve and a strong weight decay, or a weak one: also those of the peer."""
+    return [
+        run
+        for run in runs
+        if len(run.curve) > 3
+        and (run.is_by_rule or not run.is_ours)
+        and (run.weight_decay >= STRONG_DECAY) == is_strong
+    ]
+
+
 def forecasts(runs: Sequence[Run]) -> list[list[float]]:
     """For each share of the steps: the two numbers of `forecast.Row`, and the error of runs that
     were left out.
     """
-    rows = []
-    for progress in PROGRESS:
+    rows: list[list[float]] = []
+    for progress in reversed(PROGRESS):
         points = [point for run in runs if (point := at(run, progress)) is not None]
         if len(points) < 4:
             continue
@@ -343,10 +355,12 @@ def forecasts(runs: Sequence[Run]) -> list[list[float]]:
         errors = []
         for index in range(len(values)):
             a, b = line(np.delete(values, index, axis=0))
-            fall, future, _ = values[index]
+            fall, future = values[index]
             errors.append((a + b * fall - future) / (1 - future))
         error = root_mean_square(errors)
-        rows.append([progress, round(usual, 4), round(follows, 4), round(error, 4)])
+        # With so few runs, an earlier forecast may seem to be the better one.
+        known = max(round(error, 4), rows[0][3] if rows else 0.0)
+        rows.insert(0, [progress, round(usual, 4), round(follows, 4), known])
         print(
             f"  forecast at {progress:.0%}: error {100 * error:.2f} % of val_loss, "
             f"{len(values)} runs"
@@ -354,15 +368,15 @@ def forecasts(runs: Sequence[Run]) -> list[list[float]]:
     return rows
 
 
-def at(run: Run, progress: float) -> tuple[float, float, float] | None:
-    """(recent fall, fall still to come, steps) at a share of a run; None if not validated there."""
-    points = [point for point in run.curve if point[0] <= (progress + 0.02) * run.steps]
-    if (len(points) < 2 and progress >= 0.2) or not points:
+def at(run: Run, progress: float) -> tuple[float, float] | None:
+    """(recent fall, fall still to come) at the validation nearest to a share of a run; None if
+    there is none within NEAR.
+    """
+    step = min((step for step, _ in run.curve), key=lambda at: abs(at / run.steps - progress))
+    points = [point for point in run.curve if point[0] <= step]
+    if abs(step / run.steps - progress) > NEAR or len(points) < LEAST_POINTS:
         return None
-    step, now = points[-1]
-    if abs(step / run.steps - progress) > 0.05 or len(points) < 2:
-        return None
-    return recent_fall(points), 1 - run.last / now, float(run.steps)
+    return recent_fall(points), 1 - run.last / points[-1][1]
 
 
 def line(values: Array) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """The table of the law's runs, azllm_lightning/planning/runs.tsv, from the results of trials.
 
-Called by `python benchmarks/law.py table`. Only runs of ours with the package's optimizer are in
-it; trials of other settings, and those of the peer, say nothing about the law.
+Called by `python benchmarks/law.py table`. Runs of ours with the package's optimizer are in it,
+and those of the peer that were validated often, whose curves the forecast uses. Trials of other
+settings say nothing about the law.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.planning.choice import multiplied
 from azllm_lightning.planning.law import RUNS
+from azllm_lightning.planning.rule import REPLACED
 
 Row = dict[str, Any]
 
@@ -55,7 +57,7 @@ def table(results: Sequence[str], folders: Sequence[Path]) -> None:
         path, machine, number_type = given.rsplit(":", 2)
         for line in Path(path).read_text(encoding="utf-8").splitlines():
             result = json.loads(line)
-            if is_ours(result):
+            if is_ours(result) or is_peer(result):
                 rows.append(row(result, folders, machine, number_type))
     rows.sort(key=lambda values: str(values["name"]))
     lines = ["\t".join(rows[0]), *("\t".join(map(str, values.values())) for values in rows)]
@@ -75,6 +77,13 @@ def is_ours(result: Row) -> bool:
     return settings.keys() <= USUAL | more and settings.get("warmup") != 0
 
 
+def is_peer(result: Row) -> bool:
+    """Whether a result is a complete run of the peer with a curve."""
+    steps = result.get("steps")
+    is_complete = "error" not in result and steps is not None and steps >= result.get("of", steps)
+    return is_complete and result["settings"].get("kind") == "peer" and len(result["val"]) > 3
+
+
 def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) -> Row:
     """A run as a line of the table; val_loss is the lowest, in nats per token."""
     settings = result["settings"]
@@ -91,12 +100,13 @@ def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) ->
         vocab_size=manifest["vocab_size"],
         block_size=BLOCK_SIZE,
     )
-    replaces = "replaced" in result["name"]
+    replaces = settings.get("hooks") == "law_replaced"
     return {
         "name": result["name"],
         "text": name.rpartition("_")[0] or name,
         "machine": machine,
         "type": number_type,
+        "recipe": settings.get("kind", "ours"),
         "parameters": multiplied(shape),
         "tied": int(settings.get("tied", True)),
         "vocab_size": manifest["vocab_size"],
@@ -107,7 +117,7 @@ def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) ->
         "weight_decay": settings.get("weight_decay", 0.1),
         "table_decay": settings.get("adam_weight_decay", 0.0),
         "dropout": settings.get("dropout", 0.0),
-        "replaced": settings.get("replace", 0.1 if replaces else 0.0),
+        "replaced": settings.get("replace", REPLACED if replaces else 0.0),
         "bytes_per_token": round(val["text_bytes"] / val["tokens"], 4),
         "val_loss": result["best"],
         "last_val_loss": result.get("val_loss", result.get("last")),
@@ -140,6 +150,7 @@ def logged(folders: Sequence[Path]) -> Iterator[Row]:
             "text": text,
             "machine": "CPU of LOG.md",
             "type": kind,
+            "recipe": "ours",
             "parameters": multiplied(shape),
             "tied": 1,
             "vocab_size": 8192,

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 FORECASTS = Path(__file__).with_name("forecasts.json")
 
-EARLIEST = 0.15
-"""Share of the steps before which there is no forecast."""
+EARLIER = 0.05
+"""Share of the steps by which a forecast may come before the first of the recorded ones."""
 
 LEAST_POINTS = 2
 """Validations after step 0 that a forecast needs."""
@@ -68,21 +68,23 @@ def forecast(
     """The final val_loss of a run of `total_steps` with the validations `curve`: (step, val_loss),
     in order.
 
-    `schedule` is schedule.name of its config, and `decay` optimizer.weight_decay. The fall over the last halving of steps, from half
-    the current step to now, is compared with that of recorded runs (benchmarks/law.py), whose
-    learning rate fell linearly to zero. None before EARLIEST, and for a run without
-    finite losses. The rise of a run that overfits is not foreseen before it begins.
+    `schedule` is schedule.name of its config, and `decay` optimizer.weight_decay. The fall over the
+    last halving of steps, from half the current step to now, is compared with that of recorded runs
+    (benchmarks/law.py), whose learning rate fell to about zero. None before the share of the steps
+    at which these begin, and for a run without finite losses. The rise of a run that overfits is
+    not foreseen before it begins.
     """
     points = [(step, loss) for step, loss in curve if step > 0 and math.isfinite(loss)]
     if len(points) < LEAST_POINTS or not total_steps:
         return None
     step, now = points[-1]
     progress = min(1.0, step / total_steps)
-    if progress < EARLIEST:
-        return None
     if progress == 1.0:
         return Forecast(now, 0.0)
-    row = row_at(progress, recorded(decay >= STRONG_DECAY))
+    rows = recorded(decay >= STRONG_DECAY)
+    if progress < rows[0].progress - EARLIER:
+        return None
+    row = row_at(progress, rows)
     fall = recent_fall(points)
     error = row.error * (1.0 if schedule == "linear" else UNUSUAL)
     return Forecast(now * (1 - row.usual - row.follows * fall), now * error)

@@ -56,8 +56,7 @@ def test_a_fit_to_the_table_gives_the_law_of_the_package(law_fit: Any) -> None:
 
 @pytest.mark.parametrize("is_strong", [False, True])
 def test_the_forecast_is_closer_later_in_the_stored_runs(law_fit: Any, is_strong: bool) -> None:
-    runs = [run for run in law_fit.read_runs() if run.is_by_rule and run.curve]
-    runs = [run for run in runs if (run.weight_decay >= law_fit.STRONG) == is_strong]
+    runs = law_fit.curves(law_fit.read_runs(), is_strong)
     errors = []
     for share in (0.5, 0.9):
         found = [error_at(run, share) for run in runs]

@@ -280,6 +280,7 @@ def test_samples_are_compared_with_the_training_text(tiny_run: Path) -> None:
     assert run("samples=true")["model"] == found["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer")
 def test_a_suite_is_all_of_it_and_a_part_of_the_model_card(tiny_run: Path) -> None:
     from azllm_lightning.config.verbs import ExportConfig
@@ -307,6 +308,7 @@ def test_a_suite_is_all_of_it_and_a_part_of_the_model_card(tiny_run: Path) -> No
     ).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer")
 def test_a_suite_of_a_model_of_transformers(tiny_run: Path) -> None:
     from azllm_lightning import load

@@ -22,6 +22,10 @@ from azllm_lightning.session.resolve import Resolved
 log = logging.getLogger("azllm_lightning")
 
 
+LONG_AGO = 0.8
+"""Share of a finished run before which its best step shows that more steps do not help."""
+
+
 def finished_run(resolved: Resolved) -> Path | None:
     """The folder of a run that has reported its end and has no step left; else None.
 
@@ -38,8 +42,17 @@ def finished_run(resolved: Resolved) -> Path | None:
     return relative_to_current(folder)
 
 
-def warn_that_it_is_done(step: int) -> None:
-    """Say how a run that is at its last step can be trained longer."""
+def warn_that_it_is_done(step: int, best_step: int | None = None) -> None:
+    """Say how a run that is at its last step can be trained longer, or that this would not help."""
+    if best_step is not None and best_step < LONG_AGO * step:
+        message = tr(
+            "this run is already at its last step, {step:,}, and its best is step {best:,}: more "
+            "steps would not help",
+            step=step,
+            best=best_step,
+        )
+        log.warning(paragraph(message))
+        return
     message = tr(
         "this run is already at its last step, {step:,}: to train it longer, set "
         "trainer.max_steps and schedule.total_steps to the new length",

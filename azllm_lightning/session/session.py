@@ -20,6 +20,7 @@ from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.planning import far_off
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.loggers import close_trackers
 from azllm_lightning.session.open import LIGHTNING, EarlyLines, opened
@@ -114,7 +115,7 @@ def _run(
         resolved = resolve(found, stop, place)
         if (folder := first(lambda: finished_run(resolved))) is not None:
             assert resolved.source is not None
-            warn_that_it_is_done(resolved.source.step)
+            warn_that_it_is_done(resolved.source.step, read_summary(folder).get("best_step"))
             return folder
         with opened(resolved) as (run, config):
             _announce(resolved, config, run)

@@ -15,6 +15,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from quick_hydra import remember
 from training_runs import Probe, Uninterrupted
 
 from azllm_lightning.cli.messages import use_language
@@ -44,6 +45,14 @@ def tiny_overrides() -> list[str]:
     return ["run_name=tiny", *settings]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_hydra() -> Iterator[None]:
+    """Hydra reads the files of conf/ once per test process, not once per composition."""
+    with pytest.MonkeyPatch.context() as patch:
+        remember(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all processes of this test run, for what is slow to make."""
@@ -70,10 +79,16 @@ def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def train_tiny(tiny: list[str]) -> Callable[..., Path]:
-    """train_tiny(*overrides): train or resume the tiny run in this process; returns its folder."""
+def train_tiny(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """train_tiny(*overrides): train or resume the tiny run in this process; returns its folder.
+
+    Its report.html is empty: drawing charts would take longer than such a training.
+    """
     from azllm_lightning.config.compose import compose
+    from azllm_lightning.report import live
     from azllm_lightning.train import train
+
+    monkeypatch.setattr(live, "page", lambda record: "")
 
     def run(*overrides: str) -> Path:
         # A resume takes its settings from the stored config, with only what is typed now on top.

@@ -12,6 +12,7 @@ from azllm_lightning.callbacks.interrupt import BrokenRestore
 from azllm_lightning.cli import entrance
 from azllm_lightning.config.compose import compose
 from azllm_lightning.session import child
+from azllm_lightning.session.proof import SETTINGS
 from azllm_lightning.train import train
 from azllm_lightning.training.saving import PeriodicCheckpoint
 
@@ -117,6 +118,21 @@ def test_a_stop_that_saves_nothing_is_noticed(
     with pytest.raises(SystemExit, match="1"):
         prove_resume.prove_resume(compose(typed, "prove_resume"))
     assert "FAIL  stopped: stopped after step 4, but the newest" in capsys.readouterr().out
+
+
+def test_settings_that_it_replaces_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of its short runs, all of them; other settings hold."""
+    replaced = [text.partition("=")[0] for text in SETTINGS]
+    assert {"trainer.max_steps", "logs_dir"} <= set(replaced)
+    replaced += ["run_name", "data.val_windows"]
+    values = {"run_name": "mənim", "logs_dir": "runs", "trainer.deadline": "1h"}
+    typed = [f"{key}={values.get(key, 7)}" for key in replaced]
+    compose([*typed, "trainer.gradient_clip_val=0.5"], "prove_resume")
+    names = ", ".join(sorted(replaced))
+    assert f"{names}: no effect, since prove_resume sets it for its short runs" in caplog.text
+    caplog.clear()
+    compose(["trainer.gradient_clip_val=0.5"], "prove_resume")
+    assert not caplog.text
 
 
 def test_a_run_that_fails_is_reported(tiny: list[str], tmp_path: Path) -> None:

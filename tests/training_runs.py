@@ -82,6 +82,21 @@ class Terminate(Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
+class TerminateInValidation(Callback):
+    """Sends SIGTERM to process `rank` alone in the validation after `step` completed steps."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step = step
+        self.rank = rank
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Tensor, batch_idx: int, *_: Any
+    ) -> None:
+        """In its second batch."""
+        if (trainer.global_step, trainer.global_rank, batch_idx) == (self.step, self.rank, 1):
+            signal.raise_signal(signal.SIGTERM)
+
+
 class SpoiledLoss(Callback):
     """Makes the loss of one step NaN in process `rank` alone, with gradients that stay finite; with
     `once`, only in the first fit of this process, not after a rollback.
@@ -221,6 +236,14 @@ def command_line(
     entrance.main("train", train, RunConfig.from_mapping)
 
 
+def quick_start_method() -> str:
+    """How to start a process without importing torch again, where that is possible."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["training_runs", "azllm_lightning.session.session"])
+    return "forkserver"
+
+
 def start(
     arguments: list[str],
     folder: Path,
@@ -229,8 +252,7 @@ def start(
     **environment: str,
 ) -> multiprocessing.process.BaseProcess:
     """`command_line` in a new process, forked from one that has imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_runs", "azllm_lightning.session.session"])
+    context = multiprocessing.get_context(quick_start_method())
     environment = {"AZLLM_DATA_DIR": os.environ["AZLLM_DATA_DIR"], **environment}
     process = context.Process(
         target=command_line, args=(arguments, str(folder), environment, output_path, ignored)

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,19 @@ from hydra.errors import HydraException
 from azllm_lightning.cli.messages import tr
 
 TEXT_KEYS = frozenset(
-    "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.name "
-    "data.path data.val_path data.mix data.dir data.tokenizer data.text_field data.source_field "
-    "callbacks.samples.prompts".split()
+    "run_name logs_dir ckpt_path init_from prompt stop out check hf license trainer.deadline "
+    "data.name data.path data.val_path data.mix data.dir data.tokenizer data.text_field "
+    "data.source_field callbacks.samples.prompts pairs logger.wandb logger.trackio".split()
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
-LIST_KEYS = frozenset("prompt stop data.path data.val_path callbacks.samples.prompts".split())
-"""Those of them that can be a list: [one, two]."""
+LIST_KEYS = frozenset(
+    "prompt stop run_name data.path data.val_path callbacks.samples.prompts".split()
+)
+"""Those of them that can be a list: [one, two]; run_name for `report` only."""
+
+SWITCH_KEYS = frozenset(("pairs",))
+"""Those of them that true and false are not text for."""
 
 LITERAL_KEYS = frozenset("prompt stop callbacks.samples.prompts".split())
 """Those of them in which ${...} is text too, and not a reference to another setting."""
@@ -77,7 +83,7 @@ class ParsedOverride:
 
 def parse_override(text: str) -> ParsedOverride:
     """What one override that Hydra accepts means."""
-    override = OverridesParser.create().parse_override(hydra_overrides([text])[0])
+    override = _parser().parse_override(hydra_overrides([text])[0])
     return ParsedOverride(override.key_or_group.split("."), override.is_delete())
 
 
@@ -123,6 +129,8 @@ def _hydra_override(arg: str, sweep: bool) -> str:
         return f"{key}={_quoted(value)}" if _is_only_text(value) else arg
     if name not in LITERAL_KEYS and value == "None":
         return f"{key}=null"
+    if name in SWITCH_KEYS and value.lower() in ("true", "false"):
+        return f"{key}={value.lower()}"
     if name in LITERAL_KEYS:
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
@@ -164,7 +172,17 @@ def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
 def command(verb: str, overrides: Sequence[str]) -> str:
     """The shell command that runs `verb` with `overrides`."""
     typed = [_as_typed(override) for override in overrides]
-    return shlex.join([_python(), "-m", f"azllm_lightning.{verb}", *typed])
+    words = [_python(), "-m", f"azllm_lightning.{verb}", *typed]
+    return " ".join(map(_for_shell, words))
+
+
+def _for_shell(word: str) -> str:
+    """`word` as a shell reads it; bytes that are not UTF-8 as $'...', which bash and zsh know."""
+    raw = os.fsencode(word) if "\\udc" in ascii(word) else b""
+    if not raw:
+        return shlex.quote(word)
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_=./,:@%+- "
+    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in raw) + "'"
 
 
 def _as_typed(override: str) -> str:
@@ -185,10 +203,16 @@ def _python() -> str:
     return str(Path(sys.executable).relative_to(folder))
 
 
+@cache
+def _parser() -> OverridesParser:
+    """Hydra's parser, whose creation takes longer than parsing a setting."""
+    return OverridesParser.create()
+
+
 def _parsed(value: str) -> Any:
     """What Hydra's grammar makes of a value; None where it cannot read it."""
     try:
-        return OverridesParser.create().parse_override(f"key={value}").value()
+        return _parser().parse_override(f"key={value}").value()
     except HydraException:
         return None
 
@@ -198,10 +222,11 @@ def _is_quoted(value: str) -> bool:
     return is_wrapped and isinstance(_parsed(value), str)
 
 
+@lru_cache(maxsize=1024)
 def _is_only_text(value: str) -> bool:
     """Whether Hydra's grammar reads `value` in quotes only."""
     try:
-        OverridesParser.create().parse_override(f"key={value}")
+        _parser().parse_override(f"key={value}")
     except HydraException:
         return isinstance(_parsed(_quoted(value)), str)
     return False

@@ -37,13 +37,15 @@ class Position:
     """A place between two texts of the input: after `texts` texts of file number `file` of
     `stream`.
 
-    `counts` is what reading the files before it has counted.
+    `counts` is what reading the files before it has counted, `file_bytes` how many bytes of that
+    file have been read: at least those of the texts.
     """
 
     stream: int = 0
     file: int = 0
     texts: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    file_bytes: int = 0
 
 
 class RawBlock(NamedTuple):
@@ -54,6 +56,8 @@ class RawBlock(NamedTuple):
     end: Position
     is_last: bool
     """Whether the stream ends here."""
+    read_bytes: int = 0
+    """Bytes of the files that were read for them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class CleanBlock:
     `text` (bytes,) is their UTF-8, `ends` (N,) where each ends in it, `digests` (N, 16) their
     hashes, and `sources` (N,) indices of `names`. `pieces` (M,) is how many documents each of the M
     raw texts became, and `counts` what was changed in them, by their number (as text, as JSON
-    wants it).
+    wants it). `read_bytes` of files were read for them.
 
     The filters add what they need, and leave the rest empty: `other_languages` (N,) has the code of
     a language that is not wanted, else ""; `signatures` (N, 128) are MinHashes; `lines` (L,) the
@@ -79,6 +83,7 @@ class CleanBlock:
     counts: dict[str, dict[str, int]]
     end: Position
     is_last: bool
+    read_bytes: int = 0
     other_languages: npt.NDArray[np.str_] = field(default_factory=lambda: np.empty(0, "U3"))
     signatures: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 1), np.uint32))
     lines: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -99,11 +104,12 @@ def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
     """Clean the texts of a block, and split the long ones; a pure function."""
     counts: dict[str, dict[str, int]] = {}
     pieces: list[list[str]] = []
+    of_text: Counter[str] = Counter()
     for number, text in enumerate(raw.texts):
-        of_text: Counter[str] = Counter()
         pieces.append(_documents(text, max_document_bytes, of_text))
         if of_text:
             counts[str(number)] = dict(of_text)
+            of_text.clear()
     numbers = np.array([len(of_text) for of_text in pieces], np.int64)
     names = list(dict.fromkeys(raw.sources))
     index = {name: number for number, name in enumerate(names)}
@@ -118,6 +124,7 @@ def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
         counts=counts,
         end=raw.end,
         is_last=raw.is_last,
+        read_bytes=raw.read_bytes,
     )
     return with_documents(block, [piece for of_text in pieces for piece in of_text])
 
@@ -180,6 +187,7 @@ def write_block(block: CleanBlock, path: Path) -> None:
         "counts": block.counts,
         "end": asdict(block.end),
         "is_last": block.is_last,
+        "read_bytes": block.read_bytes,
     }
     write_arrays(path, header, {name: getattr(block, name) for name in _ARRAYS})
 

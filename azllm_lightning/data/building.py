@@ -32,6 +32,7 @@ from azllm_lightning.data.blocks import (
 from azllm_lightning.data.corpus import (
     LineCensus,
     Selection,
+    bytes_to_read,
     describe_cleaning,
     is_validation,
     raw_blocks,
@@ -115,7 +116,7 @@ def select(
     selection = Selection(config)
     parts: list[Part] = []
     text_bytes: Counter[str] = Counter()
-    with Progress(tr("reading text")) as progress:
+    with Progress(tr("reading text"), bytes_to_read(config)) as progress:
         for number, stream in enumerate(streams(config)):
             selection.start(stream)
             for path, block in blocks_of(number):
@@ -125,7 +126,10 @@ def select(
                 parts.append(Part(path, {split: np.flatnonzero(chosen[split]) for split in SPLITS}))
                 for split in SPLITS:
                     text_bytes[split] += int(block.sizes[chosen[split]].sum())
-                progress.add(int(block.sizes[kept].sum()))
+                done = block.read_bytes
+                if config.max_bytes is not None:
+                    done = int(block.sizes[kept].sum())
+                progress.add(done, int(kept.sum()))
                 if selection.is_full:
                     break
     count = sum(len(indices) for part in parts for indices in part.documents.values())
@@ -143,11 +147,14 @@ def _count_lines(config: DataConfig, work: Path, workers: Workers) -> Path | Non
     if read_arrays(path, FrequentLines._fields) is not None:
         return path
     census = LineCensus(config)
-    with Progress(tr("counting lines")) as progress:
+    with Progress(tr("counting lines"), bytes_to_read(config)) as progress:
         for number, _ in enumerate(streams(config)):
             for _, block in clean_blocks(config, Position(number), None, work, workers):
                 census.add(block)
-                progress.add(int(block.sizes.sum()))
+                done = block.read_bytes
+                if config.max_bytes is not None:
+                    done = int(block.sizes.sum())
+                progress.add(done, len(block.ends))
                 if census.is_full:
                     break
             census.end_stream()

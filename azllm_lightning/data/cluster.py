@@ -35,7 +35,6 @@ from azllm_lightning.data.building import (
     write_shards,
 )
 from azllm_lightning.data.corpus import no_text, stream_files, streams
-from azllm_lightning.data.files import TextFile
 from azllm_lightning.data.pipeline import (
     content_key,
     content_settings,
@@ -212,7 +211,7 @@ def stages(config: DataConfig, tasks: int) -> list[Stage]:
         shared=folder.with_name(f".azllm-{folder.name}.tasks"),
         key=content_key(config),
         ranges=tuple(
-            split_evenly([_size(file) for file in stream_files(stream)], tasks)
+            split_evenly([file.size() for file in stream_files(stream)], tasks)
             for stream in streams(config)
         ),
     )
@@ -323,10 +322,6 @@ def _selected(job: Job, first: int = 0, step: int = 1) -> Selected:
         parts.append(Part(job.work / name, kept[1]))
     text_bytes = Counter({name: count // step for name, count in content["text_bytes"].items()})
     return Selected(parts, text_bytes, Counter(content["counts"]))
-
-
-def _size(file: TextFile) -> int:
-    return int(file.filesystem.size(file.path) or 0)
 
 
 def _kept_path(block: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,7 +23,8 @@ from azllm_lightning.data.blocks import (
     clean_block,
     in_validation,
 )
-from azllm_lightning.data.files import Found, TextFile, check_contents, search
+from azllm_lightning.data.digest_set import DigestSet
+from azllm_lightning.data.files import Found, Meter, TextFile, check_contents, search
 from azllm_lightning.data.filters import (
     check_filters,
     measured,
@@ -39,8 +40,6 @@ from azllm_lightning.data.rows import NoTextError
 log = logging.getLogger(__name__)
 
 MAX_SOURCES = 256
-
-_BUCKET_BYTES = 2
 
 
 class Document(NamedTuple):
@@ -157,10 +156,8 @@ class LineCensus:
 
     def add(self, block: CleanBlock) -> None:
         """Count the lines of a block that has their hashes."""
-        digests = block.digests.tobytes()
-        starts = range(0, len(digests), DIGEST_BYTES)
-        new = [self._seen.add(digests[start : start + DIGEST_BYTES]) for start in starts]
-        self._lines.add(block.lines[np.repeat(np.array(new, np.bool_), block.line_counts)])
+        new = self._seen.add_new(block.digests)
+        self._lines.add(block.lines[np.repeat(new, block.line_counts)])
         self._bytes += int(block.sizes.sum())
 
     def end_stream(self) -> None:
@@ -218,6 +215,8 @@ class Selection:
         """Whether to keep each document of `block` (N,)."""
         kept = np.zeros(len(block.ends), np.bool_)
         digests = block.digests.tobytes()
+        known = self._seen.contains(block.digests).tolist()
+        new: set[bytes] = set()
         sizes = block.sizes.tolist()
         stop = 0
         for number, pieces in enumerate(block.pieces.tolist()):  # all of a text, or nothing
@@ -225,14 +224,18 @@ class Selection:
                 break
             start, stop = stop, stop + pieces
             for index in range(start, stop):
-                offset = index * DIGEST_BYTES
-                reason = self._reason(block, index, digests[offset : offset + DIGEST_BYTES])
+                digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+                is_duplicate = known[index] or digest in new
+                reason = self._reason(block, index, is_duplicate)
+                if reason in (None, "near_duplicates"):
+                    new.add(digest)
                 if reason is None:
                     kept[index] = True
                     self._bytes += sizes[index]
                 else:
                     self._counts[reason] += 1
             self._counts.update(block.counts.get(str(number), {}))
+        self._seen.update(np.frombuffer(b"".join(new), np.uint8).reshape(-1, DIGEST_BYTES))
         self._read = Counter(block.end.counts)
         self._names.update(block.names)
         if len(self._names) > MAX_SOURCES:
@@ -247,13 +250,13 @@ class Selection:
         self._blocks += 1
         return kept
 
-    def _reason(self, block: CleanBlock, index: int, digest: bytes) -> str | None:
+    def _reason(self, block: CleanBlock, index: int, is_duplicate: bool) -> str | None:
         """What counts a document that is removed; None if it is kept."""
         place = Place(self._blocks, index)
         if len(block.other_languages) and block.other_languages[index]:
             language = str(block.other_languages[index])
             return self._remove("other_languages", Removal(place, language=language))
-        if not self._seen.add(digest):
+        if is_duplicate:
             return "duplicates"
         if self._index is not None:
             similar = self._index.find(block.signatures[index])
@@ -363,19 +366,35 @@ def raw_blocks(config: DataConfig, start: Position, stop: int | None = None) -> 
     texts: list[str] = []
     sources: list[str] = []
     size = 0
+    read_bytes = 0
     end = start
-    for text, source, end in _texts(config, streams(config)[start.stream], start, stop):
+    for text, source, end, num_bytes in _texts(config, streams(config)[start.stream], start, stop):
+        read_bytes += num_bytes
         if text is None:
             continue
         texts.append(text)
         sources.append(source)
         size += len(text)
         if size >= BLOCK_CHARS:
-            yield RawBlock(texts, sources, end, is_last=False)
+            yield RawBlock(texts, sources, end, False, read_bytes)
             texts = []
             sources = []
             size = 0
-    yield RawBlock(texts, sources, end, is_last=True)
+            read_bytes = 0
+    yield RawBlock(texts, sources, end, True, read_bytes)
+
+
+def bytes_to_read(config: DataConfig) -> int | None:
+    """The bytes of all files of `config`, as they are stored; None if they are unknown.
+
+    With data.max_bytes, which ends the reading earlier, the bytes of text to be kept.
+    """
+    if config.max_bytes is not None:
+        return sum(stream.max_bytes or 0 for stream in streams(config))
+    if config.name == "tales":
+        return config.tales_bytes
+    sizes = [file.size() for stream in streams(config) for file in stream_files(stream)]
+    return sum(sizes) if all(sizes) else None
 
 
 def stream_files(stream: Stream) -> list[TextFile]:
@@ -398,8 +417,9 @@ def no_text(stream: Stream, files: int) -> ValueError:
 
 def _texts(
     config: DataConfig, stream: Stream, start: Position, stop: int | None
-) -> Iterator[tuple[str | None, str, Position]]:
-    """(text, source, position after it) of each text of `stream` from `start` to file `stop`.
+) -> Iterator[tuple[str | None, str, Position, int]]:
+    """(text, source, position after it, bytes read for it) of each text of `stream` from `start`
+    to file `stop`.
 
     The text is None where a file ends.
     """
@@ -418,13 +438,17 @@ def _texts(
         file_source = file.name if len(files) <= MAX_SOURCES else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
-        for number, text, source in _numbered(file, found, config, counts):
+        meter = Meter()
+        done = start.file_bytes if index == start.file else 0
+        for number, text, source in _numbered(file, found, config, counts, meter):
             has_text = True
             if number > skipped:
-                end = Position(start.stream, index, number, dict(before))
-                yield text, source or file_source, end
+                end = Position(start.stream, index, number, dict(before), meter.num_bytes)
+                yield text, source or file_source, end, meter.num_bytes - done
+                done = meter.num_bytes
         before += counts
-        yield None, "", Position(start.stream, index + 1, 0, dict(before))
+        rest = (file.size() or meter.num_bytes) - done
+        yield None, "", Position(start.stream, index + 1, 0, dict(before)), rest
     if stop < len(files):
         return
     for found in places:
@@ -434,22 +458,22 @@ def _texts(
         raise no_text(stream, len(files))
 
 
-def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position]]:
+def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position, int]]:
     from azllm_lightning.azerbaijani.tales import write_tales
 
     for number, tale in enumerate(write_tales(config.tales_bytes, config.tales_seed), 1):
         if number > start.texts:
-            yield tale, config.name, replace(start, texts=number)
+            yield tale, config.name, replace(start, texts=number), len(tale.encode("utf-8"))
 
 
 def _numbered(
-    file: TextFile, found: Found, config: DataConfig, counts: Counter[str]
+    file: TextFile, found: Found, config: DataConfig, counts: Counter[str], meter: Meter
 ) -> Iterator[tuple[int, str, str | None]]:
     """(number from 1, text, source) of each record of a file of `found`."""
     number = 0
     try:
         with file.explained_errors():
-            for number, (text, source) in enumerate(read_records(file, config, counts), 1):
+            for number, (text, source) in enumerate(read_records(file, config, counts, meter), 1):
                 yield number, text, source
     except NoTextError as error:
         if file.is_given or file.format != ".json":
@@ -470,22 +494,3 @@ def _summary(found: Found) -> str:
         place=found.place,
         skipped=found.skipped.describe(),
     )
-
-
-class DigestSet:
-    """A set of 16-byte digests that takes 14 bytes for each; a Python set would take about 100."""
-
-    def __init__(self) -> None:
-        self._buckets: defaultdict[bytes, bytearray] = defaultdict(bytearray)
-
-    def add(self, digest: bytes) -> bool:
-        """Add `digest`; returns whether it is new."""
-        bucket = self._buckets[digest[:_BUCKET_BYTES]]
-        tail = digest[_BUCKET_BYTES:]
-        at = bucket.find(tail)
-        while at >= 0 and at % len(tail):  # a match that spans two neighbors
-            at = bucket.find(tail, at + 1)
-        if at >= 0:
-            return False
-        bucket += tail
-        return True

@@ -194,7 +194,7 @@ class _Transfer:
             self._partial.open("ab" if start else "wb") as file,
             Progress(tr("downloading {name}", name=state.name), state.size) as progress,
         ):
-            progress.add(start)
+            progress.skip(start)
             while chunk := response.read(_CHUNK_BYTES):
                 file.write(chunk)
                 done += len(chunk)

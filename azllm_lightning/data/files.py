@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import lzma
 import re
 import stat
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.data.content import HEAD_BYTES, decompressed, why_not_text
@@ -27,13 +27,37 @@ from azllm_lightning.data.folders import (
     supported_files,
     why_skipped,
 )
+from azllm_lightning.data.known_digests import file_digest
 
 DIGEST_BYTES = 100_000_000
 """Local text up to this size is known by its content, larger text by size and time."""
 
-_BUFFER_BYTES = 1 << 20
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 _MAX_PROBLEMS = 5
+
+
+@dataclass
+class Meter:
+    """How many bytes of a file have been read."""
+
+    num_bytes: int = 0
+
+
+class _Metered(io.RawIOBase):
+    """`raw`, read from its start to its end, with `meter` counting."""
+
+    def __init__(self, raw: BinaryIO, meter: Meter) -> None:
+        self._raw = raw
+        self._meter = meter
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self._raw.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        self._meter.num_bytes += len(chunk)
+        return len(chunk)
 
 
 @dataclass(frozen=True)
@@ -52,6 +76,13 @@ class TextFile:
     is_given: bool
     version: str | None = None
 
+    def size(self) -> int:
+        """Its bytes as it is stored; 0 if they are unknown."""
+        try:
+            return int(self.filesystem.size(self.path) or 0)
+        except (OSError, ValueError, NotImplementedError):
+            return 0
+
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """The bytes as they are."""
@@ -59,10 +90,15 @@ class TextFile:
             yield raw
 
     @contextmanager
-    def open_text(self) -> Iterator[BinaryIO]:
-        """The uncompressed bytes; a file of the hub is downloaded to the hub's cache first."""
-        with self._open_local_copy() as raw, decompressed(raw) as stream:
-            yield stream
+    def open_text(self, meter: Meter | None = None) -> Iterator[BinaryIO]:
+        """The uncompressed bytes; a file of the hub is downloaded to the hub's cache first.
+
+        `meter` counts the bytes that are read, before they are uncompressed.
+        """
+        with self._open_local_copy() as raw:
+            metered = raw if meter is None else cast(BinaryIO, _Metered(raw, meter))
+            with decompressed(metered) as stream:
+                yield stream
 
     def _open_local_copy(self) -> Any:
         if "hf" in _protocols(self.filesystem):
@@ -119,12 +155,11 @@ class TextFile:
         return [self.name, info.get("size"), *tags[:1]]
 
     def digest(self) -> list[Any]:
-        """The name and a hash of the bytes, which stay when the file is only touched or copied."""
-        digest = hashlib.blake2b(digest_size=16)
-        with self.filesystem.open(self.path, "rb") as file:
-            while chunk := file.read(_BUFFER_BYTES):
-                digest.update(chunk)
-        return [self.name, digest.hexdigest()]
+        """The name and a hash of the bytes, which stay when the file is only touched or copied.
+
+        For local files.
+        """
+        return [self.name, file_digest(self.path)]
 
 
 @dataclass(frozen=True)
@@ -154,7 +189,7 @@ def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
     """Values that change when the text at `given_paths` does.
 
     A hub URL with a pinned commit never changes, so that it needs no network. Local files are
-    known by their content if they are small enough to read them at every start.
+    known by their content if they are small enough to read them whenever they may have changed.
     """
     return [
         given if _PINNED.match(given) else _stamps(find_files([given], setting))
@@ -164,7 +199,7 @@ def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
 
 def _stamps(files: list[TextFile]) -> list[list[Any]]:
     local = [file for file in files if file.is_local]
-    is_small = sum(file.filesystem.size(file.path) or 0 for file in local) <= DIGEST_BYTES
+    is_small = sum(file.size() for file in local) <= DIGEST_BYTES
     values = []
     for file in files:
         try:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.decoder import MAX_BLOCK_BYTES, Block, Decoder
 from azllm_lightning.data.delimited import read_table
-from azllm_lightning.data.files import TextFile
+from azllm_lightning.data.files import Meter, TextFile
 from azllm_lightning.data.json_values import read_json
 from azllm_lightning.data.rows import Record, Rows, matching
 
@@ -22,8 +23,13 @@ _PARQUET_ROWS = 512
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
 
-def read_records(file: TextFile, config: DataConfig, counts: Counter[str]) -> Iterator[Record]:
+def read_records(
+    file: TextFile, config: DataConfig, counts: Counter[str], meter: Meter | None = None
+) -> Iterator[Record]:
     """The raw texts of `file`, in bounded memory; a function of the file and the settings alone.
+
+    `meter` counts the bytes read; of a Parquet file, of which not all columns are read, the share
+    of its rows.
 
     Broken UTF-8 is replaced and counted in `counts["bad_utf8_lines"]`, or raises ValueError if
     data.on_bad_utf8=refuse. Rows without a text are counted too. Raises ValueError, with the file
@@ -34,9 +40,10 @@ def read_records(file: TextFile, config: DataConfig, counts: Counter[str]) -> It
     rows = Rows(file.address, config, counts)
     if file.format == ".parquet":
         with file.open() as stream:
-            yield from _parquet(stream, decoder, rows, config)
+            report = partial(_measure_rows, meter or Meter(), file.size())
+            yield from _parquet(stream, decoder, rows, config, report)
     else:
-        with file.open_text() as stream:
+        with file.open_text(meter) as stream:
             blocks = decoder.blocks(stream)
             if file.format == ".txt":
                 yield from _plain_text(blocks, config.txt_documents == "file")
@@ -75,9 +82,18 @@ def _plain_text(blocks: Iterator[Block], is_one_document: bool) -> Iterator[Reco
         yield "".join(pending), None
 
 
+def _measure_rows(meter: Meter, size: int, done: int, total: int) -> None:
+    meter.num_bytes = size * done // max(1, total)
+
+
 def _parquet(
-    stream: BinaryIO, decoder: Decoder, rows: Rows, config: DataConfig
+    stream: BinaryIO,
+    decoder: Decoder,
+    rows: Rows,
+    config: DataConfig,
+    report: Callable[[int, int], None],
 ) -> Iterator[Record]:
+    """`report` is called with the number of rows read, and that of all."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -101,6 +117,7 @@ def _parquet(
             # decoded here, because Arrow stops at the first broken byte
             texts = texts.cast(pa.large_binary())
         source_values = sources[0].to_pylist() if sources else [None] * len(texts)
+        report(number + len(texts), table.metadata.num_rows)
         for text, source in zip(texts.to_pylist(), source_values, strict=True):
             number += 1
             if isinstance(text, bytes):

@@ -16,6 +16,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from azllm_lightning.__main__ import VERBS, module_of
+from azllm_lightning.__main__ import main as azllm
 from azllm_lightning.cli.entrance import Resumable, for_terminal
 from azllm_lightning.cli.overrides import command as command_of
 from azllm_lightning.cli.overrides import hydra_overrides
@@ -289,15 +290,22 @@ def test_importing_the_package_costs_nothing(tmp_path: Path) -> None:
     assert {"torch", "hydra", "lightning", "numpy"}.isdisjoint(json.loads(done.stdout))
 
 
-def test_azllm_lists_the_verbs_and_leads_to_each(tmp_path: Path) -> None:
+def test_azllm_lists_the_verbs_and_leads_to_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = python("-m", "azllm_lightning", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == list(VERBS)
-    done = python("-m", "azllm_lightning", "runs", cwd=tmp_path)
-    assert (done.returncode, done.stdout.startswith("no runs in ")) == (0, True)
-    done = python("-m", "azllm_lightning", "trian", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "train, prepare" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command sets it, but for this test only
+    monkeypatch.setattr(sys, "argv", ["azllm", "runs"])
+    azllm()
+    assert capsys.readouterr().out.startswith("no runs in ")
+    monkeypatch.setattr(sys, "argv", ["azllm", "trian"])
+    with pytest.raises(SystemExit) as leaving:
+        azllm()
+    assert leaving.value.code == 2
+    assert "train, prepare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)

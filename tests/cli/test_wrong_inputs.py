@@ -352,8 +352,15 @@ def test_a_foreign_tokenizer_next_to_the_shards(
     ("typed", "message"),
     [
         (["trainer.max_step=5"], "did you mean trainer.max_steps"),
-        (["data=text", "data.path=yoxdur ə.txt"], "data.path=yoxdur ə.txt"),
-        (["+experiment=t4", "data=tales"], "trainer.accelerator=cpu"),
+        # in this process too, as others above: these two import torch
+        pytest.param(
+            ["data=text", "data.path=yoxdur ə.txt"],
+            "data.path=yoxdur ə.txt",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["+experiment=t4", "data=tales"], "trainer.accelerator=cpu", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_real_command(typed: list[str], message: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import unicodedata
 from collections import Counter
 
@@ -51,7 +52,7 @@ def test_clean(raw: str, cleaned: str) -> None:
 
 def test_a_single_unusual_character_is_enough_to_clean_a_text() -> None:
     """The quick check for printable text misses no character that is to be changed."""
-    for code in range(0x110000):
+    for code in range(0x10000):  # there are none beyond
         category = unicodedata.category(chr(code))
         if category in ("Cc", "Cs", "Zl", "Zp", "Zs") or code in (0xAD, 0x200B, 0xFEFF):
             kept = chr(code) in "\n\t "
@@ -75,6 +76,73 @@ def test_no_word_becomes_mixed() -> None:
         has_latin = any(not "\u0400" <= letter <= "\u052f" for letter in cleaned)
         assert cleaned == word or not (has_cyrillic and has_latin), word
         assert clean(cleaned) == cleaned
+
+
+CYRILLIC = "АВЕЅІЈКМНОРСТУХҮҺԚԜӘаеѕіјорсухһԛԝәӏ"
+LATIN = "ABESIJKMHOPCTYXYHQWƏaesijopcyxhqwəl"
+NEVER_OURS = "ЅІԚԜѕіԛԝӏ"
+
+
+def every_step(text: str) -> str:
+    """What `clean` does, without its shortcuts: every step for every text."""
+    text = re.sub("[\r\x0b\x0c\x85\u2028\u2029]", "\n", text.replace("\r\n", "\n"))
+    text = "".join(" " if unicodedata.category(char) == "Zs" else char for char in text)
+    text = re.sub("[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u202a\ufeff\U000e0041]", "", text)
+    text = re.sub("(?<=[\x20-\u052f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x20-\u052f])", "", text)
+    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    text = unicodedata.normalize("NFC", text).replace("i\u0307", "i")
+    text = text.replace("\u01dd", "ə").replace("\u018e", "Ə")
+    return re.sub(r"[^\W\d_]+", in_one_script, text)
+
+
+def in_one_script(match: re.Match[str]) -> str:
+    """A word that has a Cyrillic letter next to a Latin one in the script of most of its letters,
+    or the one that all of them exist in.
+    """
+    word = match[0]
+    scripts = "".join(
+        "c"
+        if "\u0400" <= letter <= "\u052f"
+        else "l"
+        if letter <= "\u024f" or letter == "ə"
+        else "?"
+        for letter in word
+    )
+    if "cl" not in scripts and "lc" not in scripts:
+        return word
+    latin = word.translate(str.maketrans(CYRILLIC, LATIN))
+    pairs = [pair for pair in zip(LATIN, CYRILLIC, strict=True) if pair[1] not in NEVER_OURS]
+    cyrillic = word.translate({ord(to): letter for to, letter in reversed(pairs)})
+    is_latin = not re.search("[\u0400-\u052f]", latin)
+    is_cyrillic = re.fullmatch("[\u0400-\u052f]+", cyrillic) is not None
+    if is_latin and is_cyrillic:
+        is_latin = scripts.count("c") * 2 <= len(word)
+    return latin if is_latin else cyrillic if is_cyrillic else word
+
+
+def test_shortcuts_change_no_result() -> None:
+    """Texts of common letters, and of everything that a step of cleaning looks for."""
+    rng = random.Random(0)
+    kinds = (
+        "abcəxoijKşöüçğıİNL",
+        CYRILLIC + "ЖжбћԱ",
+        " \n\t.«»-",
+        "\r\x0b\x85\u2028\xa0\u2003\x00\x1b\xad\u200b\u200e\u202a\ufeff\U000e0041",
+        "\u200c\u200d\ud83d\u0307\u0301\u01dd\u018e😀م",
+        "ÉÃ™¶§\x99",
+        "\u0104\u0105\u2004\u0504\u0405\u1e05",  # with a byte 4 or 5 in UTF-16
+    )
+    for number in range(4000):
+        # a few kinds each, so that each shortcut is taken and not taken
+        letters = "".join(rng.sample(kinds, rng.randint(1, 3)))
+        text = "".join(rng.choices(letters, k=rng.randint(0, 24)))
+        assert clean(text) == every_step(text), (number, text)
+        garbled = any(pair in text for pair in ("É™", "É\x99", "Ã¶", "Ã¼", "Ã§"))
+        assert is_garbled(text) == garbled, (number, text)
+        found = len(re.findall("[\u0400-\u052f]", text))
+        assert is_mostly_cyrillic(text) == (
+            found > 0 and 2 * found >= sum(map(str.isalpha, text))
+        ), (number, text)
 
 
 def test_mostly_cyrillic() -> None:

@@ -278,6 +278,7 @@ def windows_of(folder: Path, ranks: int) -> dict[int, list[list[int]]]:
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.numerics
 def test_torchrun_trains_one_run_in_one_folder(
     uninterrupted: Callable[..., Uninterrupted], tiny: list[str], tmp_path: Path

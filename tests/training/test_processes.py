@@ -41,3 +41,23 @@ def test_processes_decide_together_in_one_operation_per_step(
     assert weights[0] == weights[1]
     changed = [before != after for before, after in pairwise(weights[0][1::2])]
     assert changed == [True, False, True, True, True], "step 3 is skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("step", "saved", "code"), [(4, 5, 75), (8, 8, 0)])
+def test_a_stop_during_a_validation_waits_for_the_next_step(
+    step: int, saved: int, code: int, rank: int, tiny: list[str], tmp_path: Path
+) -> None:
+    """The processes have different numbers of its batches, and so cannot agree within it. The last
+    validation is followed by the end of the run.
+    """
+    overrides = [*DEVICES, "data.val_windows=9", "trainer.checkpoint_every_steps=100"]
+    callbacks = add_callback("TerminateInValidation", step=step, rank=rank)
+    process = start([*tiny, *overrides, *callbacks], tmp_path)
+    process.join(120)
+    output = (tmp_path / "output").read_text(encoding="utf-8")
+    assert process.exitcode == code, output
+    checkpoints = tmp_path / "lightning_logs/tiny/version_0/checkpoints"
+    assert step_files(checkpoints)[0][0] == saved, output
+    assert ("resume: python -m" in output) == (code == 75)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from training_runs import Probe, Uninterrupted, assert_same_end, curve
 
 from azllm_lightning.runs import folder as run
@@ -17,6 +18,7 @@ from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.folder import find_checkpoint
 from azllm_lightning.training import saving
 from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint
 
 Train = Callable[..., Path]
 
@@ -118,3 +120,48 @@ def test_last_is_in_the_newest_version_that_has_a_complete_checkpoint(train_tiny
     )
     with pytest.raises(ValueError, match=r"no complete checkpoint in .*other"):
         find_checkpoint("last", "other")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_all_processes_keep_the_same_best_after_a_save(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first process writes, and so only it knows that a save failed: it decides. The
+    second process gets its answers here, one for one.
+    """
+    answers: list[object] = []
+
+    def save(self: ModelCheckpoint, trainer: SimpleNamespace, module: object) -> None:
+        """As Lightning's own: all processes note the score, the first writes."""
+        self.best_model_score = trainer.callback_metrics["val_loss"]
+        self.best_step = trainer.global_step
+        if trainer.is_global_zero:
+            self.io.failed = "no room" if fails else None
+
+    def decide(decision: Callable[[], object]) -> object:
+        answers.append(decision())
+        return answers[-1]
+
+    monkeypatch.setattr(ModelCheckpoint, "on_validation_end", save)
+    (tmp_path / "best.ckpt").touch()
+    states = []
+    for rank in range(2):
+        monkeypatch.setattr(
+            saving, "first", decide if rank == 0 else lambda decision: answers.pop(0)
+        )
+        best = BestCheckpoint(
+            tmp_path if rank == 0 else tmp_path / "elsewhere", AtomicCheckpointIO()
+        )
+        best.best_model_score = torch.tensor(4.0)
+        best.best_step = 2
+        trainer = SimpleNamespace(
+            callback_metrics={"val_loss": torch.tensor(3.0)},
+            global_step=4,
+            is_global_zero=rank == 0,
+            loggers=[],
+        )
+        best.on_validation_end(trainer, None)
+        states.append(best.state_dict())
+    assert answers == [], "both processes ask the same number of times"
+    expected = (4.0, 2) if fails else (3.0, 4)
+    assert states == [{"best_model_score": expected[0], "best_step": expected[1]}] * 2

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+from training_runs import quick_start_method
 
 from azllm_lightning.training import muon
 from azllm_lightning.training.muon import (
@@ -82,7 +83,9 @@ def work(rank: int, folder: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what the processes found: <dtype>-<processes>-<rank>.pt."""
     folder = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=PROCESSES)
+    torch.multiprocessing.start_processes(
+        work, (str(folder),), nprocs=PROCESSES, start_method=quick_start_method()
+    )
     return folder
 
 

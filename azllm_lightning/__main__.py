@@ -12,8 +12,11 @@ VERBS = {
     "train": "train a model, or resume a run",
     "prepare": "train a tokenizer and tokenize a text into shards",
     "generate": "generate text with a trained model",
+    "chat": "write with a trained model in a local web page",
     "evaluate": "evaluate a model on text, or on grammar",
+    "report": "show a run, or several, on a page that needs no server",
     "export": "export a model to transformers, llama.cpp or Ollama",
+    "plan": "plan a run: which model, how long, and which loss to expect",
     "check": "measure what this machine can do, in about two minutes",
     "prove_resume": "prove on this machine that a resumed run equals an uninterrupted one",
     "runs": "list the runs: status, step, best val_loss, size on disk",
@@ -39,7 +42,7 @@ def main() -> None:
 
 def module_of(verb: str) -> str:
     """The module that runs a verb, relative to the package."""
-    return "runs.__main__" if verb == "runs" else verb
+    return f"{verb}.__main__" if verb in ("report", "runs") else verb
 
 
 def overview() -> str:

@@ -25,36 +25,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     use_language(config.lang)
     import torch
 
-    from azllm_lightning.formats.load import load
-    from azllm_lightning.inference import pair_scores, text_scores
+    from azllm_lightning.inference.measures import measured, open_subject, suite_page
     from azllm_lightning.inference.result_files import result_file
-    from azllm_lightning.inference.scoring import gpt_scorer, hf_scorer
     from azllm_lightning.runs.atomic import write_json
+    from azllm_lightning.runs.commit import commit
     from azllm_lightning.runs.folder import find_checkpoint
 
     checkpoint = None
-    if config.hf is None or not (config.pairs or config.has_text):
+    if config.hf is None or config.needs_run:
         checkpoint = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
     out = result_file(config, checkpoint)
-    text = None if config.pairs else text_scores.text_to_score(config.data, checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.hf is not None:
-        scorer = hf_scorer(config.hf, device, config.block_size)
-    else:
-        assert checkpoint is not None
-        scorer = gpt_scorer(*load(checkpoint, device), config.block_size)
-    model = config.hf or str(checkpoint)
-    print(f"{tr('model'):<12}{model}", file=sys.stderr)
-    results: dict[str, Any] = {"model": model, "start_token": bool(scorer.start)}
-    if text is None:
-        results |= pair_scores.pair_results(scorer, config.stride)
-        print(pair_scores.pair_report(scorer, results))
-    else:
-        print(f"{tr('text'):<12}{text.origin}", file=sys.stderr)
-        scores = text_scores.score_by_source(scorer, text, config.stride)
-        results["text"] = text.origin
-        results |= text_scores.text_results(scorer, scores, config.stride)
-        print(text_scores.text_report(scorer, results))
+    subject = open_subject(config, checkpoint, device)
+    print(f"{tr('model'):<12}{subject.name}", file=sys.stderr)
+    results: dict[str, Any] = {"model": subject.name, "start_token": bool(subject.scorer.start)}
+    found, report = measured(config, subject)
+    results |= found
+    print(report)
+    if config.suite:
+        results["commit"] = commit()
+        page = out.with_suffix(".md")
+        page.write_text(suite_page(results), encoding="utf-8", newline="\n")
+        print(f"{tr('written to'):<12}{page}", file=sys.stderr)
     write_json(out, results)
     print(f"{tr('written to'):<12}{out}", file=sys.stderr)
     return results

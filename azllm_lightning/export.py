@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from azllm_lightning.cli import entrance
 from azllm_lightning.cli.messages import tr, use_language
-from azllm_lightning.config.verbs import ExportConfig
+from azllm_lightning.config.verbs import UNKNOWN, ExportConfig
 
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
@@ -26,9 +28,12 @@ def export(config: ExportConfig) -> Path:
     folder cannot be written; in each case nothing is left behind.
     """
     use_language(config.lang)
+    from azllm_lightning.callbacks.text import size_text
+    from azllm_lightning.formats import model_card
     from azllm_lightning.formats.load import load, read_checkpoint, stored_config
-    from azllm_lightning.formats.model_card import model_card, training_rows
     from azllm_lightning.formats.new_folder import new_folder
+    from azllm_lightning.formats.suite_card import card_section
+    from azllm_lightning.report.pictures import PICTURE, training_picture
     from azllm_lightning.runs.folder import find_checkpoint
 
     path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
@@ -39,14 +44,33 @@ def export(config: ExportConfig) -> Path:
     if path.is_file():
         checkpoint = read_checkpoint(path)
         name = stored_config(checkpoint).get("run_name", name)
-        training = training_rows(checkpoint, model.config.block_size)
+        training = model_card.training_rows(checkpoint, model.config.block_size)
     with new_folder(out) as folder:
         usage = _write(model, tokenizer, folder, config, name)
-        card = model_card(name, model.config, config.license, usage, training)
+        picture = training_picture(path)
+        if picture is not None:
+            (folder / PICTURE).write_text(picture, encoding="utf-8")
+        card = model_card.model_card(
+            name,
+            model.config,
+            config.license,
+            usage,
+            training,
+            evaluation=card_section(path),
+            picture=None if picture is None else PICTURE,
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(tr("from {path}", path=path))
     for file in sorted(out.iterdir()):
-        print(tr("{size:10,.1f} MB  {path}", size=file.stat().st_size / 1e6, path=file))
+        print(f"{size_text(file.stat().st_size):>10}  {file}")
+    print(tr("load it:"))
+    print(textwrap.indent(model_card.code_of(usage), "  "))
+    if config.license == UNKNOWN:
+        message = tr(
+            "license=unknown: the model card says that the license is not chosen yet. Choose one "
+            "that the license of the training text allows: license=apache-2.0, cc-by-sa-4.0, ..."
+        )
+        print(entrance.for_terminal(message), file=sys.stderr)
     return out
 
 

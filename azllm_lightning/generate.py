@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.model.gpt import GPT
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"
 SAMPLE_SEPARATOR = "\n" + "-" * 40 + "\n"
 
 
@@ -36,7 +35,8 @@ def generate(config: GenerateConfig) -> None:
     use_language(config.lang)
     import torch
 
-    from azllm_lightning.formats.load import load
+    from azllm_lightning.formats.load import load, trained_on
+    from azllm_lightning.inference.interactive import converse
     from azllm_lightning.runs.folder import find_checkpoint
 
     path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
@@ -46,16 +46,13 @@ def generate(config: GenerateConfig) -> None:
         prompts = config.prompts if config.prompt is not None else [_piped_prompt()]
         _write(model, tokenizer, prompts, config)
         return
-    print(
-        tr("Type the beginning of a text. Empty line: quit. Ctrl+C: stop the current text."),
-        file=sys.stderr,
-    )
-    with contextlib.suppress(KeyboardInterrupt, EOFError):
-        while prompt := input("> "):
-            if BROKEN in prompt:
-                message = tr("the bytes that are not UTF-8 became {char}", char=BROKEN)
-                print(message, file=sys.stderr)
-            _write(model, tokenizer, [prompt], config)
+    if trained_on(path) == "tales":
+        message = tr(
+            "This model has read only short tales: it can begin and continue tales like those, "
+            "and nothing else."
+        )
+        print(message, file=sys.stderr)
+    converse(lambda prompt: _write(model, tokenizer, [prompt], config), input)
 
 
 def _piped_prompt() -> str:

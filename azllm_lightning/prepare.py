@@ -34,6 +34,7 @@ def prepare(config: PrepareConfig) -> Path:
     from azllm_lightning.data import pipeline, removed
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.data.typed import check_typed
+    from azllm_lightning.planning.first import first_run
     from azllm_lightning.training.stopping import Stopped, StopRequest
 
     try:
@@ -48,7 +49,8 @@ def prepare(config: PrepareConfig) -> Path:
     if examples := removed.examples(folder):
         print(_line(tr("removed"), str(folder / removed.REMOVED)))
         print("\n".join(_line("", example) for example in examples))
-    print(_line(tr("next"), command("train", config.overrides)))
+    planned = first_run(config.data, Manifest.read(folder))
+    print(_line(tr("next"), command("train", [*config.overrides, *planned])))
     return folder
 
 

@@ -1,18 +1,20 @@
 """Our runs and nanoGPT's model and loop of the same shape, in turn, on one NVIDIA GPU.
 
     python benchmarks/gpu.py [--minutes 9] [--part t4 laptop_4gb bf16 long] [--rounds 2] [--only
-    speed fp32 deterministic check long] [--nanogpt DIR] [--out gpu.json]
+    speed fp32 deterministic check long] [--steps 200] [--long-steps 2000] [--nanogpt DIR]
+    [--text DIR] [--out gpu.json]
 
 t4 and laptop_4gb are the experiments of those names in fp16, without flash attention, which a T4
-does not have either; bf16 is the model of t4 with a context of 1,024. Each runs for 200 steps,
-compiled, with a process per measurement, and both sides use the same number type. The fp16 parts
-run once more in fp32: the loss at the last step must be the same. `deterministic` is what
+does not have either; bf16 is the model of t4 with a context of 1,024. Each runs for `--steps`
+steps, compiled, with a process per measurement, and both sides use the same number type. The fp16
+parts run once more in fp32: the loss at the last step must be the same. `deterministic` is what
 trainer.deterministic=true costs. `check` is the verb of that name, whose resume must be exact.
-`long` is t4 for `--steps` steps, without a non-finite loss.
+`long` is t4 for `--long-steps` steps, without a non-finite loss.
 
 No measurement starts after --minutes. --out keeps what earlier calls on the same machine have
 measured, and the next call goes on after that, so the same command twice is enough where a session
-is short. The table shows all of it and goes to the same name with .md.
+is short; --text then keeps the text between them. The table shows all of it and goes to the same
+name with .md.
 
 Our side goes through `azllm_lightning.train`, as any run does. The other side is `nanogpt_loop`
 around gpt2.py, or with --nanogpt around the model.py of a checkout. The text is random
@@ -127,12 +129,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".", ignore_cleanup_errors=True) as folder:
         work = Path(folder).absolute()
         vocab_size = 300 if args.tiny else compose(["experiment=t4"]).data.vocab_size
-        random_text(work / "data", vocab_size, num_documents=8 if args.tiny else 40_000)
+        text = args.text.absolute() if args.text else work / "data"
+        if not text.exists():
+            random_text(text, vocab_size, num_documents=8 if args.tiny else 40_000)
         while tasks and time.monotonic() < end:
             task = tasks.pop(0)
             print(f"{task.part}: {task.side}", file=sys.stderr, flush=True)
             sizes = TINY if args.tiny else ["trainer.compile=true"]
-            overrides = [*PARTS[task.part], *sizes, f"data.vocab_size={vocab_size}"]
+            data = [f"data.dir={text}", f"data.vocab_size={vocab_size}"]
+            overrides = [*PARTS[task.part], *sizes, *data]
             result = results[task.part]
             try:
                 found = measure(task, overrides, work, args)
@@ -164,13 +169,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side, in turn")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the long part")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each run but the long one")
+    parser.add_argument("--long-steps", type=int, default=2000, help="steps of the long part")
     parser.add_argument(
         "--minutes", type=float, default=9, help="no measurement starts after that time"
     )
     parser.add_argument(
         "--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT whose model.py is compared"
     )
+    parser.add_argument("--text", type=Path, help="folder that keeps the random text")
     parser.add_argument(
         "--out", type=Path, default=Path("gpu.json"), help="file that keeps the figures"
     )
@@ -220,14 +227,14 @@ def sides(result: Figures) -> list[tuple[str, list[Figures]]]:
 def measure(task: Task, overrides: list[str], work: Path, args: argparse.Namespace) -> Figures:
     """One measurement, in a process of its own unless --tiny is given."""
     call = called if args.tiny else apart
-    steps = 6 if args.tiny else 200
+    steps = 6 if args.tiny else args.steps
     if task.side == "check":
         return checked(task.part, [*overrides, f"minutes={3 if args.tiny else 2}"], work)
     if task.side == "nanogpt":
-        return call(theirs, task.part, overrides, work, steps, args.nanogpt)
+        return call(theirs, task.part, overrides, steps, args.nanogpt)
     more = {"fp32": ["trainer.precision=32-true"], "deterministic": ["trainer.deterministic=true"]}
     if task.part == "long":
-        steps = 8 if args.tiny else args.steps
+        steps = 8 if args.tiny else args.long_steps
     return call(ours, task.part, [*overrides, *more.get(task.side, [])], work, steps)
 
 
@@ -327,7 +334,6 @@ def ours(part: str, overrides: list[str], work: Path, steps: int) -> Figures:
             f"trainer.val_every_steps={steps}",
             f"trainer.checkpoint_every_steps={max(1, steps // 2)}",
             "data.val_windows=64",
-            f"data.dir={work / 'data'}",
             f"logs_dir={work / 'runs'}",
             "run_name=ours",
             "+callbacks.probe._target_=gpu.Probe",
@@ -348,7 +354,7 @@ def ours(part: str, overrides: list[str], work: Path, steps: int) -> Figures:
 def checked(part: str, overrides: list[str], work: Path) -> Figures:
     """What `check` finds about the part: a run as it is, and a resume with deterministic=true."""
     out = work / "check.json"
-    settings = [*overrides, f"data.dir={work / 'data'}", f"logs_dir={work}", f"out={out}"]
+    settings = [*overrides, f"logs_dir={work}", f"out={out}"]
     if part in NO_FLASH:
         settings += ["+callbacks.no_flash._target_=gpu.NoFlash"]
     here = str(Path(__file__).resolve().parent)
@@ -362,12 +368,10 @@ def checked(part: str, overrides: list[str], work: Path) -> Figures:
     return found
 
 
-def theirs(
-    part: str, overrides: list[str], work: Path, steps: int, checkout: Path | None
-) -> Figures:
+def theirs(part: str, overrides: list[str], steps: int, checkout: Path | None) -> Figures:
     """The other side."""
     with attention_of(part):
-        return nanogpt_loop(overrides, work, steps, checkout)
+        return nanogpt_loop(overrides, steps, checkout)
 
 
 def fp16_on_cpu() -> contextlib.AbstractContextManager[Any]:

@@ -20,9 +20,7 @@ from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
 
 
-def nanogpt_loop(
-    overrides: list[str], work: Path, steps: int, checkout: Path | None = None
-) -> dict[str, Any]:
+def nanogpt_loop(overrides: list[str], steps: int, checkout: Path | None = None) -> dict[str, Any]:
     """Train `steps` steps with the sizes, batch, precision and compile setting that `overrides`
     mean for our command, and return the measurements.
 
@@ -56,7 +54,8 @@ def nanogpt_loop(
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     if trainer.compile is True:
         model.compile()
-    tokens = work / "data" / "train_00000.bin"
+    assert config.data.dir is not None
+    tokens = Path(config.data.dir) / "train_00000.bin"
     batches = random_batches(tokens, micro_batch, block_size, device)
     input_ids, labels = next(batches)
     seconds, losses = [], []

@@ -15,7 +15,7 @@ from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
 from azllm_lightning.cli.reference import choices, is_complete, read_settings
 
 FOLDER = Path(__file__).parent / "settings"
-VERBS = ("train", "prepare", "generate", "evaluate", "export", "runs", "check")
+VERBS = ("train", "prepare", "generate", "evaluate", "report", "export", "runs", "check")
 GROUPS = ("data", "model", "optimizer", "schedule", "trainer", "callbacks", "logger")
 
 

@@ -79,10 +79,16 @@ def tiny(shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def train_tiny(tiny: list[str]) -> Callable[..., Path]:
-    """train_tiny(*overrides): train or resume the tiny run in this process; returns its folder."""
+def train_tiny(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """train_tiny(*overrides): train or resume the tiny run in this process; returns its folder.
+
+    Its report.html is empty: drawing charts would take longer than such a training.
+    """
     from azllm_lightning.config.compose import compose
+    from azllm_lightning.report import live
     from azllm_lightning.train import train
+
+    monkeypatch.setattr(live, "page", lambda record: "")
 
     def run(*overrides: str) -> Path:
         # A resume takes its settings from the stored config, with only what is typed now on top.

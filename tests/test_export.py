@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -49,11 +50,15 @@ def test_a_run_becomes_a_folder_with_a_card(
 ) -> None:
     out = exported(f"format={form}", "out=mənim modelim, 1", "license=cc-by-4.0")
     assert out == Path("mənim modelim, 1")
-    assert {path.name for path in out.iterdir()} == FILES[form] | {"README.md"}
+    assert {path.name for path in out.iterdir()} == FILES[form] | {"README.md", "training.svg"}
+    picture = ElementTree.parse(out / "training.svg").getroot()
+    paths = picture.iterfind(".//{*}g[@class='line val']/{*}path")
+    assert [path.get("d", "").count(" ") for path in paths] == [5]  # three validations
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == f"from {tiny_run / 'checkpoints' / 'best.ckpt'}"
     assert all(str(out / name) in printed for name in FILES[form])
     _, front, card = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert "](training.svg)" in card
     assert yaml.safe_load(front)["license"] == "cc-by-4.0"
     rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", card, re.MULTILINE))
     best = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)["azllm"]
@@ -149,3 +154,31 @@ def test_wrong_inputs_end_in_one_message_and_nothing_stays(
     for typed, complaint in complaints.items():
         assert complaint in error_of(*typed)
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize("form", FILES)
+def test_exported_files_have_the_usual_modes(
+    tiny_run: Path, exported: Exported, form: str, tmp_path: Path
+) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    folder = exported(f"format={form}", "out=çıxan")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert set(modes.values()) == {usual.stat().st_mode}, modes
+
+
+def test_what_export_prints(
+    tiny_run: Path, exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exported("out=çıxan")
+    captured = capsys.readouterr()
+    assert "0.0 MB" not in captured.out
+    assert re.search(r"^ +\d+(\.\d)? kB  çıxan/config\.json$".replace("/", "."), captured.out, re.M)
+    code = captured.out.partition("load it:\n")[2]
+    assert 'pipeline("text-generation", model="çıxan")' in code
+    assert "license=apache-2.0" in captured.err  # none was chosen
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "have not chosen a license" in card
+    exported("out=ikinci", "license=cc-by-4.0")
+    assert "license" not in capsys.readouterr().err

@@ -16,7 +16,12 @@ import yaml
 
 import azllm_lightning
 from azllm_lightning.cli.composition import conf_dir
-from azllm_lightning.config.callbacks import CallbacksConfig, HealthConfig, SamplesConfig
+from azllm_lightning.config.callbacks import (
+    CallbacksConfig,
+    HealthConfig,
+    LoggerConfig,
+    SamplesConfig,
+)
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.model import ModelConfig
@@ -37,7 +42,9 @@ ORDER = (
     "inference",
     "runs",
     "training",
+    "planning",
     "callbacks",
+    "report",
     "session",
     "machine",
 )
@@ -218,7 +225,7 @@ GROUPS = {
     "schedule/linear": names(ScheduleConfig),
     "trainer/default": names(TrainerConfig),
     "callbacks/default": names(CallbacksConfig) - {"custom"},
-    "logger/tensorboard": {"tensorboard"},
+    "logger/tensorboard": names(LoggerConfig) - {"custom"},
 }
 """The files of conf/ with every key of their group; all others change some keys of one of these."""
 

@@ -23,7 +23,7 @@ SUMMARY = (
     "tokens_per_sec wall_seconds peak_memory_bytes precision compile num_params resumed_from status"
 )
 TAGS = (
-    "train_loss train_ppl val_loss val_ppl val_bpb best_val_loss best_step lr grad_norm "
+    "train_loss train_ppl val_loss val_ppl val_bpb val_loss_best val_loss_best_step lr grad_norm "
     "generalization_gap tokens_seen tokens_per_sec mfu peak_memory_gb"
 )
 
@@ -69,6 +69,7 @@ def test_the_debug_job_and_its_resume(
         "hparams.yaml",
         "train.log",
         "tokenizer.json",
+        "report.html",
         "summary.json",
         ".lock",
     }

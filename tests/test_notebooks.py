@@ -158,7 +158,7 @@ def test_quickstart_runs_at_a_tiny_size(
         code = code.replace(text, smaller)
     try:
         exec(code, {})
-        assert len(plt.get_fignums()) == 1  # plots share the current figure outside of Jupyter
+        assert len(plt.get_fignums()) == 2
     finally:
         plt.close("all")
     curves = read_run("quickstart/version_0")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from azllm_lightning import compose
-from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS
+from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS, PAGE
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.runs.curves import read_scalars
 
@@ -194,7 +194,7 @@ def test_the_page_shows_charts_samples_and_settings(
         assert drawn(seen, 2), seen
 
         seen = page.see(
-            f"{address}#custom_scalars", lambda seen: drawn(seen, sum(map(len, LAYOUT.values())))
+            f"{address}{PAGE}", lambda seen: drawn(seen, sum(map(len, LAYOUT.values())))
         )
         assert drawn(seen, sum(map(len, LAYOUT.values()))), seen["drawn"]
         assert [title.partition("#")[0] for title in seen["drawn"]] == [

@@ -44,7 +44,7 @@ _PRONOUNS = {
 }
 
 
-_MODES = tuple(  # with their frequencies in twelve stories
+MODES = tuple(  # with their frequencies in twelve stories
     Mode(*mode.split())
     for mode, weight in {
         "3sg past": 5,
@@ -99,7 +99,7 @@ def known_words() -> frozenset[str]:
     """Every word that a story can contain, capitalised where it can begin a sentence."""
     found: set[str] = set()
     for rule in story_rules():
-        for mode in set(_MODES):
+        for mode in set(MODES):
             if rule.allows(mode):
                 _Listing(dict(rule.cast), mode, found).walk(rule.parts, frozenset({""}))
     return frozenset(found)
@@ -108,7 +108,7 @@ def known_words() -> frozenset[str]:
 def _write(dice: _Dice) -> str:
     stories = story_rules()
     rule = stories[dice.below(len(stories))]
-    modes = [mode for mode in _MODES if rule.allows(mode)]
+    modes = [mode for mode in MODES if rule.allows(mode)]
     mode = modes[dice.below(len(modes))]
     players: dict[str, Entry] = {}
     for letter, name in rule.cast:
@@ -146,7 +146,7 @@ class _Telling:
         entry = self._entry(slot.head)
         again = slot.head == self._topic.last and self._reduced < _MAX_REDUCED
         mentioned = slot.head in self._mentioned
-        text = self._draw_variant(_variants(entry, slot, self._mode, again, mentioned))
+        text = self._draw_variant(variants(entry, slot, self._mode, again, mentioned))
         if slot.marks & REDUCIBLE:
             self._reduced = self._reduced + 1 if text != _render(entry, slot, self._mode) else 0
         self._mentioned.add(slot.head)
@@ -157,7 +157,7 @@ class _Telling:
     def _entry(self, head: str) -> Entry:
         if head in self._players:
             return self._players[head]
-        members = _heads(head, self._mode)
+        members = heads(head, self._mode)
         if len(members) > 1:
             members = [entry for entry in members if entry != self._drawn.get(head)]
         self._drawn[head] = members[self._dice.below(len(members))]
@@ -173,13 +173,14 @@ class _Telling:
         raise AssertionError("no variant has a weight")
 
 
-def _heads(head: str, mode: Mode) -> list[Entry]:
+def heads(head: str, mode: Mode) -> list[Entry]:
+    """The entries that a head which is no player can stand for."""
     if head in _PRONOUNS[mode.person]:
         return [lexicon()[_PRONOUNS[mode.person][head]]]
     return classes().get(head) or [lexicon()[head]]
 
 
-def _variants(entry: Entry, slot: Slot, mode: Mode, again: bool, mentioned: bool) -> dict[str, int]:
+def variants(entry: Entry, slot: Slot, mode: Mode, again: bool, mentioned: bool) -> dict[str, int]:
     """What `slot` can become, with weights.
 
     `again`: the sentence before was about the same one; `mentioned`: it occurred in the story.
@@ -294,13 +295,13 @@ class _Listing:
         if slot.head in self._cast:
             entries = classes()[self._cast[slot.head]]
         else:
-            entries = _heads(slot.head, self._mode)
+            entries = heads(slot.head, self._mode)
         situations = product((False, True), repeat=2) if slot.marks else [(False, False)]
         return {
             text
             for again, mentioned in situations
             for entry in entries
-            for text in _variants(entry, slot, self._mode, again, mentioned)
+            for text in variants(entry, slot, self._mode, again, mentioned)
         }
 
     def _add(self, texts: set[str], tails: frozenset[str]) -> frozenset[str]:

@@ -14,9 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from azllm_lightning.callbacks.history import History
-from azllm_lightning.callbacks.panels import validation_line
+from azllm_lightning.callbacks.panels import sample_line, validation_line
+from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.text import duration, labeled, perplexity_text
+from azllm_lightning.cli.colors import YELLOW, has_colors, highlight, paint
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.streams import NAMES
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
 from azllm_lightning.training.metrics import perplexity
 
@@ -31,23 +34,44 @@ SECONDS_TO_PREDICT = 10.0
 WORTH_ANNOUNCING = 30.0
 """Seconds that must be left for an announcement."""
 
-PLAIN = str.maketrans("↓↑", "-+")
-"""Replacements for the arrows where they cannot be written."""
+PLAIN = str.maketrans("↓↑▁▂▃▄▅▆▇█…", "-+_.-:=+*#~")
+"""Replacements for arrows and curves where they cannot be written."""
+
+SHOWN = {"already_shown": True}
+"""`extra` of a log line that only train.log lacks: the terminal has it."""
 
 
 class Console(Callback):
-    """A bar over optimizer steps with losses, speed and the time left; a line per validation."""
+    """A bar over optimizer steps with losses, speed and the time left; a line per validation.
 
-    def __init__(self, history: History) -> None:
+    The line under it has the curve of val_loss and the latest text of `samples`.
+    """
+
+    def __init__(
+        self, history: History, samples: Samples | None = None, compiles: bool = False
+    ) -> None:
         self.history = history
+        self.samples = samples
+        self._first_work = tr("compiling") if compiles else tr("first step")
+        self._compiles = compiles
         self._bar: tqdm[Any] | None = None
         self._line_at = 0.0
         self._end_announced = False
         self._postfix = ""
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar before the validation at step 0, which may compile for a minute."""
+        self._open(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the current step."""
-        if trainer.is_global_zero:
+        """Open the bar at the current step, if it is not."""
+        self._open(trainer)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._first_work)
+            self._line_at = time.monotonic()
+
+    def _open(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self._bar is None:
             self._bar = tqdm(
                 total=trainer.max_steps,
                 initial=trainer.global_step,
@@ -56,7 +80,10 @@ class Console(Callback):
                 disable=_no_bar(),
                 **_size(),
             )
-            self._line_at = time.monotonic()
+            if self._bar.disable and self._compiles:
+                log.info(
+                    tr("compiling the model: the first validation and the first step take longer")
+                )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -91,14 +118,18 @@ class Console(Callback):
         """Show on the bar that a validation is running."""
         if self._bar is not None and not self._bar.disable:
             self._postfix = str(self._bar.postfix or "")
-            self._bar.set_postfix_str(tr("validating"))
+            is_first = not self.history.clock.step_seconds and self._compiles
+            self._bar.set_postfix_str(self._first_work if is_first else tr("validating"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the validation in one line."""
+        """Print the validation in one line, and under it what the model writes now."""
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix, refresh=False)
         if trainer.is_global_zero:
-            log.info(validation_line(self.history.validations, trainer.max_steps))
+            text = self.samples.latest if self.samples is not None else ""
+            lines = [validation_line(self.history.validations, trainer.max_steps)]
+            lines += filter(None, [sample_line(self.history.validations, text)])
+            log.info("\n".join(lines))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar, without figures that are no longer true."""
@@ -160,13 +191,20 @@ class TqdmHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write warnings to standard error, the rest to standard output, in their encodings."""
-        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        if getattr(record, "already_shown", False):
+            return
+        is_warning = record.levelno >= logging.WARNING
+        stream = sys.stderr if is_warning else sys.stdout
         text = self.format(record)
         encoding = getattr(stream, "encoding", None) or "utf-8"
         try:
             text.encode(encoding)
-        except UnicodeEncodeError:  # a Windows console with an old code page
-            text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+        except UnicodeEncodeError:  # an old code page, or a name that is not UTF-8
+            if encoding.lower().replace("-", "") != "utf8":
+                text = text.translate(PLAIN)
+            text = text.encode(encoding, NAMES).decode(encoding)
+        if has_colors(stream):
+            text = paint(text, YELLOW) if is_warning else highlight(text)
         # The terminal may be gone; training goes on, and train.log has the line too.
         with contextlib.suppress(OSError, ValueError):
             tqdm.write(text, file=stream)

@@ -17,13 +17,9 @@ from azllm_lightning.callbacks.throughput import reserved_share
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import CallbacksConfig
 from azllm_lightning.data.datamodule import datamodule_of
-from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.training.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
-
-WORSE = 4.0
-"""A problem is reported again when it is this many times as severe as when it was last reported."""
 
 OVER = 0.5
 """Below this severity a problem is over; if it comes back, it is reported again."""
@@ -32,8 +28,9 @@ OVER = 0.5
 class Diagnosis(Callback):
     """Asks `rules` about the history, and reports each problem once per episode.
 
-    A finding is a warning in the console, and in TensorBoard a text and a scalar `diagnosis/<name>`
-    (its severity) at that step; a healthy run has neither. Checkpoints store what was reported, so
+    A finding is a warning of at most two lines in the console, and in TensorBoard a text and a
+    scalar `diagnosis/<name>` at that step, whose value is the loss there, so that it is a point of
+    the loss chart; a healthy run has neither. Checkpoints store what was reported, so
     that a resumed run reports what an uninterrupted one would; waits for data are measured within a
     session.
 
@@ -46,6 +43,11 @@ class Diagnosis(Callback):
         self.config = config
         self._reported: dict[str, float] = {}  # name -> severity when it was reported
         self._waits_judged = 0  # number of steps of this session whose waits were judged
+
+    @property
+    def present(self) -> frozenset[str]:
+        """The problems that were reported and are not over."""
+        return frozenset(self._reported)
 
     @property
     def overfitting(self) -> bool:
@@ -93,7 +95,7 @@ class Diagnosis(Callback):
             self._reported["overfitting"] = severity
             finite = [row for row in validations if math.isfinite(row.val_loss)]
             text = overfitting_text(finite[-1], best, pl_module)
-            self._report(trainer, "overfitting", severity, text)
+            self._report(trainer, "overfitting", text, validations[-1].val_loss)
         since_best = sum(row.step > best.step for row in validations)
         should_stop = severity >= 1 or since_best >= self.config.early_stopping_patience
         if self.config.early_stopping and should_stop:
@@ -105,7 +107,7 @@ class Diagnosis(Callback):
                 best=best.val_loss,
                 best_step=best.step,
             )
-            self._report(trainer, "early_stop", float(since_best), text)
+            self._report(trainer, "early_stop", text, validations[-1].val_loss)
         elif trainer.global_step >= trainer.max_steps and severity < 1 and not self.overfitting:
             self._check_underfitting(trainer, pl_module)
 
@@ -121,7 +123,8 @@ class Diagnosis(Callback):
             text = undertrained_text(validations[-1], middle)
         else:
             text = too_small_text(validations[-1], middle, module.optimizer_config.lr)
-        self._report(trainer, name, 1.0, text)
+        self._reported[name] = 1.0
+        self._report(trainer, name, text, validations[-1].val_loss)
 
     def _check_learning_rate(self, trainer: Trainer, module: CausalLM, is_check_step: bool) -> None:
         losses = list(self.history.losses)
@@ -135,9 +138,9 @@ class Diagnosis(Callback):
             return
         lr = module.optimizer_config.lr
         text = tr(
-            "step {step:,}: the learning rate looks too high. train_loss {loss:.2f} (was "
+            "step {step:,}: the learning rate looks too high: train_loss {loss:.2f} (was "
             "{lowest:.2f}), grad_norm {norm:.2g} (was {usual:.2g}). Try optimizer.lr={lower:.1g} "
-            "(now {lr:g}) or a higher schedule.warmup_steps (now {warmup})",
+            "(now {lr:g})",
             step=trainer.global_step,
             loss=statistics.fmean(losses[-rules.SHORT :]),
             lowest=chance if lowest is None else min(chance, lowest.value),
@@ -145,9 +148,8 @@ class Diagnosis(Callback):
             usual=statistics.median(norms[: -rules.SHORT] or norms),
             lower=lr / 3,
             lr=lr,
-            warmup=module.schedule_config.warmup_steps,
         )
-        self._report(trainer, "lr_too_high", severity, text)
+        self._report(trainer, "lr_too_high", text)
 
     def _check_learning(self, trainer: Trainer, module: CausalLM) -> None:
         losses = list(self.history.losses)
@@ -160,28 +162,26 @@ class Diagnosis(Callback):
             text = tr(
                 "step {step:,}: the model is not learning: "
                 "train_loss {loss:.3f}, chance is {chance:.3f}. "
-                "Check that the text is real, and optimizer.lr (now {lr:g}, usual 1e-4 to 1e-2)",
+                "Check the text, and optimizer.lr (now {lr:g}, usual 1e-4 to 1e-2)",
                 step=trainer.global_step,
                 loss=statistics.fmean(losses[-LONG:]),
                 chance=chance,
                 lr=module.optimizer_config.lr,
             )
-            self._report(trainer, "dead", severity, text)
+            self._report(trainer, "dead", text)
 
     def _check_scale(self, trainer: Trainer, module: CausalLM) -> None:
         severity = rules.scale_fall(self.history.scales)
         if self._should_report("scale_falls", severity):
             text = tr(
-                "step {step:,}: the fp16 loss scale keeps falling: "
-                "{scale:g} after {halvings:.0f} halvings. "
-                "Try trainer.precision=32-true (bf16-mixed where supported) "
-                "or a lower optimizer.lr (now {lr:g})",
+                "step {step:,}: the fp16 loss scale fell to {scale:g} ({halvings:.0f} halvings). "
+                "Try trainer.precision=32-true or bf16-mixed, or a lower optimizer.lr (now {lr:g})",
                 step=trainer.global_step,
                 scale=self.history.scales[-1],
                 halvings=severity * rules.HALVINGS,
                 lr=module.optimizer_config.lr,
             )
-            self._report(trainer, "scale_falls", severity, text)
+            self._report(trainer, "scale_falls", text)
 
     def _check_waits(self, trainer: Trainer) -> None:
         clock = self.history.clock
@@ -202,7 +202,7 @@ class Diagnosis(Callback):
                 more=max(2, 2 * workers),
                 workers=workers,
             )
-            self._report(trainer, "data_bound", severity, text)
+            self._report(trainer, "data_bound", text)
 
     def _check_memory(self, trainer: Trainer) -> None:
         """Windows moves what does not fit on the GPU to the host, without an error."""
@@ -215,9 +215,9 @@ class Diagnosis(Callback):
         micro = datamodule_of(trainer).micro_batch_size
         if reserved > 1:
             text = tr(
-                "step {step:,}: this run has reserved {reserved:.0%} of the GPU's memory. Windows "
-                "keeps the rest on the host, which is many times slower. Try a smaller "
-                "trainer.micro_batch_size (now {micro})",
+                "step {step:,}: this run reserves {reserved:.0%} of the GPU's memory, so Windows "
+                "keeps some on the host, which is slow. Try a smaller trainer.micro_batch_size "
+                "(now {micro})",
                 step=trainer.global_step,
                 reserved=reserved,
                 micro=micro,
@@ -225,55 +225,55 @@ class Diagnosis(Callback):
         else:
             text = tr(
                 "step {step:,}: a step takes {seconds:.2g} s, {ratio:.0f} times as long as at "
-                "first. Is another program using the GPU? If its memory is full ({reserved:.0%} is "
-                "reserved by this run), Windows moves some of it to the host: try a smaller "
-                "trainer.micro_batch_size (now {micro})",
+                "first. Does another program use the GPU? If not, try a smaller "
+                "trainer.micro_batch_size "
+                "(now {micro})",
                 step=trainer.global_step,
                 seconds=clock.step_seconds[-1],
                 ratio=slowdown,
-                reserved=reserved,
                 micro=micro,
             )
-        self._report(trainer, "memory_spills", severity, text)
+        self._report(trainer, "memory_spills", text)
 
     def _should_report(self, name: str, severity: float) -> bool:
         """Whether to report a problem, which is then remembered as reported.
 
-        It must be present, and either new or much worse than when it was last reported.
+        It must be present, and not have been reported since it began.
         """
         if severity < OVER:
             self._reported.pop(name, None)
-        if severity < max(1.0, WORSE * self._reported.get(name, 0.0)):
+        if severity < 1 or name in self._reported:
             return False
         self._reported[name] = severity
         return True
 
-    def _report(self, trainer: Trainer, name: str, value: float, text: str) -> None:
-        """A warning in the console, and a mark at this step in TensorBoard."""
+    def _report(self, trainer: Trainer, name: str, text: str, loss: float | None = None) -> None:
+        """A warning in the console, and a point of the loss chart at this step in TensorBoard.
+
+        `loss` is val_loss where that shows the problem; by default, train_loss.
+        """
         if trainer.is_global_zero:
-            log.warning(paragraph(f"{tr('diagnosis')}, {text}"))
+            log.warning(paragraph(text))
         for writer in writers(trainer):
             writer.add_text(f"diagnosis/{name}", text, trainer.global_step)
+        if loss is None or not math.isfinite(loss):
+            losses = list(self.history.losses)[-rules.SHORT :]
+            loss = statistics.fmean(losses) if losses else 0.0
         for logger in trainer.loggers:
-            logger.log_metrics({f"diagnosis/{name}": value}, step=trainer.global_step)
+            logger.log_metrics({f"diagnosis/{name}": loss}, step=trainer.global_step)
             logger.save()
 
 
 def overfitting_text(last: Validation, best: Validation, module: CausalLM) -> str:
-    """The message that val_loss rises, with the weights to use and what to change next time."""
+    """The message that val_loss rises, and what to change next time."""
     remedy = rules.against_overfitting(module.optimizer_config, module.model_config.dropout)
-    assert last.train_loss is not None
     return tr(
-        "step {step:,}: overfitting. "
-        "val_loss is rising ({val:.3f}; best {best:.3f} at step {best_step:,}) "
-        "while train_loss keeps falling ({train:.3f}). Use {file}. "
-        "Next time: more text, {remedy}, or a smaller model",
+        "step {step:,}: overfitting. val_loss {val:.3f} (best {best:.3f} at step {best_step:,}), "
+        "while train_loss falls. Try {remedy}",
         step=last.step,
         val=last.val_loss,
         best=best.val_loss,
         best_step=best.step,
-        train=last.train_loss,
-        file=BEST,
         remedy=remedy,
     )
 
@@ -281,8 +281,8 @@ def overfitting_text(last: Validation, best: Validation, module: CausalLM) -> st
 def undertrained_text(last: Validation, middle: Validation) -> str:
     """The message that the run ended while it was still learning fast."""
     return tr(
-        "step {step:,}: undertrained. Both losses are still falling fast (val_loss {val:.3f}; "
-        "{middle:.3f} at step {middle_step:,}). Try a new run with trainer.max_steps={longer}",
+        "step {step:,}: undertrained. val_loss is still falling fast ({val:.3f}; {middle:.3f} at "
+        "step {middle_step:,}). Try a new run with trainer.max_steps={longer}",
         step=last.step,
         val=last.val_loss,
         middle=middle.val_loss,
@@ -295,9 +295,8 @@ def too_small_text(last: Validation, middle: Validation, lr: float) -> str:
     """The message that the losses stay high."""
     assert last.train_loss is not None
     return tr(
-        "step {step:,}: underfitting. val_loss ({val:.3f}) and train_loss ({train:.3f}) have "
-        "hardly changed since step {middle_step:,}. Try a larger model, or a different "
-        "optimizer.lr (now {lr:g}; try a higher one first)",
+        "step {step:,}: underfitting. val_loss {val:.3f} and train_loss {train:.3f} are flat since "
+        "step {middle_step:,}. Try a larger model or a higher optimizer.lr (now {lr:g})",
         step=last.step,
         val=last.val_loss,
         train=last.train_loss,

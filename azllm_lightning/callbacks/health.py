@@ -105,15 +105,18 @@ class Health(Callback):
     def _count_skipped(self, report: StepReport, step: int) -> None:
         self.skipped_steps += 1
         self._in_a_row += 1
+        if self._in_a_row == 1:  # a row of them is reported once
+            self._warn_of_skipping(report, step)
+        if self._in_a_row >= self.config.patience:
+            raise RollBack(step - self._in_a_row + 1, step)
+
+    def _warn_of_skipping(self, report: StepReport, step: int) -> None:
         text = tr(
             "step {step:,} skipped: loss {loss:.4g}, gradient norm {norm:.4g} "
-            "({in_a_row} in a row; limit: callbacks.health.patience={patience})",
+            "(after {patience} in a row, callbacks.health.patience, the run rolls back)",
             step=step,
             loss=report.loss,
             norm=report.grad_norm,
-            in_a_row=self._in_a_row,
             patience=self.config.patience,
         )
         log.warning(paragraph(text))
-        if self._in_a_row >= self.config.patience:
-            raise RollBack(step - self._in_a_row + 1, step)

@@ -11,16 +11,21 @@ import torch
 
 from azllm_lightning.callbacks.history import Validation, best_of
 from azllm_lightning.callbacks.summary import RunSummary
+from azllm_lightning.callbacks.tensorboard import ADDRESS
 from azllm_lightning.callbacks.text import (
+    WIDTH,
     count_text,
     duration,
     labeled,
     loss_text,
+    one_line,
     perplexity_text,
     ratio_text,
     size_text,
+    sparkline,
     verbatim,
 )
+from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
@@ -28,10 +33,14 @@ from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.paths import REPORT
 from azllm_lightning.training.saving import KEEP
 
 MAX_ROWS = 12
 """Maximum number of validations in the table at the end; the curves have all of them."""
+
+CURVE = 20
+"""Columns of the curve of val_loss."""
 
 
 def start_panel(
@@ -41,12 +50,12 @@ def start_panel(
     model = config.shape
     training_tokens = data.train_windows.num_windows * model.block_size
     shape = tr(
-        "{params} parameters: {layers} x {width}, {heads} heads, "
+        "{params} parameters: {layers} x {width}, {heads}, "
         "vocabulary {vocab:,}, context {context:,}",
         params=count_text(model.num_params()),
         layers=model.n_layer,
         width=model.n_embd,
-        heads=model.n_head,
+        heads=trn("{count} head", "{count} heads", model.n_head),
         vocab=model.vocab_size,
         context=model.block_size,
     )
@@ -137,9 +146,9 @@ def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
     line = tr(
         "step {step}  val_loss {loss}  ppl {ppl}  bpb {bpb}",
         step=f"{row.step:{len(str(max_steps))}d}",
-        loss=loss_text(row.val_loss),
-        ppl=perplexity_text(row.val_ppl),
-        bpb=loss_text(row.val_bpb),
+        loss=f"{loss_text(row.val_loss):>6}",
+        ppl=f"{perplexity_text(row.val_ppl):>6}",
+        bpb=f"{loss_text(row.val_bpb):>6}",
     )
     if not before or not math.isfinite(row.val_loss - before[-1].val_loss):
         return line
@@ -151,16 +160,33 @@ def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
     return f"{line}  {tr('+{gap:.3f} above best', gap=row.val_loss - best.val_loss)}"
 
 
+def sample_line(validations: Sequence[Validation], text: str) -> str:
+    """val_loss of the trained model so far as a curve, and what it writes now; "" without both."""
+    curve = loss_curve(validations)
+    indent = " " * 2
+    room = WIDTH - len(indent) - (len(curve) + 2 if curve else 0)
+    parts = [part for part in (curve, one_line(text, room)) if part]
+    return indent + "  ".join(parts) if text else ""
+
+
+def loss_curve(validations: Sequence[Validation]) -> str:
+    """val_loss as a curve, without the untrained model, whose loss would flatten the rest."""
+    return sparkline([row.val_loss for row in validations if row.step], CURVE)
+
+
 def end_panel(
     run: Run,
     validations: Sequence[Validation],
     last: Mapping[str, float],
     summary: RunSummary,
     extendable: bool,
+    better: str | None = None,
+    sample: str = "",
 ) -> str:
     """The outcome of a run: its validations, losses by source, what to type next.
 
-    With `extendable`, that includes the command that trains it longer.
+    With `extendable`, that includes the command that trains it longer; `better` is the command of
+    a run that avoids the problem of this one. `sample` is a text by the model.
     """
     rows = ["", *table(validations), ""]
     if by_source := _sources(last):
@@ -175,21 +201,40 @@ def end_panel(
         # The median step: without validation and saving, which the time includes.
         done += ", " + tr("{rate:,.0f} tokens/s per step", rate=summary.tokens_per_sec)
     rows.append(labeled(tr("done"), done))
+    if curve := loss_curve(validations):
+        rows.append(labeled(tr("curve"), f"val_loss {curve}"))
     if summary.best_val_loss is not None:
-        best = tr(
-            "val_loss {loss:.4f} at step {step:,}",
-            loss=summary.best_val_loss,
-            step=summary.best_step,
-        )
-        rows.append(labeled(tr("best"), best))
+        rows.append(labeled(tr("best"), _best(summary)))
         rows.append(verbatim("", str(run.checkpoints / BEST)))
+    if sample:
+        rows.append(f"{tr('writes'):<{LABEL}}{one_line(sample, WIDTH - LABEL)}")
+    if (run.folder / REPORT).is_file():
+        rows.append(verbatim(tr("page"), str(run.folder / REPORT)))
     rows.append(verbatim(tr("watch"), f"tensorboard --logdir {shlex.quote(str(run.logs))}"))
+    rows.append(verbatim("", ADDRESS))
     rows.append(verbatim(tr("talk"), command("generate", run.address)))
+    rows.append(verbatim("", command("chat", run.address)))
     export = command("export", [*run.address, f"out={run.name}_hf"])
     rows.append(verbatim(tr("export"), export))
     if extendable:
         rows.append(verbatim(tr("train longer"), longer_command(run, 2 * summary.steps)))
+    if better is not None:
+        rows.append(verbatim(tr("next time"), better))
     return "\n".join(rows)
+
+
+def _best(summary: RunSummary) -> str:
+    if summary.best_step == summary.steps:
+        return tr(
+            "val_loss {loss:.4f} at step {step:,}",
+            loss=summary.best_val_loss,
+            step=summary.best_step,
+        )
+    return tr(
+        "val_loss {loss:.4f} at step {step:,}, which generate and export use",
+        loss=summary.best_val_loss,
+        step=summary.best_step,
+    )
 
 
 def longer_command(run: Run, steps: int) -> str:
@@ -199,7 +244,10 @@ def longer_command(run: Run, steps: int) -> str:
 
 
 def table(validations: Sequence[Validation]) -> list[str]:
-    """A table of at most MAX_ROWS validations, as lines, with the first, the last and the best."""
+    """A table of at most MAX_ROWS validations, as lines, with the first, the last and the best.
+
+    The line after it says how many there are, if not all are shown.
+    """
     best = best_of(validations)
     last = len(validations) - 1
     # One row is left for the best.
@@ -218,7 +266,16 @@ def table(validations: Sequence[Validation]) -> list[str]:
         for line in cells
     ]
     marks = ["", *(f"  {tr('best')}" if row is best else "" for row in rows)]
-    return [line + mark for line, mark in zip(lines, marks, strict=True)]
+    lines = [line + mark for line, mark in zip(lines, marks, strict=True)]
+    if len(rows) < len(validations):
+        lines.append(
+            tr(
+                "{shown} of {count} validations; TensorBoard has all",
+                shown=len(rows),
+                count=len(validations),
+            )
+        )
+    return lines
 
 
 def _sources(values: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Texts that the model generates at each validation, for TensorBoard."""
+"""Texts that the model generates at each validation, for TensorBoard and the terminal."""
 
 from __future__ import annotations
 
@@ -40,16 +40,23 @@ class Samples(Callback):
         # Normalized as `sample` returns them at the start of each text.
         self.prompts = [clean(prompt) for prompt in prompts]
         self.config = config
+        self.latest = ""
+        """The first of the last sampled texts, with its prompt."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a table with a row for each prompt."""
+        """Write a table with a row for each prompt, in the first process."""
         assert isinstance(pl_module, CausalLM)
+        if not trainer.is_global_zero:
+            return
+        columns = self._columns(pl_module)
+        self.latest = columns[1][0]
         for writer in writers(trainer):
-            writer.add_text("samples", self._table(pl_module), trainer.global_step)
+            writer.add_text("samples", self._table(columns), trainer.global_step)
 
-    def _table(self, module: CausalLM) -> str:
+    def _columns(self, module: CausalLM) -> list[list[str]]:
+        """A text for each prompt: the greedy ones, and the sampled ones."""
         tokenizer = datamodule_of(module.trainer).tokenizer
-        columns = [
+        return [
             sample(
                 module.net,
                 tokenizer,
@@ -60,6 +67,8 @@ class Samples(Callback):
             )
             for temperature in (0.0, self.config.temperature)
         ]
+
+    def _table(self, columns: list[list[str]]) -> str:
         sampled = tr("temperature {temperature:g}", temperature=self.config.temperature)
         rows = [f"| {tr('greedy')} | {sampled} |", "|---|---|"]
         for prompt, *texts in zip(self.prompts, *columns, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,20 +14,36 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import azllm_lightning
+from azllm_lightning.callbacks.throughput import peak_memory_bytes
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.runs.curves import SESSION
+from azllm_lightning.data.datamodule import datamodule_of
+from azllm_lightning.runs.commit import commit
+from azllm_lightning.runs.curves import SESSION, write_description
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+PAGE = "?smoothing=0#custom_scalars&_smoothingWeight=0"
+"""The part of TensorBoard's address that opens the layout without smoothing."""
+
+ADDRESS = f"http://localhost:6006/{PAGE}"
+"""Where `tensorboard` shows its page, if nobody chose another port."""
+
 LAYOUT = {
     "loss": {
-        "train_loss, val_loss (nats per token)": ["Multiline", ["^train_loss$", "^val_loss$"]],
+        "train_loss, val_loss, diagnoses (nats per token; set Smoothing to 0)": [
+            "Multiline",
+            ["^train_loss$", "^val_loss$", "^diagnosis/"],
+        ],
         "generalization_gap (nats per token)": ["Multiline", ["^generalization_gap$"]],
         "val_loss by source": ["Multiline", ["^val_loss_by_source/"]],
     },
     "perplexity": {
-        "train_ppl, val_ppl": ["Multiline", ["^train_ppl$", "^val_ppl$"]],
+        "train_ppl, val_ppl (the button below: log axis)": [
+            "Multiline",
+            ["^train_ppl$", "^val_ppl$"],
+        ],
         "val_bpb (bits per byte)": ["Multiline", ["^val_bpb$"]],
     },
     "training": {
@@ -38,12 +53,15 @@ LAYOUT = {
         "peak_memory_gb": ["Multiline", ["^peak_memory_gb$"]],
     },
 }
-"""Rows of charts, each with the scalars whose tags match a regular expression; all runs share it.
+"""Rows of charts, each with the scalars whose tags match a regular expression.
+
+Titles say what TensorBoard cannot be told: it smooths by default, and its axes are linear. Charts
+of several runs are merged by their titles.
 """
 
 HPARAMS = {
     "model": "n_layer n_embd n_head dropout tie_embeddings",
-    "data": "name vocab_size block_size",
+    "data": "name vocab_size block_size token_replacement",
     "optimizer": "name lr weight_decay",
     "schedule": "name warmup_steps min_lr_ratio",
     "trainer": "max_steps global_batch_size micro_batch_size precision compile",
@@ -53,38 +71,75 @@ HPARAMS = {
 SHOWN = ("data.name", "optimizer.name", "optimizer.lr", "parameters", "tokens")
 """The settings that TensorBoard shows by default; it has room for five."""
 
-METRICS = ("val_loss", "val_bpb", "best_val_loss", "best_step")
+METRICS = ("val_loss", "val_bpb", "val_loss_best", "val_loss_best_step")
 """The scalars in that table: the last value of each."""
 
 PACKAGES = ("torch", "lightning", "tensorboard", "tokenizers", "numpy")
 
 
-class TensorBoard(Callback):
-    """Writes the layout, the row in the HPARAMS tab, config and environment, once per session.
+def layout(sources: int, has_memory: bool) -> dict[str, Any]:
+    """LAYOUT without the charts that would stay empty.
 
-    A resume drops those of the session before (`carry_curve`).
+    These are val_loss by source for a single source, and the memory where it is not measured.
+    """
+    empty = set()
+    if sources < 2:
+        empty.add("val_loss by source")
+    if not has_memory:
+        empty.add("peak_memory_gb")
+    return {
+        row: {title: chart for title, chart in charts.items() if title not in empty}
+        for row, charts in LAYOUT.items()
+    }
+
+
+class TensorBoard(Callback):
+    """Writes the layout, the row in the HPARAMS tab, config, environment and how to read the page.
+
+    They are in an event file of their own, which each session replaces before its first step: see
+    `runs.curves.DESCRIPTION`.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write all of it, at step 0."""
-        from torch.utils.tensorboard.summary import hparams
-
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write all of it, before the first curve."""
         for writer in writers(trainer):
-            writer.add_custom_scalars(LAYOUT)
-            table, row, _ = hparams(self._hparams(), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
-            for summary in (_with_default_columns(table), row):
-                writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-            writer.add_text(f"{SESSION}config", code_block(self.config.to_yaml()), 0)
-            writer.add_text(f"{SESSION}environment", code_block(environment()), 0)
+            folder = Path(writer.log_dir)
+            sources = len(datamodule_of(trainer).val_sources()[0])
+            write_description(folder, self._description(sources))
             # Lightning writes this file only if it is absent.
-            hparams_file = Path(writer.log_dir) / TensorBoardLogger.NAME_HPARAMS_FILE
+            hparams_file = folder / TensorBoardLogger.NAME_HPARAMS_FILE
             with contextlib.suppress(OSError):  # open in another program, on Windows
                 hparams_file.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write hparams.yaml."""
         for logger in trainer.loggers:
             logger.save()
+
+    def _description(self, sources: int) -> Iterator[Any]:
+        from torch.utils.tensorboard.summary import custom_scalars, hparams, text
+
+        has_memory = torch.cuda.is_available() or peak_memory_bytes() is not None
+        yield custom_scalars(layout(sources, has_memory))  # type: ignore[no-untyped-call]
+        table, row, _ = hparams(self._hparams(), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
+        yield _with_default_columns(table)
+        yield row
+        texts = {
+            "config": code_block(self.config.to_yaml()),
+            "environment": code_block(environment()),
+            "reading": tr(
+                "Smoothing draws a curve late and flat: val_loss has few points, so that it misses "
+                "its lowest one. Set Smoothing to 0, or open this page as `{address}`. Perplexity "
+                "reads best on a log axis: the button under the chart. The points of the loss "
+                "chart are diagnoses, at the loss of their step; the tab Text explains them.",
+                address=ADDRESS,
+            ),
+        }
+        for tag, content in texts.items():
+            yield text(f"{SESSION}{tag}", content)  # type: ignore[no-untyped-call]
 
     def _hparams(self) -> dict[str, float | str]:
         values = self.config.to_mapping()
@@ -148,17 +203,3 @@ def environment() -> str:
             "gpu_memory_gb": round(memory / 1e9, 1),
         }
     return "\n".join(f"{key}: {value}" for key, value in found.items())
-
-
-def commit() -> str | None:
-    """The commit of this code, "-dirty" if files differ from it; None outside a git checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # site-packages may be inside the checkout of another project
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 import textwrap
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
 
+from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.durations import duration as duration
 
 WIDTH = 80
-LABEL = 10
-"""Columns of a label with the space after it."""
+BARS = "▁▂▃▄▅▆▇█"
 
 
 def paragraph(text: str) -> str:
@@ -28,6 +33,45 @@ def verbatim(label: str, text: str) -> str:
     return f"{label}\n  {text}" if label else f"  {text}"
 
 
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The finite ones of `values` as at most `width` bars, from the lowest value to the highest.
+
+    Each bar is the mean of neighboring values; "" for fewer than two values.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    count = min(width, len(finite))
+    if count < 2:
+        return ""
+    bounds = [i * len(finite) // count for i in range(count + 1)]
+    means = [sum(finite[start:end]) / (end - start) for start, end in pairwise(bounds)]
+    low = min(means)
+    scale = (len(BARS) - 1) / ((max(means) - low) or 1.0)
+    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+
+
+def one_line(text: str, width: int) -> str:
+    """`text` in one line of at most `width` columns, without control characters."""
+    printable = "".join(" " if character.isspace() else character for character in text)
+    printable = "".join(c for c in printable if unicodedata.category(c)[0] != "C")
+    line = re.sub("\N{REPLACEMENT CHARACTER}+", "\N{REPLACEMENT CHARACTER}", printable)
+    line = " ".join(line.split())
+    if columns(line) <= width:
+        return line
+    while columns(line) >= width:
+        line = line[:-1]
+    return line.rstrip() + "…"
+
+
+def columns(text: str) -> int:
+    """The columns that `text` takes on a terminal: two for a Chinese letter, none for an accent."""
+    return sum(
+        0
+        if unicodedata.combining(character)
+        else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
 def perplexity_text(value: float) -> str:
     """A perplexity with its significant digits."""
     if value >= 1e6:
@@ -38,8 +82,13 @@ def perplexity_text(value: float) -> str:
 
 
 def loss_text(value: float | None) -> str:
-    """A loss in nats per token, or bits per byte; "-" where it is unknown."""
-    return "-" if value is None else f"{value:.4f}"
+    """A loss in nats per token, or bits per byte; "-" where it is unknown.
+
+    Six columns, from 10 on too, so that columns stay aligned.
+    """
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 9.99995 else f"{value:.3f}"
 
 
 def count_text(number: int) -> str:
@@ -55,8 +104,14 @@ def ratio_text(part: int, whole: int) -> str:
 
 
 def size_text(num_bytes: int) -> str:
-    """Bytes in units of 10^6 or 10^9."""
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
+    """Bytes in units of 10^9, 10^6 or 10^3, with the digits that they need."""
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:,.1f} GB"
+    if num_bytes >= 1e7:
+        return f"{num_bytes / 1e6:,.0f} MB"
+    if num_bytes >= 1e6:
+        return f"{num_bytes / 1e6:,.1f} MB"
+    return f"{num_bytes / 1e3:,.0f} kB" if num_bytes >= 1e4 else f"{num_bytes / 1e3:,.1f} kB"
 
 
 def _wrap(text: str, indent: int) -> str:

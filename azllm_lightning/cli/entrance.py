@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
+from azllm_lightning.cli.colors import RED, has_colors, paint
 from azllm_lightning.cli.composition import (
     HYDRA_ERRORS,
     composed_mapping,
@@ -144,7 +145,10 @@ def _exit_code(verb: str) -> Iterator[None]:
             raise
         reason = explanation(error, verb) if is_expected else out_of_memory_message(error)
         message = tr("error: {message}", message=reason)
-        print(for_terminal(message), file=sys.stderr, flush=True)
+        message = for_terminal(message)
+        if has_colors(sys.stderr):
+            message = paint(message, RED)
+        print(message, file=sys.stderr, flush=True)
         sys.exit(EXIT_USAGE)
 
 

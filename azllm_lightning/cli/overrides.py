@@ -18,14 +18,19 @@ from hydra.errors import HydraException
 from azllm_lightning.cli.messages import tr
 
 TEXT_KEYS = frozenset(
-    "run_name logs_dir ckpt_path init_from prompt stop out hf license trainer.deadline data.name "
-    "data.path data.val_path data.mix data.dir data.tokenizer data.text_field data.source_field "
-    "callbacks.samples.prompts".split()
+    "run_name logs_dir ckpt_path init_from prompt stop out check hf license trainer.deadline "
+    "data.name data.path data.val_path data.mix data.dir data.tokenizer data.text_field "
+    "data.source_field callbacks.samples.prompts pairs logger.wandb logger.trackio".split()
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
-LIST_KEYS = frozenset("prompt stop data.path data.val_path callbacks.samples.prompts".split())
-"""Those of them that can be a list: [one, two]."""
+LIST_KEYS = frozenset(
+    "prompt stop run_name data.path data.val_path callbacks.samples.prompts".split()
+)
+"""Those of them that can be a list: [one, two]; run_name for `report` only."""
+
+SWITCH_KEYS = frozenset(("pairs",))
+"""Those of them that true and false are not text for."""
 
 LITERAL_KEYS = frozenset("prompt stop callbacks.samples.prompts".split())
 """Those of them in which ${...} is text too, and not a reference to another setting."""
@@ -124,6 +129,8 @@ def _hydra_override(arg: str, sweep: bool) -> str:
         return f"{key}={_quoted(value)}" if _is_only_text(value) else arg
     if name not in LITERAL_KEYS and value == "None":
         return f"{key}=null"
+    if name in SWITCH_KEYS and value.lower() in ("true", "false"):
+        return f"{key}={value.lower()}"
     if name in LITERAL_KEYS:
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
@@ -165,7 +172,17 @@ def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
 def command(verb: str, overrides: Sequence[str]) -> str:
     """The shell command that runs `verb` with `overrides`."""
     typed = [_as_typed(override) for override in overrides]
-    return shlex.join([_python(), "-m", f"azllm_lightning.{verb}", *typed])
+    words = [_python(), "-m", f"azllm_lightning.{verb}", *typed]
+    return " ".join(map(_for_shell, words))
+
+
+def _for_shell(word: str) -> str:
+    """`word` as a shell reads it; bytes that are not UTF-8 as $'...', which bash and zsh know."""
+    raw = os.fsencode(word) if "\\udc" in ascii(word) else b""
+    if not raw:
+        return shlex.quote(word)
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_=./,:@%+- "
+    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in raw) + "'"
 
 
 def _as_typed(override: str) -> str:

@@ -62,7 +62,8 @@ def roots_and_groups(verb: str) -> tuple[list[Path], list[str]]:
     groups: list[str] = []
     for entry in yaml.safe_load(root.read_text(encoding="utf-8"))["defaults"]:
         if isinstance(entry, dict):
-            groups += entry.keys() - {"hydra"}
+            names = {key.removeprefix("override ") for key in entry} - {"hydra", *groups}
+            groups += sorted(names)
         elif entry != "_self_":
             more_roots, more_groups = roots_and_groups(entry)
             roots = more_roots + roots

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import sys
 from typing import Any
+
+NAMES = "azllm.names"
+"""An error handler for writing text: names of files in an old encoding are shown as letters."""
+
+
+def _shown_names(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for letters that cannot be written, and where to go on.
+
+    Python keeps the bytes of a name that is not UTF-8 as lone surrogates. Several in a row are read
+    as Cyrillic, a single one between Latin letters as Turkish.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    if not all(0xDC80 <= ord(letter) <= 0xDCFF for letter in letters):
+        return "?" * len(letters), error.end
+    raw = bytes(ord(letter) - 0xDC00 for letter in letters)
+    text = raw.decode("cp1251" if len(raw) > 1 else "cp1254", "replace")
+    return text.encode(error.encoding, "replace"), error.end
+
+
+codecs.register_error(NAMES, _shown_names)
 
 
 class OutputClosed(Exception):
@@ -56,7 +79,7 @@ def _lasting(stream: Any, is_result: bool) -> Any:
     if type(raw) is not io.FileIO or raw.fileno() not in (1, 2):
         # A console of Windows, which has an encoding of its own, or a notebook's or test's stream.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding="utf-8", errors=NAMES)
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
@@ -64,7 +87,7 @@ def _lasting(stream: Any, is_result: bool) -> Any:
     return io.TextIOWrapper(
         file if buffer is raw else io.BufferedWriter(file),
         encoding="utf-8",
-        errors="replace",
+        errors=NAMES,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -77,10 +77,25 @@ class CallbacksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    """Where curves go. `custom` has the entries with a `_target_`: the user's Lightning loggers."""
+    """Where curves go. `custom` has the entries with a `_target_`: the user's Lightning loggers.
+
+    `wandb` and `trackio` are names of projects there. Runs of older versions have only
+    `tensorboard`.
+    """
 
     tensorboard: bool
+    csv: bool = False
+    wandb: str | None = None
+    trackio: str | None = None
     custom: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = Problems("logger")
+        wanted = tr("the name of a project")
+        for name in ("wandb", "trackio"):
+            project = getattr(self, name)
+            problems.require(project is None or bool(project), name, project, wanted)
+        problems.raise_if_any()
 
     @classmethod
     def read(cls, values: Mapping[str, Any], group: str) -> LoggerConfig:

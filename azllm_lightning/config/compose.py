@@ -9,12 +9,15 @@ from typing import Any, Literal, overload
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import (
+    ChatConfig,
     CheckConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
+    PlanConfig,
     PrepareConfig,
     ProveResumeConfig,
+    ReportConfig,
     RunsConfig,
 )
 
@@ -25,10 +28,13 @@ CONFIGS: dict[str, Any] = {
     "prove_resume": ProveResumeConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
+    "chat": ChatConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
     "runs": RunsConfig,
     "check": CheckConfig,
+    "plan": PlanConfig,
 }
 """The dataclass of conf/<verb>.yaml, by verb."""
 

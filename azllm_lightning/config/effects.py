@@ -37,10 +37,6 @@ def ignored_settings(rules: Sequence[Rule], config: Any, overrides: Iterable[str
     ]
 
 
-def _has_samples_logger(config: Any) -> bool:
-    return config.logger.tensorboard or bool(config.logger.custom)
-
-
 TRAIN = [
     Rule(
         "callbacks.early_stopping_patience",
@@ -51,11 +47,6 @@ TRAIN = [
         "callbacks.samples.prompts callbacks.samples.temperature",
         lambda config: config.callbacks.samples.max_new_tokens == 0,
         lambda config: "callbacks.samples.max_new_tokens=0",
-    ),
-    Rule(
-        "callbacks.samples.prompts callbacks.samples.temperature callbacks.samples.max_new_tokens",
-        lambda config: not _has_samples_logger(config),
-        lambda config: "logger.tensorboard=false",
     ),
     Rule(
         "schedule.decay_ratio schedule.min_lr_ratio schedule.total_steps",
@@ -114,6 +105,15 @@ GENERATE = [
     ),
 ]
 
+PLANNED = (
+    "data.val_windows data.token_replacement model.dropout optimizer.weight_decay "
+    "optimizer.adam_weight_decay schedule.warmup_steps trainer.max_steps "
+    "trainer.global_batch_size trainer.val_every_steps trainer.checkpoint_every_steps"
+)
+"""What the plan of a run decides, whatever is typed."""
+
+PLAN = [Rule(PLANNED, lambda config: True, lambda config: tr("the plan chooses it"))]
+
 EVALUATE = [
     *CHECKPOINT,
     Rule(
@@ -123,7 +123,12 @@ EVALUATE = [
     ),
     Rule(
         "ckpt_path run_name logs_dir",
-        lambda config: config.hf is not None and (config.pairs or config.has_text),
+        lambda config: config.hf is not None and not config.needs_run,
         lambda config: tr("hf is the model that is scored"),
+    ),
+    Rule(
+        "stride block_size",
+        lambda config: config.samples,
+        lambda config: tr("samples=true scores no text"),
     ),
 ]

@@ -14,17 +14,22 @@ from azllm_lightning.config.effects import (
     EVALUATE,
     GENERATE,
     NAMED_CHECKPOINTS,
+    PLAN,
     PROVE_RESUME,
     ignored_settings,
     typed_keys,
 )
-from azllm_lightning.config.local_paths import LocalPath, OutputPath
+from azllm_lightning.config.local_paths import LocalPath, OutputPath, TextPath
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import Problems, from_mapping
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+MEASURES = ("second_half", "pairs", "samples", "suite")
+"""The settings of `evaluate` that choose another measure than the loss on a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,31 @@ class GenerateConfig(VerbConfig, SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatConfig(VerbConfig, SamplingConfig):
+    """The settings of conf/chat.yaml."""
+
+    ckpt_path: LocalPath
+    run_name: str | None
+    logs_dir: OutputPath
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(lambda: VerbConfig.__post_init__(self))
+        problems.attempt(lambda: SamplingConfig.__post_init__(self))
+        problems.attempt(lambda: _check_run(self))
+        problems.require(0 <= self.port < 2**16, "port", self.port, tr("from 0 to 65535"))
+        # An empty one would mean all addresses.
+        problems.require(self.host != "", "host", self.host, tr("a host name or an address"))
+        problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return ignored_settings(CHECKPOINT, self, self.overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(VerbConfig):
     """The settings of conf/evaluate.yaml; `data` has only the keys that name and read the text."""
 
@@ -122,7 +152,10 @@ class EvaluateConfig(VerbConfig):
     run_name: str | None
     logs_dir: OutputPath
     hf: LocalPath | None
-    pairs: bool
+    second_half: bool
+    pairs: bool | TextPath
+    samples: bool
+    suite: bool
     stride: int | None
     block_size: int | None
     out: OutputPath | None
@@ -140,11 +173,26 @@ class EvaluateConfig(VerbConfig):
                     folder=self.data.dir,
                 )
             )
+        measures = [name for name in MEASURES if getattr(self, name)]
+        if len(measures) > 1:
+            problems.add(
+                tr(
+                    "{measures} are different measures: choose one, or suite=true alone for all",
+                    measures=", ".join(measures),
+                )
+            )
         if self.pairs and self.has_text:
             problems.add(
                 tr(
-                    "pairs=true scores its own sentences and reads no text: omit data.path and "
-                    "data.dir"
+                    "pairs={pairs} reads no text: omit data.path and data.dir",
+                    pairs=self.pairs if isinstance(self.pairs, str) else "true",
+                )
+            )
+        if self.samples and self.data.path is not None:
+            problems.add(
+                tr(
+                    "samples=true compares samples with prepared training text: give data.dir, or "
+                    "omit data.path"
                 )
             )
         problems.raise_if_any()
@@ -157,6 +205,15 @@ class EvaluateConfig(VerbConfig):
     def has_text(self) -> bool:
         """Whether a text was given, in place of the validation split of the model's own run."""
         return self.data.path is not None or self.data.dir is not None
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the text is that of a run of ours, also if the model is not."""
+        return not (self.pairs or self.samples or self.has_text)
+
+
+UNKNOWN = "unknown"
+"""The license of a model whose authors have not chosen one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +256,29 @@ class RunsConfig(VerbConfig):
     """The settings of conf/runs.yaml."""
 
     logs_dir: OutputPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(VerbConfig):
+    """The settings of conf/report.yaml."""
+
+    run_name: str | list[str] | None
+    logs_dir: OutputPath
+    out: OutputPath | None
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(super().__post_init__)
+        wanted = tr("the name of a run, or a list of names")
+        problems.require(self.run_name not in ([], ""), "run_name", self.run_name, wanted)
+        problems.raise_if_any()
+
+    @property
+    def names(self) -> list[str | None]:
+        """The runs on the page; None is the newest."""
+        if isinstance(self.run_name, list):
+            return list(dict.fromkeys(self.run_name))
+        return [self.run_name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +328,53 @@ class CheckConfig(VerbConfig):
         )
 
 
-def _check_run(config: GenerateConfig | EvaluateConfig | ExportConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(VerbConfig):
+    """The settings of conf/plan.yaml: those of a run, how long it may take, and where."""
+
+    hours: float
+    check: LocalPath | None
+    out: OutputPath | None
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.attempt(super().__post_init__)
+        problems.require(self.hours > 0, "hours", self.hours, tr("above 0"))
+        if self.run.ckpt_path is not None:
+            problems.add(
+                tr("ckpt_path={ckpt_path}: plan is for a new run", ckpt_path=self.run.ckpt_path)
+            )
+        if self.run.data.name == "tales":
+            problems.add(tr("data=tales needs no plan: python -m azllm_lightning.train"))
+        elif self.run.data.path is None and self.run.data.dir is None:
+            problems.add(tr("data.path is not set: name the text, data.path=FILE or FOLDER"))
+        problems.raise_if_any()
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return [*self.run.ignored(), *ignored_settings(PLAN, self, self.overrides)]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
+        """The config of a composed mapping; the run keeps only the overrides that are its own."""
+        own = {key: values[key] for key in ("hours", "check", "out") if key in values}
+        others = {key: value for key, value in values.items() if key not in own}
+        typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
+        problems = Problems()
+        run = problems.attempt(lambda: RunConfig.from_mapping(others, typed))
+        hours = own.get("hours")
+        is_number = isinstance(hours, (int, float)) and not isinstance(hours, bool)
+        problems.require(is_number, "hours", hours, tr("a number"))
+        problems.raise_if_any()
+        assert run is not None
+        assert isinstance(hours, (int, float))
+        texts = {key: own.get(key) for key in ("check", "out")}
+        given = {key: None if text is None else str(text) for key, text in texts.items()}
+        return cls(lang=run.lang, overrides=tuple(overrides), hours=float(hours), run=run, **given)
+
+
+def _check_run(config: GenerateConfig | ChatConfig | EvaluateConfig | ExportConfig) -> None:
     """Raise ValueError if run_name and ckpt_path name two runs."""
     if config.run_name is not None and config.ckpt_path not in NAMED_CHECKPOINTS:
         raise ValueError(

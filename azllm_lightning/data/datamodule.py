@@ -15,9 +15,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig, Weight
+from azllm_lightning.data.cuts import Rings, cut_offset
 from azllm_lightning.data.mix import Mix, mix_of
 from azllm_lightning.data.pipeline import prepare
-from azllm_lightning.data.sampler import StepSampler, merge_ranges, skip_over, window_order
+from azllm_lightning.data.replacement import replace_tokens
+from azllm_lightning.data.sampler import (
+    Indices,
+    StepSampler,
+    merge_ranges,
+    skip_over,
+    window_order,
+)
 from azllm_lightning.data.shards import SPLITS, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 
@@ -27,6 +35,10 @@ VALIDATION_SEED = 0
 ORDER_BLOCK = 1024
 """Positions whose windows are computed at once; one by one would add tenths of a millisecond to
 each step of a small model."""
+
+ORDER = 2
+"""The version of the training order, which checkpoints hold: 1, of runs begun before it was stored,
+cuts the same windows in every pass, and 2 others in each; the first pass is the same."""
 
 MAX_SOURCES = 12
 """Sources with a validation loss of their own; more curves would be unreadable."""
@@ -45,8 +57,7 @@ class Windows(Dataset[Tensor]):
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         """Tokens (B, T + 1) as int64; the DataLoader calls this once per batch."""
-        starts = [self.start(index) for index in indices]
-        tokens = [self.shards.read(start, self.block_size + 1) for start in starts]
+        tokens = [self.read(self.start(index)) for index in indices]
         return torch.from_numpy(np.stack(tokens).astype(np.int64))
 
     def __getitem__(self, index: int) -> Tensor:
@@ -57,9 +68,16 @@ class Windows(Dataset[Tensor]):
         """The first token of a window."""
         return index * self.block_size
 
+    def read(self, start: int) -> Indices:
+        """The tokens (T + 1,) of the window that begins at token `start`."""
+        return self.shards.read(start, self.block_size + 1)
+
 
 class TrainingWindows(Windows):
-    """Endless: index k is the k-th window of a run with `seed`; a pass has `num_windows`."""
+    """Endless: index k is the k-th window of a run with `seed`; a pass has `num_windows`.
+
+    Each pass cuts the text at other places, except in `order` 1.
+    """
 
     def __init__(
         self, shards: TokenShards, block_size: int, seed: int, weights: Mapping[str, Weight]
@@ -67,25 +85,37 @@ class TrainingWindows(Windows):
         super().__init__(shards, block_size)
         self.seed = seed
         self.mix: Mix | None = None
+        self.rings = Rings([(0, len(shards))])
         if weights:
             spans = [span for span in shards.manifest.spans if span.split == shards.split]
             self.mix = mix_of(weights, spans, block_size, seed)
+            self.rings = self.mix.rings
             self.num_windows = self.mix.num_windows
-        self._first = -1
-        self._starts = np.empty(0, dtype=np.int64)
+        self.order = ORDER
+        self._starts: dict[tuple[int, int], Indices] = {}
 
     def start(self, index: int) -> int:
         """The first token of the window at position `index` of the run."""
-        first = index - index % ORDER_BLOCK
-        if self._first != first:
-            self._first = first
-            positions = range(first, first + ORDER_BLOCK)
-            if self.mix is not None:
-                self._starts = self.mix.starts(positions)
-            else:
-                order = window_order(positions, self.num_windows, self.seed)
-                self._starts = order * self.block_size
-        return int(self._starts[index - first])
+        block, place = divmod(index, ORDER_BLOCK)
+        key = (block, self.order)
+        if key not in self._starts:
+            self._starts = {key: self._starts_of(block * ORDER_BLOCK + np.arange(ORDER_BLOCK))}
+        return int(self._starts[key][place])
+
+    def read(self, start: int) -> Indices:
+        """The tokens (T + 1,) of the window that begins at token `start` of its ring."""
+        pieces = self.rings.pieces(start, self.block_size + 1)
+        return np.concatenate([self.shards.read(first, length) for first, length in pieces])
+
+    def _starts_of(self, positions: Indices) -> Indices:
+        recut = self.order > 1
+        if self.mix is not None:
+            return self.mix.starts(positions, recut)
+        starts = window_order(positions, self.num_windows, self.seed) * self.block_size
+        if recut:
+            offsets = cut_offset(positions // self.num_windows, self.block_size)
+            starts = self.rings.shifted(starts, offsets)
+        return starts
 
 
 class TokenDataModule(LightningDataModule):
@@ -94,7 +124,8 @@ class TokenDataModule(LightningDataModule):
     `micro_batch_size` is the B of each process; it may be changed between two fits. Validation uses
     `data.val_windows` windows chosen by a fixed seed (None: all), divided among the processes
     without padding, so that each window is counted once. `state_dict` holds what a resume needs:
-    the fingerprint of the data, the seed, the global batch size, the mix and the skipped windows.
+    the fingerprint of the data, the seed, the global batch size, the mix, the version of the
+    training order and the skipped windows.
     """
 
     def __init__(self, config: DataConfig, micro_batch_size: int, seed: int = 0) -> None:
@@ -152,6 +183,21 @@ class TokenDataModule(LightningDataModule):
         )
         return self._loader(self.train_windows, sampler)
 
+    def training_inputs(self, batch: Tensor, micro: int) -> Tensor:
+        """What the model reads of `batch` (B, T + 1), the `micro`-th micro-batch of the current
+        step: the same, or with data.token_replacement a copy in which tokens are replaced.
+        """
+        share = self.config.token_replacement
+        if not share:
+            return batch
+        trainer = self.trainer
+        assert trainer is not None
+        size = len(batch)
+        before = trainer.global_step * self._micro_batches_per_step + micro
+        first = (before * trainer.world_size + trainer.global_rank) * size
+        positions = np.arange(first, first + size)
+        return replace_tokens(batch, positions, share, self.tokenizer.vocab_size, self.seed)
+
     def val_dataloader(self) -> DataLoader[Tensor]:
         """The fixed validation windows of this process; the last batch may be smaller."""
         rank = self.trainer.global_rank if self.trainer else 0
@@ -206,6 +252,7 @@ class TokenDataModule(LightningDataModule):
             "global_batch_size": self.global_batch_size,
             "skipped": self.skipped,
             "mix": self.config.mix,
+            "order": self.train_windows.order,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -238,6 +285,17 @@ class TokenDataModule(LightningDataModule):
                     ours=self.config.mix,
                 )
             )
+        order = state_dict.get("order", 1)
+        if order > ORDER:
+            raise ValueError(
+                tr(
+                    "the checkpoint reads its text in an order (version {theirs}) that this "
+                    "version of azllm-lightning, up to {ours}, does not know; update it",
+                    theirs=order,
+                    ours=ORDER,
+                )
+            )
+        self.train_windows.order = order
         self.skipped = merge_ranges([*state_dict["skipped"], *self._to_skip])
 
     def check_same_data(self, fingerprint: str) -> None:

@@ -11,13 +11,14 @@ import numpy as np
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import Weight
+from azllm_lightning.data.cuts import Rings, cut_offset
 from azllm_lightning.data.sampler import Indices, window_order
 from azllm_lightning.data.shards import Span
 
 
 @dataclass(frozen=True)
 class Component:
-    """Text that is mixed in as one: its windows start at the tokens `starts`.
+    """Text that is mixed in as one: in its own first pass, windows start at the tokens `starts`.
 
     A pass over the mix takes `draws` of them, in the order of `seed`; if that is more than there
     are, some or all are taken several times, and if it is less, the next pass goes on.
@@ -35,16 +36,24 @@ class Mix:
     Position k is in pass k // num_windows. Within a pass, the components are interleaved by a
     permutation, and each goes through its own windows in an order of its own (`window_order`), so
     that every window is used equally often, give or take one.
+    `rings` are the spans of the sources.
     """
 
-    def __init__(self, components: Sequence[Component], seed: int) -> None:
+    def __init__(
+        self, components: Sequence[Component], seed: int, block_size: int, rings: Rings
+    ) -> None:
         self.components = components
         self.seed = seed
+        self.block_size = block_size
+        self.rings = rings
         self._ends = np.cumsum([component.draws for component in components])
         self.num_windows = int(self._ends[-1])
 
-    def starts(self, positions: Sequence[int] | Indices) -> Indices:
-        """The first token of the window at each of `positions`."""
+    def starts(self, positions: Sequence[int] | Indices, recut: bool = True) -> Indices:
+        """The first token of the window at each of `positions`.
+
+        With `recut`, each of a component's own passes over its spans cuts other windows.
+        """
         positions = np.asarray(positions, dtype=np.int64)
         passes = positions // self.num_windows
         places = window_order(positions, self.num_windows, self.seed)
@@ -54,8 +63,11 @@ class Mix:
             here = chosen == number
             first = self._ends[number] - component.draws
             own = passes[here] * component.draws + places[here] - first
-            order = window_order(own, len(component.starts), component.seed)
-            found[here] = component.starts[order]
+            size = len(component.starts)
+            starts = component.starts[window_order(own, size, component.seed)]
+            if recut:
+                starts = self.rings.shifted(starts, cut_offset(own // size, self.block_size))
+            found[here] = starts
         return found
 
 
@@ -99,7 +111,7 @@ def mix_of(weights: Mapping[str, Weight], spans: Sequence[Span], block_size: int
         for name in starts
         if draws[name]
     ]
-    return Mix(components, seed)
+    return Mix(components, seed, block_size, Rings([(span.start, span.end) for span in spans]))
 
 
 def _window_starts(spans: Sequence[Span], block_size: int) -> Indices:

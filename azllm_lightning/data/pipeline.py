@@ -44,6 +44,17 @@ _UNFINISHED_PREFIX = ".azllm-"
 _UNFINISHED_SUFFIX = ".unfinished"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _KEEP_SECONDS = 3 * 24 * 3600.0
+# What the tales are generated from; the rest of that folder does not change them.
+_TALES = (
+    "grammar.py",
+    "lexicon.py",
+    "lexicon.tsv",
+    "morphology.py",
+    "suffixes.py",
+    "tales.py",
+    "tales.tsv",
+    "topic.py",
+)
 # These settings do not change the prepared data.
 _NOT_CONTENT = (
     "dir",
@@ -53,6 +64,7 @@ _NOT_CONTENT = (
     "prepare_workers",
     "verify",
     "mix",
+    "token_replacement",
 )
 
 
@@ -147,12 +159,8 @@ def _tales_digests() -> list[str]:
     """Digests of the grammar and the words that the tales are generated from."""
     from azllm_lightning import azerbaijani
 
-    sources = sorted(
-        path
-        for path in Path(azerbaijani.__path__[0]).iterdir()
-        if path.suffix in (".py", ".tsv") and not path.stem.startswith("pairs")
-    )
-    return [blake2b(path.read_bytes()).hexdigest() for path in sources]
+    folder = Path(azerbaijani.__path__[0])
+    return [blake2b((folder / name).read_bytes()).hexdigest() for name in _TALES]
 
 
 def _create(config: DataConfig, folder: Path) -> None:
@@ -171,6 +179,7 @@ def _create(config: DataConfig, folder: Path) -> None:
         try:
             if (folder / MANIFEST).exists():  # another process has created it meanwhile
                 return
+            log.info(tr("preparing the text, once; it is kept in {folder}", folder=folder))
             _build(config, unfinished, folder.name)
             publish(unfinished, folder)
         finally:

@@ -179,6 +179,14 @@ def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return yaml.safe_load(checkpoint["azllm"]["config"]) or {}
 
 
+def trained_on(path: Path) -> str | None:
+    """The data.name of the run that wrote a checkpoint; None where that is not recorded."""
+    if path.is_dir():
+        return None
+    name = stored_config(read_checkpoint(path)).get("data", {}).get("name")
+    return None if name is None else str(name)
+
+
 def _read_model(path: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer]:
     checkpoint = read_checkpoint(path)
     config = from_mapping(GPTConfig, checkpoint["hyper_parameters"]["model"], f"{path}: model")

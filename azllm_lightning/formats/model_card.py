@@ -8,7 +8,8 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.config.verbs import UNKNOWN
 from azllm_lightning.data.cleaning import EOT
 from azllm_lightning.formats.gguf import gguf_name
 from azllm_lightning.formats.load import stored_config
@@ -22,12 +23,19 @@ PROMPT = "Bir gün"
 
 
 def model_card(
-    name: str, model: GPTConfig, license: str, usage: str, training: dict[str, str]
+    name: str,
+    model: GPTConfig,
+    license: str,
+    usage: str,
+    training: dict[str, str],
+    evaluation: str = "",
+    picture: str | None = None,
 ) -> str:
     """The card of model `name` in the language in use, with Hugging Face's front matter.
 
     `usage` is a section of Markdown (`hf_usage`, `gguf_usage`, `state_dict_usage`), and `training`
-    the rows of `training_rows`.
+    the rows of `training_rows`. `evaluation` is another section (`suite_card.card_section`).
+    `picture` is the file next to the card that shows the training.
     """
     rows = {
         tr("parameters"): f"{model.num_params():,}",
@@ -67,20 +75,36 @@ tags: [azllm-lightning]
 |---|---|
 {table}
 
+{"" if picture is None else f"![{tr('training and validation loss by step')}]({picture})"}
+
 ## {tr("Usage")}
 
 {usage}
 
 {separator}
 
-## {tr("Intended use")}
+{evaluation}{chr(10) if evaluation else ""}## {tr("Intended use")}
 
 {intended_use}
 
 ## {tr("License")}
 
-{tr("Weights: {license}. The training text has its own license.", license=license)}
+{_license(license)}
 """
+
+
+def _license(name: str) -> str:
+    if name == UNKNOWN:
+        return tr(
+            "The authors have not chosen a license for the weights yet: ask them before you use or "
+            "share this model. The training text has its own license."
+        )
+    return tr("Weights: {license}. The training text has its own license.", license=name)
+
+
+def code_of(usage: str) -> str:
+    """The code of a section `usage`, without its Markdown."""
+    return usage.partition("```python\n")[2].partition("\n```")[0]
 
 
 def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]:
@@ -97,8 +121,11 @@ def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]
         rows[tr("training text")] = ", ".join([data["name"], *files])
     saved = checkpoint["azllm"]
     windows = saved["step"] * checkpoint["TokenDataModule"]["global_batch_size"]
-    rows[tr("tokens seen")] = tr(
-        "{tokens:,} in {steps:,} steps", tokens=windows * block_size, steps=saved["step"]
+    rows[tr("tokens seen")] = trn(
+        "{tokens:,} in {count:,} step",
+        "{tokens:,} in {count:,} steps",
+        saved["step"],
+        tokens=windows * block_size,
     )
     metrics = saved["metrics"]
     if metrics:

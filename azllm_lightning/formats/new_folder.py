@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         temporary.mkdir()
         made = True
         yield temporary
+        _set_usual_modes(temporary)
         temporary.rename(out)
     except BaseException as error:
         if made:  # else it is not ours
@@ -44,3 +46,12 @@ def new_folder(out: Path) -> Iterator[Path]:
                 )
             ) from error
         raise
+
+
+def _set_usual_modes(folder: Path) -> None:
+    """Give all files the mode that open() gives: safetensors lets only their owner read them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.verbs import EvaluateConfig
+from azllm_lightning.config.verbs import MEASURES, EvaluateConfig
 from azllm_lightning.data.folders import special_kind
+
+ENDINGS = frozenset(".txt .jsonl .json .csv .tsv .parquet .gz .zst .bz2 .xz".split())
+"""Endings that the name of a text loses; any other dot is a part of the name."""
 
 
 def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
@@ -18,31 +22,39 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
 
     It is `out`, else a file in the run's folder, else next to the checkpoint, or in the current
     folder for a transformers model. Results on the model's own validation split are in
-    evaluation.json, those on another text in evaluation-NAME.json, minimal pairs in pairs.json.
+    evaluation.json (second_half.json, suite.json), those on another text in evaluation-NAME.json,
+    minimal pairs in pairs.json, those of others in pairs-NAME.json, samples in samples.json. Each
+    text has its own file: where NAME is that of another text, a digest is added to it.
 
     Raises ValueError if it cannot be written, or if it exists and is not an earlier result.
     """
     if config.out is not None:
         out = Path(config.out)
-    elif config.hf is not None or checkpoint is None:
-        out = Path(_file_name(config))
     else:
-        folder = checkpoint.absolute().parent
-        out = (folder.parent if folder.name == "checkpoints" else folder) / _file_name(config)
+        folder = Path()
+        if config.hf is None and checkpoint is not None:
+            folder = checkpoint.absolute().parent
+            folder = folder.parent if folder.name == "checkpoints" else folder
+        out = folder / _file_name(config)
+        if _has_another_text(out, config):
+            out = out.with_stem(f"{out.stem}-{_digest(config)}")
     _check_writable(out)
-    _check_earlier(out, config)
+    _check_earlier(out)
     return out
 
 
 def _file_name(config: EvaluateConfig) -> str:
-    if config.pairs:
-        return "pairs.json"
-    given = config.data.paths or ([config.data.dir] if config.data.dir is not None else [])
-    if not given:
-        return "evaluation.json"
-    name = PurePosixPath(given[0].replace("\\", "/")).name.split(".")[0]
+    kind = next((name for name in MEASURES if getattr(config, name)), "evaluation")
+    given = _texts(config)
+    if kind == "pairs":
+        given = [config.pairs] if isinstance(config.pairs, str) else []
+    if not given or kind == "samples":
+        return f"{kind}.json"
+    name = PurePosixPath(given[0].replace("\\", "/")).name
+    while PurePosixPath(name).suffix in ENDINGS:
+        name = PurePosixPath(name).stem
     name = re.sub(r"[^\w-]+", "_", name).strip("_") or "text"
-    return f"evaluation-{name}.json"
+    return f"{kind}-{name}.json"
 
 
 def _check_writable(out: Path) -> None:
@@ -67,23 +79,33 @@ def _check_writable(out: Path) -> None:
         )
 
 
-def _check_earlier(out: Path, config: EvaluateConfig) -> None:
-    """Raise ValueError if `out` is another program's file, or has results of another text."""
-    if not out.exists():
-        return
-    found = _read(out)
-    if not {"model", "start_token"} <= found.keys():
+def _texts(config: EvaluateConfig) -> list[str]:
+    """What was given to be scored: paths, or a folder of prepared data."""
+    return config.data.paths or ([config.data.dir] if config.data.dir is not None else [])
+
+
+def _digest(config: EvaluateConfig) -> str:
+    places = [text if "://" in text else str(Path(text).absolute()) for text in _texts(config)]
+    text = "\n".join(places).encode("utf-8", "surrogatepass")
+    return blake2b(text, digest_size=4).hexdigest()
+
+
+def _has_another_text(out: Path, config: EvaluateConfig) -> bool:
+    """Whether `out` has earlier results, of another text than that of `config`."""
+    text = ", ".join(config.data.paths)
+    if not text or not out.is_file():
+        return False
+    scored = _read(out).get("text")
+    if isinstance(scored, dict):  # of a suite
+        scored = scored.get("text")
+    return scored not in (None, text)
+
+
+def _check_earlier(out: Path) -> None:
+    """Raise ValueError if `out` is another program's file."""
+    if out.exists() and not {"model", "start_token"} <= _read(out).keys():
         raise ValueError(
             tr("{out} exists and has no results of evaluate: choose a file with out=FILE", out=out)
-        )
-    text = ", ".join(config.data.paths)
-    if config.out is None and text and found.get("text") != text:
-        raise ValueError(
-            tr(
-                "{out} has the results of another text, {text}: choose a file with out=FILE",
-                out=out,
-                text=found.get("text"),
-            )
         )
 
 

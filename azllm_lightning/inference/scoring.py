@@ -51,8 +51,20 @@ class Scorer(NamedTuple):
     """UTF-8 bytes of a text's first token if there is no start token before it, else 0."""
     unknown_id: int | None
     """The token for what the tokenizer cannot represent."""
+    vocab_size: int
+    """Tokens that the tokenizer learned, without those added to it afterwards."""
     block_size: int
     device: torch.device
+
+
+class ScoredText(NamedTuple):
+    """The ids of a text's tokens, and the loss in nats (N,) of the last N of them: of all, or of
+    all but the first if there is no start token.
+    """
+
+    text: str
+    ids: list[int]
+    nll: Tensor
 
 
 @dataclass(frozen=True)
@@ -104,11 +116,33 @@ def score(
 ) -> Iterator[Score]:
     """The score of each text, in order; `stride` is in tokens, `default_stride` if None.
 
-    Each window but a text's first begins with block_size - stride tokens that are context only. The
-    end-of-text token is not scored. `tokens_at_once` bounds memory and does not change results.
+    `token_losses` says which windows. The end-of-text token is not scored.
 
     Raises ValueError, before the first score is requested, for a stride outside 1..block_size.
     """
+    stride = _checked_stride(scorer, stride)
+    return map(partial(_sums, scorer), _token_losses(scorer, iter(texts), stride, tokens_at_once))
+
+
+def token_losses(
+    scorer: Scorer,
+    texts: Iterable[str],
+    stride: int | None = None,
+    max_tokens: int | None = None,
+) -> Iterator[ScoredText]:
+    """The loss of each token of each text, in order; `stride` is in tokens, `default_stride` if
+    None.
+
+    Each window but a text's first begins with block_size - stride tokens that are context only. Of
+    longer texts only the first `max_tokens` tokens are read, with the start token.
+
+    Raises ValueError, before the first text is requested, for a stride outside 1..block_size.
+    """
+    stride = _checked_stride(scorer, stride)
+    return _token_losses(scorer, iter(texts), stride, TOKENS_AT_ONCE, max_tokens)
+
+
+def _checked_stride(scorer: Scorer, stride: int | None) -> int:
     stride = default_stride(scorer.block_size) if stride is None else stride
     if not 1 <= stride <= scorer.block_size:
         raise ValueError(
@@ -118,28 +152,36 @@ def score(
                 block_size=scorer.block_size,
             )
         )
-    return _score(scorer, iter(texts), stride, tokens_at_once)
+    return stride
 
 
-def _score(
-    scorer: Scorer, texts: Iterator[str], stride: int, tokens_at_once: int
-) -> Iterator[Score]:
+def _token_losses(
+    scorer: Scorer,
+    texts: Iterator[str],
+    stride: int,
+    tokens_at_once: int,
+    max_tokens: int | None = None,
+) -> Iterator[ScoredText]:
     while pool := list(islice(texts, DOCUMENTS_AT_ONCE)):
         encoded = scorer.encode(pool)
-        sequences = [scorer.start + ids for ids in encoded]
-        nll = _sum_nll(scorer, sequences, stride, tokens_at_once)
-        for text, ids, sequence, loss in zip(pool, encoded, sequences, nll, strict=True):
-            num_bytes = len(text.encode("utf-8"))
-            yield Score(
-                documents=1,
-                words=len(text.split()),
-                num_bytes=num_bytes,
-                tokens=len(ids),
-                unknown_tokens=ids.count(scorer.unknown_id) if scorer.unknown_id is not None else 0,
-                scored_tokens=len(sequence) - 1,
-                scored_bytes=num_bytes - scorer.unscored_bytes(text),
-                nll=loss,
-            )
+        sequences = [(scorer.start + ids)[:max_tokens] for ids in encoded]
+        losses = _losses(scorer, sequences, stride, tokens_at_once)
+        yield from map(ScoredText, pool, encoded, losses)
+
+
+def _sums(scorer: Scorer, scored: ScoredText) -> Score:
+    num_bytes = len(scored.text.encode("utf-8"))
+    ids = scored.ids
+    return Score(
+        documents=1,
+        words=len(scored.text.split()),
+        num_bytes=num_bytes,
+        tokens=len(ids),
+        unknown_tokens=ids.count(scorer.unknown_id) if scorer.unknown_id is not None else 0,
+        scored_tokens=len(scorer.start) + len(ids) - 1,
+        scored_bytes=num_bytes - scorer.unscored_bytes(scored.text),
+        nll=float(scored.nll.sum()),
+    )
 
 
 class _Window(NamedTuple):
@@ -163,11 +205,11 @@ def _windows(sequence: int, num_labels: int, block_size: int, stride: int) -> It
 
 
 @torch.inference_mode()
-def _sum_nll(
+def _losses(
     scorer: Scorer, sequences: list[list[int]], stride: int, tokens_at_once: int
-) -> list[float]:
-    """The negative log-likelihood of each sequence, without its first token, in nats."""
-    sums = [0.0] * len(sequences)
+) -> list[Tensor]:
+    """The negative log-likelihoods of each sequence but of its first token, in nats, fp64."""
+    losses = [torch.zeros(max(0, len(sequence) - 1), dtype=torch.float64) for sequence in sequences]
     windows = [
         window
         for i, sequence in enumerate(sequences)
@@ -193,10 +235,10 @@ def _sum_nll(
             continue
         windows = windows[len(batch) :]
         for row, window in zip(nll, batch, strict=True):
-            sums[window.sequence] += float(
-                row[window.first - window.start : window.last - window.start].sum()
-            )
-    return sums
+            losses[window.sequence][window.first : window.last] = row[
+                window.first - window.start : window.last - window.start
+            ]
+    return losses
 
 
 def gpt_scorer(model: GPT, tokenizer: Tokenizer, block_size: int | None = None) -> Scorer:
@@ -210,18 +252,16 @@ def gpt_scorer(model: GPT, tokenizer: Tokenizer, block_size: int | None = None) 
         start=[model.config.eos_id],
         unscored_bytes=lambda text: 0,
         unknown_id=None,
+        vocab_size=tokenizer.vocab_size,
         block_size=_block_size(block_size, model.config.block_size),
         device=model.lm_head.weight.device,
     )
 
 
-def hf_scorer(
-    folder: str | Path, device: str | torch.device = "cpu", block_size: int | None = None
-) -> Scorer:
-    """A scorer of the causal language model in `folder`, in fp32; code in the folder is not run.
+def load_hf(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+    """The causal language model in `folder`, in fp32, and its tokenizer; code there is not run.
 
-    Raises ValueError if transformers is not installed, `folder` has no such model, or `block_size`
-    is above the model's.
+    Raises ValueError if transformers is not installed, or `folder` has no such model.
     """
     transformers = import_optional("transformers")
     if not (Path(folder) / HF_CONFIG).is_file():
@@ -247,9 +287,27 @@ def hf_scorer(
         ) from error
     model = model.float().to(device).eval()
     check_finite(model.state_dict(), folder)
-    start_id = tokenizer.bos_token_id
-    if start_id is None:
-        start_id = model.config.bos_token_id
+    return model, tokenizer
+
+
+def hf_scorer(
+    folder: str | Path, device: str | torch.device = "cpu", block_size: int | None = None
+) -> Scorer:
+    """A scorer of the model that `load_hf` finds in `folder`.
+
+    Its start token is the tokenizer's, else its classification token, else that of the model.
+    Raises ValueError as `load_hf` does, and if `block_size` is above the model's.
+    """
+    model, tokenizer = load_hf(folder, device)
+    return scorer_of(model, tokenizer, folder, block_size)
+
+
+def scorer_of(
+    model: Any, tokenizer: Any, folder: str | Path, block_size: int | None = None
+) -> Scorer:
+    """A scorer of a model and a tokenizer of transformers; `folder` is what errors call them."""
+    known = (tokenizer.bos_token_id, tokenizer.cls_token_id, model.config.bos_token_id)
+    start_id = next((token for token in known if token is not None), None)
     if start_id is None and not tokenizer.is_fast:
         raise ValueError(
             tr(
@@ -288,8 +346,9 @@ def hf_scorer(
         start=[] if start_id is None else [start_id],
         unscored_bytes=first_bytes if start_id is None else lambda text: 0,
         unknown_id=tokenizer.unk_token_id,
+        vocab_size=tokenizer.vocab_size,
         block_size=_block_size(block_size, getattr(model.config, "max_position_embeddings", None)),
-        device=torch.device(device),
+        device=model.device,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.formats.load import read_checkpoint, stored_config
 from azllm_lightning.inference.scoring import Score, default_stride, score
-from azllm_lightning.inference.tables import table
+from azllm_lightning.inference.tables import WIDTH, table
 
 if TYPE_CHECKING:
     from azllm_lightning.inference.scoring import Scorer
@@ -45,7 +46,7 @@ def text_to_score(data: DataConfig, checkpoint: Path | None) -> TextToScore:
         folder = Path(data.dir).expanduser()
     else:
         assert checkpoint is not None
-        folder = _prepared_folder_of(checkpoint)
+        folder = prepared_folder_of(checkpoint)
     return TextToScore(
         _validation_documents(folder),
         tr("{folder}, validation split", folder=folder),
@@ -53,7 +54,7 @@ def text_to_score(data: DataConfig, checkpoint: Path | None) -> TextToScore:
     )
 
 
-def _prepared_folder_of(checkpoint: Path) -> Path:
+def prepared_folder_of(checkpoint: Path) -> Path:
     """The prepared data that a checkpoint's run was trained on."""
     way_out = tr(
         "give data.dir=FOLDER (prepared data; its validation split is scored) or data.path=TEXT"
@@ -158,6 +159,10 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
         ),
         tr("loss: nats per token; bpb: bits per byte of the normalized text"),
         tr("the end-of-text token is context only and is not scored"),
+        tr(
+            "training's val_loss differs: it is over windows that do not overlap, with less "
+            "context, and over data.val_windows of them"
+        ),
     ]
     if not scorer.start:
         lines.append(
@@ -178,7 +183,7 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
                 total["unknown_tokens"],
             )
         )
-    return "\n".join(lines)
+    return "\n".join(lines[:1] + [textwrap.fill(line, WIDTH) for line in lines[1:]])
 
 
 def _row(source: str, metrics: dict[str, Any]) -> list[str]:
@@ -191,5 +196,5 @@ def _row(source: str, metrics: dict[str, Any]) -> list[str]:
         f"{metrics['tokens_per_word']:.2f}",
         f"{metrics['bytes_per_token']:.2f}",
         f"{metrics['documents']:,}",
-        f"{metrics['bytes']:,}",
+        f"{metrics['bytes']:,}" if metrics["bytes"] < 1e8 else f"{metrics['bytes'] / 1e6:,.0f} M",
     ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -60,14 +58,15 @@ class Skipped(Exception):
 
 
 class Checkup:
-    """The measurements of one check; `run` returns the content of check.json.
+    """The measurements of one check, of `parts`; `run` returns the content of check.json.
 
     A part is a mapping with "status" (ok, failed, skipped, interrupted), "reason" (None if ok),
     "seconds", and its figures if it is ok.
     """
 
-    def __init__(self, config: CheckConfig) -> None:
+    def __init__(self, config: CheckConfig, parts: Sequence[str] = PARTS) -> None:
         self.config = config
+        self.parts = parts
         self.findings: dict[str, Any] = {}
         self._started = time.monotonic()
         self._folder = Path()
@@ -123,6 +122,8 @@ class Checkup:
         try:
             if self.findings["interrupted"]:
                 raise KeyboardInterrupt
+            if part not in self.parts:
+                raise Skipped(tr("not asked for"))
             figures = function()
         except KeyboardInterrupt:
             self.findings["interrupted"] = True
@@ -262,30 +263,3 @@ class Checkup:
     def _announce(self, what: str) -> None:
         elapsed = duration(time.monotonic() - self._started)
         print(f"{elapsed:>10}  {what}", file=sys.stderr, flush=True)
-
-
-def file_to_write(out: str) -> Path:
-    """`out` as a path that a report may be written to.
-
-    Raises ValueError if there is something else, or no folder, and OSError if it cannot be written.
-    """
-    path = Path(out).expanduser()
-    if not path.absolute().parent.is_dir():
-        raise ValueError(
-            tr("out={path}: there is no folder {folder}", path=out, folder=path.parent)
-        )
-    if path.exists() and not _is_report(path):
-        raise ValueError(
-            tr("out={path} exists and is not a report of check; name another file", path=out)
-        )
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise OSError(tr("out={path}: the folder cannot be written", path=out))
-    return path
-
-
-def _is_report(path: Path) -> bool:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and {"format_version", *PARTS} <= values.keys()

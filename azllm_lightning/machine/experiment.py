@@ -58,6 +58,9 @@ class Experiment:
             "data.val_windows": 2,
             "callbacks.samples.max_new_tokens": 0,
             "logger.tensorboard": "true",
+            "logger.csv": "false",
+            "logger.wandb": "null",
+            "logger.trackio": "null",
             "logs_dir": "lightning_logs",
             **{f"+callbacks.stopwatch.{key}": value for key, value in watch.items()},
         }

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import azllm_lightning
 from azllm_lightning.data.workers import num_cores
 
 INSTRUCTION_SETS = (
@@ -45,7 +46,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "python_version": platform.python_version(),
         "torch_version": torch.__version__,
         "lightning_version": importlib.metadata.version("lightning"),
-        "azllm_lightning_version": importlib.metadata.version("azllm-lightning"),
+        "azllm_lightning_version": azllm_lightning.__version__,
     }
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from azllm_lightning.callbacks.text import LABEL, count_text, duration, labeled, size_text, verbatim
+from azllm_lightning.callbacks.text import count_text, duration, labeled, size_text, verbatim
+from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.machine.storage import TESTS
 

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from azllm_lightning.cli.messages import language, tr
+from azllm_lightning.training.stopping import signal_name
 
 MARK = "azllm-result: "
 """Starts the line with the result, since libraries print to stdout as well."""
@@ -64,7 +65,7 @@ def exit_text(code: int) -> str:
     """An exit code, with the name of the signal that it stands for."""
     if code < 0:
         with contextlib.suppress(ValueError):
-            return f"{code} ({signal.Signals(-code).name})"
+            return f"{code} ({signal_name(-code)})"
     return str(code)
 
 

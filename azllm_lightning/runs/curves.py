@@ -27,6 +27,11 @@ HEADER_BYTES = LENGTH.size + CHECKSUM_BYTES
 
 EVENTS = "events.out.tfevents.*"
 
+DESCRIPTION = "events.out.tfevents.0.description"
+"""The event file of a run that describes it as a whole. Readers, which sort by name, read it first;
+a resume replaces it, and never lacks it.
+"""
+
 SESSION = "session/"
 """Prefix of the tags of texts that describe the run as a whole, not its state at some step."""
 
@@ -42,15 +47,14 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     would see both. The new file takes the name of the first one: readers sort by name, and it must
     come before what is logged next.
 
-    Settings, environment and layout are omitted: the next session writes them again, and
-    TensorBoard shows the first that it finds.
+    Settings, environment and layout are in a file of their own, DESCRIPTION, which is not touched.
 
     Where the files cannot be replaced (on Windows, TensorBoard holds them open), a warning says
     what that means, and a mark makes readers drop the later steps.
     """
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    old_files = sorted(source.glob(EVENTS))
+    old_files = sorted(path for path in source.glob(EVENTS) if path.name != DESCRIPTION)
     if not old_files:
         return
     try:
@@ -82,6 +86,23 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
                 step=last_step,
             )
         log.warning(message)
+
+
+def write_description(folder: Path, values: Iterable[Any]) -> None:
+    """Replace the DESCRIPTION of the run in `folder` by `values`, a Summary each.
+
+    On Windows, where TensorBoard holds the file open, the old one stays.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    now = time.time()
+    with contextlib.suppress(OSError), replacing(folder / DESCRIPTION) as file:
+        writer = RecordWriter(file)
+        writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        for value in values:
+            writer.write(Event(wall_time=now, step=0, summary=value).SerializeToString())
+        writer.flush()
 
 
 def _up_to(files: list[Path], last_step: int) -> Iterator[bytes]:
@@ -231,11 +252,16 @@ def read_records(files: list[Path]) -> Iterator[bytes]:
     A damaged record is skipped, and what follows it is read. TensorBoard's own reader ends there.
     """
     for path in files:
-        content = path.read_bytes()
-        place = 0
-        while (found := _next_record(content, place)) is not None:
-            start, place = found
-            yield content[start + HEADER_BYTES : place - CHECKSUM_BYTES]
+        for raw, _ in records_in(path.read_bytes()):
+            yield raw
+
+
+def records_in(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """The serialized events in the bytes of an event file, each with the place of its end."""
+    place = 0
+    while (found := _next_record(content, place)) is not None:
+        start, place = found
+        yield content[start + HEADER_BYTES : place - CHECKSUM_BYTES], place
 
 
 def _next_record(content: bytes, place: int) -> tuple[int, int] | None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from azllm_lightning.callbacks.console import SHOWN
 from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
@@ -65,6 +66,8 @@ class Start:
     resumed_from: Path | None
     """The checkpoint that the summary names; None if this session wrote it."""
     rollbacks: int = 0
+    rolled_back: str | None = None
+    """What the page of the run says about the rollback that led here."""
 
 
 def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest) -> Parts:
@@ -76,10 +79,11 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
     path = source.path if source else None
     start = Start(config, path, source.step if source else -1, path)
     while True:
-        parts = _built(start.config, resolved, run, stop)
+        parts = _built(start, resolved, run, stop)
         parts.health.rollbacks = start.rollbacks
         parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
-        outcome = attempt(parts, start, run)
+        parts.page.rolled_back = start.rolled_back
+        outcome = attempt(parts, start, run, stop)
         if isinstance(outcome, Done):
             return parts
         if isinstance(outcome, RolledBack):
@@ -93,7 +97,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
         batch.free_memory()  # the exception, whose frames kept tensors alive, has been dropped
 
 
-def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
+def attempt(parts: Parts, start: Start, run: Run, stop: StopRequest) -> Outcome:
     """One fit from `start`.
 
     Raises `Stopped` after writing the summary.
@@ -110,7 +114,7 @@ def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
                 weights_only=True,
             )
     except Stopped as stopped:
-        _report_stop(parts, start, run, stopped)
+        _report_stop(parts, start, run, stopped, stop.shown)
         raise
     except RollBack as broken:
         return RolledBack(broken.with_traceback(None))
@@ -121,10 +125,10 @@ def attempt(parts: Parts, start: Start, run: Run) -> Outcome:
     return Done()
 
 
-def _built(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
+def _built(start: Start, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
     """`build`; raises ValueError if the model itself does not fit in memory."""
     try:
-        return build(config, resolved, run, stop)
+        return build(start.config, resolved, run, stop, start.step)
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
@@ -155,10 +159,11 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
     message = tr(
         "{problem}: rolling back to {place} and skipping those batches",
         problem=broken,
-        place=checkpoint or tr("the start"),
+        place=checkpoint.name if checkpoint else tr("the start"),
     )
     log.warning(paragraph(message))
-    return Start(start.config, checkpoint, step, checkpoint, rollbacks)
+    mark = tr("{problem}: back to here, and those batches are skipped", problem=broken)
+    return Start(start.config, checkpoint, step, checkpoint, rollbacks, mark)
 
 
 def leave_after_out_of_memory(parts: Parts, start: Start, run: Run) -> NoReturn:
@@ -204,13 +209,22 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
     parts.data.micro_batch_size = config.trainer.micro_batch_size
     log.warning(paragraph(batch.continuing(config.trainer, parts.trainer.world_size, reached)))
     return replace(
-        start, config=config, checkpoint=checkpoint, step=step, resumed_from=resumed_from
+        start,
+        config=config,
+        checkpoint=checkpoint,
+        step=step,
+        resumed_from=resumed_from,
+        rolled_back=None,
     )
 
 
 def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -> None:
     if rollbacks > parts.health.config.max_rollbacks:
-        reason = tr("the same happened after {count} rollbacks", count=rollbacks - 1)
+        reason = trn(
+            "the same happened after {count} rollback",
+            "the same happened after {count} rollbacks",
+            rollbacks - 1,
+        )
     else:
         return
     message = tr(
@@ -227,8 +241,15 @@ def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -
     raise ValueError(message) from None
 
 
-def _report_stop(parts: Parts, start: Start, run: Run, stopped: Stopped) -> None:
-    """Log a stop and, if this session came further than its start, write the summary."""
+def _report_stop(
+    parts: Parts, start: Start, run: Run, stopped: Stopped, shown: Sequence[str]
+) -> None:
+    """Log a stop and, if this session came further than its start, write the summary.
+
+    `shown` is what the terminal has shown of it already.
+    """
+    for message in shown:
+        log.info(message, extra=SHOWN)
     newest = step_files(run.checkpoints)[:1]
     step = parts.trainer.global_step
     if parts.io.failed is not None:
@@ -244,6 +265,7 @@ def _report_stop(parts: Parts, start: Start, run: Run, stopped: Stopped) -> None
         log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=step))
         if parts.trainer.global_step > start.step:
             parts.summary.write(parts.trainer, parts.module, "stopped")
+            parts.page.write_last(parts.trainer)
     else:
         log.info(tr("stopped by {reason} before the first step", reason=stopped))
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from azllm_lightning.callbacks.console import Console
 from azllm_lightning.callbacks.diagnosis import Diagnosis
@@ -22,10 +22,11 @@ from azllm_lightning.callbacks.summary import Summary
 from azllm_lightning.callbacks.tensorboard import TensorBoard
 from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.callbacks import LoggerConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.report.live import LivePage
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.session.loggers import loggers
 from azllm_lightning.session.resolve import Resolved, gpu_index
 from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
@@ -44,13 +45,17 @@ class Parts:
     history: History
     health: Health
     diagnosis: Diagnosis
+    samples: Samples | None
     summary: Summary
     io: AtomicCheckpointIO
     periodic: PeriodicCheckpoint
+    page: LivePage
 
 
-def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:
-    """The objects of one fit of a settled `config`, in the run's folder."""
+def build(
+    config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest, first_step: int = -1
+) -> Parts:
+    """The objects of one fit of a settled `config` after step `first_step`, in the run's folder."""
     trainer_config = config.trainer
     device = resolved.device
     module = CausalLM(
@@ -77,28 +82,45 @@ def build(config: RunConfig, resolved: Resolved, run: Run, stop: StopRequest) ->
     history = History(io)
     health = Health(config.callbacks.health)
     diagnosis = Diagnosis(history, config.callbacks)
+    samples = None
+    if config.callbacks.samples.max_new_tokens:
+        samples = Samples(config.callbacks.samples, config.data.name)
     callbacks: list[pl.Callback] = [
         history,  # first: the others read what it recorded
         health,
         TensorBoard(config),
         Throughput(history, hardware.peak_flops(device, trainer_config.precision)),
-        Console(history),
+        *([samples] if samples is not None else []),
+        Console(history, samples, bool(trainer_config.compile)),  # shows the latest sample
         diagnosis,
     ]
-    if config.callbacks.samples.max_new_tokens:
-        callbacks.append(Samples(config.callbacks.samples, config.data.name))
     callbacks += _instantiate(config.callbacks.custom, "callbacks", pl.Callback)
-    callbacks += [best, periodic]
-    trainer = _trainer(config, resolved, callbacks, _loggers(config.logger, run), io)
+    page = LivePage(run.folder, history)
+    callbacks += [best, periodic, page]
+    own = _instantiate(config.logger.custom, "logger", Logger)
+    logs = loggers(config.logger, run, first_step, resolved.place.is_first) + own
+    trainer = _trainer(config, resolved, callbacks, logs, io)
     summary = Summary(run, history, best, trainer_config)
-    return Parts(trainer, module, resolved.data, history, health, diagnosis, summary, io, periodic)
+    return Parts(
+        trainer=trainer,
+        module=module,
+        data=resolved.data,
+        history=history,
+        health=health,
+        diagnosis=diagnosis,
+        samples=samples,
+        summary=summary,
+        io=io,
+        periodic=periodic,
+        page=page,
+    )
 
 
 def _trainer(
     config: RunConfig,
     resolved: Resolved,
     callbacks: list[pl.Callback],
-    loggers: list[Logger],
+    logs: list[Logger],
     io: AtomicCheckpointIO,
 ) -> pl.Trainer:
     settings = config.trainer
@@ -120,7 +142,7 @@ def _trainer(
             num_sanity_val_steps=-1,
             log_every_n_steps=1,  # CausalLM decides what is logged when
             callbacks=callbacks,
-            logger=loggers,
+            logger=logs,
             plugins=[
                 hardware.precision_plugin(settings.precision, resolved.device),
                 io,
@@ -157,16 +179,6 @@ def _devices(config: RunConfig, resolved: Resolved) -> Any:
     if resolved.devices > 1:
         return "auto"
     return [gpu_index(config, 0)] if resolved.device == "cuda" else 1
-
-
-def _loggers(config: LoggerConfig, run: Run) -> list[Logger]:
-    loggers: list[Logger] = []
-    if config.tensorboard:
-        folder = run.folder.name
-        loggers.append(
-            TensorBoardLogger(run.logs, name=run.name, version=folder, default_hp_metric=False)
-        )
-    return loggers + _instantiate(config.custom, "logger", Logger)
 
 
 def _instantiate(entries: Mapping[str, Any], group: str, kind: type) -> list[Any]:

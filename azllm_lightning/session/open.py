@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.cli.streams import NAMES
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.atomic import write_text
@@ -25,6 +28,9 @@ from azllm_lightning.training.processes import (
 )
 
 log = logging.getLogger("azllm_lightning")
+
+LIGHTNING = ("lightning.pytorch", "lightning.fabric")
+"""The loggers of Lightning, which write their warnings to the terminal themselves."""
 
 
 @contextlib.contextmanager
@@ -75,34 +81,81 @@ def _claim_or_reopen(resolved: Resolved) -> Run:
     return run
 
 
+class EarlyLines(logging.Handler):
+    """Keeps what is logged before there is a run folder, for its train.log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record."""
+        self._records.append(record)
+
+    def hand_over(self, target: logging.Handler) -> None:
+        """Give all records to `target`, and keep no others."""
+        log.removeHandler(self)
+        for record in self._records:
+            target.handle(record)
+        self._records.clear()
+
+
 @contextlib.contextmanager
 def _log_file(run: Run, place: Processes) -> Iterator[None]:
-    """Write all log lines of the terminal, and the error that ends the run, to train.log with the
-    time.
+    """Write all that the terminal shows except bars, and the error that ends the run, to train.log
+    with the time.
 
     The other processes of a run write their warnings and errors to rank_<n>.log.
     """
     name = "train.log" if place.is_first else f"rank_{place.rank}.log"
     handler: logging.Handler = logging.NullHandler()
     if run.folder.is_dir():  # not so on the disk of another machine
-        handler = logging.FileHandler(
-            run.folder / name, encoding="utf-8", errors="backslashreplace", delay=True
-        )
+        handler = logging.FileHandler(run.folder / name, encoding="utf-8", errors=NAMES, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
+    for early in [found for found in log.handlers if isinstance(found, EarlyLines)]:
+        early.hand_over(handler)
+    sources = [log, *map(logging.getLogger, LIGHTNING)]
+    for source in sources:
+        source.addHandler(handler)
     try:
-        yield
+        with _warnings_to(handler):
+            yield
     except (ValueError, OSError) as error:
         handler.handle(_record(str(error)))
         raise
-    except Resumable:
+    except Resumable as stop:
+        handler.handle(_record(stop.message))
         raise
     except Exception as error:
         handler.handle(_record(str(error) if has_lost_peer(error) else traceback.format_exc()))
         raise
     finally:
-        log.removeHandler(handler)
+        for source in sources:
+            source.removeHandler(handler)
         handler.close()
+
+
+@contextlib.contextmanager
+def _warnings_to(handler: logging.Handler) -> Iterator[None]:
+    """Give `handler` the warnings of libraries too, which Python shows on the terminal."""
+    show = warnings.showwarning
+
+    def show_and_keep(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        show(message, category, filename, lineno, file, line)
+        handler.handle(_record(f"{category.__name__}: {message}"))
+
+    warnings.showwarning = show_and_keep
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _record(text: str) -> logging.LogRecord:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from azllm_lightning.callbacks.history import Validation, best_of
 from azllm_lightning.callbacks.panels import end_panel
+from azllm_lightning.callbacks.rules import IN_A_ROW, against_overfitting
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.folder import Run, relative_to_current
 from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.build import Parts
 from azllm_lightning.session.resolve import Resolved
 
 log = logging.getLogger("azllm_lightning")
+
+
+LONG_AGO = 0.8
+"""Share of a finished run before which its best step shows that more steps do not help."""
 
 
 def finished_run(resolved: Resolved) -> Path | None:
@@ -32,8 +42,17 @@ def finished_run(resolved: Resolved) -> Path | None:
     return relative_to_current(folder)
 
 
-def warn_that_it_is_done(step: int) -> None:
-    """Say how a run that is at its last step can be trained longer."""
+def warn_that_it_is_done(step: int, best_step: int | None = None) -> None:
+    """Say how a run that is at its last step can be trained longer, or that this would not help."""
+    if best_step is not None and best_step < LONG_AGO * step:
+        message = tr(
+            "this run is already at its last step, {step:,}, and its best is step {best:,}: more "
+            "steps would not help",
+            step=step,
+            best=best_step,
+        )
+        log.warning(paragraph(message))
+        return
     message = tr(
         "this run is already at its last step, {step:,}: to train it longer, set "
         "trainer.max_steps and schedule.total_steps to the new length",
@@ -42,12 +61,13 @@ def warn_that_it_is_done(step: int) -> None:
     log.warning(paragraph(message))
 
 
-def report(parts: Parts, run: Run) -> None:
+def report(parts: Parts, run: Run, config: RunConfig) -> None:
     """Write summary.json, and show the end panel with what to do next.
 
     Raises OSError if the last checkpoint could not be saved.
     """
     summary = parts.summary.write(parts.trainer, parts.module, "done")
+    parts.page.write_last(parts.trainer)
     if parts.io.diverged is not None:
         message = tr(
             "training has diverged: the last weights are not finite. Start again with a lower "
@@ -60,11 +80,45 @@ def report(parts: Parts, run: Run) -> None:
             reason=parts.io.failed,
         )
         raise OSError(message)
-    # More steps do not help a run that overfits or has stopped improving.
-    extendable = (
-        parts.io.diverged is None
-        and not parts.diagnosis.overfitting
-        and summary.steps == parts.trainer.max_steps
-    )
+    validations = parts.history.validations
+    helpful = parts.io.diverged is None and summary.steps == parts.trainer.max_steps
+    extendable = helpful and not parts.diagnosis.overfitting and not is_past_best(validations)
+    sample = parts.samples.latest if parts.samples is not None else ""
     last = parts.module.last_validation
-    log.info(end_panel(run, parts.history.validations, last, summary, extendable))
+    better = better_command(parts, config)
+    log.info(end_panel(run, validations, last, summary, extendable, better, sample))
+
+
+def is_past_best(validations: Sequence[Validation]) -> bool:
+    """Whether the last two validations or more are worse than the best: more steps do not help."""
+    best = best_of(validations)
+    return best is not None and sum(row.step > best.step for row in validations) >= IN_A_ROW
+
+
+def better_command(parts: Parts, config: RunConfig) -> str | None:
+    """The command of a new run without the problem that this one ended with; None if healthy."""
+    settings = remedy(
+        parts.diagnosis.present,
+        config.optimizer,
+        config.shape.dropout,
+        parts.io.diverged is not None,
+    )
+    if not settings:
+        return None
+    changed = {setting.partition("=")[0] for setting in settings}
+    changed |= {"ckpt_path", "run_name"}
+    kept = [text for text in config.overrides if text.partition("=")[0].lstrip("+") not in changed]
+    return command("train", [*kept, f"run_name={config.run_name}", *settings])
+
+
+def remedy(
+    present: Collection[str], optimizer: OptimizerConfig, dropout: float, has_diverged: bool
+) -> list[str]:
+    """The settings to change for a problem that `Diagnosis` reported, which is not over."""
+    if has_diverged or "lr_too_high" in present:
+        return [f"optimizer.lr={optimizer.lr / 3:.1g}"]
+    if "overfitting" in present:
+        return against_overfitting(optimizer, dropout).split()
+    if "too_small" in present:
+        return [f"optimizer.lr={optimizer.lr * 3:.1g}"]
+    return []

@@ -8,16 +8,22 @@ import threading
 import warnings
 from pathlib import Path
 
-from azllm_lightning.callbacks.console import TqdmHandler
+from azllm_lightning.callbacks.console import SHOWN, TqdmHandler
 from azllm_lightning.callbacks.panels import start_panel
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.entrance import EXIT_RESUMABLE, EXIT_USAGE, Resumable
 from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.planning import far_off
+from azllm_lightning.planning.models import named_models
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.attempts import attempts
-from azllm_lightning.session.open import opened
+from azllm_lightning.session.loggers import close_trackers
+from azllm_lightning.session.open import LIGHTNING, EarlyLines, opened
 from azllm_lightning.session.outcome import PeerLost, SmallerBatch, resume_command
 from azllm_lightning.session.report import finished_run, report, warn_that_it_is_done
 from azllm_lightning.session.resolve import (
@@ -109,20 +115,30 @@ def _run(
         resolved = resolve(found, stop, place)
         if (folder := first(lambda: finished_run(resolved))) is not None:
             assert resolved.source is not None
-            warn_that_it_is_done(resolved.source.step)
+            warn_that_it_is_done(resolved.source.step, read_summary(folder).get("best_step"))
             return folder
         with opened(resolved) as (run, config):
             _announce(resolved, config, run)
-            parts = attempts(resolved, config, run, stop)
-            report(parts, run)
+            try:
+                parts = attempts(resolved, config, run, stop)
+            except Stopped:
+                raise _resumable(typed, run) from None
+            finally:
+                close_trackers()
+            report(parts, run, config)
             return run.folder
     except Stopped:
-        resume = resume_command(run) if run is not None else None
-        raise (Resumable(resume) if resume is not None else _start_again(typed)) from None
+        raise _resumable(typed, run) from None
     except RuntimeError as error:
         if not has_lost_peer(error):
             raise
         raise _peer_lost(typed, run) from None
+
+
+def _resumable(typed: RunConfig, run: Run | None) -> Resumable:
+    """The end of a session that stopped early, with the command that goes on."""
+    resume = resume_command(run) if run is not None else None
+    return _start_again(typed) if resume is None else Resumable(resume)
 
 
 def _start_again(config: RunConfig) -> Resumable:
@@ -132,8 +148,7 @@ def _start_again(config: RunConfig) -> Resumable:
 
 
 def _peer_lost(config: RunConfig, run: Run | None) -> PeerLost:
-    resume = resume_command(run) if run is not None else None
-    end = _start_again(config) if resume is None else Resumable(resume)
+    end = _resumable(config, run)
     reason = tr("another process of this run ended, so this one cannot continue")
     return PeerLost(end.command, f"{reason}\n{end.message}")
 
@@ -159,9 +174,13 @@ def _end_quietly(error: BaseException, place: Processes) -> None:
 
 
 def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
+    for message in config.ignored():
+        log.info(message, extra=SHOWN)  # by the entrance
     log.info(start_panel(config, run, resolved.data, resolved.device, resolved.devices))
     last_step = config.trainer.max_steps
     source = resolved.source
+    if source is None:
+        warn_if_far_off(config, resolved.data)
     if source is not None and source.step >= last_step:
         warn_that_it_is_done(source.step)
         return
@@ -175,6 +194,24 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
         log.warning(paragraph(message))
 
 
+def warn_if_far_off(config: RunConfig, data: TokenDataModule) -> None:
+    """One warning, with a better command, if the settings are far from what a plan would choose."""
+    manifest = data.train_windows.shards.manifest
+    train = manifest.splits["train"]
+    val = manifest.splits["val"]
+    text = far_off.TextSize(
+        tokens=data.train_windows.num_windows * config.shape.block_size,
+        num_bytes=train.text_bytes,
+        bytes_per_token=val.text_bytes / max(1, val.tokens),
+    )
+    found = far_off.advice(config, text, named_models())
+    if found is not None:
+        keys = typed_keys(found.overrides)
+        kept = [text for text in config.overrides if not typed_keys([text]) & keys]
+        better = tr("Better: {command}", command=command("train", [*kept, *found.overrides]))
+        log.warning("\n".join([paragraph(" ".join(found.sentences)), better]))
+
+
 def _set_up_logging(place: Processes) -> None:
     """Let one process write to the terminal; the others have a file each, see `opened`."""
     log.setLevel(logging.INFO if place.is_first else logging.WARNING)
@@ -184,8 +221,9 @@ def _set_up_logging(place: Processes) -> None:
         warnings.simplefilter("ignore")
     elif not any(isinstance(handler, TqdmHandler) for handler in log.handlers):
         log.addHandler(TqdmHandler())
-    for noisy in (
-        "lightning.pytorch",
-        "lightning.fabric",
-    ):  # the start panel has the same information
+    for earlier in [found for found in log.handlers if isinstance(found, EarlyLines)]:
+        log.removeHandler(earlier)  # of a session that ended before it had a folder
+    if place.is_first:
+        log.addHandler(EarlyLines())
+    for noisy in LIGHTNING:  # the start panel has the same information
         logging.getLogger(noisy).setLevel(logging.WARNING if place.is_first else logging.ERROR)

@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from azllm_lightning.cli.memory import is_out_of_memory
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
@@ -118,12 +118,13 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
 
 def continuing(config: TrainerConfig, devices: int, step: int) -> str:
     """What the user reads when a run that ran out of memory continues with `config`."""
+    count = accumulation(config, devices)
     return tr(
         "out of memory after step {step:,}: continuing with trainer.micro_batch_size={size} "
-        "({count} micro-batches per step; trainer.global_batch_size is unchanged)",
+        "({micro_batches} per step; trainer.global_batch_size is unchanged)",
         step=step,
         size=config.micro_batch_size,
-        count=accumulation(config, devices),
+        micro_batches=trn("{count:,} micro-batch", "{count:,} micro-batches", count),
     )
 
 

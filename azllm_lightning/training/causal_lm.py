@@ -156,11 +156,12 @@ class CausalLM(LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Mean NLL of a micro-batch (B, T + 1), in nats."""
+        micro = batch_idx % self.trainer.accumulate_grad_batches
         if self.model_config.dropout > 0:
-            micro = batch_idx % self.trainer.accumulate_grad_batches
             rank = self.trainer.global_rank
             torch.manual_seed(derived_seed(self.seed, self.trainer.global_step, micro, rank))
-        loss: Tensor = self.net(batch[:, :-1], batch[:, 1:])
+        inputs = datamodule_of(self.trainer).training_inputs(batch, micro)
+        loss: Tensor = self.net(inputs[:, :-1], batch[:, 1:])
         self._loss_sum += loss.detach()
         return loss
 
@@ -335,10 +336,13 @@ class CausalLM(LightningModule):
     def start_from(self, path: str) -> None:
         """Initialize the weights from `path`: a checkpoint, a run folder or an exported folder.
 
-        Raises ValueError if that is a model of another shape.
+        A head of its own starts as the embedding table if that model's head is its table. Raises
+        ValueError if that is a model of another shape.
         """
         net, _ = load(path)
         theirs = net.config.to_dict()
+        if theirs["tie_embeddings"]:
+            theirs["tie_embeddings"] = self.model_config.tie_embeddings
         ours = self.model_config.to_dict()
         differing = [
             tr(

@@ -140,9 +140,9 @@ class AtomicCheckpointIO(CheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """best.ckpt: the weights with the lowest val_loss, and their step.
 
-    Logs best_val_loss and best_step at each validation, including that one. Lightning's own
-    callback (2.6) forgets the best score when an interval or the folder changes, and keeps a first
-    NaN as the best.
+    Logs val_loss_best and val_loss_best_step at each validation, including that one. Lightning's
+    own callback (2.6) forgets the best score when an interval or the folder changes, and keeps a
+    first NaN as the best.
     """
 
     def __init__(self, folder: Path, io: AtomicCheckpointIO) -> None:
@@ -175,8 +175,8 @@ class BestCheckpoint(ModelCheckpoint):
             self.load_state_dict(before)
         if self.best_model_score is not None and self.best_step is not None:
             values = {
-                "best_val_loss": float(self.best_model_score),
-                "best_step": float(self.best_step),
+                "val_loss_best": float(self.best_model_score),
+                "val_loss_best_step": float(self.best_step),
             }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)

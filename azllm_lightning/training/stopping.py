@@ -58,6 +58,8 @@ class StopRequest:
         """Seconds since the epoch by which the process should have ended; `until` sets it."""
         self.reason: str | None = None
         self.interruptible = interruptible
+        self.shown: list[str] = []
+        """What was written to the terminal about a signal."""
         self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -105,12 +107,11 @@ class StopRequest:
         self.reason = name
         if self.interruptible:
             raise Stopped(name)
-        _say(
-            tr(
-                "{signal}: finishing this step, then saving (Ctrl+C again: stop at once)",
-                signal=name,
-            )
+        message = tr(
+            "{signal}: finishing this step, then saving (Ctrl+C again: stop at once)", signal=name
         )
+        self.shown.append(message)  # not logged here: a log is no place for a signal handler
+        _say(message)
 
 
 def signal_name(number: int) -> str:

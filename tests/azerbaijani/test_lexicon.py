@@ -34,7 +34,7 @@ def test_entries_agree_with_their_part_of_speech() -> None:
     for entry in lexicon().values():
         assert entry.pos in ("name", "noun", "pronoun", "adjective", "numeral", "verb")
         assert (entry.pos == "verb") == entry.stem.endswith(("maq", "mək")), entry
-        assert entry.trait in ("", "keep", "drop", "y", "soften"), entry
+        assert entry.trait in ("", "keep", "drop", "own", "y", "soften"), entry
         assert all(stem in lexicon() for stem in entry.facts.values()), entry
         assert entry.stem[0].isupper() == (entry.pos == "name"), entry
 

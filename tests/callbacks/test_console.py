@@ -7,6 +7,7 @@ import re
 import struct
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,3 +218,103 @@ def test_a_console_that_cannot_write_every_letter(
     TqdmHandler().emit(logging.LogRecord("x", logging.INFO, "", 0, text, None, None))
     shown = written.getvalue().decode(encoding)
     assert re.fullmatch(r"add[ı?]m 4  val_loss 2\.8119  - 0\.120  rekord; \? \+\n", shown)
+
+
+def test_compiling_is_announced_before_it_begins_where_there_is_no_bar(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    run = DrivenRun()
+    run.callbacks.append(Console(run.history, compiles=True))
+    run.call("on_sanity_check_start")
+    run.call("on_train_start")
+    assert [line.partition(":")[0] for line in lines] == ["compiling the model"]
+
+
+@posix
+@pytest.mark.parametrize("compiles", [True, False])
+def test_the_bar_says_what_the_first_step_waits_for(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str], compiles: bool
+) -> None:
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    run = DrivenRun()
+    with terminal(40, 80, monkeypatch) as written:
+        run.callbacks.append(Console(run.history, compiles=compiles))
+        run.call("on_sanity_check_start")
+        run.call("on_validation_start")
+        run.call("on_train_start")
+        run.call("on_train_end")
+    states = [state.split("| ")[-1] for state in written[0].split("\r") if "%|" in state]
+    first = "compiling" if compiles else "validating"
+    assert any(first in state for state in states)
+    assert any(("compiling" if compiles else "first step") in state for state in states)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def emit(level: int, text: str, **extra: bool) -> None:
+    record = logging.LogRecord("x", level, "", 0, text, None, None)
+    vars(record).update(extra)
+    TqdmHandler().emit(record)
+
+
+@pytest.mark.parametrize("setting", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_has_colors_unless_they_are_turned_off(
+    setting: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm"} | setting).items():
+        monkeypatch.setenv(name, value)
+    out = Terminal()
+    error = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", error)
+    emit(logging.INFO, "step 4  val_loss 2.8119  ↓ 0.120  best")
+    emit(logging.WARNING, "step 4: overfitting")
+    emit(logging.INFO, "in train.log only", already_shown=True)
+    if setting:
+        assert out.getvalue() == "step 4  val_loss 2.8119  ↓ 0.120  best\n"
+        assert error.getvalue() == "step 4: overfitting\n"
+    else:
+        assert "\x1b[32m↓ 0.120\x1b[0m" in out.getvalue()
+        assert error.getvalue() == "\x1b[33mstep 4: overfitting\x1b[0m\n"
+
+
+def test_what_is_not_a_terminal_has_no_colors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    emit(logging.INFO, "best      val_loss 1.0 ↓ 0.120  best")
+    emit(logging.WARNING, "warning")
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+
+
+def test_train_log_has_all_that_the_terminal_said(
+    train_short: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings of libraries, signals, and the lines from before there was a folder included."""
+    target = "azllm_lightning.callbacks.interrupt.Interrupt"
+    stop = [f"+callbacks.stop.{pair}" for pair in (f"_target_={target}", "step=3", "kill=false")]
+    with pytest.raises(Resumable):
+        train_short("data.tales_bytes=61_000", *stop)
+    captured = capsys.readouterr()
+    log = Path("lightning_logs/tiny/version_0/train.log").read_text(encoding="utf-8")
+    said = [*captured.out.splitlines(), *captured.err.splitlines()]
+    assert any(line.startswith("preparing the text") for line in said)
+    assert any(line.startswith("SIGTERM: finishing") for line in said)
+    missing = [line for line in said if line and line not in log]
+    assert missing == []
+    assert "resume: python -m azllm_lightning.train" in log
+
+
+def test_train_log_has_warnings_of_libraries(
+    train_short: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "on_train_start", lambda *_: warnings.warn("odd", stacklevel=1))
+    with pytest.warns(UserWarning, match="odd"):
+        folder = train_short("trainer.max_steps=1")
+    assert "UserWarning: odd" in (folder / "train.log").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from azllm_lightning.callbacks.panels import (
     MAX_ROWS,
     checkpoint_bytes,
     end_panel,
+    sample_line,
     start_panel,
     table,
     validation_line,
@@ -79,22 +80,22 @@ def test_the_start_panel_fits_80_columns(experiment: str, lang: str, tmp_path: P
 def test_what_the_start_panel_says(tmp_path: Path) -> None:
     panel = start(tmp_path, "trainer.compile=false", "trainer.precision=32-true")
     text = re.sub(r"\s+", " ", " ".join(panel))
-    assert "2.2 M parameters: 4 x 192, 3 heads, vocabulary 2,048, context 128" in text
+    assert "2.6 M parameters: 4 x 192, 3 heads, vocabulary 2,048, context 128" in text
     assert "439,424 training tokens, 191 validation windows" in text
     assert (
         "steps 600 x 2,048 tokens = 1.2 M tokens "
-        "(2.8 epochs; 0.6 tokens per parameter, Chinchilla ~20)"
+        "(2.8 epochs; 0.5 tokens per parameter, Chinchilla ~20)"
     ) in text
     assert "32-true, not compiled" in text
     # Three states with Muon, and the best weights:
-    assert re.search(r"checkpoints need about 65 MB; [\d,.]+ [GM]B are free$", text)
+    assert re.search(r"checkpoints need about 81 MB; [\d,.]+ [GM]B are free$", text)
 
 
 def test_a_disk_that_is_too_small_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
-    assert "not enough space: checkpoints need about 65 MB, 50 MB are free" in "\n".join(
+    assert "not enough space: checkpoints need about 81 MB, 50 MB are free" in "\n".join(
         start(tmp_path)
     )
 
@@ -131,17 +132,17 @@ def lines(rows: list[Validation], max_steps: int = 600) -> list[str]:
 def test_a_line_compares_with_the_last_and_with_the_best() -> None:
     rows = course(100, [7.6, 3.0, 2.5, 2.6, 2.55, 2.4])
     assert lines(rows) == [
-        "step   0  val_loss 7.6000  ppl 1,998  bpb 2.5333",
-        "step 100  val_loss 3.0000  ppl 20.09  bpb 1.0000  ↓ 4.600  best",
-        "step 200  val_loss 2.5000  ppl 12.18  bpb 0.8333  ↓ 0.500  best",
-        "step 300  val_loss 2.6000  ppl 13.46  bpb 0.8667  ↑ 0.100  +0.100 above best",
-        "step 400  val_loss 2.5500  ppl 12.81  bpb 0.8500  ↓ 0.050  +0.050 above best",
-        "step 500  val_loss 2.4000  ppl 11.02  bpb 0.8000  ↓ 0.150  best",
+        "step   0  val_loss 7.6000  ppl  1,998  bpb 2.5333",
+        "step 100  val_loss 3.0000  ppl  20.09  bpb 1.0000  ↓ 4.600  best",
+        "step 200  val_loss 2.5000  ppl  12.18  bpb 0.8333  ↓ 0.500  best",
+        "step 300  val_loss 2.6000  ppl  13.46  bpb 0.8667  ↑ 0.100  +0.100 above best",
+        "step 400  val_loss 2.5500  ppl  12.81  bpb 0.8500  ↓ 0.050  +0.050 above best",
+        "step 500  val_loss 2.4000  ppl  11.02  bpb 0.8000  ↓ 0.150  best",
     ]
     use_language("az")
     assert lines(rows)[2:4] == [
-        "addım 200  val_loss 2.5000  ppl 12.18  bpb 0.8333  ↓ 0.500  rekord",
-        "addım 300  val_loss 2.6000  ppl 13.46  bpb 0.8667  ↑ 0.100  rekorddan +0.100",
+        "addım 200  val_loss 2.5000  ppl  12.18  bpb 0.8333  ↓ 0.500  rekord",
+        "addım 300  val_loss 2.6000  ppl  13.46  bpb 0.8667  ↑ 0.100  rekorddan +0.100",
     ]
 
 
@@ -155,7 +156,7 @@ def test_a_line_of_a_diverged_run() -> None:
     nan = float("nan")
     broken = [Validation(200, None, nan, nan, nan), Validation(300, 3.1, 3.2, 24.5, 1.0)]
     rows = [*course(100, [7.6, 3.0]), *broken]
-    assert lines(rows)[2] == "step 200  val_loss nan  ppl nan  bpb nan"
+    assert lines(rows)[2] == "step 200  val_loss    nan  ppl    nan  bpb    nan"
     assert lines(rows)[3].endswith("bpb 1.0000")  # nothing to compare with
     assert [line for line in table(rows) if line.endswith("best")] == [table(rows)[2]]
 
@@ -165,6 +166,25 @@ def test_lines_and_tables_fit_80_columns(lang: str) -> None:
     use_language(lang)
     rows = course(10_000, [11.5, 3.0, 5.9, 5.95])
     assert max(map(len, [*lines(rows, 50_000), *table(rows)])) <= 80
+
+
+def test_columns_of_validations_are_aligned() -> None:
+    rows = course(1000, [11.5, 9.2, 5.0, 2.5])
+    ends = [
+        [found.end() for found in re.finditer(r"(?:val_loss|ppl|bpb) +[\d.,e+]+", line)]
+        for line in lines(rows, 50_000)
+    ]
+    assert ends == [ends[0]] * 4
+
+
+def test_the_line_under_a_validation_has_the_curve_and_a_sample() -> None:
+    rows = course(100, [7.6, 3.0, 2.0, 2.5])
+    assert sample_line(rows, "Bir gün\n\n  ayı\x00 gəldi") == "  █▁▅  Bir gün ayı gəldi"
+    assert sample_line(rows[:1], "Bir gün") == "  Bir gün"  # one validation is no curve
+    assert sample_line(rows, "") == ""
+    long = sample_line(course(100, [5.0] * 60), "söz " * 40)
+    assert len(long) <= 80
+    assert long.endswith("…")
 
 
 def test_the_table() -> None:
@@ -180,7 +200,9 @@ def test_the_table() -> None:
 def test_a_long_table_is_thinned(best: int) -> None:
     losses = [5.0] * 40
     losses[best] = 4.0
-    steps = [int(line.split()[0]) for line in table(course(1, losses))[1:]]
+    *rows, note = table(course(1, losses))[1:]
+    steps = [int(line.split()[0]) for line in rows]
+    assert note == f"{len(rows)} of 40 validations; TensorBoard has all"
     assert {0, 39, best} <= set(steps)
     assert MAX_ROWS - 1 <= len(steps) <= MAX_ROWS
     assert max(b - a for a, b in pairwise(steps)) <= 4
@@ -209,8 +231,11 @@ SUMMARY = RunSummary(
 )
 
 
-def end(run: Run = RUN, extendable: bool = True, **last: float) -> list[str]:
-    return end_panel(run, course(300, [7.6, 0.7, 0.64]), last, SUMMARY, extendable).splitlines()
+def end(
+    run: Run = RUN, extendable: bool = True, better: str | None = None, **last: float
+) -> list[str]:
+    rows = course(300, [7.6, 0.7, 0.64])
+    return end_panel(run, rows, last, SUMMARY, extendable, better, "Bir gün " * 20).splitlines()
 
 
 def test_the_end_panel() -> None:
@@ -218,10 +243,14 @@ def test_the_end_panel() -> None:
     assert panel[0] == panel[5] == ""
     assert panel[6:] == [
         "done      600 steps in 2 min 26 s, 14,205 tokens/s per step",
-        "best      val_loss 0.6400 at step 500",
+        "curve     val_loss █▁",
+        "best      val_loss 0.6400 at step 500, which generate and export use",
         f"          {RUN.checkpoints / 'best.ckpt'}",
+        "writes    " + ("Bir gün " * 8) + "Bir g…",
         "watch     tensorboard --logdir lightning_logs",
+        "          http://localhost:6006/?smoothing=0#custom_scalars&_smoothingWeight=0",
         "talk      python -m azllm_lightning.generate run_name=tales",
+        "          python -m azllm_lightning.chat run_name=tales",
         "export    python -m azllm_lightning.export run_name=tales out=tales_hf",
         "train longer",
         LONGER,
@@ -230,15 +259,18 @@ def test_the_end_panel() -> None:
 
 def test_the_end_panel_in_azerbaijani() -> None:
     use_language("az")
-    assert end()[6:8] == [
+    assert end()[6:9] == [
         "hazırdır  600 addım, 2 dəq 26 san, sürət addımlarda 14,205 token/s",
-        "rekord    val_loss 0.6400, 500 addımında",
+        "əyri      val_loss █▁",
+        "rekord    val_loss 0.6400, 500 addımında; generate və export bunu işlədir",
     ]
     assert end()[-2:] == ["təlimi uzatmaq", LONGER]
 
 
 def test_train_longer_is_not_offered_if_more_steps_do_not_help() -> None:
     assert end(extendable=False) == end()[:-2]
+    better = "python -m azllm_lightning.train run_name=tales model.dropout=0.2"
+    assert end(extendable=False, better=better) == [*end()[:-2], f"next time {better}"]
 
 
 def test_paths_and_commands_are_never_broken() -> None:

@@ -16,7 +16,7 @@ from events import Finished, summaries, texts
 
 from azllm_lightning.callbacks import tensorboard
 from azllm_lightning.callbacks.interrupt import Interrupt
-from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS
+from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS, layout
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.runs.curves import read_scalars
 from azllm_lightning.training.causal_lm import CausalLM
@@ -62,14 +62,15 @@ def stop_at(step: int, kill: bool = False) -> list[str]:
 
 
 def test_each_chart_shows_the_curves_that_it_names(finished: Finished) -> None:
-    tags = {*read_scalars(finished.folder), "val_loss_by_source/a", "val_loss_by_source/b"}
+    others = ("val_loss_by_source/a", "val_loss_by_source/b", "diagnosis/dead")
+    tags = {*read_scalars(finished.folder), *others}
     charts = {title: content[1] for row in LAYOUT.values() for title, content in row.items()}
     shown = {
         title: {tag for tag in tags for regex in found if re.match(regex, tag)}
         for title, found in charts.items()
     }
     assert list(shown.values()) == [
-        {"train_loss", "val_loss"},
+        {"train_loss", "val_loss", "diagnosis/dead"},
         {"generalization_gap"},
         {"val_loss_by_source/a", "val_loss_by_source/b"},
         {"train_ppl", "val_ppl"},
@@ -79,6 +80,61 @@ def test_each_chart_shows_the_curves_that_it_names(finished: Finished) -> None:
         {"tokens_per_sec"},
         {"peak_memory_gb"},
     ]
+
+
+def test_no_chart_is_empty(finished: Finished) -> None:
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    (content,) = [
+        layout_pb2.Layout.FromString(value.tensor.string_val[0])
+        for _, value in summaries(finished.folder)
+        if value.tag == "custom_scalars__config__"
+    ]
+    tags = read_scalars(finished.folder)
+    charts = [chart for category in content.category for chart in category.chart]
+    assert len(charts) == 8  # the tales have one source
+    for chart in charts:
+        assert any(re.match(regex, tag) for regex in chart.multiline.tag for tag in tags), chart
+    assert "val_loss by source" not in str(layout(1, True))
+    assert "peak_memory_gb" not in str(layout(2, False))
+    assert layout(2, True) == LAYOUT
+
+
+def test_the_first_card_is_no_helper_of_the_table(finished: Finished) -> None:
+    """TensorBoard sorts cards by tag."""
+    tags = sorted(read_scalars(finished.folder))
+    assert not tags[0].startswith(("best", "val_loss_best"))
+    assert {"val_loss_best", "val_loss_best_step"} < set(tags)
+
+
+def test_a_resume_that_ends_before_it_trains_loses_no_description(
+    train_short: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Resumable):
+        train_short(*stop_at(6))
+    folder = Path("lightning_logs/tiny/version_0")
+    before = [value.tag for _, value in summaries(folder) if value.tag in (*ONCE, *TEXTS)]
+    assert sorted(before) == sorted((*ONCE, *TEXTS))
+
+    def fail(*args: Any, **settings: Any) -> None:
+        raise ValueError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboard.TensorBoard, "setup", fail)
+        with pytest.raises(ValueError, match="out of luck"):
+            train_short("ckpt_path=last")
+    after = [value.tag for _, value in summaries(folder) if value.tag in (*ONCE, *TEXTS)]
+    assert after == before
+
+
+def test_the_page_says_how_to_read_it(finished: Finished) -> None:
+    ((_, note),) = texts(finished.folder, "session/reading")
+    assert "Smoothing" in note
+    assert tensorboard.ADDRESS in note
+    titles = [title for row in LAYOUT.values() for title in row]
+    assert "Smoothing" in titles[0]
+    assert any("log axis" in title for title in titles)
+    assert tensorboard.ADDRESS in finished.out
 
 
 def test_speed_and_memory_are_logged(finished: Finished) -> None:
@@ -143,8 +199,8 @@ def test_the_table_has_the_settings_and_the_last_and_best_losses(
     scalars = read_scalars(folder)
     assert row["val_loss"] == pytest.approx(scalars["val_loss"][8])
     assert row["val_bpb"] == pytest.approx(scalars["val_bpb"][8])
-    assert row["best_val_loss"] == pytest.approx(scalars["val_loss"][4])
-    assert row["best_step"] == 4
+    assert row["val_loss_best"] == pytest.approx(scalars["val_loss"][4])
+    assert row["val_loss_best_step"] == 4
     settings = ("model.n_embd", "tokens", "data.name", "seed", "trainer.global_batch_size")
     assert [row[name] for name in settings] == [32, 8 * 4 * 32, "tales", 1234, 4]
     assert row["trainer.compile"] == "false"

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from azllm_lightning.cli.entrance import EXIT_CLOSED, EXIT_DONE, EXIT_INTERRUPTED
+from azllm_lightning.cli.overrides import command
+from azllm_lightning.cli.streams import NAMES
 
 PROGRAM = """
 import sys
@@ -81,3 +83,29 @@ def test_ctrl_c_is_quiet(verb: str, tmp_path: Path) -> None:
         encoding="utf-8",
     )
     assert (done.returncode, done.stdout, done.stderr) == (EXIT_INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("папка".encode("cp1251"), "папка"),
+        ("kitabö.txt".encode("cp1254"), "kitabö.txt"),
+        ("Bakı".encode(), "Bakı"),
+    ],
+)
+def test_names_in_an_old_encoding_are_shown_as_letters(raw: bytes, shown: str) -> None:
+    name = raw.decode("utf-8", "surrogateescape")
+    assert f"a {name}".encode("utf-8", NAMES).decode() == f"a {shown}"
+    assert "ə\udcef".encode("ascii", NAMES) == b"??"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of files are Unicode there")
+def test_a_command_with_such_a_name_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "папка".encode("cp1251").decode("utf-8", "surrogateescape")
+    line = command("train", [f"data.path={name}", "run_name=a b"])
+    assert line.isascii()
+    words = line.partition("azllm_lightning.train ")[2]
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s|' {words}"], capture_output=True, check=True, timeout=30
+    )
+    assert done.stdout == b"data.path=" + "папка".encode("cp1251") + b"|run_name=a b|"

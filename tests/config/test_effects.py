@@ -35,7 +35,6 @@ def test_two_settings_that_contradict_each_other(typed: str, verb: str, named: l
 WITHOUT_EFFECT = {
     "callbacks.early_stopping_patience=2": ("train", "callbacks.early_stopping=true"),
     "callbacks.samples.max_new_tokens=0 callbacks.samples.temperature=1": ("train", None),
-    "logger.tensorboard=false callbacks.samples.prompts=[a]": ("train", None),
     "schedule.name=constant schedule.min_lr_ratio=0.1": ("train", "schedule.name=linear"),
     "data.text_field=mətn": ("train", "data=text data.path=a"),
     "data=text data.path=a data.tales_seed=1": ("prepare", "data=tales data.path=null"),

@@ -8,12 +8,19 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.datamodule import TokenDataModule, Windows, datamodule_of
+from azllm_lightning.data.cuts import cut_offset
+from azllm_lightning.data.datamodule import (
+    TokenDataModule,
+    TrainingWindows,
+    Windows,
+    datamodule_of,
+)
 from azllm_lightning.data.sampler import window_order
 
 
@@ -68,10 +75,49 @@ def test_the_order_does_not_depend_on_which_window_is_read_first(config: DataCon
     """The order is computed in blocks of 1024; jumps and the borders of blocks change nothing."""
     windows = opened(config, seed=7).train_windows
     positions = [0, 1023, 1024, 5, 4096, 4095, 1025, 10**12]
+    block = windows.block_size
+    text = windows.shards.read(0, len(windows.shards))
     order = window_order(positions, windows.num_windows, 7)
-    for k, window in zip(positions, order, strict=True):
-        start = int(window) * windows.block_size
-        assert windows[k].tolist() == windows.shards.read(start, windows.block_size + 1).tolist()
+    offsets = cut_offset(np.array(positions) // windows.num_windows, block)
+    for k, window, offset in zip(positions, order, offsets, strict=True):
+        start = int(window) * block + offset
+        expected = text.take(np.arange(start, start + block + 1), mode="wrap")
+        assert windows[k].tolist() == expected.tolist()
+
+
+def passes_of(windows: TrainingWindows, count: int) -> list[list[tuple[int, ...]]]:
+    """The windows of the first passes, each in the order in which they come."""
+    size = windows.num_windows
+    return [
+        [tuple(w) for w in windows.__getitems__(list(range(first, first + size))).tolist()]
+        for first in range(0, count * size, size)
+    ]
+
+
+def test_each_pass_cuts_the_text_elsewhere(config: DataConfig) -> None:
+    windows = opened(config).train_windows
+    one, two, three = (set(windows) for windows in passes_of(windows, 3))
+    assert not one & two
+    assert not two & three
+    assert not one & three
+
+
+def test_a_run_begun_with_one_cut_of_the_text_keeps_it(config: DataConfig) -> None:
+    """Checkpoints of version 1 of the order do not hold it."""
+    state = opened(config).state_dict()
+    del state["order"]
+    module = opened(config)
+    steps = module.train_windows.num_windows // 6 + 2
+    recut = first(module, steps)
+    module.load_state_dict(state)
+    assert module.state_dict()["order"] == 1
+    one, two = (set(windows) for windows in passes_of(module.train_windows, 2))
+    assert one == two
+    kept = first(module, steps)
+    assert torch.equal(kept[: len(one)], recut[: len(one)])
+    assert not torch.equal(kept, recut)
+    module.load_state_dict({**state, "order": 2})
+    assert torch.equal(first(module, steps), recut)
 
 
 def test_workers_change_nothing(config: DataConfig) -> None:
@@ -83,12 +129,14 @@ def test_workers_change_nothing(config: DataConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("micro_batch_size", "accumulate", "world_size"), [(3, 2, 1), (1, 6, 1), (3, 1, 2), (1, 3, 2)]
+    ("micro_batch_size", "accumulate", "world_size"),
+    [(3, 2, 1), (1, 6, 1), (3, 1, 2), (1, 3, 2), (2, 1, 3)],
 )
 def test_micro_batches_and_processes_change_nothing(
     config: DataConfig, micro_batch_size: int, accumulate: int, world_size: int
 ) -> None:
-    for step in (0, 11):
+    second_pass = opened(config).train_windows.num_windows // 6
+    for step in (0, 11, second_pass, second_pass + 3):
         ranks = [
             opened(
                 config,
@@ -117,8 +165,11 @@ def test_the_micro_batch_size_may_change_between_two_fits(config: DataConfig) ->
 
 
 def test_training_starts_at_the_trainers_step(config: DataConfig) -> None:
-    all_windows = first(opened(config), 8)
-    assert torch.equal(first(opened(config, global_step=5), 3), all_windows[5 * 6 :])
+    passes = 2 * opened(config).train_windows.num_windows // 6
+    all_windows = first(opened(config), passes + 3)
+    for step in (5, passes // 2, passes - 3):
+        resumed = first(opened(config, global_step=step), 6)
+        assert torch.equal(resumed, all_windows[6 * step : 6 * step + 36])
 
 
 def test_the_seed_decides_the_order_but_not_the_validation(config: DataConfig) -> None:
@@ -162,6 +213,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
         "global_batch_size": 6,
         "skipped": [],
         "mix": None,
+        "order": 2,
     }
     module.load_state_dict({**state, "skipped": [[3, 5]]})
     assert module.skipped == [[3, 5]]
@@ -169,6 +221,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
         "fingerprint": ("abc", "different data .*data.path="),
         "seed": (2, "seed=2.*seed=1"),
         "global_batch_size": (12, "=12.*has 6; omit trainer.global_batch_size="),
+        "order": (3, "version 3.*up to 2.*update it"),
     }
     for key, (value, message) in refusals.items():
         with pytest.raises(ValueError, match=message):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
 
+import azllm_lightning
 from azllm_lightning.machine import compiling, products, storage
 from azllm_lightning.machine.compiling import compile_small_function
 from azllm_lightning.machine.facts import machine_facts, nvidia_smi
@@ -30,6 +32,18 @@ def test_products_are_timed_and_compared_with_exact_ones(monkeypatch: pytest.Mon
         assert 0 < found["relative_error"] < products.TYPES[name].most_error
     # fp32 is exact to 24 bits, bf16 to 8.
     assert relative_error("cpu", torch.float32) < 1e-6 < relative_error("cpu", torch.bfloat16)
+
+
+def test_the_machine_is_described_where_the_package_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(name: str) -> str:
+        if name == "azllm-lightning":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert machine_facts("cpu")["azllm_lightning_version"] == azllm_lightning.__version__
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])

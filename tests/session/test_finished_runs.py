@@ -5,6 +5,7 @@ is.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -39,6 +40,19 @@ def test_a_finished_run_is_left_as_it_is(
     assert contents(folder) == before
     assert not probe.windows
     assert "already at its last step, 8" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_was_best_long_ago_is_not_advised_to_train_longer(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = train_tiny() / "summary.json"
+    values = {**json.loads(summary.read_text(encoding="utf-8")), "best_step": 4}
+    summary.write_text(json.dumps(values), encoding="utf-8")
+    capsys.readouterr()
+    train_tiny("ckpt_path=last")
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "its best is step 4: more steps would not help" in warning
+    assert "train it longer" not in warning
 
 
 def test_a_run_whose_report_is_missing_gets_it(train_tiny: Train) -> None:

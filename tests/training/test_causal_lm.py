@@ -249,6 +249,53 @@ def test_weights_and_dropout_follow_from_the_seed_alone(data: DataConfig) -> Non
     assert fit(data, dropout=0.31).watch.losses[0] != one.watch.losses[0]
 
 
+@dataclass
+class Reads:
+    """What the network was given, in order: whether to train on it, inputs, labels."""
+
+    calls: list[tuple[bool, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def of(self, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels of all calls in training, or of all in validation."""
+        inputs = [inputs for kind, inputs, _ in self.calls if kind == training]
+        labels = [labels for kind, _, labels in self.calls if kind == training]
+        return torch.cat(inputs), torch.cat(labels)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    found, forward = Reads(), GPT.forward
+
+    def watched(self: GPT, inputs: torch.Tensor, labels: torch.Tensor, **settings: Any) -> Any:
+        found.calls.append((self.training, inputs.clone(), labels.clone()))
+        return forward(self, inputs, labels, **settings)
+
+    monkeypatch.setattr(GPT, "forward", watched)
+    return found
+
+
+def test_only_the_inputs_of_training_are_replaced(data: DataConfig, reads: Reads) -> None:
+    fit(data, max_steps=3)
+    inputs, labels = reads.of(training=True)
+    val_inputs, val_labels = reads.of(training=False)
+    reads.calls.clear()
+    fit(replace(data, token_replacement=0.25), max_steps=3)
+    replaced, same_labels = reads.of(training=True)
+    assert torch.equal(same_labels, labels)
+    assert float((replaced != inputs).double().mean()) == pytest.approx(0.25, abs=0.05)
+    assert torch.equal(reads.of(training=False)[0], val_inputs)
+    assert torch.equal(reads.of(training=False)[1], val_labels)
+    reads.calls.clear()
+    fit(replace(data, token_replacement=0.25), micro_batch=1, accumulate=4, max_steps=3)
+    assert torch.equal(reads.of(training=True)[0], replaced)
+
+
+def test_without_replacement_the_batch_is_not_copied(data: DataConfig) -> None:
+    datamodule = TokenDataModule(data, 2)
+    batch = torch.zeros(2, 33, dtype=torch.int64)
+    assert datamodule.training_inputs(batch, 0) is batch
+
+
 def test_a_checkpoint_loads_without_a_trainer(data: DataConfig, tmp_path: Path) -> None:
     done = fit(data)
     done.trainer.save_checkpoint(tmp_path / "plain.ckpt")
@@ -409,3 +456,21 @@ def test_data_with_another_vocabulary_are_refused(data: DataConfig) -> None:
     trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"299 token embeddings.*300 tokens"):
         trainer.fit(module, datamodule=TokenDataModule(data, micro_batch_size=4))
+
+
+@pytest.mark.parametrize("ours_is_tied", [True, False])
+@pytest.mark.parametrize("theirs_is_tied", [True, False])
+def test_a_tied_head_may_start_a_head_of_its_own(
+    theirs_is_tied: bool, ours_is_tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16)
+    theirs = GPT(replace(shape, tie_embeddings=theirs_is_tied))
+    monkeypatch.setattr(causal_lm, "load", lambda path: (theirs, None))
+    module = CausalLM(replace(shape, tie_embeddings=ours_is_tied), MUON, COSINE)
+    if ours_is_tied and not theirs_is_tied:
+        with pytest.raises(ValueError, match="tie_embeddings is False there and True here"):
+            module.start_from("run")
+        return
+    module.start_from("run")
+    ids = torch.randint(300, (1, 8))
+    assert torch.equal(module.net(ids), theirs(ids))

@@ -175,11 +175,13 @@ def test_a_loss_that_stays_high_is_one_spike(monkeypatch: pytest.MonkeyPatch) ->
         step(loss)
     assert [line.split(":")[0] for line in lines] == ["step 3", "step 6"]
     step(math.nan, scale=2.0**13)
+    assert "step 7 skipped" in lines[-1]
     restored = Health(callback.config)
     restored.load_state_dict(callback.state_dict())
     callback = restored
     with pytest.raises(RollBack, match="in steps 7 to 8"):
         step(math.nan)
+    assert sum("skipped" in line for line in lines) == 1  # a row of them is one episode
     step(9.0)  # still high, which was reported before the restart
     assert [line.split(":")[0] for line in lines if "jumped" in line] == ["step 3", "step 6"]
     assert max(len(part) for line in lines for part in line.splitlines()) <= 80

@@ -1,0 +1,125 @@
+"""The results of `evaluate suite=true` as Markdown: a page, and a section of the model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from azllm_lightning.cli.messages import tr
+
+SUITE = "suite.json"
+"""The file that `evaluate suite=true` writes into a run's folder."""
+
+
+class Row(NamedTuple):
+    """A figure of the suite, its 95 % interval if it has one, and what it is compared with."""
+
+    name: str
+    value: str
+    interval: str = ""
+    compared: str = ""
+
+
+def suite_rows(results: Mapping[str, Any]) -> list[Row]:
+    """The figures of a suite, in the language in use."""
+    text = results["text"]["all"]
+    half = results["second_half"]["all"]
+    rows = [
+        Row(tr("bits per byte"), f"{text['val_bpb']:.4f}"),
+        Row(tr("tokens per word"), f"{text['tokens_per_word']:.2f}"),
+        Row(
+            tr("bits of the second half of a line"),
+            f"{half['bits']:.2f}",
+            f"{half['low']:.2f}-{half['high']:.2f}",
+        ),
+        _pairs(tr("grammar, {count:,} pairs"), results["pairs"]["groups"]["grammar"]),
+        _pairs(tr("spelling, {count:,} pairs"), results["pairs"]["groups"]["spelling"]),
+        _pairs(tr("Azerbaijani, not Turkish, {count:,} pairs"), results["turkish"]["all"]),
+    ]
+    ours = results["samples"]["model"]
+    theirs = results["samples"]["held_out"] or {}
+    for key, name, form in (
+        ("known_words", tr("samples: words that exist"), "{:.1%}"),
+        ("distinct_4", tr("samples: distinct runs of four words"), "{:.1%}"),
+        ("median_longest", tr("samples: longest stretch of training text, characters"), "{:,.0f}"),
+        ("recited", tr("samples: recited text"), "{:.1%}"),
+    ):
+        if ours[key] is not None:
+            compared = form.format(theirs[key]) if theirs else ""
+            rows.append(Row(name, form.format(ours[key]), compared=compared))
+    return rows
+
+
+def _pairs(name: str, row: Mapping[str, Any]) -> Row:
+    interval = f"{row['low']:.1%}-{row['high']:.1%}"
+    return Row(name.format(count=row["pairs"]), f"{row['accuracy']:.1%}", interval)
+
+
+def suite_table(results: Mapping[str, Any]) -> str:
+    """The figures of a suite as a table of Markdown."""
+    heads = (tr("measure"), tr("model"), tr("95 % interval"), tr("held-out text"))
+    return _markdown_table([heads, *suite_rows(results)])
+
+
+def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The page of a suite: where the figures are from, the table, and a row per phenomenon.
+
+    `names` are those of the phenomena.
+    """
+    origin = [
+        (tr("model"), results["model"]),
+        (tr("text"), results["text"]["text"]),
+        (tr("training text"), results["training_text"]),
+        (tr("fingerprint of the data"), results["data_fingerprint"]),
+        (tr("commit"), results["commit"]),
+        (tr("seed of the samples"), results["samples"]["seed"]),
+    ]
+    lines = [f"- {name}: {value}" for name, value in origin if value is not None]
+    heads = (tr("phenomenon"), tr("total"), tr("per byte"), tr("word"), tr("pairs"))
+    phenomena = {**results["pairs"]["phenomena"], **results["turkish"]["phenomena"]}
+    rows = [
+        (
+            names[key],
+            *(_share(row[score]) for score in ("total", "per_byte", "word")),
+            str(row["pairs"]),
+        )
+        for key, row in phenomena.items()
+    ]
+    parts = [
+        f"# {tr('Evaluation')}",
+        "\n".join(lines),
+        suite_table(results),
+        f"## {tr('Minimal pairs')}",
+        _markdown_table([heads, *rows]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _share(row: Mapping[str, float] | None) -> str:
+    return f"{row['accuracy']:.1%} ({row['low']:.1%}-{row['high']:.1%})" if row else ""
+
+
+def _markdown_table(rows: list[Any]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def card_section(checkpoint: Path) -> str:
+    """The section of the model card about a suite of this checkpoint; "" if it has none."""
+    folder = checkpoint.absolute().parent
+    path = (folder.parent if folder.name == "checkpoints" else folder) / SUITE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if Path(results["model"]).name != checkpoint.name:  # of other weights of the run
+            return ""
+        table = suite_table(results)
+        origin = tr(
+            "Measured with `evaluate suite=true` at commit {commit}, on {text}.",
+            commit=results["commit"],
+            text=Path(results["text"]["text"]).name,
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another version
+        return ""
+    return f"## {tr('Evaluation')}\n\n{table}\n\n{origin}\n"

@@ -1,0 +1,235 @@
+"""A local web page that continues texts: the standard library's server, and one page.
+
+Only this machine can reach it by default. A page of another site cannot use it: the Host header has
+to be an address or `localhost` (a site that points its own name here is refused, DNS rebinding),
+and requests have to be JSON, which a browser sends to another site only with its leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from azllm_lightning.cli.messages import language, tr
+from azllm_lightning.config.sampling import SamplingConfig
+from azllm_lightning.config.strict import from_mapping
+from azllm_lightning.config.verbs import ChatConfig
+from azllm_lightning.inference.sampling import stream
+
+if TYPE_CHECKING:
+    from azllm_lightning.data.tokenizer import Tokenizer
+    from azllm_lightning.model.gpt import GPT
+
+PAGE = Path(__file__).with_name("chat_page.html")
+LARGEST_REQUEST = 1_000_000
+"""Bytes of a request that are read."""
+
+ADJUSTABLE = ("temperature", "max_new_tokens")
+"""The settings that the page can change."""
+
+
+class Model(NamedTuple):
+    """A loaded model, where it is from, and whether it has read tales only."""
+
+    network: GPT
+    tokenizer: Tokenizer
+    origin: str
+    only_tales: bool
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Serves the page at `address`. Texts are generated one at a time.
+
+    Raises ValueError if the address cannot be used.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, model: Model, config: ChatConfig) -> None:
+        self.model = model
+        self.config = config
+        self.generating = threading.Lock()
+        try:
+            super().__init__((config.host, config.port), _Request)
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                tr(
+                    "host={host} port={port} cannot be used ({reason}): choose another port",
+                    host=config.host,
+                    port=config.port,
+                    reason=error,
+                )
+            ) from None
+
+    @property
+    def address(self) -> str:
+        """Where a browser on this machine finds the page."""
+        host = self.config.host if self.is_local else "127.0.0.1"
+        return f"http://{host}:{self.server_port}/"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.config.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.config.host).is_loopback
+        except ValueError:
+            return False
+
+    def allows(self, host: str | None) -> bool:
+        """Whether a request may name this host: an address, localhost, or the name configured."""
+        name = urlsplit(f"//{host or ''}").hostname or ""
+        if name in ("localhost", self.config.host):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a browser that went away is no error."""
+
+    def texts(self) -> dict[str, str]:
+        """What the page says, by the names that it uses."""
+        tales = tr(
+            "This model has read only short tales: it can begin and continue tales like those, "
+            "and nothing else."
+        )
+        return {
+            "title": tr("Write with the model"),
+            "about": tr(
+                "The model continues your text. It answers no questions, and what it writes may be "
+                "false."
+            ),
+            "tales": tales if self.model.only_tales else "",
+            "origin": tr("from {path}", path=self.model.origin),
+            "placeholder": tr("The beginning of a text, such as: Bir gün"),
+            "send": tr("Continue"),
+            "stop": tr("Stop"),
+            "temperature": tr("temperature (0: predictable, 1: varied)"),
+            "max_new_tokens": tr("length in tokens"),
+            "lost": tr("The program does not answer: is it still running?"),
+        }
+
+    def pieces(self, asked: dict[str, Any]) -> Iterator[str]:
+        """The text that continues asked["prompt"], with the settings of ADJUSTABLE in `asked`.
+
+        Raises ValueError for a setting out of range.
+        """
+        prompt = asked.pop("prompt", "")
+        if not isinstance(prompt, str):
+            raise ValueError(tr("prompt must be text"))
+        if unknown := asked.keys() - set(ADJUSTABLE):
+            raise ValueError(tr("unknown settings: {names}", names=", ".join(sorted(unknown))))
+        own = {item.name: getattr(self.config, item.name) for item in fields(SamplingConfig)}
+        settings = from_mapping(SamplingConfig, own | asked)
+        steps = stream(self.model.network, self.model.tokenizer, [prompt], settings)
+        next(steps)  # the prompt
+        return (pieces[0] for pieces in steps)
+
+
+class _Request(BaseHTTPRequestHandler):
+    """One request of a browser."""
+
+    server: ChatServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        if not self._is_allowed():
+            return
+        if urlsplit(self.path).path != "/":
+            self._send(404, "text/plain", "")
+            return
+        nonce = secrets.token_urlsafe(16)
+        data = json.dumps(
+            {
+                "lang": language(),
+                "texts": self.server.texts(),
+                "settings": {name: getattr(self.server.config, name) for name in ADJUSTABLE},
+            },
+            ensure_ascii=False,
+        ).replace("<", "\\u003c")
+        page = PAGE.read_text(encoding="utf-8")
+        page = page.replace("NONCE", nonce).replace("LANG", language()).replace("DATA", data, 1)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        self._send(200, "text/html", page, {"Content-Security-Policy": policy})
+
+    def do_POST(self) -> None:
+        """Send the text that continues a prompt, as server-sent events."""
+        if not self._is_allowed():
+            return
+        try:
+            pieces = self.server.pieces(self._asked())
+        except ValueError as error:
+            self._send(400, "text/plain", str(error))
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with self.server.generating, contextlib.suppress(ConnectionError):
+            self._event({})  # so that a browser that left while it waited is noticed
+            for piece in pieces:  # writing fails once the browser is gone, which ends the text
+                self._event({"text": piece})
+            self._event({"end": True})
+
+    def _event(self, values: dict[str, Any]) -> None:
+        line = f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
+        self.wfile.write(line.encode("utf-8", "replace"))
+        self.wfile.flush()
+
+    def _is_allowed(self) -> bool:
+        """Whether the request is from a page of this server; else it is refused."""
+        host = self.headers.get("Host")
+        origin = self.headers.get("Origin")
+        if self.server.allows(host) and origin in (None, f"http://{host}"):
+            return True
+        self._send(403, "text/plain", "")
+        return False
+
+    def _asked(self) -> dict[str, Any]:
+        """The JSON of the request. Raises ValueError if it is anything else."""
+        is_json = self.headers.get("Content-Type", "").partition(";")[0] == "application/json"
+        length = self.headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() else LARGEST_REQUEST + 1
+        if self.path != "/generate" or not is_json or size > LARGEST_REQUEST:
+            self.close_connection = True  # what follows is not read
+            raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))
+        asked = json.loads(self.rfile.read(size))
+        if not isinstance(asked, dict):
+            raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))
+        return asked
+
+    def _send(
+        self, status: int, kind: str, text: str, headers: dict[str, str] | None = None
+    ) -> None:
+        content = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the terminal is for messages."""

@@ -1,0 +1,138 @@
+"""The measures of `evaluate`: what each needs, what it stores and what it prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.shards import Manifest
+from azllm_lightning.formats.load import load
+from azllm_lightning.formats.suite_card import suite_markdown
+from azllm_lightning.inference import free_samples, pair_scores, second_half, text_scores
+from azllm_lightning.inference.scoring import Scorer, gpt_scorer, load_hf, scorer_of
+
+if TYPE_CHECKING:
+    from azllm_lightning.config.verbs import EvaluateConfig
+
+Measured = tuple[dict[str, Any], str]
+"""What is stored as JSON, and what is printed."""
+
+
+class Subject(NamedTuple):
+    """A model to measure: `checkpoint` is that of our run whose text is scored, if there is one."""
+
+    name: str
+    scorer: Scorer
+    write: Callable[[], list[str]]
+    checkpoint: Path | None
+
+
+def open_subject(config: EvaluateConfig, checkpoint: Path | None, device: str) -> Subject:
+    """The model of `hf`, else that of the checkpoint.
+
+    Raises ValueError if it cannot be loaded, or a window is too long for it.
+    """
+    if config.hf is not None:
+        peer, its_tokenizer = load_hf(config.hf, device)
+        scorer = scorer_of(peer, its_tokenizer, config.hf, config.block_size)
+        start, block_size = scorer.start, scorer.block_size
+
+        def peer_writes() -> list[str]:
+            return free_samples.hf_samples(peer, its_tokenizer, start, block_size)
+
+        return Subject(config.hf, scorer, peer_writes, checkpoint)
+    assert checkpoint is not None
+    model, tokenizer = load(checkpoint, device)
+
+    def writes() -> list[str]:
+        return free_samples.own_samples(model, tokenizer)
+
+    return Subject(
+        str(checkpoint), gpt_scorer(model, tokenizer, config.block_size), writes, checkpoint
+    )
+
+
+def measured(config: EvaluateConfig, subject: Subject) -> Measured:
+    """The results of the measure that `config` asks for."""
+    if config.suite:
+        return suite(config, subject)
+    if config.samples:
+        return samples(config, subject)
+    if config.pairs:
+        return pairs(config, subject, config.pairs)
+    return halves(config, subject) if config.second_half else text(config, subject)
+
+
+def text(config: EvaluateConfig, subject: Subject) -> Measured:
+    """How well the model predicts a text, by source."""
+    found = text_scores.text_to_score(config.data, subject.checkpoint)
+    print(f"{tr('text'):<12}{found.origin}", file=sys.stderr)
+    scores = text_scores.score_by_source(subject.scorer, found, config.stride)
+    results = text_scores.text_results(subject.scorer, scores, config.stride)
+    return {"text": found.origin, **results}, text_scores.text_report(subject.scorer, results)
+
+
+def halves(config: EvaluateConfig, subject: Subject) -> Measured:
+    """Bits of the second half of each line."""
+    found = text_scores.text_to_score(config.data, subject.checkpoint)
+    print(f"{tr('text'):<12}{found.origin}", file=sys.stderr)
+    scores = second_half.half_scores_by_source(subject.scorer, found, config.stride)
+    folder = _training_folder(config, subject)
+    size = Manifest.read(folder).splits["train"].text_bytes if folder and not config.hf else None
+    results = second_half.half_results(subject.scorer, scores, config.stride, size)
+    return {"text": found.origin, **results}, second_half.half_report(subject.scorer, results)
+
+
+def pairs(config: EvaluateConfig, subject: Subject, which: bool | str) -> Measured:
+    """Minimal pairs: ours, those of Turkish interference, or those of a file."""
+    found = pair_scores.pairs_to_score(which)
+    own = which in (True, pair_scores.TURKISH)
+    results = pair_scores.pair_results(subject.scorer, found, config.stride, own)
+    return {"pairs": which, **results}, pair_scores.pair_report(subject.scorer, results)
+
+
+def samples(config: EvaluateConfig, subject: Subject) -> Measured:
+    """What the model writes by itself."""
+    results = free_samples.sample_results(subject.write(), _training_folder(config, subject))
+    return results, free_samples.sample_report(results)
+
+
+def suite(config: EvaluateConfig, subject: Subject) -> Measured:
+    """All of them."""
+    folder = _training_folder(config, subject)
+    parts = {
+        "text": text(config, subject),
+        "second_half": halves(config, subject),
+        "pairs": pairs(config, subject, True),
+        "turkish": pairs(config, subject, pair_scores.TURKISH),
+        "samples": samples(config, subject),
+    }
+    results: dict[str, Any] = {
+        "training_text": str(folder) if folder else None,
+        "data_fingerprint": Manifest.read(folder).fingerprint if folder else None,
+        **{name: values for name, (values, _) in parts.items()},
+    }
+    report = "\n\n".join(printed for _, printed in parts.values())
+    return results, report
+
+
+def suite_page(results: dict[str, Any]) -> str:
+    """The Markdown page of a suite."""
+    names = {key: pair_scores.named(key) for key in results["pairs"]["phenomena"]}
+    names |= {key: pair_scores.named(key) for key in results["turkish"]["phenomena"]}
+    return suite_markdown(results, names)
+
+
+def _training_folder(config: EvaluateConfig, subject: Subject) -> Path | None:
+    """The prepared data that the model was trained on: data.dir, or that of its own run."""
+    if config.data.dir is not None:
+        return Path(config.data.dir).expanduser()
+    if config.hf is not None or subject.checkpoint is None:
+        return None
+    try:
+        return text_scores.prepared_folder_of(subject.checkpoint)
+    except ValueError:  # an exported model, or data that is gone
+        return None

@@ -1,0 +1,123 @@
+"""Minimal pairs in files of anyone: TSV, CSV, JSON Lines or Parquet, on this machine or by URL."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.files import TextFile, find_files
+from azllm_lightning.data.rows import matching
+
+RIGHT = ("right", "good", "correct", "acceptable", "sentence_good", "sen")
+WRONG = ("wrong", "bad", "incorrect", "unacceptable", "sentence_bad", "wrong_sen")
+EITHER = ("sentence_a", "sentence_b", "label")
+"""The two sentences in any order, and which is right: A or B, as in YOXLA."""
+GROUPS = ("phenomenon", "interference_type", "UID", "condition", "group")
+"""The names of columns, in the order in which they are looked for: BLiMP has sentence_good and
+sentence_bad, MultiBLiMP sen and wrong_sen."""
+
+
+class SentencePair(NamedTuple):
+    """A right and a wrong sentence; `group` is what the report has a row for."""
+
+    group: str
+    right: str
+    wrong: str
+
+
+def read_pairs(path: str) -> list[SentencePair]:
+    """The pairs of all files at `path`, in NFC; without a column of GROUPS, a file is a group.
+
+    Raises ValueError if there is no file, a row is incomplete, or no columns are known.
+    """
+    pairs = []
+    for file in find_files([path], "pairs"):
+        with file.explained_errors():
+            for number, row in enumerate(_rows(file), start=1):
+                pairs.append(_pair(row, file, number))
+    if not pairs:
+        raise ValueError(tr("pairs={path}: no pairs", path=path))
+    return pairs
+
+
+def _rows(file: TextFile) -> Iterator[Mapping[str, Any]]:
+    if file.format == ".parquet":
+        from pyarrow import parquet
+
+        with file.open() as stream:
+            yield from parquet.ParquetFile(stream).read().to_pylist()
+        return
+    with file.open_text() as stream:
+        try:
+            text = stream.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                tr("{path}: not UTF-8 ({error})", path=file.address, error=error)
+            ) from None
+    if file.format in (".csv", ".tsv"):
+        delimiter = "\t" if file.format == ".tsv" else ","
+        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            place = f"{file.address}:{number}"
+            raise ValueError(
+                tr("{place}: not a JSON object ({error})", place=place, error=error)
+            ) from None
+        yield row if isinstance(row, dict) else {}
+
+
+def _pair(row: Mapping[str, Any], file: TextFile, number: int) -> SentencePair:
+    right, wrong = _sentences(row, file, number)
+    name = next((found for key in GROUPS if (found := matching(row, key))), None)
+    group = row[name] if name else PurePosixPath(file.name).name.split(".")[0]
+    pair = SentencePair(str(group), *(unicodedata.normalize("NFC", str(s)) for s in (right, wrong)))
+    if not pair.right.strip() or not pair.wrong.strip() or pair.right == pair.wrong:
+        raise ValueError(
+            tr(
+                "{path}: pair {number} has no two different sentences",
+                path=file.address,
+                number=number,
+            )
+        )
+    return pair
+
+
+def _sentences(row: Mapping[str, Any], file: TextFile, number: int) -> tuple[Any, Any]:
+    for good, bad in zip(RIGHT, WRONG, strict=True):
+        names = matching(row, good), matching(row, bad)
+        if None not in names:
+            return row[names[0]] or "", row[names[1]] or ""  # type: ignore[index]
+    names = tuple(matching(row, key) for key in EITHER)  # type: ignore[assignment]
+    if None in names:
+        known = ", ".join(map("/".join, [*zip(RIGHT, WRONG, strict=True), EITHER]))
+        raise ValueError(
+            tr(
+                "{path}: no two columns of sentences among {columns}; known are {known}",
+                path=file.address,
+                columns=", ".join(map(str, row)),
+                known=known,
+            )
+        )
+    first, second, label = (row[name] for name in names)  # type: ignore[index]
+    letter = str(label).strip().upper()
+    if letter not in ("A", "B"):
+        raise ValueError(
+            tr(
+                "{path}: pair {number} has the label {label}, which is not A or B",
+                path=file.address,
+                number=number,
+                label=label,
+            )
+        )
+    return (first or "", second or "") if letter == "A" else (second or "", first or "")

@@ -1,0 +1,183 @@
+"""A plan for a text, a machine and a time, with alternatives: what `plan` finds out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.compose import compose
+from azllm_lightning.config.effects import PLANNED, typed_keys
+from azllm_lightning.config.verbs import CheckConfig, PlanConfig
+from azllm_lightning.data.pipeline import is_prepared
+from azllm_lightning.data.shards import Manifest
+from azllm_lightning.data.workers import num_cores
+from azllm_lightning.machine.checkup import PARTS, Checkup
+from azllm_lightning.planning import rule
+from azllm_lightning.planning.choice import Candidate, Choice, Task, choose
+from azllm_lightning.planning.models import named_models
+from azllm_lightning.planning.speed import EFFICIENCY, Speed
+from azllm_lightning.planning.survey import Text, prepared, survey
+from azllm_lightning.training import hardware
+
+FORMAT_VERSION = 1
+"""Increased when a key of the JSON changes its meaning or is removed."""
+
+MEASURED = ("products", "disk", "data", "steps")
+MINUTES = 1.0
+"""What of a check is measured here, and about how long it may take."""
+
+MORE_TEXT = (2, 4, 10)
+"""So many times the text: what would it bring?"""
+
+Figures = dict[str, Any]
+
+
+def make_plan(config: PlanConfig) -> Figures:
+    """Read the text, measure the machine, and choose: the content of plan.json.
+
+    Raises ValueError if there is no text, if it cannot be read, or if `check` is not a check.json.
+    """
+    findings = None if config.check is None else read_check(Path(config.check).expanduser())
+    folder = config.run.data.dir
+    if folder is not None and is_prepared(Path(folder).expanduser()):
+        text = prepared(Manifest.read(Path(folder).expanduser()), config.run.data.name)
+    else:
+        _announce(tr("reading the text"))
+        text = survey(config.run.data)
+    task = task_of(config, text, _assumed(config))
+    seconds = 3600 * config.hours
+    if findings is None:
+        findings = _measured(config, choose(task, seconds))
+    task = replace(task, speed=Speed.from_check(findings))
+    chosen = choose(task, seconds)
+    half = choose(task, seconds / 2)
+    twice = choose(task, 2 * seconds)
+    more = [choose(replace(task, text=text.with_more(factor)), seconds) for factor in MORE_TEXT]
+    return {
+        "format_version": FORMAT_VERSION,
+        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "overrides": list(config.overrides),
+        "hours": config.hours,
+        "text": {**asdict(text), "unique_tokens": round(chosen.size.unique_tokens)},
+        "machine": {**asdict(task.speed), "not_measured": findings["steps"]["reason"]},
+        "plan": figures(config, chosen),
+        "half_the_time": figures(config, half),
+        "twice_the_time": figures(config, twice),
+        "more_text": [
+            {"factor": factor, **asdict(choice.prediction)}
+            for factor, choice in zip(MORE_TEXT, more, strict=True)
+        ],
+    }
+
+
+def task_of(config: PlanConfig, text: Text, speed: Speed) -> Task:
+    """What is given, and what the user has decided."""
+    run = config.run
+    typed = typed_keys(run.overrides)
+    vocab_size = rule.vocab_size(text.train_bytes)
+    if text.vocab_size is not None:
+        vocab_size = text.vocab_size
+    elif "data.vocab_size" in typed or run.data.tokenizer is not None:
+        vocab_size = run.data.vocab_size
+    block_size = rule.block_size(text.train_bytes)
+    if "data.block_size" in typed:
+        block_size = run.data.block_size
+    own_model = any(key == "model" or key.startswith("model.") for key in typed - {"model.dropout"})
+    candidates = [Candidate((), run.model)] if own_model else named_models()
+    return Task(text, speed, candidates, block_size, vocab_size)
+
+
+def figures(config: PlanConfig, choice: Choice) -> Figures:
+    """A planned run as plain values."""
+    shape = choice.shape
+    return {
+        "command": command("train", overrides_of(config, choice)),
+        "model": choice.candidate.name,
+        "parameters": shape.num_params(),
+        "vocab_size": shape.vocab_size,
+        "block_size": shape.block_size,
+        "global_batch_size": choice.batch,
+        "micro_batch_size": choice.micro_batch,
+        "steps": choice.steps,
+        "tokens": choice.size.tokens,
+        "passes": choice.passes,
+        **asdict(choice.regularization),
+        "seconds": choice.seconds,
+        "prepare_seconds": choice.prepare_seconds,
+        "time_error": choice.time_error,
+        "disk_bytes": choice.disk_bytes,
+        "memory_bytes": choice.memory_bytes,
+        **asdict(choice.prediction),
+    }
+
+
+def overrides_of(config: PlanConfig, choice: Choice) -> list[str]:
+    """The overrides of the command: what was typed, and what the plan chose."""
+    planned = choice.overrides()
+    keys = typed_keys(planned) | set(PLANNED.split())
+    kept = [text for text in config.run.overrides if not typed_keys([text]) & keys]
+    is_text = config.run.data.name == "text" and "data" not in typed_keys(kept)
+    defaults = {"data.block_size": compose(["data=text"]).data.block_size}
+    changed = [text for text in planned if not _is_default(text, defaults)]
+    return [*(["data=text"] if is_text else []), *kept, *changed]
+
+
+def read_check(path: Path) -> Figures:
+    """The content of a check.json; ValueError if it is something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(tr("check={path}: {error}", path=path, error=error)) from None
+    if not isinstance(values, dict) or not {"format_version", *PARTS} <= values.keys():
+        raise ValueError(
+            tr(
+                "check={path} is not a report of check: make one with python -m "
+                "azllm_lightning.check on that machine",
+                path=path,
+            )
+        )
+    return values
+
+
+def _is_default(override: str, defaults: dict[str, Any]) -> bool:
+    key, _, value = override.partition("=")
+    return key in defaults and str(defaults[key]) == value
+
+
+def _assumed(config: PlanConfig) -> Speed:
+    """The speed of this machine before steps are measured, from its matrix products."""
+    try:
+        device = hardware.resolve_accelerator(config.run.trainer.accelerator)
+    except ValueError:
+        device = "cpu"
+    speed = Speed.assumed(device, num_cores())
+    if config.check is not None:
+        return speed
+    precision = hardware.resolve_precision(config.run.trainer.precision, device)
+    flops = EFFICIENCY * hardware.matmul_flops(device, precision)
+    return replace(speed, flops=flops, optimizer_flops=flops)
+
+
+def _measured(config: PlanConfig, choice: Choice) -> Figures:
+    """A short check of this machine with the model that is likely to be chosen."""
+    _announce(tr("measuring this machine for about a minute"))
+    # Compiling would take the minute; what it gains is known.
+    overrides = [*overrides_of(config, choice), "trainer.compile=false"]
+    check = CheckConfig(
+        lang=config.lang,
+        overrides=tuple(overrides),
+        out="check.json",
+        minutes=MINUTES,
+        run=compose(overrides),
+    )
+    return Checkup(check, MEASURED).run()
+
+
+def _announce(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

@@ -1,0 +1,159 @@
+"""One warning at the start of a run whose settings are far from what a plan would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.optimizer import MuonConfig
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.planning import rule
+from azllm_lightning.planning.choice import Candidate, multiplied, setting
+from azllm_lightning.planning.law import Size, bits_per_byte, coefficients
+
+SHORT_STEPS = 200
+"""Shorter runs are trials: no warning."""
+
+MANY_PASSES = 3.0
+WEAK = 4.0
+"""Decay this many times below that of the rule is too weak for text read MANY_PASSES times."""
+
+LARGE = 4.0
+FEW_STEPS = 400
+"""A batch this many times as large as that of the rule is too large, if it leaves so few steps."""
+
+HUGE = 8.0
+"""A model is compared with those that are at least so many times smaller."""
+
+WORTH = 0.02
+"""It is too large if one of them gains this share of the loss in the same time."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What is far from the plan, as sentences, and the settings that would be better."""
+
+    sentences: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """How much prepared text there is."""
+
+    tokens: int
+    """Of the training text."""
+    num_bytes: float
+    """Of the training text."""
+    bytes_per_token: float
+    """Of the validation text."""
+
+
+def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -> Advice | None:
+    """What is wrong with a settled `config` for `text`; None if nothing is.
+
+    `candidates` are the models to choose from instead.
+    """
+    tokens = config.trainer.max_steps * config.trainer.global_batch_size * config.shape.block_size
+    if config.trainer.max_steps < SHORT_STEPS or config.data.name == "tales":
+        return None
+    size = Size(
+        parameters=multiplied(config.shape),
+        unique_tokens=text.tokens,
+        tokens=tokens,
+        text_bytes=text.num_bytes,
+        vocab_size=config.shape.vocab_size,
+        bytes_per_token=text.bytes_per_token,
+        is_tied=config.shape.tie_embeddings,
+    )
+    found = [
+        problem
+        for problem in (
+            _weak_decay(config, size),
+            _large_batch(config, size),
+            _large_model(size, candidates, config),
+        )
+        if problem is not None
+    ]
+    if not found:
+        return None
+    return Advice(
+        tuple(sentence for sentence, _ in found),
+        tuple(override for _, overrides in found for override in overrides),
+    )
+
+
+Problem = tuple[str, list[str]]
+
+
+def _weak_decay(config: RunConfig, size: Size) -> Problem | None:
+    wanted = rule.regularization(size.passes)
+    optimizer = config.optimizer
+    if size.passes < MANY_PASSES or not isinstance(optimizer, MuonConfig):
+        return None
+    decay = min(optimizer.weight_decay, optimizer.adam_weight_decay)
+    if decay * WEAK >= wanted.weight_decay:
+        return None
+    text = tr(
+        "The text is read {passes:.0f} times with a weight decay of {decay:g}: the model will "
+        "memorize it and val_loss rise.",
+        passes=size.passes,
+        decay=decay,
+    )
+    better = [
+        setting("optimizer.weight_decay", wanted.weight_decay),
+        setting("optimizer.adam_weight_decay", wanted.table_decay),
+    ]
+    if config.model.dropout < wanted.dropout / 2:
+        better.append(setting("model.dropout", wanted.dropout))
+    return text, better
+
+
+def _large_batch(config: RunConfig, size: Size) -> Problem | None:
+    trainer = config.trainer
+    wanted = rule.batch_sequences(size.tokens, config.shape.block_size)
+    if trainer.global_batch_size < LARGE * wanted or trainer.max_steps > FEW_STEPS:
+        return None
+    steps = round(size.tokens / (wanted * config.shape.block_size))
+    text = tr(
+        "{batch} sequences per step leave only {steps:,} steps to learn in.",
+        batch=trainer.global_batch_size,
+        steps=trainer.max_steps,
+    )
+    return text, [f"trainer.global_batch_size={wanted}", f"trainer.max_steps={steps}"]
+
+
+def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig) -> Problem | None:
+    """A model that a much smaller one would beat with the same compute."""
+    values = coefficients().values
+    now = bits_per_byte(size, values)
+    best: tuple[float, Candidate, Size] | None = None
+    for candidate in candidates:
+        shape = candidate.model.for_data(size.vocab_size, config.shape.block_size, 0)
+        factor = config.shape.flops_per_token() / shape.flops_per_token()
+        tokens = min(size.tokens * factor, 16 * size.unique_tokens)
+        other = replace(
+            size,
+            parameters=multiplied(shape),
+            tokens=max(tokens, size.tokens),
+            is_tied=shape.tie_embeddings,
+        )
+        if other.parameters * HUGE > size.parameters:
+            continue
+        bpb = bits_per_byte(other, values)
+        if best is None or bpb < best[0]:
+            best = bpb, candidate, other
+    if best is None or best[0] > (1 - WORTH) * now:
+        return None
+    bpb, candidate, other = best
+    batch = rule.batch_sequences(other.tokens, config.shape.block_size)
+    steps = round(other.tokens / (batch * config.shape.block_size))
+    text = tr(
+        "The model has {ratio:.1g} tokens per parameter: model={name} would reach a lower "
+        "val_loss in the same time.",
+        ratio=size.tokens / size.parameters,
+        name=candidate.name,
+    )
+    better = [*candidate.overrides, f"trainer.global_batch_size={batch}"]
+    return text, [*better, f"trainer.max_steps={steps}"]

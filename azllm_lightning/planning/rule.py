@@ -1,0 +1,99 @@
+"""The settings that follow from the sizes of a text, a model and a run: batch, warm-up, decay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+BATCH_TOKENS = 4096
+"""Tokens per step of a run of BATCH_RUN tokens (benchmarks/LOG.md)."""
+
+BATCH_RUN = 1.6e6
+BATCH_POWER = 0.4
+"""The best batch grows with the tokens of the run; karpathy/nanochat found 0.38."""
+
+MOST_BATCH_TOKENS = 65_536
+
+WARMUP_STEPS = 40
+WARMUP_SHARE = 0.1
+"""Steps of warm-up, and the share of a short run that they may take."""
+
+DECAY = 0.1
+STRONG_DECAY = 3.0
+"""Weight decay for text that is read once, and for text that is read STRONG_PASSES times."""
+
+STRONG_PASSES = 4.0
+
+DROPOUT = 0.2
+DROPOUT_PASSES = 16.0
+"""Dropout of a text read that often; it grows with the logarithm of the passes."""
+
+REPLACED = 0.1
+"""Share of the input tokens that are replaced by random ones when text is read REPLACED_PASSES
+times or more (benchmarks/LOG.md).
+"""
+
+REPLACED_PASSES = 8.0
+
+VOCABULARIES = ((500_000, 2048), (5_000_000, 4096), (100_000_000, 8192), (500_000_000, 16_384))
+"""Up to so many bytes of text, this vocabulary."""
+
+LARGEST_VOCABULARY = 32_000
+
+SHORT_CONTEXT = 256
+LONG_CONTEXT = 512
+LONG_TEXT_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """What keeps a model from memorizing its text."""
+
+    weight_decay: float
+    """Of the matrices in the layers."""
+    table_decay: float
+    """Of the token tables."""
+    dropout: float
+    replaced: float = 0.0
+    """Share of the input tokens that are replaced."""
+
+
+def regularization(passes: float) -> Regularization:
+    """Decay and dropout for a text that is read `passes` times."""
+    strength = min(1.0, math.log(max(1.0, passes)) / math.log(STRONG_PASSES))
+    decay = _rounded(DECAY * (STRONG_DECAY / DECAY) ** strength)
+    dropout = DROPOUT * min(1.0, math.log(max(1.0, passes)) / math.log(DROPOUT_PASSES))
+    table_decay = decay if strength > 0.25 else 0.0
+    replaced = REPLACED if is_replacing(passes) else 0.0
+    return Regularization(decay, table_decay, round(dropout, 1), replaced)
+
+
+def is_replacing(passes: float) -> bool:
+    """Whether input tokens are replaced when a text is read `passes` times."""
+    return passes >= REPLACED_PASSES
+
+
+def vocab_size(text_bytes: float) -> int:
+    """Tokens in the vocabulary of a text of `text_bytes`."""
+    return next((size for most, size in VOCABULARIES if text_bytes <= most), LARGEST_VOCABULARY)
+
+
+def block_size(text_bytes: float) -> int:
+    """Context of a model of a text of `text_bytes`."""
+    return SHORT_CONTEXT if text_bytes < LONG_TEXT_BYTES else LONG_CONTEXT
+
+
+def batch_sequences(tokens: float, block_size: int) -> int:
+    """Windows of `block_size` per step, a power of two, of a run of `tokens` tokens."""
+    wanted = BATCH_TOKENS * (tokens / BATCH_RUN) ** BATCH_POWER
+    return int(2 ** max(0, round(math.log2(min(wanted, MOST_BATCH_TOKENS) / block_size))))
+
+
+def warmup_steps(steps: int) -> int:
+    """Steps of warm-up of a run of `steps`."""
+    return max(1, min(WARMUP_STEPS, round(WARMUP_SHARE * steps)))
+
+
+def _rounded(value: float) -> float:
+    """`value` to two digits, as people type it."""
+    return float(f"{value:.2g}")

@@ -1,0 +1,213 @@
+"""A look at a text before anything is prepared: how much there is, and of what kind."""
+
+from __future__ import annotations
+
+import lzma
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.corpus import Document, documents, stream_files, streams
+from azllm_lightning.data.shards import Manifest
+from azllm_lightning.data.tokenizer import Tokenizer
+
+MOST_BYTES = 60_000_000
+MOST_SECONDS = 20.0
+"""How much of the text is read; the rest is estimated from the sizes of the files."""
+
+SAMPLE_BYTES = 2_000_000
+"""Text for the tokenizer, spread evenly over what is read."""
+
+HELD_OUT = 5
+"""One document in so many is not for the tokenizer, so that it shows how new text is divided."""
+
+REFERENCE_VOCABULARY = 8192
+
+TOKEN_BYTES = {
+    1024: 0.57,
+    2048: 0.735,
+    4096: 0.87,
+    8192: 1.0,
+    16_384: 1.115,
+    32_000: 1.2,
+}
+"""Bytes per token of Azerbaijani with a vocabulary, relative to REFERENCE_VOCABULARY; measured on
+the text of the law's runs.
+"""
+
+TEXT_PER_FILE_BYTE = {".parquet": 1.8, ".gz": 2.8, ".zst": 3.0, ".xz": 3.5, ".bz2": 3.3}
+"""Bytes of text per byte of a file that is compressed, where none has been read to its end."""
+
+KIND_BYTES = 200_000
+KIND_COMPRESSED = 1.82
+"""LZMA's bits per byte of KIND_BYTES of the text of the law's runs."""
+
+KIND_SLOPE = 1.0
+"""How the loss follows from that, on a scale of logarithms."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that a model is to be trained on."""
+
+    name: str
+    train_bytes: float
+    """Of training text, duplicates left out."""
+    val_bytes: float
+    num_documents: int
+    num_duplicates: int
+    is_estimate: bool
+    """Whether only a part of it was read."""
+    token_bytes: float
+    """Bytes per token of new text, with REFERENCE_VOCABULARY tokens."""
+    train_token_bytes: float
+    """The same of the training text."""
+    scale: float
+    """Bits per byte for each one of the text of the law's runs."""
+    vocab_size: int | None = None
+    """The vocabulary, if the text is prepared already."""
+
+    def bytes_per_token(self, vocab_size: int) -> float:
+        """Of new text, with a vocabulary of that size."""
+        return self.token_bytes * relative_token_bytes(vocab_size)
+
+    def unique_tokens(self, vocab_size: int) -> float:
+        """Tokens of the training text."""
+        return self.train_bytes / (self.train_token_bytes * relative_token_bytes(vocab_size))
+
+    def with_more(self, factor: float) -> Text:
+        """`factor` times as much text of the same kind."""
+        values = {**self.__dict__, "train_bytes": self.train_bytes * factor}
+        return Text(**{**values, "val_bytes": self.val_bytes * factor})
+
+
+def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
+    """Read the text of `config`, or as much as `seconds` allow.
+
+    Raises ValueError if there is none, or if it cannot be read.
+    """
+    sample = Sample()
+    counts: Counter[str] = Counter()
+    started = time.monotonic()
+    sizes: Counter[str] = Counter()
+    number = 0
+    is_estimate = False
+    for document in documents(config, counts):
+        number += 1
+        size = len(document.text.encode("utf-8"))
+        sizes[document.split] += size
+        sample.add(document, size)
+        if sizes.total() > MOST_BYTES or time.monotonic() - started > seconds:
+            is_estimate = True
+            break
+    factor = max(1.0, _all_bytes(config) / sizes.total()) if is_estimate else 1.0
+    train, new = sample.token_bytes()
+    return Text(
+        name=config.name,
+        train_bytes=sizes["train"] * factor,
+        val_bytes=sizes["val"] * factor,
+        num_documents=round(number * factor),
+        num_duplicates=round(counts["duplicates"] * factor),
+        is_estimate=is_estimate,
+        token_bytes=new,
+        train_token_bytes=train,
+        scale=scale_of(sample.text),
+    )
+
+
+def prepared(manifest: Manifest, name: str) -> Text:
+    """The text of prepared shards; its kind is known only from its bytes per token."""
+    train = manifest.splits["train"]
+    val = manifest.splits["val"]
+    relative = relative_token_bytes(manifest.vocab_size)
+    return Text(
+        name=name,
+        train_bytes=train.text_bytes,
+        val_bytes=val.text_bytes,
+        num_documents=train.documents + val.documents,
+        num_duplicates=manifest.cleaning.get("duplicates", 0),
+        is_estimate=False,
+        token_bytes=val.text_bytes / val.tokens / relative,
+        train_token_bytes=train.text_bytes / train.tokens / relative,
+        scale=1.0,
+        vocab_size=manifest.vocab_size,
+    )
+
+
+class Sample:
+    """Documents spread evenly over a text of unknown length: every n-th, with n doubled whenever
+    they are more than SAMPLE_BYTES.
+    """
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._bytes = 0
+        self._stride = 1
+        self._seen = 0
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(self.texts)
+
+    def add(self, document: Document, size: int) -> None:
+        """The next document of the text."""
+        if self._seen % self._stride == 0:
+            self.texts.append(document.text)
+            self._bytes += size
+        self._seen += 1
+        if self._bytes > SAMPLE_BYTES and len(self.texts) > 2 * HELD_OUT:
+            self.texts = self.texts[::2]
+            self._bytes = sum(len(text.encode("utf-8")) for text in self.texts)
+            self._stride *= 2
+
+    def token_bytes(self) -> tuple[float, float]:
+        """Bytes per token of the training text and of new text, with REFERENCE_VOCABULARY."""
+        held_out = self.texts[::HELD_OUT]
+        train = [text for index, text in enumerate(self.texts) if index % HELD_OUT] or held_out
+        tokenizer = Tokenizer.train(train, REFERENCE_VOCABULARY)
+        # The text may be too small for so many tokens.
+        relative = relative_token_bytes(tokenizer.vocab_size)
+        found = [_bytes_per_token(texts, tokenizer) / relative for texts in (train, held_out)]
+        return found[0], found[1]
+
+
+def relative_token_bytes(vocab_size: int) -> float:
+    """Bytes per token with a vocabulary, relative to REFERENCE_VOCABULARY."""
+    sizes = sorted(TOKEN_BYTES)
+    low = max([size for size in sizes[:-1] if size <= vocab_size], default=sizes[0])
+    high = sizes[sizes.index(low) + 1]
+    share = math.log(vocab_size / low) / math.log(high / low)
+    return TOKEN_BYTES[low] + share * (TOKEN_BYTES[high] - TOKEN_BYTES[low])
+
+
+def scale_of(text: str) -> float:
+    """How many bits per byte a model needs for `text`, for each one of the text of the law's runs.
+
+    Estimated from how well LZMA compresses it; 1 for less than KIND_BYTES, which compress worse.
+    """
+    sample = text.encode("utf-8")[:KIND_BYTES]
+    if len(sample) < KIND_BYTES:
+        return 1.0
+    compressed: float = 8 * len(lzma.compress(sample, preset=9)) / len(sample)
+    return float((compressed / KIND_COMPRESSED) ** KIND_SLOPE)
+
+
+def _bytes_per_token(texts: list[str], tokenizer: Tokenizer) -> float:
+    tokens = sum(map(len, tokenizer.encode_batch(texts))) + len(texts)
+    return sum(len(text.encode("utf-8")) for text in texts) / tokens
+
+
+def _all_bytes(config: DataConfig) -> float:
+    """About how many bytes of text all files have."""
+    most = math.inf if config.max_bytes is None else float(config.max_bytes)
+    total = 0.0
+    for stream in streams(config):
+        for file in stream_files(stream):
+            size: Any = file.stamp()[1]
+            endings = [TEXT_PER_FILE_BYTE[end] for end in TEXT_PER_FILE_BYTE if end in file.name]
+            total += float(size or 0) * math.prod(endings)
+    return min(total, most)

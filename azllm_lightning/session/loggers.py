@@ -1,0 +1,169 @@
+"""Where curves go besides the terminal: TensorBoard, and the trackers that `logger` names.
+
+TensorBoard's event files are the project's own record. The others get the same values, and a
+resumed run continues as the same run there.
+"""
+
+from __future__ import annotations
+
+import csv
+import secrets
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.callbacks import LoggerConfig
+from azllm_lightning.formats.optional import import_optional
+from azllm_lightning.runs.atomic import write_text
+from azllm_lightning.runs.folder import Run
+
+METRICS = "metrics.csv"
+EARLIER = "metrics_earlier.csv"
+"""metrics.csv of earlier sessions, until the session has written it again."""
+
+TRACKING_ID = "tracking_id"
+"""The file with the name of a run at the trackers, which are shared by many machines."""
+
+
+def loggers(config: LoggerConfig, run: Run, first_step: int, is_first: bool) -> list[Logger]:
+    """The loggers of `config` for a session that starts after `first_step` (-1: a new run).
+
+    Raises ValueError if a package is missing or a tracker refuses.
+    """
+    found: list[Logger] = []
+    version = run.folder.name
+    if config.tensorboard:
+        found.append(
+            TensorBoardLogger(run.logs, name=run.name, version=version, default_hp_metric=False)
+        )
+    if config.csv:
+        table = CSVLogger(run.logs, name=run.name, version=version)
+        if is_first:
+            continue_table(table, run.folder, first_step)
+        found.append(table)
+    if config.wandb is not None:
+        found.append(_wandb(config.wandb, run, is_first))
+    if config.trackio is not None:
+        import_optional("trackio")
+        name = f"{run.name}-{version}-{_tracking_id(run.folder, is_first)}"
+        found.append(TrackioLogger(config.trackio, name))
+    return found
+
+
+def continue_table(table: CSVLogger, folder: Path, last_step: int) -> None:
+    """Keep the rows of metrics.csv up to `last_step`, which CSVLogger (2.6) would delete.
+
+    They are in EARLIER until they are written again, so that a session that is killed loses none.
+    """
+    path = folder / METRICS
+    earlier = folder / EARLIER
+    if path.is_file() and not earlier.is_file():
+        path.rename(earlier)
+    rows: list[dict[str, str]] = []
+    if earlier.is_file():
+        with earlier.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+        writer = table.experiment
+    for row in rows:
+        values = {key: float(value) for key, value in row.items() if value and key != "step"}
+        writer.log_metrics(values, int(row["step"]))
+    writer.save()
+    earlier.unlink(missing_ok=True)
+
+
+def _tracking_id(folder: Path, is_first: bool) -> str:
+    """The id that a run has at the trackers: made once, and kept in its folder."""
+    path = folder / TRACKING_ID
+    if is_first and not path.is_file():
+        write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _wandb(project: str, run: Run, is_first: bool) -> Logger:
+    wandb = import_optional("wandb")
+    logger = WandbLogger(
+        project=project,
+        name=f"{run.name}/{run.folder.name}",
+        save_dir=run.folder,
+        id=_tracking_id(run.folder, is_first),
+        settings=wandb.Settings(console="off"),  # the bar would be uploaded too
+    )
+    if is_first:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*wandb run already in progress.*")
+                _ = logger.experiment
+        except wandb.Error as error:
+            message = tr(
+                "logger.wandb={project}: {reason}. Log in with `wandb login`, or set "
+                "WANDB_MODE=offline",
+                project=project,
+                reason=error,
+            )
+            raise ValueError(message) from error
+    return logger
+
+
+def close_trackers() -> None:
+    """End the runs at the trackers, so that another run in this process gets its own."""
+    for name in ("wandb", "trackio"):
+        if (tracker := sys.modules.get(name)) is not None:
+            tracker.finish()
+
+
+class TrackioLogger(Logger):
+    """A Lightning logger for Trackio, which has none: `name` is created, or continued."""
+
+    def __init__(self, project: str, name: str) -> None:
+        super().__init__()
+        self._project = project
+        self._name = name
+        self._run: Any = None
+
+    @property
+    def name(self) -> str:
+        """The project."""
+        return self._project
+
+    @property
+    def version(self) -> str:
+        """The run."""
+        return self._name
+
+    @property
+    def run(self) -> Any:
+        """The run of Trackio, opened at the first use."""
+        if self._run is None:
+            import trackio
+
+            self._run = trackio.init(
+                project=self._project,
+                name=self._name,
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+        return self._run
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Store the settings of the run."""
+        values = vars(params) if isinstance(params, Namespace) else params
+        self.run.config.update(values)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log values at an optimizer step."""
+        self.run.log(dict(metrics), step=step)

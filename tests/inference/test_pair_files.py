@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from azllm_lightning.inference.pair_files import SentencePair, read_pairs
+
+RIGHT = "Mən gəldim."
+WRONG = "Mən gəldin."
+
+
+def write_jsonl(path: Path, *rows: dict[str, object]) -> str:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    return str(path)
+
+
+def test_columns_of_other_lists(tmp_path: Path) -> None:
+    yoxla = {"sentence_a": WRONG, "sentence_b": RIGHT, "label": "B", "phenomenon": "uzlaşma"}
+    turkish = {"sentence_a": RIGHT, "sentence_b": WRONG, "label": "A", "interference_type": "söz"}
+    blimp = {"sentence_good": RIGHT, "sentence_bad": WRONG, "UID": "agreement"}
+    for row, group in ((yoxla, "uzlaşma"), (turkish, "söz"), (blimp, "agreement")):
+        path = write_jsonl(tmp_path / "cütlər.jsonl", row)
+        assert read_pairs(path) == [SentencePair(group, RIGHT, WRONG)]
+    path = write_jsonl(tmp_path / "cütlər.jsonl", {"good": RIGHT, "bad": WRONG})
+    assert read_pairs(path) == [SentencePair("cütlər", RIGHT, WRONG)]
+
+
+def test_a_table_with_the_columns_of_multiblimp(tmp_path: Path) -> None:
+    text = f"\tsen\twrong_sen\tverb\tswap_head\n0\t{RIGHT}\t{WRONG}\tgəldim\tgəldin\n"
+    path = tmp_path / "svPa.tsv"
+    path.write_text("\ufeff" + text, encoding="utf-8")
+    assert read_pairs(str(path)) == [SentencePair("svPa", RIGHT, WRONG)]
+
+
+def test_parquet_as_on_the_hub(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [{"sentence_a": RIGHT, "sentence_b": WRONG, "label": "a ", "phenomenon": "x"}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    assert read_pairs(str(tmp_path)) == [SentencePair("x", RIGHT, WRONG)]
+
+
+def test_what_is_no_list_of_pairs_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for row, complaint in (
+        ({"mətn": RIGHT}, "a.jsonl: no two columns of sentences among mətn; known are right/wrong"),
+        ({"good": RIGHT, "bad": RIGHT}, "pair 1 has no two different sentences"),
+        ({"good": RIGHT, "bad": None}, "pair 1 has no two different sentences"),
+        (
+            {"sentence_a": RIGHT, "sentence_b": WRONG, "label": 0},
+            "the label 0, which is not A or B",
+        ),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            read_pairs(write_jsonl(path, row))
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: not a JSON object"):
+        read_pairs(str(path))
+    path.write_text("\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"pairs=.*a\.jsonl: no pairs"):
+        read_pairs(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_pairs(str(path))
+    with pytest.raises(ValueError, match=r"pairs=.*yoxdur"):
+        read_pairs(str(tmp_path / "yoxdur.tsv"))

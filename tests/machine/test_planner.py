@@ -1,0 +1,115 @@
+"""The verb plan, for the machine of a check.json: nothing is measured."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from azllm_lightning.cli.messages import use_language
+from azllm_lightning.config.compose import compose
+from azllm_lightning.machine.plan_table import plan_table
+from azllm_lightning.machine.planner import make_plan
+
+SKIPPED = {"status": "skipped", "reason": "not asked for", "seconds": 0.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plan")
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Path:
+    lines = [f"Sətir {i}. Bakı Xəzər dənizinin sahilində yerləşir." for i in range(2000)]
+    path = folder / "kitab evi.txt"
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def check(folder: Path) -> Path:
+    """What a check of a machine with a GPU found, without steps."""
+    gpu = {"name": "NVIDIA T4", "memory_bytes": 15.8e9, "compute_capability": "7.5"}
+    machine = {"device": "cuda", "gpus": [gpu], "cpu_cores": 2, "cpu_model": "CPU"}
+    rates = {"fp32": 8e12, "bf16": None, "fp16": 24e12}
+    findings: dict[str, Any] = {
+        "format_version": 1,
+        "overrides": ["experiment=t4"],
+        "machine": {**machine, "memory_bytes": 13e9},
+        "products": {
+            "status": "ok",
+            "types": {name: {"flops_per_second": rate} for name, rate in rates.items()},
+        },
+        **dict.fromkeys(("disk", "data", "steps", "resume", "compile"), SKIPPED),
+    }
+    path = folder / "check.json"
+    path.write_text(json.dumps(findings), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def planned(text: Path, check: Path) -> dict[str, Any]:
+    return plan(text, check, "hours=1")
+
+
+def plan(text: Path, check: Path, *typed: str) -> dict[str, Any]:
+    return make_plan(compose([f"data.path={text}", f"check={check}", *typed], "plan"))
+
+
+def test_a_plan_is_json_and_a_table_of_80_columns_in_both_languages(
+    planned: dict[str, Any],
+) -> None:
+    findings = json.loads(json.dumps(planned, allow_nan=False))
+    assert findings["machine"]["name"] == "NVIDIA T4"
+    tables = []
+    for language in ("en", "az"):
+        use_language(language)
+        try:
+            tables.append(plan_table(findings))
+        finally:
+            use_language(None)
+    for table in tables:
+        *lines, last = table.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert last.strip() == findings["plan"]["command"]
+    assert tables[0] != tables[1]
+
+
+def test_the_last_line_trains_that_text(text: Path, planned: dict[str, Any]) -> None:
+    command = shlex.split(planned["plan"]["command"])
+    assert command[1:3] == ["-m", "azllm_lightning.train"]
+    config = compose(command[3:])
+    assert config.data.paths == [str(text)]
+    assert config.ignored() == []
+
+
+def test_a_model_that_was_typed_is_kept(text: Path, check: Path) -> None:
+    findings = plan(text, check, "model=laptop", "data.vocab_size=1024", "seed=5")
+    config = compose(shlex.split(findings["plan"]["command"])[3:])
+    assert config.model.n_embd == compose(["model=laptop"]).model.n_embd
+    assert (config.data.vocab_size, config.seed) == (1024, 5)
+
+
+def test_little_text_is_called_little(planned: dict[str, Any]) -> None:
+    table = plan_table(planned)
+    assert "So little text" in table
+
+
+def test_what_is_no_check_is_refused(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a report of check"):
+        plan(text, other)
+    with pytest.raises(ValueError, match=r"missing\.json"):
+        plan(text, tmp_path / "missing.json")
+
+
+def test_a_plan_needs_a_text() -> None:
+    with pytest.raises(ValueError, match=r"data\.path is not set"):
+        compose(["hours=1"], "plan")
+    with pytest.raises(ValueError, match="hours"):
+        compose(["hours=0", "data.path=x"], "plan")

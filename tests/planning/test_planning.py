@@ -1,0 +1,237 @@
+"""The rules, the law, the choice of a run, and the warning: each by what it promises."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from azllm_lightning.config.compose import compose
+from azllm_lightning.config.optimizer import MuonConfig
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.planning import rule
+from azllm_lightning.planning.choice import Choice, Task, choose
+from azllm_lightning.planning.far_off import TextSize, advice
+from azllm_lightning.planning.forecast import forecast
+from azllm_lightning.planning.law import Size, coefficients, effective_data, predict
+from azllm_lightning.planning.models import named_models
+from azllm_lightning.planning.speed import Speed
+from azllm_lightning.planning.survey import Text, scale_of, survey
+
+MB = 1e6
+SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
+SLOW = replace(Speed.assumed("cpu", 2), flops=1.5e10, optimizer_flops=1.5e10)
+
+
+def text(megabytes: float) -> Text:
+    return Text("text", 0.95 * megabytes * MB, 0.05 * megabytes * MB, 100, 0, False, 5.0, 5.3, 1.0)
+
+
+def chosen(megabytes: float, hours: float, speed: Speed = SLOW) -> Choice:
+    size = rule.vocab_size(megabytes * MB)
+    return choose(Task(text(megabytes), speed, named_models(), 256, size), 3600 * hours)
+
+
+def test_text_read_once_needs_no_decay_and_text_read_often_a_strong_one() -> None:
+    assert rule.regularization(1) == rule.Regularization(0.1, 0.0, 0.0)
+    decays = [rule.regularization(passes).weight_decay for passes in (1, 2, 4, 16)]
+    assert decays == sorted(decays)
+    assert decays[-1] == rule.STRONG_DECAY
+
+
+def test_small_text_follows_the_rule() -> None:
+    config = compose(["experiment=small_text", "data.path=kitab.txt"])
+    wanted = rule.regularization(16)
+    assert isinstance(config.optimizer, MuonConfig)
+    assert config.optimizer.weight_decay == wanted.weight_decay
+    assert config.optimizer.adam_weight_decay == wanted.table_decay
+    assert config.model.dropout == wanted.dropout
+
+
+def test_the_batch_grows_with_the_run_and_counts_tokens() -> None:
+    sizes = [rule.batch_sequences(tokens, 256) for tokens in (1e5, 1e6, 1e7, 1e8)]
+    assert sizes == sorted(set(sizes))
+    assert rule.batch_sequences(1e7, 512) * 2 == rule.batch_sequences(1e7, 256)
+
+
+def test_repetition_is_worth_less_and_less() -> None:
+    worth = [effective_data(100, passes, 5.0) for passes in (1, 2, 4, 8, 1000)]
+    gains = [b - a for a, b in itertools.pairwise(worth)]
+    assert worth[0] == 100
+    assert gains[0] < 100
+    assert worth[-1] == pytest.approx(600)
+
+
+def test_more_of_anything_lowers_the_expected_loss() -> None:
+    now = predict(SIZE).val_bpb
+    assert predict(replace(SIZE, parameters=10_000_000)).val_bpb < now
+    assert predict(replace(SIZE, tokens=3_200_000)).val_bpb < now
+    assert predict(replace(SIZE, unique_tokens=400_000, text_bytes=2_000_000)).val_bpb < now
+
+
+def test_bits_per_byte_and_nats_per_token_are_one_prediction() -> None:
+    found = predict(SIZE)
+    assert found.val_loss == pytest.approx(found.val_bpb * math.log(2) * SIZE.bytes_per_token)
+
+
+def test_outside_the_runs_it_says_so_and_is_less_exact() -> None:
+    inside = predict(SIZE)
+    outside = predict(replace(SIZE, parameters=1_000_000_000))
+    assert inside.outside == ()
+    assert outside.outside == ("parameters",)
+    assert outside.error > inside.error == coefficients().error
+
+
+def test_more_time_or_a_faster_machine_is_never_worse() -> None:
+    losses = [chosen(2, hours).prediction.val_bpb for hours in (0.2, 1, 5)]
+    assert losses == sorted(losses, reverse=True)
+    fast = replace(SLOW, flops=1e12, optimizer_flops=1e12)
+    assert chosen(2, 1, fast).prediction.val_bpb < chosen(2, 1).prediction.val_bpb
+
+
+def test_a_plan_keeps_to_its_time_its_memory_and_the_passes_that_were_tried() -> None:
+    small = replace(SLOW, memory_bytes=1.5e9)
+    for hours in (0.2, 1, 20):
+        plan = chosen(1, hours, small)
+        assert plan.seconds <= 3600 * hours * 1.02
+        assert plan.passes <= 33
+        assert plan.memory_bytes <= 1.5e9
+
+
+def test_the_planned_command_is_a_run_of_that_size() -> None:
+    plan = chosen(2, 1)
+    config = compose(["data=text", "data.path=kitab.txt", *plan.overrides()])
+    shape = config.model.for_data(config.data.vocab_size, config.data.block_size, 0)
+    assert shape.num_params() == plan.shape.num_params()
+    tokens = config.trainer.max_steps * config.trainer.global_batch_size * config.data.block_size
+    assert tokens == plan.size.tokens
+    assert settled_advice(config, 400_000) is None
+
+
+def settled_advice(config: RunConfig, unique_tokens: int) -> list[str] | None:
+    shape = config.model.for_data(config.data.vocab_size, config.data.block_size, 0)
+    size = TextSize(unique_tokens, 5.2 * unique_tokens, 5.0)
+    found = advice(replace(config, model=shape), size, named_models())
+    return None if found is None else list(found.overrides)
+
+
+def test_many_passes_without_decay_are_warned_of_with_the_decay_that_helps() -> None:
+    typed = ["data=text", "data.path=kitab.txt", "model=tiny", "trainer.max_steps=1000"]
+    better = settled_advice(compose(typed), 211_000)
+    assert better is not None
+    assert "optimizer.weight_decay=3" in better
+    assert settled_advice(compose([*typed, *better]), 211_000) is None
+
+
+def test_a_batch_that_leaves_few_steps_is_warned_of() -> None:
+    typed = ["data=text", "data.path=kitab.txt", "model=tiny", "trainer.max_steps=200"]
+    better = settled_advice(compose([*typed, "trainer.global_batch_size=128"]), 20_000_000)
+    assert better is not None
+    assert settled_advice(compose([*typed, *better]), 20_000_000) is None
+
+
+@pytest.mark.parametrize(
+    ("experiment", "tokens"),
+    [("t4", 130_000_000), ("laptop_4gb", 130_000_000), ("small_text", 211_000), ("debug", 1000)],
+)
+def test_our_own_experiments_are_not_warned_of(experiment: str, tokens: int) -> None:
+    config = compose([f"experiment={experiment}", "data=text", "data.path=kitab.txt"])
+    assert settled_advice(config, tokens) is None
+
+
+def test_models_are_those_of_conf() -> None:
+    for candidate in named_models():
+        assert compose(list(candidate.overrides)).model == candidate.model
+
+
+def test_a_survey_counts_bytes_documents_and_duplicates(tmp_path: Path) -> None:
+    lines = [f"Sətir {i}. Bakı Xəzər dənizinin sahilində yerləşir." for i in range(300)]
+    (tmp_path / "kitab.txt").write_text("\n\n".join([*lines, *lines[:20]]), encoding="utf-8")
+    config = compose(["data=text", f"data.path={tmp_path}"]).data
+    found = survey(config)
+    assert found.num_documents == 300
+    assert found.num_duplicates == 20
+    expected = sum(len(line.encode()) for line in lines)
+    assert found.train_bytes + found.val_bytes == expected
+    assert not found.is_estimate
+    assert 2 < found.bytes_per_token(8192) < 60
+
+
+def test_text_that_compresses_better_is_easier() -> None:
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abçdəfghxıijk", k=6)) for _ in range(20_000)]
+    varied = " ".join(generator.choices(words, k=40_000))
+    uniform = " ".join(generator.choices(words[:200], k=40_000))
+    assert scale_of(uniform) < scale_of(varied)
+    assert scale_of("qısa mətn") == 1.0
+
+
+def curve(steps: int, until: float, end: float = 3.0) -> list[tuple[int, float]]:
+    """A loss that falls as a healthy one does, validated at each tenth."""
+    shares = [tenth / 10 for tenth in range(1, 11) if tenth / 10 <= until]
+    return [(round(p * steps), end * (1 + 0.5 * (1 - p) ** 1.5)) for p in shares]
+
+
+def test_a_forecast_comes_closer_as_the_run_goes_on() -> None:
+    errors = []
+    for until in (0.3, 0.6, 0.9):
+        found = forecast(curve(1000, until), 1000)
+        assert found is not None
+        assert found.low < found.val_loss < found.high
+        errors.append(found.error)
+    assert errors == sorted(errors, reverse=True)
+    done = forecast(curve(1000, 1.0), 1000)
+    assert done is not None
+    assert (done.val_loss, done.error) == (pytest.approx(3.0), 0.0)
+
+
+def test_there_is_no_forecast_from_too_little() -> None:
+    assert forecast([], 1000) is None
+    assert forecast([(0, 9.0), (500, 4.0)], 1000) is None
+    assert forecast([(10, 8.0), (20, 7.0)], 1000) is None
+    assert forecast([(400, math.nan), (500, math.inf)], 1000) is None
+
+
+def test_the_speed_follows_a_check(tmp_path: Path) -> None:
+    steps = {
+        "status": "ok",
+        "global_batch_size": 16,
+        "block_size": 128,
+        "vocab_size": 2048,
+        "tokens_per_second": 4000.0,
+        "optimizer_seconds": 0.1,
+        "optimizer": "muon",
+        "compile": False,
+        "flops_per_token": 14e6,
+        "startup_seconds": 8.0,
+    }
+    part = {"status": "skipped", "reason": "-"}
+    findings = {
+        "overrides": [],
+        "machine": {
+            "device": "cpu",
+            "gpus": [],
+            "cpu_model": "CPU",
+            "cpu_cores": 2,
+            "memory_bytes": 8e9,
+        },
+        "products": {"types": {"fp32": {"flops_per_second": 1e11}}},
+        "disk": part,
+        "data": part,
+        "compile": part,
+        "steps": steps,
+    }
+    speed = Speed.from_check(json.loads(json.dumps(findings)))
+    shape = compose().model.for_data(2048, 128, 0)
+    flops = 16 * 128 * 14e6
+    seconds = speed.training_seconds(shape, 16, 16, 100)
+    measured = 100 * 16 * 128 / 4000
+    assert seconds == pytest.approx(measured * shape.flops_per_token() / 14e6, rel=0.1)
+    assert speed.flops == pytest.approx(flops / (16 * 128 / 4000 - 0.1))
+    unknown = Speed.from_check({**findings, "steps": part})
+    assert unknown.error(shape) > speed.error(shape)

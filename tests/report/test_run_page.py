@@ -1,0 +1,232 @@
+"""What is on the page of a run, however odd the run is."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import WriteRun, healthy
+from seen import Seen
+
+from azllm_lightning.cli.messages import LANGUAGES, use_language
+from azllm_lightning.report.page import next_commands, page
+from azllm_lightning.report.record import read_record
+
+
+def seen(folder: Path, **settings: Any) -> Seen:
+    return Seen(page(read_record(folder, **settings)))
+
+
+def overfitted() -> dict[str, dict[int, float]]:
+    """val_loss falls until step 200, and rises from there on."""
+    curves = healthy()
+    curves["val_loss"] = {0: 6.0, 100: 3.5, 200: 3.0, 300: 3.2, 400: 3.6}
+    return curves
+
+
+REPORTED = {"diagnosis/overfitting": {300: "step 300: overfitting. val_loss is rising"}}
+
+
+def test_the_best_step_and_what_happened_are_marked(write_run: WriteRun) -> None:
+    texts = {
+        **REPORTED,
+        "resume": {100: "step_00000100.ckpt"},
+        "rollback": {250: "steps 251 to 260: back"},
+    }
+    found = seen(write_run(curves=overfitted(), texts=texts))
+    flags = [(flag["x"], flag["title"]) for flag in found.chart("loss")["flags"]]
+    assert flags == [(100, "resumed"), (250, "rolled back"), (300, "overfitting")]
+    for text in ("resumed step 100", "rolled back step 250 Steps 251 to 260: back"):
+        assert text in found.text
+    assert "overfitting step 300 val_loss is rising" in found.text
+    assert "best val_loss 3.0000 at step 200" in found.text
+    drawn = found.classes("g")
+    assert [drawn.count(f"flag {kind}") for kind in ("resume", "rollback", "diagnosis")] == [2] * 3
+    assert drawn.count("ring") == 2  # for a wide screen, and for a phone
+
+
+def test_the_gap_is_shaded_only_if_the_run_overfits(write_run: WriteRun) -> None:
+    assert seen(write_run("a", overfitted(), REPORTED)).classes("g").count("band") > 1
+    assert "band" not in seen(write_run("b", overfitted())).classes("g")
+
+
+def test_values_are_under_the_pointer_of_each_chart(write_run: WriteRun) -> None:
+    curves = healthy()
+    curves["val_loss_by_source/books"] = {0: 6.0, 400: 2.0}
+    curves["val_loss_by_source/news"] = {0: 6.1, 400: 2.5}
+    found = seen(write_run(curves=curves))
+    val = next(line for line in found.chart("loss")["lines"] if line["name"] == "val_loss")
+    assert val["x"] == [0, 100, 200, 300, 400]
+    assert val["y"] == [float(f"{value:.5g}") for value in curves["val_loss"].values()]
+    assert found.chart("ppl")["log"]
+    assert [line["name"] for line in found.chart("sources")["lines"]] == ["books", "news"]
+    for name in ("bpb", "lr", "tokens_per_sec"):
+        assert found.chart(name)["lines"], name
+
+
+def test_the_page_is_one_file_in_both_languages(write_run: WriteRun) -> None:
+    record = read_record(write_run(texts={"samples": {0: "| greedy |\n|---|\n| **Bir**gün |"}}))
+    pages = {}
+    for language in LANGUAGES:
+        use_language(language)
+        pages[language] = page(record)
+        found = Seen(pages[language])
+        used = [
+            str(value)
+            for _, attrs in found.elements
+            for key, value in attrs.items()
+            if key in ("src", "href", "xlink:href", "data", "action", "srcset")
+        ]
+        assert used == []
+        assert "@import" not in pages[language]
+        assert "url(" not in pages[language]
+        assert len(pages[language].encode()) < 1_000_000
+    assert '<html lang="az">' in pages["az"]
+    assert "Perpleksiya" in pages["az"]
+    assert "Perplexity" not in pages["az"]
+
+
+def test_text_of_others_is_only_text(write_run: WriteRun) -> None:
+    """Names, samples, settings and diagnoses cannot become elements of the page."""
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    escaped = evil.replace("<", "&lt;").replace(">", "&gt;")
+    folder = write_run(
+        "<b>run&",
+        texts={
+            "samples": {400: f"| greedy | {escaped} |\n|---|---|\n| **Bir**{escaped} | **Bir**a |"},
+            "diagnosis/dead": {10: f"step 10: {evil}"},
+            "session/environment": {0: f"    cpu: {evil}"},
+        },
+        config={"data": {"name": evil}},
+    )
+    found = seen(folder)
+    names = [tag for tag, _ in found.elements]
+    assert "img" not in names
+    assert names.count("script") == names.count("figure") + 3  # samples, words, and our own
+    assert found.text.count(evil) >= 4
+    samples = next(data for data in found.data if "texts" in data)
+    assert samples["texts"] == [[["Bir", evil, "a"]]]
+
+
+@pytest.mark.parametrize(
+    ("curves", "wanted"),
+    [
+        (
+            {"val_loss": {0: 6.2}, "val_ppl": {0: 492.7}, "val_bpb": {0: 3.0}},
+            "best val_loss 6.2000",
+        ),
+        ({"train_loss": {1: 6.2}}, "Loss nats per token"),
+        ({"train_loss": {1: math.nan, 2: math.nan}}, "no loss was logged yet"),
+        ({"val_loss": {0: math.nan, 10: math.inf}}, "no loss was logged yet"),
+        ({"train_loss": {1: 6.0, 2: math.nan, 3: 5.0}}, "train_loss is not finite step 2"),
+        (
+            {"val_loss": {0: 6.0, 10: 6.0}, "train_loss": {5: 6.0}},
+            "best val_loss 6.0000 at step 10",
+        ),
+        (
+            {"train_loss": {1: 1e30}, "val_loss": {0: 3e38}, "val_ppl": {0: math.inf}},
+            "step 1 of 400",
+        ),
+        ({"lr": {1: 0.0}, "grad_norm": {1: 0.0, 2: 1e9}}, "no loss was logged yet"),
+    ],
+)
+def test_odd_curves_have_a_page(
+    write_run: WriteRun, curves: dict[str, dict[int, float]], wanted: str
+) -> None:
+    assert wanted in seen(write_run(curves=curves)).text
+
+
+def test_a_long_run_is_thinned_and_keeps_its_spikes(write_run: WriteRun) -> None:
+    train = {step: 2 + 1 / step for step in range(1, 3_001)}
+    train[2_000] = 9.0
+    val = dict.fromkeys(range(0, 3001, 10), 2.0)
+    sample = "| greedy |\n|---|\n| **Bir** " + "gün " * 900 + "|"
+    samples = dict.fromkeys(range(0, 3_001, 30), sample)
+    folder = write_run(curves={"train_loss": train, "val_loss": val}, texts={"samples": samples})
+    text = page(read_record(folder))
+    assert len(text.encode()) < 1_000_000
+    found = Seen(text)
+    assert all(len(line["x"]) <= 400 for line in found.chart("loss")["lines"])
+    heights = [
+        float(y)
+        for tag, attrs in found.elements
+        if tag == "path" and "L" in (attrs.get("d") or "")
+        for y in re.findall(r" (-?[\d.]+)(?= |$)", str(attrs["d"]))
+    ]
+    assert min(heights) < 30, "the spike is not drawn"
+    shown = next(data for data in found.data if "texts" in data)
+    assert 10 < len(shown["texts"]) < 101
+    assert [shown["titles"][i].split(" ")[1] for i in (0, -1)] == ["0", "3,000"]
+
+
+def test_a_run_that_trains_is_loaded_again_and_says_how_long_it_takes(write_run: WriteRun) -> None:
+    folder = write_run(config={"trainer": {"max_steps": 800}})
+    found = seen(folder, is_training=True)
+    body = next(attrs for tag, attrs in found.elements if tag == "body")
+    assert body["data-refresh"] == "100"  # a validation is 100 seconds after the one before
+    assert "50 % step 400 of 800" in found.text
+    assert "about 6 min 40 s left" in found.text
+    (time,) = (attrs for tag, attrs in found.elements if tag == "time")
+    assert time["data-live"] == "1"
+    ended = seen(folder)  # the last event is years old
+    assert "unfinished" in ended.text
+    assert "data-refresh" not in dict(next(a for t, a in ended.elements if t == "body"))
+
+
+def test_pauses_between_sessions_do_not_count_as_time(write_run: WriteRun) -> None:
+    from run_folders import START, append, scalar, text
+
+    folder = write_run()
+    week = 7 * 86_400
+    file = folder / "events.out.tfevents.2"
+    append(file, [text("resume", 400, "a.ckpt", START + 400 + week)])
+    append(file, [scalar("train_loss", 460, 2.0, START + 460 + week)])
+    _, minutes = read_record(folder).timeline
+    assert math.isclose(minutes[-1], 450 / 60 + 10 / 60, abs_tol=0.2)
+
+
+def test_the_forecast_of_another_part_is_shown_with_its_error(write_run: WriteRun) -> None:
+    class Guess:
+        val_loss = 1.2345
+        error = 0.05
+
+    asked: list[Any] = []
+
+    def forecaster(curve: Any, steps: int, schedule: str) -> Guess:
+        asked.append((list(curve), steps, schedule))
+        return Guess()
+
+    folder = write_run(config={"trainer": {"max_steps": 800}, "schedule": {"name": "linear"}})
+    found = seen(folder, is_training=True, forecaster=forecaster)
+    assert "1.234 ± 0.050, at step 800" in found.text
+    ((curve, steps, schedule),) = asked
+    assert (curve[-1][0], steps, schedule) == (400, 800, "linear")
+
+
+def test_the_commands_fit_what_happened(write_run: WriteRun) -> None:
+    def named(folder: Path) -> list[str]:
+        return [name for name, _ in next_commands(read_record(folder))]
+
+    done = {"status": "done", "steps": 400}
+    assert "train longer" in named(write_run("a", summary=done))
+    assert "train longer" not in named(write_run("b", overfitted(), REPORTED, summary=done))
+    stopped = write_run("c d", summary={"status": "stopped", "steps": 400})
+    rows = dict(next_commands(read_record(stopped)))
+    assert "'run_name=c d'" in rows["resume"]
+    assert "ckpt_path=last" in rows["resume"]
+    # A summary of an earlier session says nothing about the present one.
+    assert "resume" in named(write_run("e", summary={"status": "done", "steps": 300}))
+
+
+def test_settings_and_environment_are_folded(write_run: WriteRun) -> None:
+    folder = write_run(
+        config={"optimizer": {"lr": 0.0123}, "overrides": ["optimizer.lr=0.0123"]},
+        texts={"session/environment": {0: "    torch: 2.9\n"}},
+    )
+    found = seen(folder)
+    assert [attrs.get("open") for tag, attrs in found.elements if tag == "details"] == [None] * 3
+    assert "optimizer.lr=0.0123" in found.text
+    assert "torch: 2.9" in found.text

@@ -1,0 +1,90 @@
+"""Several runs on one page, and charts for notebooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from run_folders import WriteRun, healthy
+from seen import Seen
+
+from azllm_lightning import plot_runs
+from azllm_lightning.report.comparison import comparison
+from azllm_lightning.report.record import read_record
+
+
+def test_runs_are_on_the_same_axes_with_what_differs(write_run: WriteRun) -> None:
+    worse = healthy()
+    worse["val_loss"] = {step: loss + 1 for step, loss in worse["val_loss"].items()}
+    worse["tokens_seen"] = {step: 1024.0 * step for step in worse["train_loss"]}
+    folders = [
+        write_run("good", config={"optimizer": {"lr": 0.01, "name": "muon"}}),
+        write_run("worse", worse, config={"optimizer": {"lr": 0.1, "name": "muon"}}),
+    ]
+    found = Seen(comparison([read_record(folder) for folder in folders]))
+    ends = {
+        axis: [line["x"][-1] for line in found.chart(f"val_loss-{axis}")["lines"]]
+        for axis in ("step", "tokens", "minutes")
+    }
+    assert ends["step"] == [400, 400]
+    assert ends["tokens"] == [204_800, 409_600]
+    assert ends["minutes"] == [pytest.approx(400 / 60, abs=0.01)] * 2
+    names = [line["name"] for line in found.chart("val_loss-step")["lines"]]
+    assert names == ["good/version_0", "worse/version_0"]
+    assert "optimizer.lr 0.01 0.1" in found.text
+    assert "optimizer.name" not in found.text
+    assert "different vocabularies" not in found.text
+    best = [attrs for tag, attrs in found.elements if tag == "b" and attrs.get("class") == "lowest"]
+    assert (
+        len(best) == 3
+    )  # the best loss of one run, and the bits per byte of both, which are equal
+
+
+def test_runs_with_nothing_in_common_have_a_page(write_run: WriteRun) -> None:
+    folders = [
+        write_run("a", {"val_loss": {0: 6.0}}, config={"data": {"vocab_size": 300}}),
+        write_run("b", {"train_loss": {1: float("nan")}}, config={"data": {"vocab_size": 400}}),
+    ]
+    found = Seen(comparison([read_record(folder) for folder in folders]))
+    assert "different vocabularies" in found.text
+    assert "b/version_0" in found.text
+
+
+@pytest.fixture
+def runs(write_run: WriteRun) -> list[Path]:
+    plt.switch_backend("agg")
+    overfits = {"diagnosis/overfitting": {300: "step 300: overfitting. So"}}
+    return [write_run("one", texts=overfits), write_run("two")]
+
+
+def test_plot_runs_draws_curves_the_best_step_and_marks(runs: list[Path]) -> None:
+    try:
+        loss, perplexity, rate, gap = plot_runs(runs[0])
+        labels = [line.get_label() for line in loss.lines]
+        assert labels == [
+            "train_loss",
+            "val_loss",
+            "best 2.1718, step 400",
+            "overfitting, step 300",
+        ]
+        assert list(loss.lines[1].get_xdata()) == [0, 100, 200, 300, 400]
+        assert perplexity.get_yscale() == "log"
+        assert len(rate.lines) == 1
+        assert len(gap.lines) == 0
+        (bpb,) = plot_runs(runs, "bpb", axis="tokens")
+        assert [line.get_label() for line in bpb.lines] == ["one/version_0", "two/version_0"]
+        assert bpb.lines[0].get_xdata()[-1] == 512 * 400
+    finally:
+        plt.close("all")
+
+
+def test_plot_runs_names_what_is_wrong(runs: list[Path]) -> None:
+    for arguments, message in (
+        ((runs, ["los"]), "charts=los is not one of loss, "),
+        ((runs, "loss", "time"), "axis=time is not one of step, tokens, minutes"),
+        (([],), "at least one run"),
+        (("yox",), "run_name=yox"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_runs(*arguments)

@@ -1,0 +1,182 @@
+"""Trackers next to TensorBoard: each continues a resumed run as the same run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.config.compose import compose
+from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.session.loggers import EARLIER, METRICS, close_trackers, continue_table
+
+Train = Callable[..., Path]
+INTERRUPT = "azllm_lightning.callbacks.interrupt.Interrupt"
+STOP = [f"+callbacks.stop.{pair}" for pair in (f"_target_={INTERRUPT}", "step=6", "kill=false")]
+NO_SAMPLES = "callbacks.samples.max_new_tokens=0"
+
+
+def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """(step, value) of a column of metrics.csv."""
+    with (folder / METRICS).open(encoding="utf-8", newline="") as file:
+        return [(int(row["step"]), float(row[tag])) for row in csv.DictReader(file) if row.get(tag)]
+
+
+def test_a_table_keeps_the_curve_of_a_resumed_run_without_doubled_steps(
+    train_tiny: Train,
+) -> None:
+    with pytest.raises(Resumable):
+        train_tiny("logger=csv", NO_SAMPLES, *STOP)
+    folder = train_tiny("ckpt_path=last")
+    scalars = read_scalars(folder)
+    for tag in ("train_loss", "val_loss", "lr"):
+        expected = [(step, pytest.approx(value)) for step, value in scalars[tag].items()]
+        assert points(folder, tag) == expected
+    assert [step for step, _ in points(folder, "val_loss")] == [0, 4, 8]
+    assert not (folder / EARLIER).exists()
+
+
+def test_a_session_that_is_killed_while_it_starts_loses_no_row(tmp_path: Path) -> None:
+    run = tmp_path / "a" / "version_0"
+    run.mkdir(parents=True)
+    rows = "lr,step,train_loss\n0.1,1,5.0\n0.1,2,4.0\n0.1,3,3.0\n"
+    (run / EARLIER).write_text(rows, encoding="utf-8")  # killed before the table was written again
+    (run / METRICS).write_text("lr,step\n", encoding="utf-8")
+    continue_table(CSVLogger(tmp_path, "a", "version_0"), run, 2)
+    assert points(run, "train_loss") == [(1, 5.0), (2, 4.0)]
+    assert [path.name for path in run.iterdir()] == [METRICS]
+
+
+def test_an_empty_project_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"logger\.wandb"):
+        compose(['logger.wandb=""'])
+
+
+def test_a_missing_package_is_named(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ValueError, match="pip install trackio"):
+        train_tiny("logger=trackio", NO_SAMPLES)
+
+
+class Recorded:
+    """What a tracker is told: stands for trackio, whose runs are continued by their names."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self.opened: list[dict[str, Any]] = []
+        self.logged: list[tuple[int | None, dict[str, float]]] = []
+        self.ended = 0
+
+    def init(self, **settings: Any) -> Recorded:
+        self.opened.append(settings)
+        return self
+
+    def log(self, values: dict[str, float], step: int | None) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.ended += 1
+
+
+def test_a_resumed_run_has_one_name_at_the_tracker_and_another_run_has_another(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Recorded()
+    monkeypatch.setitem(sys.modules, "trackio", tracker)  # type: ignore[arg-type]
+    with pytest.raises(Resumable):
+        train_tiny("logger=trackio", "logger.trackio=dərs", NO_SAMPLES, *STOP)
+    train_tiny("ckpt_path=last")
+    train_tiny("logger=trackio", NO_SAMPLES, "trainer.max_steps=1")
+    names = [settings["name"] for settings in tracker.opened]
+    assert names[0] == names[1] != names[2]
+    assert [settings["project"] for settings in tracker.opened] == [
+        "dərs",
+        "dərs",
+        "azllm-lightning",
+    ]
+    assert all(settings["resume"] == "allow" for settings in tracker.opened)
+    assert tracker.ended == 3
+    steps = [step for step, values in tracker.logged if "val_loss" in values]
+    assert steps[:3] == [0, 4, 8]
+    assert tracker.config["seed"] == 1234
+
+
+@pytest.mark.slow
+def test_trackio_shows_a_resumed_run_as_one(
+    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    code = """
+import sys
+from azllm_lightning import compose, train
+from azllm_lightning.cli.entrance import Resumable
+try: train(compose(sys.argv[1:]))
+except Resumable: pass
+"""
+    from conftest import tiny_overrides
+
+    for typed in (
+        [*tiny_overrides(), "logger=trackio", NO_SAMPLES, *STOP],
+        ["run_name=tiny", "ckpt_path=last"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *typed], timeout=240, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    listed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "trackio.cli",
+            "list",
+            "runs",
+            "--project",
+            "azllm-lightning",
+            "--json",
+        ],
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    runs = json.loads(listed.stdout)["runs"]
+    assert len(runs) == 1, listed.stdout
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_a_resumed_run_under_one_id(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(Resumable):
+        train_tiny("logger=wandb", NO_SAMPLES, *STOP)
+    folder = train_tiny("ckpt_path=last")
+    sessions = sorted((folder / "wandb").glob("offline-run-*"))
+    ids = {session.name.rpartition("-")[2] for session in sessions}
+    assert ids == {(folder / "tracking_id").read_text(encoding="utf-8")}
+    assert all(list(session.glob("*.wandb")) for session in sessions)
+    assert list(read_scalars(folder)["val_loss"]) == [0, 4, 8]
+    close_trackers()  # nothing is open: no error
+
+
+@pytest.mark.slow
+def test_wandb_without_an_account_says_what_to_do(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**settings: Any) -> None:
+        raise wandb.errors.UsageError("api_key not configured (no-tty)")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ValueError, match=r"logger\.wandb=a: api_key .* WANDB_MODE=offline"):
+        train_tiny("logger.wandb=a", NO_SAMPLES)

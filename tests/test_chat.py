@@ -1,0 +1,256 @@
+"""The local page: what it serves and refuses, and that it stops when the browser goes away."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_tensorboard_page import BROWSER, Page, browser
+
+from azllm_lightning import load, sample
+from azllm_lightning.chat import chat
+from azllm_lightning.cli.messages import use_language
+from azllm_lightning.config.compose import compose
+from azllm_lightning.config.sampling import SamplingConfig
+from azllm_lightning.inference import chat_server
+from azllm_lightning.inference.chat_server import ChatServer, Model
+
+JSON = {"Content_Type": "application/json"}
+
+
+@contextmanager
+def serving(run: Path, *overrides: str) -> Iterator[ChatServer]:
+    """A server of the model of `run` at a free port, in a thread."""
+    network, tokenizer = load(run)
+    model = Model(network, tokenizer, "best.ckpt", only_tales=True)
+    config = compose(["port=0", "max_new_tokens=8", *overrides], "chat")
+    with ChatServer(model, config) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ask(
+    server: ChatServer, method: str, path: str, body: str = "", **headers: str
+) -> tuple[int, dict[str, str], str]:
+    """Status, headers and text of a response."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body.encode() or None, names)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, dict(response.headers), text
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The server-sent events of a response."""
+    *parts, rest = text.split("\n\n")
+    assert rest == ""
+    return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+
+def test_a_prompt_is_continued_as_generate_does(tiny_run: Path) -> None:
+    with serving(tiny_run, "seed=3") as server:
+        body = json.dumps({"prompt": "Bir gün", "temperature": 0.5, "max_new_tokens": 6})
+        status, headers, text = ask(server, "POST", "/generate", body, **JSON)
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/event-stream")
+    start, *pieces, end = events(text)
+    assert start == {}
+    assert end == {"end": True}
+    (expected,) = sample(*load(tiny_run), "Bir gün", 6, temperature=0.5, seed=3)
+    assert "Bir gün" + "".join(piece["text"] for piece in pieces) == expected
+
+
+@pytest.mark.parametrize("lang", ["en", "az"])
+def test_the_page_is_in_the_language_and_runs_only_its_own_script(
+    tiny_run: Path, lang: str
+) -> None:
+    with serving(tiny_run) as server:
+        use_language(lang)
+        status, headers, page = ask(server, "GET", "/")
+        use_language(None)
+        missing = ask(server, "GET", "/favicon.ico")[0]
+    assert status == 200
+    assert missing == 404
+    assert f'<html lang="{lang}">' in page
+    data = json.loads(page.partition('id="data"')[2].partition(">")[2].partition("</script>")[0])
+    assert data["texts"]["send"] == {"en": "Continue", "az": "Davam etdir"}[lang]
+    assert data["texts"]["tales"]
+    assert data["settings"] == {"temperature": 0.8, "max_new_tokens": 8}
+    assert "http://" not in page  # nothing is loaded from elsewhere
+    assert "https://" not in page
+    policy = headers["Content-Security-Policy"]
+    nonce = policy.partition("'nonce-")[2].partition("'")[0]
+    assert page.count(f'nonce="{nonce}"') == 3
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),  # a name that points here: DNS rebinding
+        ({"Host": "evil.example:8765"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:8765"}, 200),
+        ({"Host": "127.0.0.1:1", "Origin": "http://evil.example"}, 403),
+        ({"Host": "127.0.0.1:1", "Origin": "http://127.0.0.1:1"}, 200),
+    ],
+)
+def test_other_sites_are_refused(tiny_run: Path, headers: dict[str, str], status: int) -> None:
+    body = json.dumps({"prompt": "a", "max_new_tokens": 1})
+    with serving(tiny_run) as server:
+        assert ask(server, "GET", "/", **headers)[0] == status
+        assert ask(server, "POST", "/generate", body, **JSON, **headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "message"),
+    [
+        ('{"prompt": "a"}', {"Content_Type": "text/plain"}, "only JSON"),  # as another site may
+        ("no json", JSON, "Expecting value"),
+        ("[1]", JSON, "only JSON"),
+        ('{"prompt": 1}', JSON, "prompt must be text"),
+        ('{"prompt": "a", "temperature": -1}', JSON, "temperature=-1"),
+        ('{"prompt": "a", "max_new_tokens": "viele"}', JSON, "max_new_tokens"),
+        ('{"prompt": "a", "logs_dir": "/"}', JSON, "unknown settings: logs_dir"),
+        ("x" * 1_000_001, JSON, "only JSON"),
+    ],
+)
+def test_bad_requests_are_refused(
+    tiny_run: Path, body: str, headers: dict[str, str], message: str
+) -> None:
+    with serving(tiny_run) as server:
+        try:
+            status, _, text = ask(server, "POST", "/generate", body, **headers)
+        except ConnectionError:  # the rest of a long one is not read
+            assert len(body) > 1_000_000
+            return
+    assert status == 400
+    assert message in text
+
+
+def test_a_text_stops_when_the_browser_goes_away(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    ended = threading.Event()
+
+    def endless(*args: Any, **settings: Any) -> Iterator[list[str]]:
+        nonlocal steps
+        try:
+            yield ["prompt"]
+            while True:
+                steps += 1
+                time.sleep(0.002)
+                yield ["söz "]
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(chat_server, "stream", endless)
+    with serving(tiny_run) as server:
+        body = b'{"prompt": "a"}'
+        client = socket.create_connection(("127.0.0.1", server.server_port), timeout=60)
+        client.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        assert b"200" in client.recv(50)
+        # As a browser does that is closed:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert ended.wait(60)
+        assert server.generating.acquire(timeout=60)  # the next text can begin
+    assert steps > 0
+
+
+def test_it_listens_on_this_machine_only_unless_asked(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compose([], "chat").host == "127.0.0.1"
+    with serving(tiny_run) as server:
+        assert server.is_local
+        assert server.address == f"http://127.0.0.1:{server.server_port}/"
+        taken = server.server_port
+        with pytest.raises(ValueError, match=rf"port={taken} .* choose another port"):
+            chat(compose([f"port={taken}"], "chat"))
+    with serving(tiny_run, "host=0.0.0.0") as server:
+        assert not server.is_local
+        assert server.address == f"http://127.0.0.1:{server.server_port}/"
+    for wrong in ("port=70000", "host=", "temperature=-1"):
+        with pytest.raises(ValueError, match=wrong.partition("=")[0]):
+            compose([wrong], "chat")
+
+
+def test_the_settings_are_those_of_generate() -> None:
+    settings = SamplingConfig.__dataclass_fields__
+    ours = compose([], "chat")
+    theirs = compose([], "generate")
+    assert {name: getattr(ours, name) for name in settings} == {
+        name: getattr(theirs, name) for name in settings
+    }
+
+
+def script(page: Page, code: str) -> Any:
+    return page.call("Runtime.evaluate", expression=code, returnByValue=True)["result"].get("value")
+
+
+def wait_for(page: Page, code: str, seconds: float = 120) -> Any:
+    """The value of `code` in the page, once it is true."""
+    end = time.monotonic() + seconds
+    while not (value := script(page, code)):
+        assert time.monotonic() < end, script(page, "document.body.innerText")
+        time.sleep(0.2)
+    return value
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the browser is driven through inherited pipes")
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt install chromium)")
+@pytest.mark.parametrize("lang", ["en", "az"])
+def test_writing_in_a_real_browser(tiny_run: Path, tmp_path: Path, lang: str) -> None:
+    use_language(lang)
+    words = {"en": ("Continue", "Stop"), "az": ("Davam etdir", "Dayandır")}[lang]
+    with serving(tiny_run, "seed=3") as server, browser(tmp_path / "profile") as page:
+        page.call("Page.navigate", url=server.address)
+        wait_for(page, f"document.getElementById('send')?.textContent === '{words[0]}'")
+        type_in = "document.getElementById('prompt').value = 'Bir <b>gün'; "
+        submit = "document.getElementById('form').requestSubmit()"
+        script(page, type_in + submit)
+        wait_for(page, "document.querySelector('.text')?.dataset.done === 'true'")
+        (expected,) = sample(*load(tiny_run), "Bir <b>gün", 8, seed=3)
+        assert script(page, "document.querySelector('.text').textContent") == expected
+        assert script(page, "document.querySelector('.text b').textContent") == "Bir <b>gün"
+
+        # A text that is stopped: the button, and then the model, which is free for the next one.
+        script(page, "document.getElementById('max_new_tokens').value = 100000")
+        script(page, type_in + submit)
+        wait_for(page, f"document.getElementById('send').textContent === '{words[1]}'")
+        wait_for(page, "document.querySelectorAll('.text')[1].textContent.length > 12")
+        script(page, submit)
+        wait_for(page, "document.querySelectorAll('.text')[1].dataset.done === 'stopped'")
+        assert server.generating.acquire(timeout=60)
+        server.generating.release()
+
+        # A mistake is shown in the page.
+        script(page, "document.getElementById('temperature').value = -1")
+        script(page, type_in + submit)
+        problem = wait_for(page, "document.querySelector('.problem')?.textContent")
+        assert "temperature=-1" in problem

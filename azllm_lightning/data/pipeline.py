@@ -64,6 +64,7 @@ _NOT_CONTENT = (
     "prepare_workers",
     "verify",
     "mix",
+    "token_replacement",
 )
 
 

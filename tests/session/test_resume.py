@@ -80,6 +80,16 @@ def test_a_run_with_a_tied_head_keeps_it(again: list[str]) -> None:
     assert resumed_config(stored, typed_now, "step_00000001.ckpt").model.tie_embeddings is True
 
 
+def test_an_experiment_that_is_typed_again_adds_nothing_to_an_older_run() -> None:
+    typed = settled(compose(["experiment=small_text", "data.path=here.txt"]))
+    stored = typed.to_mapping()
+    del stored["data"]["token_replacement"]  # the run began before this setting
+    again = compose(["experiment=small_text", "ckpt_path=last"])
+    resumed = resumed_config(stored, again, "step_00000001.ckpt")
+    assert typed.data.token_replacement > 0
+    assert resumed.data == replace(typed.data, token_replacement=0.0)
+
+
 def test_what_is_typed_belongs_to_the_run_and_not_to_the_defaults() -> None:
     """By default, data=tales reads no text; but this run has a text, which was moved."""
     typed = compose(["+experiment=small_text", "data.path=here.txt", "data.vocab_size=500"])

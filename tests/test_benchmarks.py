@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -432,6 +433,97 @@ def test_shares_of_the_peers_tokens_grow_until_its_loss_is_reached(
     assert "ours with 0.18 of the tokens 4.0800 in 40 s (0.40)" in output
     assert "tokens: at most 0.25 of the peer's (bar 0.18)" in output
     assert "reached with 2 of 2 seeds" in output
+
+
+def test_the_text_that_a_loss_stands_for_is_read_off_a_curve() -> None:
+    from data_efficiency import text_for_loss
+
+    curve = {1: 5.0, 4: 4.0, 8: 4.1, 16: 3.0}
+    assert text_for_loss(curve, 4.5) == pytest.approx(2)  # half way from 1 to 4
+    assert text_for_loss(curve, 4.0) == pytest.approx(4)
+    assert text_for_loss(curve, 3.5) == pytest.approx(8)  # the loss at 8 MB is noise
+    assert text_for_loss(curve, 5.2) == 1
+    assert text_for_loss(curve, 2.9) is None
+
+
+def test_parts_of_a_text_are_nested_and_without_validation_text(tmp_path: Path) -> None:
+    from data_efficiency import write_parts
+
+    texts = [f"sənəd {i} " * 100 for i in range(400)]
+    lines = [json.dumps({"text": text, "source": str(i % 2)}) for i, text in enumerate(texts)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    *sizes, largest = write_parts(tmp_path / "text.jsonl", tmp_path, (0.05, 0.1, 14))
+
+    def texts_of(name: str) -> set[str]:
+        content = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8")
+        return {json.loads(line)["text"] for line in content.splitlines()}
+
+    assert sizes == [0.05, 0.1]
+    small, middle, everything = (texts_of(f"train_{mb:g}") for mb in (0.05, 0.1, largest))
+    assert small < middle < everything
+    for mb, part in ((0.05, small), (0.1, middle), (largest, everything)):
+        assert sum(len(text.encode()) for text in part) == pytest.approx(mb * 1e6, abs=5000)
+    val = texts_of("val")
+    assert not val & everything
+    assert val | everything == set(texts)
+    assert len(val) / len(texts) == pytest.approx(0.05, abs=0.01)
+
+
+def test_data_efficiency_is_measured_once_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import loss_per_token
+
+    trained: list[tuple[Any, ...]] = []
+
+    def little_text(args: Any, who: str, mb: float, passes: int, **more: Any) -> dict[str, Any]:
+        trained.append((who, mb, passes, more.get("dropout")))
+        # of the peer, 8 passes are best; without noise, twice the text lowers the loss by 0.5
+        penalty = 0.5 * abs(passes.bit_length() - 4) + more.get("dropout", 0)
+        loss = 5.0 - 0.5 * (math.log2(mb) + 4) + penalty if who == "peer" else 4.35
+        return {"best": loss, "seconds": 1.0}
+
+    monkeypatch.setattr(loss_per_token, "prepared", lambda args, folder, *changes: folder)
+    monkeypatch.setattr(loss_per_token, "little_text", little_text)
+    monkeypatch.setattr(loss_per_token, "write_parts", lambda text, folder, sizes: sizes)
+    command = ["loss_per_token.py", "text.jsonl", "--part", "passes", "--work", str(tmp_path)]
+    monkeypatch.setattr(
+        sys, "argv", [*command, "--ours", "0.125", "--mb", *"0.0625 0.125 0.25 1".split()]
+    )
+    loss_per_token.main()
+    assert trained[0] == ("ours", 0.125, 16, None)
+    # 16 passes are worse, so 32 are not tried
+    assert trained[1:4] == [("peer", 0.0625, count, 0.1) for count in (4, 8, 16)]
+    assert {mb for _, mb, *_ in trained} == {0.0625, 0.125, 0.25}  # enough for 4.35
+    lines = [line for line in capsys.readouterr().out.splitlines() if "efficiency" in line]
+    assert lines == [
+        "seed 1234: 4.3500 from 0.125 MB; the peer needs 0.18 MB: data efficiency 1.41 (bar 3)"
+    ]
+    # What is there is not trained again.
+    trained.clear()
+    loss_per_token.main()
+    assert trained == []
+
+
+@pytest.mark.slow
+def test_data_efficiency_with_the_real_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import loss_per_token
+
+    from azllm_lightning.azerbaijani.tales import write_tales
+
+    lines = [json.dumps({"text": tale, "source": "tales"}) for tale in write_tales(60_000, 0)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name, value in {"BATCH": 4, "BLOCK": 64, "VAL_WINDOWS": 4}.items():
+        monkeypatch.setattr(loss_per_token, name, value)
+    sizes = ["--passes", "1", "--lr", "1e-3", "--ours", "0.02", "--mb", "0.02"]
+    command = ["loss_per_token.py", str(tmp_path / "text.jsonl"), "--part", "passes", *sizes]
+    monkeypatch.setattr(sys, "argv", [*command, "--work", str(tmp_path)])
+    loss_per_token.main()
+    assert re.search(r"seed 1234: \d\.\d{4} from 0\.02 MB; the peer", capsys.readouterr().out)
+    results = (tmp_path / "passes.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["who"] for line in results] == ["ours", "peer"]
 
 
 @pytest.mark.slow

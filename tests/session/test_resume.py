@@ -70,16 +70,6 @@ def test_settings_younger_than_the_run_get_their_defaults() -> None:
     assert resumed.overrides == (*typed.overrides, "ckpt_path=last")
 
 
-@pytest.mark.parametrize("again", [[], ["model=tiny"]])
-def test_a_run_with_a_tied_head_keeps_it(again: list[str]) -> None:
-    """Runs of models that had one by default did not type it."""
-    typed = settled(compose(["run_name=old", "model=tiny"]))
-    stored = replace(typed, model=replace(typed.model, tie_embeddings=True)).to_mapping()
-    typed_now = compose(["ckpt_path=last", *again])
-    assert typed_now.model.tie_embeddings is False
-    assert resumed_config(stored, typed_now, "step_00000001.ckpt").model.tie_embeddings is True
-
-
 def test_an_experiment_that_is_typed_again_adds_nothing_to_an_older_run() -> None:
     typed = settled(compose(["experiment=small_text", "data.path=here.txt"]))
     stored = typed.to_mapping()
@@ -88,6 +78,16 @@ def test_an_experiment_that_is_typed_again_adds_nothing_to_an_older_run() -> Non
     resumed = resumed_config(stored, again, "step_00000001.ckpt")
     assert typed.data.token_replacement > 0
     assert resumed.data == replace(typed.data, token_replacement=0.0)
+
+
+@pytest.mark.parametrize("again", [[], ["model=tiny"]])
+def test_a_run_with_a_tied_head_keeps_it(again: list[str]) -> None:
+    """Runs of models that had one by default did not type it."""
+    typed = settled(compose(["run_name=old", "model=tiny"]))
+    stored = replace(typed, model=replace(typed.model, tie_embeddings=True)).to_mapping()
+    typed_now = compose(["ckpt_path=last", *again])
+    assert typed_now.model.tie_embeddings is False
+    assert resumed_config(stored, typed_now, "step_00000001.ckpt").model.tie_embeddings is True
 
 
 def test_what_is_typed_belongs_to_the_run_and_not_to_the_defaults() -> None:

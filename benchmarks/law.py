@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import law_fit
+import law_forecast
 import law_table
 
 from azllm_lightning.planning import rule
@@ -199,6 +200,7 @@ def main() -> None:
         law_table.table(args.results, args.work)
     if args.part == "fit":
         law_fit.main()
+        law_forecast.main()
 
 
 def shards(text: Path, other: Path, work: Path) -> None:

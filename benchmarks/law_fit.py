@@ -1,7 +1,7 @@
-"""Fit the law of the loss, and the forecast during a run, to azllm_lightning/planning/runs.tsv.
+"""Fit the law of the loss to azllm_lightning/planning/runs.tsv.
 
-Called by `python benchmarks/law.py fit`. Writes coefficients.json and forecasts.json next to the
-table, and prints how far off the law is for runs that it has not seen.
+Called by `python benchmarks/law.py fit`. Writes coefficients.json next to the table, and prints
+how far off the law is for runs that it has not seen.
 """
 
 from __future__ import annotations
@@ -18,12 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from azllm_lightning.planning import rule
-from azllm_lightning.planning.forecast import (
-    FORECASTS,
-    LEAST_POINTS,
-    STRONG_DECAY,
-    recent_fall,
-)
 from azllm_lightning.planning.law import COEFFICIENTS, RUNS, Size, bits_per_byte
 
 OTHER_TEXTS = ("log", "legislation", "wikipedia-literature", "other")
@@ -69,12 +63,6 @@ RESAMPLES = 20
 DROPOUT = 0.1
 """A dropout this far from the rule's still counts as the rule's."""
 
-NEAR = 0.07
-"""How far a validation may be from a share of a run."""
-
-PROGRESS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-RIDGE = 0.05
-"""Prior standard deviation of the forecast's two numbers, relative to the error of a run."""
 
 Array = npt.NDArray[np.float64]
 
@@ -140,11 +128,6 @@ def main() -> None:
     }
     COEFFICIENTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print({name: f"x or / {math.exp(value):.2f}" for name, value in spread.items()})
-    found = {}
-    for name in ("weak", "strong"):
-        print(f"decay {name}:")
-        found[name] = forecasts(curves(runs, name == "strong"))
-    FORECASTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def merged(runs: Sequence[Run]) -> list[Run]:
@@ -325,66 +308,6 @@ def show_variants(runs: Sequence[Run], values: dict[str, float]) -> None:
         if run.is_ours and not run.is_by_rule:
             gain = run.val_bpb / expected(run, values) - 1
             print(f"  variant {run.name}: {100 * gain:+.1f} % of what the rule should reach")
-
-
-# The forecast
-
-
-def curves(runs: Sequence[Run], is_strong: bool) -> list[Run]:
-    """The runs with a curve and a strong weight decay, or a weak one: also those of the peer."""
-    return [
-        run
-        for run in runs
-        if len(run.curve) > 3
-        and (run.is_by_rule or not run.is_ours)
-        and (run.weight_decay >= STRONG_DECAY) == is_strong
-    ]
-
-
-def forecasts(runs: Sequence[Run]) -> list[list[float]]:
-    """For each share of the steps: the two numbers of `forecast.Row`, and the error of runs that
-    were left out.
-    """
-    rows: list[list[float]] = []
-    for progress in reversed(PROGRESS):
-        points = [point for run in runs if (point := at(run, progress)) is not None]
-        if len(points) < 4:
-            continue
-        values = np.array(points)
-        usual, follows = line(values)
-        errors = []
-        for index in range(len(values)):
-            a, b = line(np.delete(values, index, axis=0))
-            fall, future = values[index]
-            errors.append((a + b * fall - future) / (1 - future))
-        error = root_mean_square(errors)
-        # With so few runs, an earlier forecast may seem to be the better one.
-        known = max(round(error, 4), rows[0][3] if rows else 0.0)
-        rows.insert(0, [progress, round(usual, 4), round(follows, 4), known])
-        print(
-            f"  forecast at {progress:.0%}: error {100 * error:.2f} % of val_loss, "
-            f"{len(values)} runs"
-        )
-    return rows
-
-
-def at(run: Run, progress: float) -> tuple[float, float] | None:
-    """(recent fall, fall still to come) at the validation nearest to a share of a run; None if
-    there is none within NEAR.
-    """
-    step = min((step for step, _ in run.curve), key=lambda at: abs(at / run.steps - progress))
-    points = [point for point in run.curve if point[0] <= step]
-    if abs(step / run.steps - progress) > NEAR or len(points) < LEAST_POINTS:
-        return None
-    return recent_fall(points), 1 - run.last / points[-1][1]
-
-
-def line(values: Array) -> tuple[float, float]:
-    """(constant, slope) of the fall to come over the recent fall, by least squares."""
-    design = np.stack([np.ones(len(values)), values[:, 0]], axis=1)
-    normal = design.T @ design + RIDGE**2 * np.eye(2)
-    constant, slope = np.linalg.solve(normal, design.T @ values[:, 1])
-    return float(constant), float(slope)
 
 
 def root_mean_square(values: Any) -> float:

@@ -26,7 +26,7 @@ FEW_STEPS = 400
 HUGE = 8.0
 """A model is compared with those that are at least so many times smaller."""
 
-WORTH = 0.02
+WORTH = 0.05
 """It is too large if one of them gains this share of the loss in the same time."""
 
 

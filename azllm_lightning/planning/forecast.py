@@ -29,8 +29,8 @@ learning rate is high, and falls at the end.
 
 
 class Row(NamedTuple):
-    """What is known at some share of a run: the fall of val_loss still to come, as a share of it,
-    is `usual` + `follows` times its fall over the last halving of steps, and `error` is how exact.
+    """What is known at some share of a run: the fall of the logarithm of val_loss still to come is
+    `usual` + `follows` times its fall over the last halving of steps, and `error` is how exact.
     """
 
     progress: float
@@ -87,11 +87,12 @@ def forecast(
     row = row_at(progress, rows)
     fall = recent_fall(points)
     error = row.error * (1.0 if schedule == "linear" else UNUSUAL)
-    return Forecast(now * (1 - row.usual - row.follows * fall), now * error)
+    expected = now * math.exp(-row.usual - row.follows * fall)
+    return Forecast(expected, expected * error)
 
 
 def recent_fall(points: Sequence[tuple[int, float]]) -> float:
-    """Fall of the loss over the last halving of steps, as a share of the last one.
+    """Fall of the logarithm of the loss over the last halving of steps.
 
     Between validations the loss is linear in the logarithm of the step.
     """
@@ -104,7 +105,7 @@ def recent_fall(points: Sequence[tuple[int, float]]) -> float:
         (first_step, first), (second_step, second) = points[after - 1], points[after]
     slope = (second - first) / math.log(second_step / first_step)
     before = first + slope * math.log(half / first_step)
-    return (before - now) / now
+    return math.log(before / now)
 
 
 def row_at(progress: float, rows: Sequence[Row]) -> Row:

@@ -87,6 +87,7 @@ def test_the_last_line_trains_that_text(text: Path, planned: dict[str, Any]) -> 
     assert config.ignored() == []
 
 
+@pytest.mark.slow
 def test_a_model_that_was_typed_is_kept(text: Path, check: Path) -> None:
     findings = plan(text, check, "model=laptop", "data.vocab_size=1024", "seed=5")
     config = compose(shlex.split(findings["plan"]["command"])[3:])

@@ -51,6 +51,7 @@ def test_small_text_follows_the_rule() -> None:
     assert config.optimizer.weight_decay == wanted.weight_decay
     assert config.optimizer.adam_weight_decay == wanted.table_decay
     assert config.model.dropout == wanted.dropout
+    assert config.data.token_replacement == wanted.replaced
 
 
 def test_the_batch_grows_with_the_run_and_counts_tokens() -> None:
@@ -87,6 +88,7 @@ def test_outside_the_runs_it_says_so_and_is_less_exact() -> None:
     assert outside.error > inside.error == coefficients().error
 
 
+@pytest.mark.slow
 def test_more_time_or_a_faster_machine_is_never_worse() -> None:
     losses = [chosen(2, hours).prediction.val_bpb for hours in (0.2, 1, 5)]
     assert losses == sorted(losses, reverse=True)
@@ -135,15 +137,31 @@ def test_a_batch_that_leaves_few_steps_is_warned_of() -> None:
     assert settled_advice(compose([*typed, *better]), 20_000_000) is None
 
 
+def test_a_model_far_too_large_is_warned_of_with_a_smaller_one() -> None:
+    """134 M parameters that read 14 MB once."""
+    typed = ["data=text", "data.path=kitab.txt", "model=course", "trainer.max_steps=600"]
+    better = settled_advice(compose(typed), 2_658_000)
+    assert better is not None
+    named = [override for override in better if override.startswith("model=")]
+    assert named in (["model=nano"], ["model=tiny"], ["model=small10m"])
+    assert settled_advice(compose([*typed, *better]), 2_658_000) is None
+
+
 @pytest.mark.parametrize(
     ("experiment", "tokens"),
-    [("t4", 130_000_000), ("laptop_4gb", 130_000_000), ("small_text", 211_000), ("debug", 1000)],
+    [
+        ("t4", 130_000_000),
+        ("small_text", 211_000),
+        pytest.param("laptop_4gb", 130_000_000, marks=pytest.mark.slow),
+        pytest.param("debug", 1000, marks=pytest.mark.slow),
+    ],
 )
 def test_our_own_experiments_are_not_warned_of(experiment: str, tokens: int) -> None:
     config = compose([f"experiment={experiment}", "data=text", "data.path=kitab.txt"])
     assert settled_advice(config, tokens) is None
 
 
+@pytest.mark.slow
 def test_models_are_those_of_conf() -> None:
     for candidate in named_models():
         assert compose(list(candidate.overrides)).model == candidate.model

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from azllm_lightning.formats.load import load
     from azllm_lightning.inference.sampling import sample
     from azllm_lightning.model.gpt import GPT
-    from azllm_lightning.report.plots import plot_runs
+    from azllm_lightning.report.figures import plot_runs
     from azllm_lightning.runs.curves import read_run
     from azllm_lightning.train import train
     from azllm_lightning.training.causal_lm import CausalLM
@@ -37,7 +37,7 @@ _MODULES = {
     "Tokenizer": "data.tokenizer",
     "compose": "config.compose",
     "load": "formats.load",
-    "plot_runs": "report.plots",
+    "plot_runs": "report.figures",
     "read_run": "runs.curves",
     "sample": "inference.sampling",
     "train": "train",

@@ -26,11 +26,12 @@ def check(config: CheckConfig) -> None:
     """
     use_language(config.lang)
     print(tr("checking this machine; Ctrl+C ends it with what there is"), file=sys.stderr)
-    from azllm_lightning.machine.checkup import Checkup, file_to_write
+    from azllm_lightning.machine.checkup import PARTS, Checkup
     from azllm_lightning.machine.findings import table
     from azllm_lightning.runs.atomic import write_json
+    from azllm_lightning.runs.own_file import has_keys, own_file
 
-    out = file_to_write(config.out)  # before two minutes of work
+    out = own_file(config.out, "check", lambda path: has_keys(path, "format_version", *PARTS))
     findings = Checkup(config).run()
     print(table(findings, str(out)))
     write_json(out, findings)

@@ -5,8 +5,8 @@
 Tales are sampled from a run (a name, or a path as `load` takes it) without a prompt, and each is
 read back by the grammar that the training text came from: a plot is consistent if one plot can be
 followed to its end with the same players, narrator and tense. The table gives the share of each
-verdict with its 95 % interval (Wilson), and one tale of each that is not consistent. Tales of the
-grammar itself come out at 100 %.
+verdict with its 95 % interval (Wilson), how much of a tale is consistent on average, and one tale
+of each verdict that is not. Tales of the grammar itself come out at 100 %.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def report(tales: list[str]) -> str:
         low, high = wilson_interval(counts[reason], len(tales))
         share = counts[reason] / len(tales)
         lines.append(f"| {reason} | {share:.1%} | {low:.1%} to {high:.1%} | {MEANING[reason]} |")
+    read = sum(verdict.share for verdict in verdicts) / len(verdicts)
+    lines += ["", f"Up to the first contradiction, {read:.0%} of a tale on average."]
     for reason in REASONS:
         if reason != CONSISTENT and counts[reason]:
             at = next(i for i, verdict in enumerate(verdicts) if verdict.reason == reason)

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from azllm_lightning.data.cleaning import EOT
+from azllm_lightning.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,43 @@ def configure_adamw(
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def save_hf(model: GPT2, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a folder that transformers loads as GPT2LMHeadModel: the same logits, and end-of-text
+    as its start token.
+    """
+    from transformers import GPT2Config as Config
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    config = model.config
+    peer = GPT2LMHeadModel(
+        Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.block_size,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            activation_function="gelu",
+            bos_token_id=tokenizer.eot_id,
+            eos_token_id=tokenizer.eot_id,
+        )
+    )
+    # transformers keeps linear layers as Conv1D, transposed, and always has biases
+    linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    weights = {
+        name: weight.T if name.endswith(linear) else weight
+        for name, weight in model.state_dict().items()
+    }
+    zeros = {
+        name: torch.zeros_like(weight)
+        for name, weight in peer.state_dict().items()
+        if name.endswith("bias")
+    }
+    peer.load_state_dict({**zeros, **weights})
+    peer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer.json"
+    tokenizer.save(path)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(path), bos_token=EOT, eos_token=EOT, unk_token=None
+    ).save_pretrained(folder)

@@ -1,23 +1,31 @@
-"""Tokens and time to the final loss of the recipe of the course and of nanoGPT, on the same text.
+"""Tokens, time and text to the final loss of the recipe of the course and of nanoGPT.
 
-    python benchmarks/loss_per_token.py TEXT --part budget           # 5 M parameters, 1.6 M tokens,
-    three seeds python benchmarks/loss_per_token.py TEXT --part long --lr 2e-3   # four times the
-    budget, one seed python benchmarks/loss_per_token.py TEXT --part passes           # sixteen
-    passes over 1 MB
+    python benchmarks/loss_per_token.py TEXT                         # 1.6 M tokens, three seeds
+    python benchmarks/loss_per_token.py TEXT --part long --lr 2e-3   # 6.6 M tokens, one seed
+    python benchmarks/loss_per_token.py TEXT --part passes           # 1 MB, read many times
 
-TEXT is a file of documents (az_open.jsonl: fields `text` and `source`). The peer is GPT-2 of equal
-parameter count with AdamW (benchmarks/peer_recipe.py), its learning rate the best of 6e-4, 1e-3,
-2e-3, 4e-3 on the first seed (--lr skips that search). Ours is `python -m azllm_lightning.train
-model=tiny` with its defaults, in `passes` with `experiment=small_text`; there the peer has the best
-of two learning rates and two dropouts, and stops where val_loss is 0.3 above its lowest. Both read
-the same windows, are validated on the same windows, and use the same number type: bf16 where the
-CPU has bf16 arithmetic, else fp32. Seconds are those of the complete command, compiling included.
+TEXT is a file of documents (az_open.jsonl: fields `text` and `source`). The peer is GPT-2 with
+AdamW (benchmarks/peer_recipe.py), its learning rate the best of 6e-4, 1e-3, 2e-3, 4e-3 on the first
+seed (--lr skips that search). Ours is `python -m azllm_lightning.train model=tiny` with its
+defaults: as much arithmetic per token, but 7.4 M parameters where the peer has 5.3 M, since its
+head is a matrix of its own. Both read the same windows, are validated on the same windows, and use
+the same number type: bf16 where the CPU has bf16 arithmetic, else fp32. Seconds are those of the
+complete command, compiling included.
+
+`passes` measures data efficiency: how many times the text the peer needs for the loss that
+`experiment=small_text` reaches from 1 MB. The peer is trained on parts of the text of growing size,
+with the best of three pairs of dropout and learning rate and of 4, 8, 16, 32 passes (more as long
+as they help), until it reaches that loss; between two sizes its loss is read off a line over the
+logarithm of the size. All sizes have the tokenizer of the complete text and the same validation
+text. It takes many hours on a CPU; results are added to WORK/passes.jsonl, and the same command
+again goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -26,17 +34,27 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from data_efficiency import text_for_loss, write_parts
 
 HERE = Path(__file__).parent
 RATES = (6e-4, 1e-3, 2e-3, 4e-3)
 SEEDS = (1234, 1, 2)
 BATCH, BLOCK, VAL_WINDOWS = 16, 256, 256
 STEPS = {"budget": 400, "long": 1600}
-SHARES = {"budget": (0.25, 0.30), "long": (0.25, 0.40, 0.50)}
+SHARES = {"budget": (0.18, 0.25), "long": (0.20, 0.25, 0.40)}
 """Shares of the peer's tokens that our command gets, one run each."""
-BARS = {"budget": (0.30, 0.40), "long": (0.50, None)}
+BARS = {"budget": (0.18, 0.30), "long": (0.20, None)}
 """Largest shares of the peer's tokens, and of its seconds, that are wanted."""
-ONE_MB, PASSES = 1_000_000, 16
+SIZES = (0.25, 0.5, 1, 2, 4, 8, 14)
+"""MB of text of the peer."""
+PASSES = 16
+FEWEST_PASSES = 4
+PEERS = ((0.1, 2e-3), (0.1, 1e-3), (0.2, 1e-3))
+"""Dropout and learning rate of the peer, on little text."""
+HELPS = 0.01
+"""Twice the passes must lower the peer's val_loss by this much, or no more are tried."""
+EFFICIENCY = 3.0
+"""The bar of data efficiency."""
 Result = dict[str, Any]
 
 
@@ -49,6 +67,9 @@ def main() -> None:
     parser.add_argument("--part", choices=("budget", "long", "passes"), default="budget")
     parser.add_argument("--lr", type=float, help="the peer's learning rate, if known")
     parser.add_argument("--dropout", type=float, help="of the peer in `passes`, if known")
+    parser.add_argument("--passes", type=int, default=32, help="at most, in `passes`")
+    parser.add_argument("--ours", type=float, default=1.0, help="MB of text of ours in `passes`")
+    parser.add_argument("--mb", type=float, nargs="+", default=SIZES, help="and of the peer")
     parser.add_argument("--seeds", type=int, help="how many of the three")
     parser.add_argument(
         "--work", type=Path, default=Path("loss_per_token"), help="folder for data and runs"
@@ -85,24 +106,86 @@ def budget(args: argparse.Namespace) -> None:
 
 
 def passes(args: argparse.Namespace) -> None:
-    """The best val_loss of both within sixteen passes over 1 MB of text."""
-    data = prepared(args, args.work / "one_mb", f"data.max_bytes={ONE_MB}")
+    """How many times the text the peer needs for the loss of ours."""
+    sizes = write_parts(Path(args.text), args.work, sorted({*args.mb, args.ours}))
+    if args.ours not in sizes:
+        raise SystemExit(f"--ours {args.ours:g}: {args.text} has only {max(sizes):g} MB")
+    val = args.work.absolute() / "val.jsonl"
+    prepared(args, args.work / "all", f"data.val_path={val}")  # for its tokenizer
+    count = min(PASSES, args.passes)
+    losses = {}
+    for seed in SEEDS[: args.seeds or 1]:
+        losses[seed] = stored(args, who="ours", mb=args.ours, passes=count, seed=seed)["best"]
+    curve: dict[float, float] = {}
+    for mb in sizes:
+        curve[mb] = best_peer(args, mb)
+        if curve[mb] <= min(losses.values()):
+            break
+    for seed, loss in losses.items():
+        mb = text_for_loss(curve, loss)
+        needed = f"more than {max(curve):g} MB" if mb is None else f"{mb:.2f} MB"
+        ratio = max(curve) / args.ours if mb is None else mb / args.ours
+        print(
+            f"seed {seed}: {loss:.4f} from {args.ours:g} MB; the peer needs {needed}: data "
+            f"efficiency {'at least ' if mb is None else ''}{ratio:.2f} (bar {EFFICIENCY:g})"
+        )
+
+
+def best_peer(args: argparse.Namespace, mb: float) -> float:
+    """The peer's lowest val_loss from `mb` MB."""
+    pairs = PEERS
+    if args.lr or args.dropout is not None:
+        pairs = ((PEERS[0][0] if args.dropout is None else args.dropout, args.lr or PEERS[0][1]),)
+    losses = []
+    for dropout, lr in pairs:
+        count = min(FEWEST_PASSES, args.passes)
+        before = math.inf
+        while count <= args.passes:
+            settings = {"passes": count, "dropout": dropout, "lr": lr, "seed": SEEDS[0]}
+            loss = stored(args, who="peer", mb=mb, **settings)["best"]
+            losses.append(loss)
+            if loss > before - HELPS:
+                break
+            before = loss
+            count *= 2
+    return min(losses)
+
+
+def stored(args: argparse.Namespace, **settings: Any) -> Result:
+    """The result of one run on little text, from the file of results if it is there."""
+    path = args.work / "passes.jsonl"
+    key = {**settings, "type": machine.fast_type()}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = (result for result in map(json.loads, lines) if key.items() <= result.items())
+    result: Result = next(known, {})
+    if not result:
+        result = {**key, **little_text(args, **settings)}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+    print(", ".join(f"{name} {value}" for name, value in result.items()), flush=True)
+    return result
+
+
+def little_text(
+    args: argparse.Namespace,
+    who: str,
+    mb: float,
+    passes: int,
+    seed: int,
+    dropout: float = 0.0,
+    lr: float = 0.0,
+) -> Result:
+    """Train the peer or ours for so many passes over `mb` MB, validated after each."""
+    folder = args.work.absolute()
+    text = argparse.Namespace(**{**vars(args), "text": folder / f"train_{mb:g}.jsonl"})
+    split = [f"data.val_path={folder / 'val.jsonl'}", f"data.tokenizer={folder / 'all'}"]
+    data = prepared(text, args.work / f"mb_{mb:g}", *split)
     manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
-    tokens = manifest["splits"]["train"]["tokens"]
-    steps = PASSES * tokens // (BATCH * BLOCK)
-    every = max(1, steps // PASSES)
-    peers = {
-        (lr, dropout): train_peer(data, lr, steps, SEEDS[0], every, dropout)
-        for lr in ((args.lr,) if args.lr else RATES[1:3])
-        for dropout in ((args.dropout,) if args.dropout is not None else (0.0, 0.2))
-    }
-    for (lr, dropout), result in peers.items():
-        best = result["best"]
-        print(f"peer  lr {lr:g}, dropout {dropout:g}: best val_loss {best:.4f}", flush=True)
-    peer = min(peers.values(), key=lambda peer: peer["best"])
-    ours = train_ours(args, data, steps, SEEDS[0], every, "experiment=small_text")
-    print(f"ours  best val_loss {ours['best']:.4f}, last {ours['val_loss']:.4f}")
-    print(f"lower by {peer['best'] - ours['best']:.3f} nats (bar 0.10)")
+    every = max(1, manifest["splits"]["train"]["tokens"] // (BATCH * BLOCK))
+    steps = passes * every
+    if who == "peer":
+        return train_peer(data, lr, steps, seed, every, dropout)
+    return train_ours(text, data, steps, seed, every, *split, "experiment=small_text")
 
 
 def prepared(args: argparse.Namespace, folder: Path, *changes: str) -> Path:

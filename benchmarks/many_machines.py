@@ -14,17 +14,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 from preparing import documents, make_text, make_tokenizer
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.blocks import read_block
+from azllm_lightning.data.blocks import DIGEST_BYTES, read_block
 from azllm_lightning.data.cluster import Stage, stages
-from azllm_lightning.data.corpus import DigestSet
+from azllm_lightning.data.digest_set import Digests, DigestSet
 from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.tokenizer import Tokenizer
+
+LARGE = 1 << 20
+"""Digests that are added at once where this is not measured."""
+
+PER_BLOCK = 4000
+"""Documents of a block, about."""
 
 SAMPLE_MB = DataConfig.tokenizer_sample_bytes / 1e6
 
@@ -63,7 +69,7 @@ def main() -> None:
         print(f"one task: {label}, {value / 60:.1f} min")
     alone = sum(value for _, value in one)
     print(
-        f"all: {many / 3600 / args.tasks + alone / 3600:.2f} h; digests {wanted * 14 / 1e9:.1f} GB"
+        f"all: {many / 3600 / args.tasks + alone / 3600:.2f} h; digests {wanted * 16 / 1e9:.1f} GB"
     )
 
 
@@ -107,20 +113,20 @@ def training_seconds(text: Path) -> float:
 
 def look_up_seconds(known: float) -> float:
     """CPU seconds of adding one digest to a set of `known` digests."""
-    buckets = 16  # of 65,536, each as full as it would be
     digests = DigestSet()
-    per_bucket = round(known / 65536)
-    add_all(digests, buckets, range(per_bucket))
-    more = range(per_bucket, per_bucket + max(10, per_bucket // 10))
-    return cpu_seconds(lambda: add_all(digests, buckets, more)) / (buckets * len(more))
+    draw = np.random.default_rng(0)
+    for _ in range(max(1, round(known / LARGE))):
+        digests.update(draw.integers(256, size=(LARGE, DIGEST_BYTES), dtype=np.uint8))
+    blocks = [
+        draw.integers(256, size=(PER_BLOCK, DIGEST_BYTES), dtype=np.uint8) for _ in range(200)
+    ]
+    return cpu_seconds(lambda: add_all(digests, blocks)) / (len(blocks) * PER_BLOCK)
 
 
-def add_all(digests: DigestSet, buckets: int, numbers: Iterable[int]) -> None:
-    """Add one digest per number to each of the first `buckets` buckets."""
-    for number in numbers:
-        for bucket in range(buckets):
-            tail = blake2b(f"{bucket} {number}".encode(), digest_size=14).digest()
-            digests.add(bucket.to_bytes(2, "big") + tail)
+def add_all(digests: DigestSet, blocks: Iterable[Digests]) -> None:
+    """Look up and add the digests of each block."""
+    for block in blocks:
+        digests.add_new(block)
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 import machine
 import torch
 import torch.nn.functional as F
-from gpt2 import GPT2, GPT2Config, configure_adamw
+from gpt2 import GPT2, GPT2Config, configure_adamw, save_hf
 
 from azllm_lightning import compose
 from azllm_lightning.config.schedule import ScheduleConfig
@@ -55,6 +55,7 @@ def arguments(typed: Sequence[str] | None = None) -> argparse.Namespace:
         "--stop-above", type=float, help="stop when val_loss is this many nats above its lowest"
     )
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--save", help="folder for the last weights, as a model of transformers")
     return parser.parse_args(typed)
 
 
@@ -99,6 +100,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             losses[step] = round(validate(model, data), 4)
             if args.stop_above and losses[step] > min(losses.values()) + args.stop_above:
                 break
+    if args.save:
+        save_hf(model, data.tokenizer, args.save)
     counted = seconds[1:]  # the first step compiles
     tokens = len(counted) * args.batch * args.block
     return {

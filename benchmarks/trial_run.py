@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from dataclasses import replace
@@ -44,36 +43,25 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
     device = torch.device(s["device"])
     precision = "highest" if s["precision"] == "fp32" else "high"
     torch.set_float32_matmul_precision(precision)
-    hooks = importlib.import_module(s["hooks"]) if s["hooks"] else None
-    train, val, vocab_size = getattr(hooks, "windows", windows)(s)
+    train, val, vocab_size = windows(s)
     val = val.to(device)
-    if s["passes"]:
-        s["steps"] = max(1, s["passes"] * one_pass(s) // s["batch"])
-    count = s["steps"] * s["batch"]
-    assert len(train) >= count, f"{len(train)} windows, {count} are needed"
-    train = train[:count].to(device)
+    count = len(train)
+    train = train.to(device)
     trainee = (Peer if s["kind"] == "peer" else Ours)(s, vocab_size, train, device)
     plan = batches_of(s)
     losses: list[Tensor] = []
     by_step: dict[str, dict[str, float]] = {}
     every = s["val_every"] or len(plan)
-    best = math.inf
-    changed = getattr(hooks, "batch", None)
     for step, (first, size) in enumerate(plan):
         length = last_of(s["length_plan"], first / count, s["block"])
         batch = train[first : first + size]
         x = batch[:, :-1].reshape(-1, length)
         y = batch[:, 1:].reshape(-1, length)
-        if changed is not None:
-            x, y = changed(s, step, x, y)
         losses.append(trainee.step(step, first / s["batch"], size, x, y))
         if step % 10 == 0 and time.time() > deadline:
             raise TimeUp
         if (step + 1) % every == 0 or step + 1 == len(plan):
             by_step[str(step + 1)] = {"": validate(trainee, val), **trainee.averaged(val)}
-            best = min(best, by_step[str(step + 1)][""])
-            if s["stop_above"] and by_step[str(step + 1)][""] > best + s["stop_above"]:
-                break
     curve = torch.stack(losses).tolist()
     last = [*by_step.values()][-1]
     tenth = max(1, len(curve) // 10)
@@ -81,7 +69,7 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
     result: Result = {
         "name": s["name"],
         "val_loss": last[""],
-        "best": best,
+        "best": min(values[""] for values in by_step.values()),
         "averages": {name: last[name] for name in names},
         "best_averages": {name: min(v[name] for v in by_step.values()) for name in names},
         "val": {step: values[""] for step, values in by_step.items()},
@@ -242,13 +230,7 @@ def windows(s: Settings) -> tuple[Tensor, Tensor, int]:
     size of the vocabulary.
     """
     key = (str(Path(s["data_root"]) / s["data"]), s["block"], s["seed"], s["val_windows"])
-    steps = max(s["steps"], math.ceil((s["passes"] or 0) * one_pass(s) / s["batch"]))
-    return _windows(*key, steps * s["batch"], s["document_start"])
-
-
-def one_pass(s: Settings) -> int:
-    """The training windows in one pass."""
-    return opened(str(Path(s["data_root"]) / s["data"]), s["block"], 0, 1).train_windows.num_windows
+    return _windows(*key, s["steps"] * s["batch"], s["document_start"])
 
 
 @cache

@@ -10,20 +10,16 @@ DEFAULTS: Settings = {
     "name": None,
     "kind": "ours",  # or peer
     "data": "full",  # folder of shards within data_root
-    "data_root": ".gpu/gpu_data",
+    "data_root": ".",
     "device": "cuda",
     "precision": "tf32",  # fp32, or bf16 (autocast)
     "seed": 1234,
     "block": 256,
     "batch": 16,  # windows per step; the unit of `steps` and `warmup`, also if the batch grows
     "steps": 100,
-    "passes": None,  # in place of `steps`: passes over the training windows
     "val_windows": 256,  # None: all
     "val_every": None,  # steps; None: at the end only
-    "stop_above": None,  # stop when val_loss is this much above its lowest
     "keep_losses": False,  # all training losses in the result
-    # A module with functions in place of ours: windows(settings), batch(settings, step, x, y).
-    "hooks": None,
     # Sizes
     "layers": 4,
     "heads": 4,
@@ -31,7 +27,7 @@ DEFAULTS: Settings = {
     "width": 256,
     "ffn": None,
     "dropout": 0.0,
-    "tied": True,
+    "tied": False,
     "rope_theta": 10_000.0,
     "norm_eps": 1e-6,
     # Initial weights

@@ -1,16 +1,15 @@
 """Run many short trainings that share one GPU, to try changes of the recipe.
 
-    python benchmarks/trials.py LIST.jsonl --data DATA --out RESULTS.jsonl --seconds 280
-        --workers 15
+    python benchmarks/trials.py benchmarks/trials.jsonl --data DATA --out RESULTS.jsonl \\
+        --seconds 280 --workers 15
 
-Each line of LIST is a JSON object: a trial, with the settings that differ from DEFAULTS, most
-important trials first. `data` names a folder of prepared shards within --data. Without changes, a
-trial trains what `python -m azllm_lightning.train model=tiny` does (kind "ours") or
-`benchmarks/peer_recipe.py` (kind "peer"): same windows, weights, steps and validation, uncompiled.
-A result is a line of RESULTS: the settings, val_loss at the end, its lowest value, and its values
-by step. A trial whose `name` already is in RESULTS is skipped, so that the command can be repeated.
-
-`run_trial(settings)` runs one trial in this process, and returns the result.
+Each line of LIST is a JSON object: a trial, with the settings that differ from
+trial_settings.DEFAULTS, most important trials first; trials.jsonl has those that LOG.md names as
+not run yet. `data` names a folder of prepared shards within --data. Without changes, a trial trains
+what `python -m azllm_lightning.train model=tiny` does (kind "ours") or `benchmarks/peer_recipe.py`
+(kind "peer"): same windows, weights, steps and validation, uncompiled. A result is a line of
+RESULTS: the settings, val_loss at the end, its lowest value, and its values by step. A trial whose
+`name` already is in RESULTS is skipped, so that the command can be repeated.
 """
 
 from __future__ import annotations
@@ -21,20 +20,13 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 import time
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-sys.path += [str(Path(__file__).parent), "benchmarks"]  # also where this is a copy elsewhere
-
 import torch
-from trial_run import TimeUp, batches_of, one_pass, opened, run_trial, windows
-from trial_search import propose
+from trial_run import TimeUp, batches_of, opened, run_trial
 from trial_settings import DEFAULTS, Settings
-
-__all__ = ["DEFAULTS", "run_trial", "windows"]
 
 
 def main() -> None:
@@ -42,21 +34,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("lists", nargs="+", type=Path, help="files of trials")
-    parser.add_argument("--shares", nargs="+", type=float, help="of the time, for each list")
-    parser.add_argument("--data", default=DEFAULTS["data_root"], help="folder of folders of shards")
+    parser.add_argument("list", type=Path, help="file of trials")
+    parser.add_argument("--data", default=".", help="folder of folders of shards")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--search", type=Path, help="when the lists are done: see trial_search.py")
-    parser.add_argument(
-        "--search-from", type=float, default=math.inf, help="seconds after which lists are left"
-    )
     parser.add_argument("--steps-at-most", type=int, help="for a test of a list on a CPU")
     args = parser.parse_args()
     deadline = time.time() + args.seconds
-    args.search_from += time.time()
     args.out.touch()
     trials = read_trials(args)
     print(f"{len(trials)} trials, {args.workers} workers", flush=True)
@@ -79,29 +65,15 @@ def main() -> None:
 
 
 def read_trials(args: argparse.Namespace) -> list[Settings]:
-    """The trials of the lists that have no result yet, so ordered that each list gets its share of
-    the time.
-    """
+    """The trials of the list that have no result yet."""
     results = map(json.loads, args.out.read_text("utf-8").splitlines())
     done = {result["name"] for result in results if "val_loss" in result}
-    lists: list[list[Settings]] = []
-    for path in args.lists:
-        lists.append([])
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            trial = settled(args, json.loads(line), f"{path.stem}:{number}")
-            if trial["name"] not in done:
-                done.add(trial["name"])
-                lists[-1].append(trial)
-    ends = [
-        (end / share, number, trial)
-        for trials, share in zip(lists, args.shares or [1] * len(lists), strict=True)
-        for number, (trial, end) in enumerate(
-            zip(trials, accumulate(map(cost, trials)), strict=True)
-        )
+    lines = filter(None, args.list.read_text("utf-8").splitlines())
+    trials = [
+        settled(args, json.loads(line), f"{args.list.stem}:{number}")
+        for number, line in enumerate(lines, start=1)
     ]
-    return [trial for _, _, trial in sorted(ends, key=lambda entry: entry[:2])]
+    return [trial for trial in trials if trial["name"] not in done]
 
 
 def settled(args: argparse.Namespace, trial: Settings, name: str) -> Settings:
@@ -113,7 +85,6 @@ def settled(args: argparse.Namespace, trial: Settings, name: str) -> Settings:
     trial["name"] = trial.get("name") or name
     if args.steps_at_most:
         trial.update(steps=min(args.steps_at_most, trial.get("steps", 100)), val_windows=8)
-        trial.pop("passes", None)
     return trial
 
 
@@ -122,24 +93,15 @@ def work(
 ) -> None:
     """Take one trial after the other, until none is left or the time is up."""
     torch.set_num_threads(1)
-    search = json.loads(args.search.read_text("utf-8")) if args.search else None
     rate = 0.0  # seconds per unit of work, in this process
     while True:
         with turn.get_lock():
             number = turn.value
             turn.value += 1
-        searches = search and (number >= len(trials) or time.time() > args.search_from)
-        if time.time() > deadline or (number >= len(trials) and not search):
+        if time.time() > deadline or number >= len(trials):
             return
-        if not searches:
-            trial = trials[number]
-        else:
-            with lock:
-                lines = args.out.read_text("utf-8").splitlines()
-            trial = propose(search, map(json.loads, lines), DEFAULTS, number)
-            trial = settled(args, trial, trial["name"])
+        trial = trials[number]
         if time.time() + 0.8 * rate * cost(trial) > deadline:
-            time.sleep(0.1)
             continue
         started = time.perf_counter()
         try:
@@ -163,8 +125,7 @@ def work(
 def cost(trial: Settings) -> float:
     """A rough measure of the work of a trial."""
     s = {**DEFAULTS, **trial}
-    steps = s["steps"] if not s["passes"] else s["passes"] * one_pass(s) / s["batch"]
-    plan = batches_of({**s, "steps": max(1, int(steps))})
+    plan = batches_of(s)
     validations = 1 + (len(plan) // s["val_every"] if s["val_every"] else 0)
     work_of_steps = sum(0.5 + size / 32 for _, size in plan)
     work_of_validations = validations * (s["val_windows"] or 256) / 96

@@ -60,14 +60,16 @@ def healthy() -> None:
     if Path("lightning_logs/tales").exists():
         return
     settings = [*SMALL, "run_name=tales", "data.tales_bytes=1_000_000"]
-    stop = "+callbacks.stop._target_=azllm_lightning.callbacks.interrupt.Interrupt"
-    at = ["+callbacks.stop.kill=false", "+callbacks.stop.step={step}"]
-    with contextlib.suppress(Resumable):
-        train(compose([*settings, stop, *(text.format(step=130) for text in at)]))
     again = ["run_name=tales", "ckpt_path=last"]
-    with contextlib.suppress(Resumable):
-        train(compose([*again, "callbacks.stop.step=270"]))
-    train(compose([*again, "callbacks.stop.step=100000"]))
+    for overrides in (settings, again, again):
+        with contextlib.suppress(Resumable):
+            train(compose([*overrides, *interrupt_at(130 if overrides is settings else 270)]))
+
+
+def interrupt_at(step: int) -> list[str]:
+    """Settings that stop a run after `step`, as Ctrl+C does."""
+    entry = ["_target_=azllm_lightning.callbacks.interrupt.Interrupt", f"step={step}", "kill=false"]
+    return [f"+callbacks.stop.{pair}" for pair in entry]
 
 
 def overfitting() -> None:
@@ -125,14 +127,15 @@ def photograph(browser: str, page: Path, target: Path, is_dark: bool = False) ->
 
 
 def phones(browser: str, page: Path, target: Path) -> None:
-    """The upper part of the page on two phones: a light one and a dark one."""
+    """The page on two phones: its start on a light one, what follows on a dark one."""
     text = page.read_text(encoding="utf-8")
     copies = [page.with_name("light.html"), page.with_name("dark.html")]
     copies[0].write_text(text, encoding="utf-8")
     dark = text.replace("@media (prefers-color-scheme: dark)", "@media screen")
     copies[1].write_text(dark, encoding="utf-8")
     style = f"border:0;width:{PHONE}px;height:{PHONE_HEIGHT}px;float:left;margin-right:20px"
-    frames = "".join(f'<iframe style="{style}" src="{copy.name}"></iframe>' for copy in copies)
+    sources = [copies[0].name, f"{copies[1].name}#sources"]
+    frames = "".join(f'<iframe style="{style}" src="{source}"></iframe>' for source in sources)
     both = page.with_name("phones.html")
     both.write_text(
         f'<body style="margin:0;background:#888;width:900px">{frames}', encoding="utf-8"

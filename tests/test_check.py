@@ -242,15 +242,3 @@ def test_settings_are_those_of_a_run_and_two_more(tiny: list[str]) -> None:
         settings(tiny, "minutes=two", "model.n_embd=33", "model.n_head=2")
     with pytest.raises(ValueError, match="check trains its own runs"):
         settings(tiny, "ckpt_path=last")
-
-
-def test_no_file_but_a_report_is_overwritten(tmp_path: Path) -> None:
-    other = tmp_path / "other.json"
-    other.write_text('{"format_version": 1}', encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a report of check"):
-        checkup.file_to_write(str(other))
-    with pytest.raises(ValueError, match="there is no folder"):
-        checkup.file_to_write(str(tmp_path / "yoxdur" / "check.json"))
-    earlier = tmp_path / "check.json"
-    earlier.write_text(json.dumps(dict.fromkeys(["format_version", *PARTS], 1)), encoding="utf-8")
-    assert checkup.file_to_write(str(earlier)) == earlier

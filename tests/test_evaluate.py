@@ -280,6 +280,7 @@ def test_samples_are_compared_with_the_training_text(tiny_run: Path) -> None:
     assert run("samples=true")["model"] == found["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer")
 def test_a_suite_is_all_of_it_and_a_part_of_the_model_card(tiny_run: Path) -> None:
     from azllm_lightning.config.verbs import ExportConfig
@@ -307,6 +308,7 @@ def test_a_suite_is_all_of_it_and_a_part_of_the_model_card(tiny_run: Path) -> No
     ).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer")
 def test_a_suite_of_a_model_of_transformers(tiny_run: Path) -> None:
     from azllm_lightning import load
@@ -322,6 +324,28 @@ def test_a_suite_of_a_model_of_transformers(tiny_run: Path) -> None:
                 assert theirs[measure]["all"][key] == pytest.approx(ours[measure]["all"][key])
     assert theirs["samples"]["held_out"]["texts"] == ours["samples"]["held_out"]["texts"]
     assert theirs["data_fingerprint"] == ours["data_fingerprint"]
+
+
+def test_the_page_of_a_suite_replaces_only_a_page_of_a_suite(tiny_run: Path) -> None:
+    from azllm_lightning.config.verbs import EvaluateConfig
+    from azllm_lightning.formats.suite_card import PAGE_MARK, is_suite_page
+    from azllm_lightning.inference.result_files import result_file
+
+    def place(out: str) -> Path:
+        config = compose(["suite=true", f"out={out}"], "evaluate")
+        assert isinstance(config, EvaluateConfig)
+        return result_file(config, tiny_run / "checkpoints" / "best.ckpt")
+
+    Path("README.md").write_text("# Mənim modelim\n", encoding="utf-8")
+    for out in ("README.json", "README.md", "yeni.md"):
+        with pytest.raises(
+            ValueError, match=r"write its page over .*\.md: choose another name|no results"
+        ):
+            place(out)
+    assert place("yeni.json") == Path("yeni.json")
+    assert not is_suite_page(Path("README.md"))
+    Path("yeni.md").write_text(f"{PAGE_MARK}\n", encoding="utf-8")
+    assert place("yeni.json") == Path("yeni.json")
 
 
 def test_one_measure_at_a_time() -> None:

@@ -69,6 +69,7 @@ def test_the_debug_job_and_its_resume(
         "hparams.yaml",
         "train.log",
         "tokenizer.json",
+        "report.html",
         "summary.json",
         ".lock",
     }

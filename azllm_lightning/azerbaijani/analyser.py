@@ -18,7 +18,7 @@ from azllm_lightning.azerbaijani.lexicon import Entry, inflect, lexicon, read_ts
 TABLES = ("lexicon.tsv", "pairs_lexicon.tsv")
 STEMS = "stems.tsv"
 _MAX_DERIVATIONS = 3
-_INCOMPLETE = frozenset({"owed", "must", "imp_neg", "opt_neg"})
+_INCOMPLETE = frozenset({"verb", "owed", "must", "imp_neg", "opt_neg"})
 _OWNERS = frozenset(f"p{person}" for person in s.PERSONS)
 
 
@@ -52,12 +52,14 @@ class _Arc(NamedTuple):
 @cache
 def stems() -> tuple[Entry, ...]:
     """Every stem that the analyser knows: those of the tales and of the pairs, and `stems.tsv`."""
-    known = [entry for table in TABLES for entry in lexicon(table).values()]
-    rows = read_tsv(STEMS)
-    return (
-        *known,
-        *(Entry(row["stem"], row["pos"], (), row["trait"], _facts(row["facts"])) for row in rows),
-    )
+    found: dict[tuple[str, str], Entry] = {}
+    rows = [
+        Entry(row["stem"], row["pos"], (), row["trait"], _facts(row["facts"]))
+        for row in read_tsv(STEMS)
+    ]
+    for entry in (*(e for table in TABLES for e in lexicon(table).values()), *rows):
+        found.setdefault((entry.stem, entry.pos), entry)
+    return tuple(found.values())
 
 
 def analyse(word: str) -> list[Analysis]:
@@ -240,6 +242,7 @@ def _arcs() -> dict[str, list[_Arc]]:
         "dative": [*(_Arc((name,), suffix, "case") for name, suffix in s.UP_TO.items()), *be],
         "relative": [*after_third, *be],
         "owed": [plural, *own],
+        "attribute": [plural, *own, *cases],
         **_verb_arcs(),
     }
 
@@ -326,10 +329,11 @@ def _finite() -> Iterator[_Arc]:
 
 def _nonfinite() -> Iterator[_Arc]:
     for form, (suffix, negative) in s.NONFINITE.items():
-        node = "noun" if form in s.DECLINED else "case"
-        node = "owed" if form == "done" else node
+        node = "noun" if form in s.DECLINED else "asked"
+        # A predicate has its own forms: gəlmisən, not gəlmişsən; almaram, not almazam.
+        node = {"done": "owed", "part_perf": "attribute", "part_aor": "attribute"}.get(form, node)
         pos = "noun" if form in ("doer", "manner") else ""
         yield _Arc((form,), suffix, node, pos)
         yield _Arc((form, "neg"), negative, node, pos)
     for form, suffix in s.NEGATIVE_ONLY.items():
-        yield _Arc((form,), suffix, "case")
+        yield _Arc((form,), suffix, "asked")

@@ -44,12 +44,13 @@ class Verdict(NamedTuple):
     `reason` is one of REASONS: a consistent plot; the beginning of one, cut off; the sentences of
     one plot in order, but the players change; sentences of the tales that make no plot; or, in
     `sentence`, something that no tale says. `plot` is the name of the plot that could be followed
-    ("" if none) and `rest` where the text could not be read on.
+    ("" if none), `rest` what could not be read on, and `share` the part of the text before it.
     """
 
     reason: str
     plot: str
     rest: str
+    share: float
 
 
 def judge(text: str) -> Verdict:
@@ -60,18 +61,19 @@ def judge(text: str) -> Verdict:
     for name, rule, mode in _plots():
         reading = _Reading(letters, dict(rule.cast), mode)
         if reading.reads(rule.parts):
-            return Verdict(CONSISTENT, name, "")
+            return Verdict(CONSISTENT, name, "", 1.0)
         if reading.ran_out:
             unfinished = name
         furthest = max(furthest, reading.furthest)
     if unfinished:
-        return Verdict(UNFINISHED, unfinished, "")
+        return Verdict(UNFINISHED, unfinished, "", 1.0)
     rest = _rest(text, furthest)
+    share = furthest / len(letters)
     for name, rule, mode in _plots():
         if _Reading(letters, dict(rule.cast), mode, same_players=False).reads(rule.parts):
-            return Verdict(PLAYERS, name, rest)
+            return Verdict(PLAYERS, name, rest, share)
     pieces = any(_reads_pieces(letters, mode) for mode in dict.fromkeys(MODES))
-    return Verdict(ORDER if pieces else SENTENCE, "", rest)
+    return Verdict(ORDER if pieces else SENTENCE, "", rest, share)
 
 
 def _letters(text: str) -> str:

@@ -33,6 +33,7 @@ from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.paths import REPORT
 from azllm_lightning.training.saving import KEEP
 
 MAX_ROWS = 12
@@ -207,6 +208,8 @@ def end_panel(
         rows.append(verbatim("", str(run.checkpoints / BEST)))
     if sample:
         rows.append(f"{tr('writes'):<{LABEL}}{one_line(sample, WIDTH - LABEL)}")
+    if (run.folder / REPORT).is_file():
+        rows.append(verbatim(tr("page"), str(run.folder / REPORT)))
     rows.append(verbatim(tr("watch"), f"tensorboard --logdir {shlex.quote(str(run.logs))}"))
     rows.append(verbatim("", ADDRESS))
     rows.append(verbatim(tr("talk"), command("generate", run.address)))

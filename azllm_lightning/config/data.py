@@ -51,7 +51,7 @@ class Weight:
 class DataConfig:
     """Settings of the text and its windows, as conf/data/text.yaml explains them.
 
-    All but the last six decide what the prepared shards contain.
+    All but the last seven decide what the prepared shards contain.
 
     Raises ValueError for a value out of range.
     """
@@ -79,6 +79,7 @@ class DataConfig:
     prepare_workers: int | None = None
     verify: str = "once"
     mix: str | None = None
+    token_replacement: float = 0.0
     block_size: int = 256
     val_windows: int | None = 512
     num_workers: int = 0
@@ -100,6 +101,8 @@ class DataConfig:
         problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
         share = self.val_fraction
         problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
+        replaced = self.token_replacement
+        problems.require(0 <= replaced < 1, "token_replacement", replaced, tr("in [0, 1)"))
         smallest = MIN_SIMILARITY
         similarity = 1.0 if self.near_duplicates is None else self.near_duplicates
         wanted = tr("between {least} and 1", least=smallest)

@@ -52,9 +52,11 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
             _apply_override(values, override, composed)
         elif hydra_overrides([text])[0] not in known:
             _apply_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
+    has_groups = any(parse_override(text).is_group(composed) for text in typed.overrides)
+    defaults = composed_mapping("train") if has_groups else composed
     for group in ("data", "schedule", "trainer", "callbacks"):
-        # Keys added since the run started get their defaults.
-        _add_missing(values[group], composed[group])
+        # Keys added since the run started get their defaults, whatever an experiment says today.
+        _add_missing(values[group], defaults[group])
     for key in FRESH:
         values[key] = composed[key]
     for group in CODE:

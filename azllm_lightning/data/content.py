@@ -9,7 +9,7 @@ import lzma
 import re
 import sys
 from collections.abc import Callable
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from azllm_lightning.cli.messages import tr
 
@@ -59,26 +59,28 @@ def _open_zstd(stream: BinaryIO) -> object:
     return zstd.open(stream, "rb", options={window: window.bounds()[1]})
 
 
+class Refused(NamedTuple):
+    """A kind of file that is not text: how its first bytes show it, and what it is called, with the
+    way out after a semicolon. The user guide has the same sentences.
+    """
+
+    begins: Callable[[bytes], bool]
+    message: Callable[[], str]
+
+
 def why_not_text(head: bytes) -> str | None:
     """What a file that begins with `head` is, and the way out; None if it may be text."""
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return tr("a Git LFS pointer, not the text itself; run `git lfs pull` in its folder")
-    if _WEB_PAGE.match(head):
-        return tr(
-            "a web page, not the text itself; use the address of the file itself (often "
-            "called raw or download), or save the page's text as .txt"
-        )
-    if head.startswith(b"%PDF"):
-        return tr("a PDF; convert it to text, for example with pdftotext")
-    if head.startswith((b"{\\rtf", b"\xd0\xcf\x11\xe0")) or (
-        head.startswith(b"PK\x03\x04") and _OFFICE.search(head)
-    ):
-        return tr("a document of an office program or an e-book; save it as plain text (.txt)")
-    if head.startswith((b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!")) or head[257:262] == b"ustar":
-        return tr("an archive of files; unpack it, and give the folder")
-    if head.startswith(b"PAR1"):
-        return tr("a Parquet file; give its name the ending .parquet")
-    return tr("binary data, not text") if _is_binary(head) else None
+    return next((kind.message() for kind in REFUSED if kind.begins(head)), None)
+
+
+def _is_office(head: bytes) -> bool:
+    is_old = head.startswith((b"{\\rtf", b"\xd0\xcf\x11\xe0"))
+    return is_old or (head.startswith(b"PK\x03\x04") and _OFFICE.search(head) is not None)
+
+
+def _is_archive(head: bytes) -> bool:
+    starts = (b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!")
+    return head.startswith(starts) or head[257:262] == b"ustar"
 
 
 def _is_binary(head: bytes) -> bool:
@@ -86,6 +88,36 @@ def _is_binary(head: bytes) -> bool:
         return False
     controls = len(head) - len(head.translate(None, _CONTROLS))
     return controls > max(16, _MOST_CONTROLS * len(head))
+
+
+REFUSED = (
+    Refused(
+        lambda head: head.startswith(b"version https://git-lfs.github.com/spec/"),
+        lambda: tr("a Git LFS pointer, not the text itself; run `git lfs pull` in its folder"),
+    ),
+    Refused(
+        lambda head: _WEB_PAGE.match(head) is not None,
+        lambda: tr(
+            "a web page, not the text itself; use the address of the file itself (often "
+            "called raw or download), or save the page's text as .txt"
+        ),
+    ),
+    Refused(
+        lambda head: head.startswith(b"%PDF"),
+        lambda: tr("a PDF; convert it to text, for example with pdftotext"),
+    ),
+    Refused(
+        _is_office,
+        lambda: tr("a document of an office program or an e-book; save it as plain text (.txt)"),
+    ),
+    Refused(_is_archive, lambda: tr("an archive of files; unpack it, and give the folder")),
+    Refused(
+        lambda head: head.startswith(b"PAR1"),
+        lambda: tr("a Parquet file; give its name the ending .parquet"),
+    ),
+    Refused(_is_binary, lambda: tr("binary data, not text")),
+)
+"""All such kinds; the first that a file shows is what it is."""
 
 
 def unmarked_encoding(head: bytes) -> str | None:

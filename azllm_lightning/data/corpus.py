@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from azllm_lightning.data.blocks import (
     clean_block,
     in_validation,
 )
+from azllm_lightning.data.digest_set import DigestSet
 from azllm_lightning.data.files import Found, Meter, TextFile, check_contents, search
 from azllm_lightning.data.filters import (
     check_filters,
@@ -39,8 +40,6 @@ from azllm_lightning.data.rows import NoTextError
 log = logging.getLogger(__name__)
 
 MAX_SOURCES = 256
-
-_BUCKET_BYTES = 2
 
 
 class Document(NamedTuple):
@@ -157,10 +156,8 @@ class LineCensus:
 
     def add(self, block: CleanBlock) -> None:
         """Count the lines of a block that has their hashes."""
-        digests = block.digests.tobytes()
-        starts = range(0, len(digests), DIGEST_BYTES)
-        new = [self._seen.add(digests[start : start + DIGEST_BYTES]) for start in starts]
-        self._lines.add(block.lines[np.repeat(np.array(new, np.bool_), block.line_counts)])
+        new = self._seen.add_new(block.digests)
+        self._lines.add(block.lines[np.repeat(new, block.line_counts)])
         self._bytes += int(block.sizes.sum())
 
     def end_stream(self) -> None:
@@ -218,6 +215,8 @@ class Selection:
         """Whether to keep each document of `block` (N,)."""
         kept = np.zeros(len(block.ends), np.bool_)
         digests = block.digests.tobytes()
+        known = self._seen.contains(block.digests).tolist()
+        new: set[bytes] = set()
         sizes = block.sizes.tolist()
         stop = 0
         for number, pieces in enumerate(block.pieces.tolist()):  # all of a text, or nothing
@@ -225,14 +224,18 @@ class Selection:
                 break
             start, stop = stop, stop + pieces
             for index in range(start, stop):
-                offset = index * DIGEST_BYTES
-                reason = self._reason(block, index, digests[offset : offset + DIGEST_BYTES])
+                digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+                is_duplicate = known[index] or digest in new
+                reason = self._reason(block, index, is_duplicate)
+                if reason in (None, "near_duplicates"):
+                    new.add(digest)
                 if reason is None:
                     kept[index] = True
                     self._bytes += sizes[index]
                 else:
                     self._counts[reason] += 1
             self._counts.update(block.counts.get(str(number), {}))
+        self._seen.update(np.frombuffer(b"".join(new), np.uint8).reshape(-1, DIGEST_BYTES))
         self._read = Counter(block.end.counts)
         self._names.update(block.names)
         if len(self._names) > MAX_SOURCES:
@@ -247,13 +250,13 @@ class Selection:
         self._blocks += 1
         return kept
 
-    def _reason(self, block: CleanBlock, index: int, digest: bytes) -> str | None:
+    def _reason(self, block: CleanBlock, index: int, is_duplicate: bool) -> str | None:
         """What counts a document that is removed; None if it is kept."""
         place = Place(self._blocks, index)
         if len(block.other_languages) and block.other_languages[index]:
             language = str(block.other_languages[index])
             return self._remove("other_languages", Removal(place, language=language))
-        if not self._seen.add(digest):
+        if is_duplicate:
             return "duplicates"
         if self._index is not None:
             similar = self._index.find(block.signatures[index])
@@ -491,22 +494,3 @@ def _summary(found: Found) -> str:
         place=found.place,
         skipped=found.skipped.describe(),
     )
-
-
-class DigestSet:
-    """A set of 16-byte digests that takes 14 bytes for each; a Python set would take about 100."""
-
-    def __init__(self) -> None:
-        self._buckets: defaultdict[bytes, bytearray] = defaultdict(bytearray)
-
-    def add(self, digest: bytes) -> bool:
-        """Add `digest`; returns whether it is new."""
-        bucket = self._buckets[digest[:_BUCKET_BYTES]]
-        tail = digest[_BUCKET_BYTES:]
-        at = bucket.find(tail)
-        while at >= 0 and at % len(tail):  # a match that spans two neighbors
-            at = bucket.find(tail, at + 1)
-        if at >= 0:
-            return False
-        bucket += tail
-        return True

@@ -18,6 +18,7 @@ from azllm_lightning.config.data import DataConfig, Weight
 from azllm_lightning.data.cuts import Rings, cut_offset
 from azllm_lightning.data.mix import Mix, mix_of
 from azllm_lightning.data.pipeline import prepare
+from azllm_lightning.data.replacement import replace_tokens
 from azllm_lightning.data.sampler import (
     Indices,
     StepSampler,
@@ -181,6 +182,21 @@ class TokenDataModule(LightningDataModule):
             skipped=self.skipped,
         )
         return self._loader(self.train_windows, sampler)
+
+    def training_inputs(self, batch: Tensor, micro: int) -> Tensor:
+        """What the model reads of `batch` (B, T + 1), the `micro`-th micro-batch of the current
+        step: the same, or with data.token_replacement a copy in which tokens are replaced.
+        """
+        share = self.config.token_replacement
+        if not share:
+            return batch
+        trainer = self.trainer
+        assert trainer is not None
+        size = len(batch)
+        before = trainer.global_step * self._micro_batches_per_step + micro
+        first = (before * trainer.world_size + trainer.global_rank) * size
+        positions = np.arange(first, first + size)
+        return replace_tokens(batch, positions, share, self.tokenizer.vocab_size, self.seed)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """The fixed validation windows of this process; the last batch may be smaller."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import lzma
 import re
@@ -28,11 +27,11 @@ from azllm_lightning.data.folders import (
     supported_files,
     why_skipped,
 )
+from azllm_lightning.data.known_digests import file_digest
 
 DIGEST_BYTES = 100_000_000
 """Local text up to this size is known by its content, larger text by size and time."""
 
-_BUFFER_BYTES = 1 << 20
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 _MAX_PROBLEMS = 5
 
@@ -156,12 +155,11 @@ class TextFile:
         return [self.name, info.get("size"), *tags[:1]]
 
     def digest(self) -> list[Any]:
-        """The name and a hash of the bytes, which stay when the file is only touched or copied."""
-        digest = hashlib.blake2b(digest_size=16)
-        with self.filesystem.open(self.path, "rb") as file:
-            while chunk := file.read(_BUFFER_BYTES):
-                digest.update(chunk)
-        return [self.name, digest.hexdigest()]
+        """The name and a hash of the bytes, which stay when the file is only touched or copied.
+
+        For local files.
+        """
+        return [self.name, file_digest(self.path)]
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
     """Values that change when the text at `given_paths` does.
 
     A hub URL with a pinned commit never changes, so that it needs no network. Local files are
-    known by their content if they are small enough to read them at every start.
+    known by their content if they are small enough to read them whenever they may have changed.
     """
     return [
         given if _PINNED.match(given) else _stamps(find_files([given], setting))

@@ -64,6 +64,7 @@ _NOT_CONTENT = (
     "prepare_workers",
     "verify",
     "mix",
+    "token_replacement",
 )
 
 
@@ -179,7 +180,7 @@ def _create(config: DataConfig, folder: Path) -> None:
             if (folder / MANIFEST).exists():  # another process has created it meanwhile
                 return
             log.info(tr("preparing the text, once; it is kept in {folder}", folder=folder))
-            _build(config, unfinished)
+            _build(config, unfinished, folder.name)
             publish(unfinished, folder)
         finally:
             lock.release()
@@ -195,9 +196,13 @@ def publish(unfinished: Path, folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _build(config: DataConfig, unfinished: Path) -> None:
-    """Fill the folder `unfinished`, from what a build of the same text left there if one did."""
-    key = content_key(config)
+def _build(config: DataConfig, unfinished: Path, folder_name: str) -> None:
+    """Fill the folder `unfinished`, from what a build of the same text left there if one did.
+
+    `folder_name` is what it will be called.
+    """
+    # A folder of the cache is named by it; the text may have changed since, but not its name.
+    key = folder_name if config.dir is None else content_key(config)
     key_file = unfinished / "key"
     if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
         shutil.rmtree(unfinished, ignore_errors=True)

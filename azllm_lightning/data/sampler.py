@@ -99,13 +99,13 @@ def _permute(values: Indices, size: int, keys: list[int]) -> Indices:
     while outside.any():
         left, right = image[outside] >> half, image[outside] & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ np.uint64(key)) & mask)
+            left, right = right, left ^ (splitmix64(right ^ np.uint64(key)) & mask)
         image[outside] = (left << half) | right
         outside = image >= np.uint64(size)
     return image.astype(np.int64)
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import sys
 import tempfile
 import time
@@ -265,30 +263,3 @@ class Checkup:
     def _announce(self, what: str) -> None:
         elapsed = duration(time.monotonic() - self._started)
         print(f"{elapsed:>10}  {what}", file=sys.stderr, flush=True)
-
-
-def file_to_write(out: str) -> Path:
-    """`out` as a path that a report may be written to.
-
-    Raises ValueError if there is something else, or no folder, and OSError if it cannot be written.
-    """
-    path = Path(out).expanduser()
-    if not path.absolute().parent.is_dir():
-        raise ValueError(
-            tr("out={path}: there is no folder {folder}", path=out, folder=path.parent)
-        )
-    if path.exists() and not _is_report(path):
-        raise ValueError(
-            tr("out={path} exists and is not a report of check; name another file", path=out)
-        )
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise OSError(tr("out={path}: the folder cannot be written", path=out))
-    return path
-
-
-def _is_report(path: Path) -> bool:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and {"format_version", *PARTS} <= values.keys()

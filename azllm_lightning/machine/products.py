@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+
+from azllm_lightning.training.measuring import product_speed, relative_error
 
 
 class NumberType(NamedTuple):
@@ -54,7 +55,7 @@ def measure_product(device: str, kind: NumberType, seconds: float = 0.4) -> dict
     with _tf32(kind.tf32):
         try:
             error = relative_error(device, kind.dtype)
-            flops, size = _flops(device, kind.dtype, seconds)
+            flops, size = product_speed(device, kind.dtype, LARGEST[device], LONG_ENOUGH, seconds)
         except RuntimeError as failure:
             reason = str(failure).strip().splitlines()[0]
             return {"flops_per_second": None, "relative_error": None, "problem": reason}
@@ -65,48 +66,6 @@ def measure_product(device: str, kind: NumberType, seconds: float = 0.4) -> dict
         "size": size,
         "problem": "wrong" if wrong else None,
     }
-
-
-def relative_error(device: str, dtype: torch.dtype) -> float:
-    """|product - exact| / |exact| (Frobenius) of random matrices, exact for the rounded factors."""
-    size = 1024 if device == "cuda" else 256
-    a, b = (_random(size, seed).to(dtype) for seed in (0, 1))
-    exact = a.double() @ b.double()
-    product = (a.to(device) @ b.to(device)).cpu().double()
-    return float((product - exact).norm() / exact.norm())
-
-
-def _flops(device: str, dtype: torch.dtype, seconds: float) -> tuple[float, int]:
-    """(FLOP/s of the fastest product, its size), with matrices as large as the time allows."""
-    size = 128
-    while True:
-        factors = [_random(size, seed).to(device, dtype) for seed in (0, 1)]
-        _time(factors, device)  # the first one of a size is slower
-        fastest = _time(factors, device)
-        if fastest >= LONG_ENOUGH or size >= LARGEST[device]:
-            break
-        size *= 2
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        fastest = min(fastest, _time(factors, device))
-    return 2.0 * size**3 / fastest, size
-
-
-def _time(factors: list[torch.Tensor], device: str) -> float:
-    _synchronize(device)
-    started = time.perf_counter()
-    factors[0] @ factors[1]
-    _synchronize(device)
-    return time.perf_counter() - started
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _random(size: int, seed: int) -> torch.Tensor:
-    return torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
 
 
 @contextlib.contextmanager

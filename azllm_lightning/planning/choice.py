@@ -100,6 +100,7 @@ class Choice:
         values: dict[str, Any] = {
             "data.vocab_size": self.shape.vocab_size,
             "data.block_size": self.shape.block_size,
+            "data.token_replacement": self.regularization.replaced,
             "model.dropout": self.regularization.dropout,
             "optimizer.weight_decay": self.regularization.weight_decay,
             "optimizer.adam_weight_decay": self.regularization.table_decay,
@@ -165,8 +166,10 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         parameters=multiplied(shape),
         unique_tokens=unique,
         tokens=steps * batch * task.block_size,
+        text_bytes=text.train_bytes,
         vocab_size=shape.vocab_size,
         bytes_per_token=text.bytes_per_token(task.vocab_size),
+        is_tied=shape.tie_embeddings,
     )
     micro_batch = _micro_batch(shape, batch)
     training = speed.training_seconds(shape, batch, micro_batch, steps)

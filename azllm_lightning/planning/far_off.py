@@ -23,11 +23,11 @@ LARGE = 4.0
 FEW_STEPS = 400
 """A batch this many times as large as that of the rule is too large, if it leaves so few steps."""
 
-HUGE = 10.0
-"""A model this many times as large as the best one of the same compute is too large."""
+HUGE = 8.0
+"""A model is compared with those that are at least so many times smaller."""
 
-WORTH = 0.05
-"""Share of the loss that a smaller model must gain."""
+WORTH = 0.02
+"""It is too large if one of them gains this share of the loss in the same time."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,20 @@ class Advice:
     overrides: tuple[str, ...]
 
 
-def advice(
-    config: RunConfig, unique_tokens: int, bytes_per_token: float, candidates: Sequence[Candidate]
-) -> Advice | None:
-    """What is wrong with a settled `config` for a text of `unique_tokens`; None if nothing is.
+@dataclass(frozen=True)
+class TextSize:
+    """How much prepared text there is."""
+
+    tokens: int
+    """Of the training text."""
+    num_bytes: float
+    """Of the training text."""
+    bytes_per_token: float
+    """Of the validation text."""
+
+
+def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -> Advice | None:
+    """What is wrong with a settled `config` for `text`; None if nothing is.
 
     `candidates` are the models to choose from instead.
     """
@@ -49,11 +59,13 @@ def advice(
     if config.trainer.max_steps < SHORT_STEPS or config.data.name == "tales":
         return None
     size = Size(
-        multiplied(config.shape),
-        unique_tokens,
-        tokens,
-        config.shape.vocab_size,
-        bytes_per_token,
+        parameters=multiplied(config.shape),
+        unique_tokens=text.tokens,
+        tokens=tokens,
+        text_bytes=text.num_bytes,
+        vocab_size=config.shape.vocab_size,
+        bytes_per_token=text.bytes_per_token,
+        is_tied=config.shape.tie_embeddings,
     )
     found = [
         problem
@@ -121,7 +133,12 @@ def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig)
         shape = candidate.model.for_data(size.vocab_size, config.shape.block_size, 0)
         factor = config.shape.flops_per_token() / shape.flops_per_token()
         tokens = min(size.tokens * factor, 16 * size.unique_tokens)
-        other = replace(size, parameters=multiplied(shape), tokens=max(tokens, size.tokens))
+        other = replace(
+            size,
+            parameters=multiplied(shape),
+            tokens=max(tokens, size.tokens),
+            is_tied=shape.tie_embeddings,
+        )
         if other.parameters * HUGE > size.parameters:
             continue
         bpb = bits_per_byte(other, values)

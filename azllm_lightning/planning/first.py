@@ -14,6 +14,9 @@ from azllm_lightning.training import hardware
 HOURS = 1.0
 """How long it should take."""
 
+PREPARED = ("data.vocab_size=", "data.block_size=", "data.val_windows=")
+"""Settings that are left as they are."""
+
 
 def first_run(config: DataConfig, manifest: Manifest) -> list[str]:
     """The overrides of a run of about HOURS, besides those that name the text.
@@ -25,8 +28,5 @@ def first_run(config: DataConfig, manifest: Manifest) -> list[str]:
     speed = Speed.assumed(hardware.resolve_accelerator("auto"), num_cores())
     text = prepared(manifest, config.name)
     task = Task(text, speed, named_models(), config.block_size, manifest.vocab_size)
-    return [
-        override
-        for override in choose(task, 3600 * HOURS).overrides()
-        if not override.startswith("data.")
-    ]
+    chosen = choose(task, 3600 * HOURS).overrides()
+    return [override for override in chosen if not override.startswith(PREPARED)]

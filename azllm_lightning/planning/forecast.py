@@ -13,14 +13,19 @@ from typing import Any, NamedTuple
 
 FORECASTS = Path(__file__).with_name("forecasts.json")
 
-EARLIEST = 0.15
-"""Share of the steps before which there is no forecast."""
+EARLIER = 0.05
+"""Share of the steps by which a forecast may come before the first of the recorded ones."""
 
 LEAST_POINTS = 2
 """Validations after step 0 that a forecast needs."""
 
 UNUSUAL = 1.5
 """Growth of the error for a schedule other than that of the curves that this is learned from."""
+
+STRONG_DECAY = 0.5
+"""Weight decay from which on a run counts as strongly decayed: its loss stays high while the
+learning rate is high, and falls at the end.
+"""
 
 
 class Row(NamedTuple):
@@ -55,26 +60,31 @@ class Forecast:
 
 
 def forecast(
-    curve: Sequence[tuple[int, float]], total_steps: int, schedule: str = "linear"
+    curve: Sequence[tuple[int, float]],
+    total_steps: int,
+    schedule: str = "linear",
+    decay: float = 0.0,
 ) -> Forecast | None:
     """The final val_loss of a run of `total_steps` with the validations `curve`: (step, val_loss),
     in order.
 
-    `schedule` is schedule.name of its config. The fall over the last halving of steps, from half
-    the current step to now, is compared with that of recorded runs (benchmarks/law.py), whose
-    learning rate fell linearly to zero. None before EARLIEST, and for a run without
-    finite losses. The rise of a run that overfits is not foreseen before it begins.
+    `schedule` is schedule.name of its config, and `decay` optimizer.weight_decay. The fall over the
+    last halving of steps, from half the current step to now, is compared with that of recorded runs
+    (benchmarks/law.py), whose learning rate fell to about zero. None before the share of the steps
+    at which these begin, and for a run without finite losses. The rise of a run that overfits is
+    not foreseen before it begins.
     """
     points = [(step, loss) for step, loss in curve if step > 0 and math.isfinite(loss)]
     if len(points) < LEAST_POINTS or not total_steps:
         return None
     step, now = points[-1]
     progress = min(1.0, step / total_steps)
-    if progress < EARLIEST:
-        return None
     if progress == 1.0:
         return Forecast(now, 0.0)
-    row = row_at(progress, recorded())
+    rows = recorded(decay >= STRONG_DECAY)
+    if progress < rows[0].progress - EARLIER:
+        return None
+    row = row_at(progress, rows)
     fall = recent_fall(points)
     error = row.error * (1.0 if schedule == "linear" else UNUSUAL)
     return Forecast(now * (1 - row.usual - row.follows * fall), now * error)
@@ -110,7 +120,7 @@ def row_at(progress: float, rows: Sequence[Row]) -> Row:
 
 
 @cache
-def recorded() -> tuple[Row, ...]:
-    """The rows of the package."""
+def recorded(is_strong: bool = False) -> tuple[Row, ...]:
+    """The rows of the package for runs with a strong weight decay, or a weak one."""
     content: dict[str, Any] = json.loads(FORECASTS.read_text(encoding="utf-8"))
-    return tuple(Row(*row) for row in content["rows"])
+    return tuple(Row(*row) for row in content["strong" if is_strong else "weak"])

@@ -1,14 +1,16 @@
 """The law of the loss: which validation loss a model of some size reaches on a text of some size.
 
 The form is that of Hoffmann et al. 2022 (arXiv:2203.15556), with the effective data of Muennighoff
-et al. 2023 (arXiv:2305.16264) for text that is read several times, in bits per byte so that
-vocabularies can be compared:
+et al. 2023 (arXiv:2305.16264) for text that is read several times:
 
-    bpb = floor + A / parameters^alpha + B / data^beta + C x (vocabulary / data)^gamma
-    data = unique x (1 + R (1 - exp(-(passes - 1) / R)))
+    bpb = floor + A / parameters^alpha + B / data^beta
+    data = unique x (1 + worth (1 - exp(-(passes - 1) / worth)))
+    worth = R x unique^rho, at most MOST_WORTH
 
-It holds for the settings of `planning.rule`. `coefficients.json` has the numbers, fitted to the
-runs in `runs.tsv` by benchmarks/law.py.
+Both the loss and the text are counted in bytes, so that vocabularies can be compared. Little text
+is memorized sooner, so its repetition is worth less; the runs show it. The law holds for the
+settings of `planning.rule`. `coefficients.json` has the numbers, fitted to the runs in `runs.tsv`
+by benchmarks/law.py, with how well these determine them.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ RUNS = Path(__file__).with_name("runs.tsv")
 SLACK = 1.3
 """A size this many times outside those of the runs still counts as inside."""
 
+MOST_WORTH = 15.4
+"""How many times a large text is worth itself again if it is read ever more often: that is R_D* of
+Muennighoff et al. 2023, since our runs on little text do not determine it.
+"""
+
 FAR = 1.0
 """Growth of the error, relative to that within the range, per factor e outside of it."""
 
@@ -43,14 +50,23 @@ class Size:
     """Of the training text."""
     tokens: float
     """That the run reads, repetitions included."""
+    text_bytes: float
+    """Of the training text."""
     vocab_size: int
     bytes_per_token: float
     """Of the validation text."""
+    is_tied: bool = False
+    """Whether the head is the token table."""
 
     @property
     def passes(self) -> float:
         """How often the text is read."""
         return self.tokens / self.unique_tokens
+
+    @property
+    def different_bytes(self) -> float:
+        """Text that the run reads, each byte counted once."""
+        return self.text_bytes * min(1.0, self.passes)
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,7 @@ class Coefficients:
     error: float
     """The relative error of runs that were left out of the fit, root mean square."""
     ranges: Mapping[str, tuple[float, float]]
-    """Smallest and largest parameters, unique_tokens, passes and vocab_size of the runs."""
+    """Smallest and largest parameters, different_bytes, passes and vocab_size of the runs."""
 
     @classmethod
     def read(cls, path: Path = COEFFICIENTS) -> Coefficients:
@@ -112,18 +128,19 @@ def predict(size: Size, scale: float = 1.0, known: Coefficients | None = None) -
 
 def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:
     """The law itself, for the text of the runs."""
-    data = effective_tokens(size.unique_tokens, size.passes, values["R"])
+    worth = min(MOST_WORTH, values["R"] * (size.text_bytes / 1e6) ** values["rho"])
+    data = effective_data(size.text_bytes, size.passes, worth)
+    weight = values["B"] * (1 + values["tied"] * size.is_tied)
     return float(
         values["floor"]
         + values["A"] * (size.parameters / 1e6) ** -values["alpha"]
-        + values["B"] * (data / 1e6) ** -values["beta"]
-        + values["C"] * (size.vocab_size / size.unique_tokens) ** values["gamma"]
+        + weight * (data / 1e6) ** -values["beta"]
     )
 
 
-def effective_tokens(unique: float, passes: float, most: float) -> float:
-    """New tokens worth as much as `unique` ones read `passes` times, at most `most` + 1 times as
-    many.
+def effective_data(unique: float, passes: float, most: float) -> float:
+    """New text worth as much as `unique` bytes or tokens read `passes` times, at most `most` + 1
+    times as much.
     """
     if passes <= 1:
         return unique * passes
@@ -135,7 +152,7 @@ def beyond(size: Size, known: Coefficients) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     for name, value, text in (
         ("parameters", size.parameters, tr("parameters")),
-        ("unique_tokens", size.unique_tokens, tr("text")),
+        ("different_bytes", size.different_bytes, tr("text")),
         ("passes", size.passes, tr("passes")),
         ("vocab_size", size.vocab_size, tr("vocabulary")),
     ):

@@ -28,6 +28,12 @@ DROPOUT = 0.2
 DROPOUT_PASSES = 16.0
 """Dropout of a text read that often; it grows with the logarithm of the passes."""
 
+REPLACED = 0.1
+"""Share of the input tokens that are replaced by random ones when text is read REPLACED_PASSES
+times or more (benchmarks/LOG.md).
+"""
+
+REPLACED_PASSES = 8.0
 
 VOCABULARIES = ((500_000, 2048), (5_000_000, 4096), (100_000_000, 8192), (500_000_000, 16_384))
 """Up to so many bytes of text, this vocabulary."""
@@ -48,6 +54,8 @@ class Regularization:
     table_decay: float
     """Of the token tables."""
     dropout: float
+    replaced: float = 0.0
+    """Share of the input tokens that are replaced."""
 
 
 def regularization(passes: float) -> Regularization:
@@ -55,7 +63,14 @@ def regularization(passes: float) -> Regularization:
     strength = min(1.0, math.log(max(1.0, passes)) / math.log(STRONG_PASSES))
     decay = _rounded(DECAY * (STRONG_DECAY / DECAY) ** strength)
     dropout = DROPOUT * min(1.0, math.log(max(1.0, passes)) / math.log(DROPOUT_PASSES))
-    return Regularization(decay, decay if strength > 0.25 else 0.0, round(dropout, 1))
+    table_decay = decay if strength > 0.25 else 0.0
+    replaced = REPLACED if is_replacing(passes) else 0.0
+    return Regularization(decay, table_decay, round(dropout, 1), replaced)
+
+
+def is_replacing(passes: float) -> bool:
+    """Whether input tokens are replaced when a text is read `passes` times."""
+    return passes >= REPLACED_PASSES
 
 
 def vocab_size(text_bytes: float) -> int:

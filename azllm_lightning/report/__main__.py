@@ -17,14 +17,17 @@ def main() -> None:
 def report(config: ReportConfig) -> Path:
     """Write the page of a run, or of several next to each other, and return its path.
 
-    Raises ValueError if there is no such run, and OSError if the page cannot be written.
+    Raises ValueError if there is no such run or `out` is another program's file, and OSError if
+    the page cannot be written.
     """
     use_language(config.lang)
     from azllm_lightning.report.comparison import comparison
-    from azllm_lightning.report.live import REPORT
+    from azllm_lightning.report.document import is_page
     from azllm_lightning.report.page import page
     from azllm_lightning.report.record import find_run, read_record
     from azllm_lightning.runs.atomic import write_text
+    from azllm_lightning.runs.own_file import own_file
+    from azllm_lightning.runs.paths import REPORT
 
     logs = Path(config.logs_dir)
     named = [find_run(name, logs) for name in config.names]
@@ -36,7 +39,8 @@ def report(config: ReportConfig) -> Path:
     else:
         out = logs / REPORT
         text = comparison(records)
-    out = Path(config.out) if config.out else out
+    if config.out:
+        out = own_file(config.out, "report", is_page)
     try:
         write_text(out, text)
     except OSError as error:

@@ -139,11 +139,12 @@ def draw(chart: Chart, width: int, height: int) -> Drawing:
         graph.add("", [(x, scale.place(y)) for x, y in chart.band], fill=True)
         styles.append("band")
     for line in chart.lines:
-        points = scale.points(line)
-        count = sum(y is not None for _, y in points)
-        has_dots = count == 1 or (line.dots and count <= FEW_POINTS)
-        graph.add("", points, show_dots=has_dots)
+        graph.add("", scale.points(line))
         styles.append(f"line {line.style}")
+        measured = scale.measured(line)
+        if len(measured) == 1 or (line.dots and len(measured) <= FEW_POINTS):
+            graph.add("", measured, show_dots=True, stroke=False)
+            styles.append(f"dots {line.style}")
     found: dict[str, Any] = {}
 
     def finish(root: Any) -> Any:
@@ -219,6 +220,14 @@ class _Scale:
             points.append(here if inside else (x, None))
             before = here
         return points
+
+    def measured(self, line: Line) -> list[tuple[float, float]]:
+        """The points of a line that are on the chart."""
+        known = zip(line.x.tolist(), line.y.tolist(), strict=True)
+        placed = [
+            (x, self.place(y)) for x, y in known if math.isfinite(y) and (y > 0 or not self.is_log)
+        ]
+        return [point for point in placed if self._holds(point)]
 
     def _holds(self, point: tuple[float, float]) -> bool:
         return self.low <= point[1] <= self.high

@@ -65,7 +65,7 @@ def _results(records: Sequence[RunRecord]) -> str:
     rows = []
     for number, record in enumerate(records):
         best = record.best
-        tokens, rate = record.last("tokens_seen"), record.last("tokens_per_sec")
+        tokens, rate = record.last("tokens_seen"), record.usual("tokens_per_sec")
         rows.append(
             [
                 _key(number, record),

@@ -25,6 +25,10 @@ MIDDLE: Sequence[Size] = ((320, 210),)
 SMALL: Sequence[Size] = ((232, 140),)
 
 
+GENERATOR = '<meta name="generator" content="azllm-lightning">'
+"""The line of a page's head that names this package."""
+
+
 class Markup(str):
     """Text that is HTML already."""
 
@@ -43,6 +47,12 @@ def as_json(values: Any) -> str:
         text = text.replace(character, f"\\u{ord(character):04x}")
     # A lone surrogate, from a file name that is not Unicode, cannot be written as UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def is_page(path: Path) -> bool:
+    """Whether the file is a page of this package."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return GENERATOR in file.read(2000)
 
 
 def document(title: str, body: Iterable[str], refresh_seconds: int | None = None) -> str:
@@ -65,7 +75,7 @@ def document(title: str, body: Iterable[str], refresh_seconds: int | None = None
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta name="generator" content="azllm-lightning">
+{GENERATOR}
 <title>{escape(title)}</title>
 <noscript>{no_script}</noscript>
 <style>{asset("chart.css")}{asset("page.css")}</style>

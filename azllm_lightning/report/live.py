@@ -15,13 +15,11 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK
 from azllm_lightning.report.page import page
-from azllm_lightning.report.record import Forecaster, read_record
+from azllm_lightning.report.record import read_record
 from azllm_lightning.runs.atomic import write_text
+from azllm_lightning.runs.paths import REPORT
 
 log = logging.getLogger(__name__)
-
-REPORT = "report.html"
-"""The page in a run folder."""
 
 SHARE = 10.0
 """The page is not written again before this many times what it took has passed."""
@@ -38,12 +36,9 @@ class LivePage(Callback):
     A page that cannot be written is one warning.
     """
 
-    def __init__(
-        self, folder: Path, history: History, forecaster: Forecaster | None = None
-    ) -> None:
+    def __init__(self, folder: Path, history: History) -> None:
         self.folder = folder
         self.history = history
-        self.forecaster = forecaster
         self.rolled_back: str | None = None
         """Why this fit starts from an earlier checkpoint of the same session."""
         self._events = RunEvents(folder)
@@ -84,7 +79,7 @@ class LivePage(Callback):
         """Write the page if there is anything to show, with a warning the first time it fails."""
         started = time.monotonic()
         try:
-            record = read_record(self.folder, self._events, is_training, self.forecaster)
+            record = read_record(self.folder, self._events, is_training)
             if record.events.scalars:
                 write_text(self.folder / REPORT, page(record))
         except Exception as error:  # a picture of the run must never end it

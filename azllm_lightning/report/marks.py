@@ -53,8 +53,7 @@ def _starts(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:
         steps = {int(match[1]) for match in map(STEP_NAME.fullmatch, names) if match}
     found = [Mark("resume", step, tr("resumed")) for step in steps]
     for step, entry in rollbacks.items():
-        text = entry.text[:1].upper() + entry.text[1:]
-        found.append(Mark("rollback", step, tr("rolled back"), text))
+        found.append(Mark("rollback", step, tr("rolled back"), _sentence(entry.text)))
     return found
 
 
@@ -70,8 +69,13 @@ def _diagnoses(events: RunEvents) -> list[Mark]:
             title = titles.get(name, name.replace("_", " "))
             text = LEADING.sub("", texts[step].text) if step in texts else ""
             text = re.sub(rf"^{re.escape(title)}( \(\w+\))?[.:] ", "", text)
-            found.append(Mark("diagnosis", step, title, text[:1].upper() + text[1:], name))
+            found.append(Mark("diagnosis", step, title, _sentence(text), name))
     return found
+
+
+def _sentence(text: str) -> str:
+    """`text` with a capital, unless it begins with the name of a curve."""
+    return text if "_" in text.partition(" ")[0] else text[:1].upper() + text[1:]
 
 
 def diagnosis_titles() -> dict[str, str]:

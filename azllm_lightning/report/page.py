@@ -112,9 +112,15 @@ def _facts(record: RunRecord) -> Iterator[str]:
     shape = [record.setting(f"model.{key}") for key in ("n_layer", "n_embd")]
     if all(isinstance(number, int) for number in shape):
         yield tr("{layers} layers, width {width}", layers=shape[0], width=shape[1])
-    text = record.setting("data.name")
-    if text:
+    if text := _text_name(record):
         yield tr("text: {name}", name=text)
+
+
+def _text_name(record: RunRecord) -> str:
+    """The files of the training text, or the name of a data set."""
+    paths = record.setting("data.path") or []
+    names = [Path(str(path)).name for path in ([paths] if isinstance(paths, str) else paths)]
+    return ", ".join(names[:3]) or str(record.setting("data.name") or "")
 
 
 def _progress(record: RunRecord) -> str:
@@ -151,17 +157,11 @@ def _tiles(record: RunRecord) -> str:
         tiles.append((tr("bits per byte"), loss_text(bpb), at, ""))
     forecast = record.forecast
     if forecast is not None and record.step < (record.max_steps or 0):
-        tiles.append(
-            (
-                tr("forecast of val_loss"),
-                f"{forecast.val_loss:.3f} ± {forecast.error:.3f}",
-                tr("at step {step:,}", step=record.max_steps),
-                "forecast",
-            )
-        )
+        note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=record.max_steps)}"
+        tiles.append((tr("forecast of val_loss"), f"{forecast.val_loss:.3f}", note, "forecast"))
     minutes = float(record.timeline[1][-1])
     tokens = record.last("tokens_seen")
-    rate = record.last("tokens_per_sec")
+    rate = record.usual("tokens_per_sec")
     seen = count_text(int(tokens)) if tokens else "-"
     speed = tr("{rate:,.0f} tokens/s", rate=rate) if rate else ""
     tiles.append((tr("tokens read"), seen, speed, ""))

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +14,8 @@ import numpy as np
 import yaml
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.report.events import Curve, RunEvents
+from azllm_lightning.planning.forecast import forecast
+from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, marks_of
 from azllm_lightning.report.written import Written, written_by
 from azllm_lightning.runs.curves import EVENTS, SESSION
@@ -139,6 +139,11 @@ class RunRecord:
         values = self.events.curve(tag).values
         return next((value for value in reversed(values) if math.isfinite(value)), None)
 
+    def usual(self, tag: str) -> float | None:
+        """The median of a scalar."""
+        values = [value for value in self.events.curve(tag).values if math.isfinite(value)]
+        return statistics.median(values) if values else None
+
     def along(self, axis: str, steps: Sequence[int] | Floats) -> Floats:
         """Where `steps` are on an axis of steps, tokens or minutes."""
         places = np.asarray(steps, dtype=float)
@@ -158,7 +163,7 @@ def read_record(
     folder: Path,
     events: RunEvents | None = None,
     is_training: bool | None = None,
-    forecaster: Forecaster | None = None,
+    forecaster: Forecaster = forecast,
 ) -> RunRecord:
     """The run in `folder`; `events` continues what was read before.
 
@@ -188,12 +193,12 @@ def read_record(
     )
     best = record.best
     validations = list(zip(curve.steps, curve.values, strict=True))
-    forecast = None
-    if forecaster is not None and is_training and record.max_steps:
+    expected = None
+    if is_training and record.max_steps:
         name = str(record.setting("schedule.name"))
-        forecast = forecaster(validations, record.max_steps, name)
+        expected = forecaster(validations, record.max_steps, name)
     written = written_by(events, best[0] if best else None)
-    return replace(record, written=written, forecast=forecast)
+    return replace(record, written=written, forecast=expected)
 
 
 def find_run(name: str | None, logs: Path) -> RunEvents:
@@ -253,24 +258,18 @@ def _timeline(events: RunEvents) -> tuple[Floats, Floats]:
     """Steps, and the minutes of training until each, without the pauses between sessions."""
     points: dict[int, float] = {}
     for tag in ("val_loss", "train_loss"):
-        curve: Curve = events.curve(tag)
+        curve = events.curve(tag)
         points |= dict(zip(curve.steps, curve.times, strict=True))
-    steps = sorted(points)
-    if len(steps) < 2:
-        return np.array([0.0]), np.array([0.0])
-    starts = sorted(
-        entry.time for tag in (RESUME, ROLLBACK) for entry in events.texts.get(tag, {}).values()
-    )
-    times = [points[step] for step in steps]
-    gaps = [max(0.0, after - before) for before, after in pairwise(times)]
-    per_step = [gap / (b - a) for gap, (a, b) in zip(gaps, pairwise(steps), strict=True)]
-    usual = statistics.median(per_step)
-    passed = [0.0]
-    for gap, (before, after), (a, b) in zip(gaps, pairwise(times), pairwise(steps), strict=True):
-        resumed = [start for start in starts if before < start <= after]
-        if resumed:
-            gap = after - resumed[-1]
-        elif gap > max(600.0, LONG_PAUSE * usual * (b - a)):
-            gap = usual * (b - a)
-        passed.append(passed[-1] + gap / 60)
-    return np.asarray(steps, dtype=float), np.asarray(passed)
+    if len(points) < 2:
+        return np.zeros(1), np.zeros(1)
+    ordered = sorted(points.items())
+    steps = np.array([step for step, _ in ordered], dtype=float)
+    times = np.array([time for _, time in ordered])
+    passed = np.maximum(0.0, np.diff(times))
+    usual = float(np.median(passed / np.diff(steps))) * np.diff(steps)
+    passed = np.where(passed > np.maximum(600.0, LONG_PAUSE * usual), usual, passed)
+    for tag in (RESUME, ROLLBACK):
+        for start in (entry.time for entry in events.texts.get(tag, {}).values()):
+            around = (times[:-1] < start) & (start <= times[1:])
+            passed[around] = (times[1:] - start)[around]
+    return steps, np.concatenate(([0.0], np.cumsum(passed))) / 60

@@ -10,6 +10,10 @@ LOGS = Path("lightning_logs")
 """The folder of all runs, unless logs_dir names another."""
 
 
+REPORT = "report.html"
+"""The page of a run in its folder; that of several is in the folder of all runs."""
+
+
 def folder_of(name: str, logs: Path) -> Path:
     """The folder of run `name`, which may exist under the decomposed form of that name."""
     decomposed = logs / normalize("NFD", name)

@@ -197,13 +197,14 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
 def warn_if_far_off(config: RunConfig, data: TokenDataModule) -> None:
     """One warning, with a better command, if the settings are far from what a plan would choose."""
     manifest = data.train_windows.shards.manifest
+    train = manifest.splits["train"]
     val = manifest.splits["val"]
-    found = far_off.advice(
-        config,
-        data.train_windows.num_windows * config.shape.block_size,
-        val.text_bytes / max(1, val.tokens),
-        named_models(),
+    text = far_off.TextSize(
+        tokens=data.train_windows.num_windows * config.shape.block_size,
+        num_bytes=train.text_bytes,
+        bytes_per_token=val.text_bytes / max(1, val.tokens),
     )
+    found = far_off.advice(config, text, named_models())
     if found is not None:
         keys = typed_keys(found.overrides)
         kept = [text for text in config.overrides if not typed_keys([text]) & keys]

@@ -156,11 +156,12 @@ class CausalLM(LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Mean NLL of a micro-batch (B, T + 1), in nats."""
+        micro = batch_idx % self.trainer.accumulate_grad_batches
         if self.model_config.dropout > 0:
-            micro = batch_idx % self.trainer.accumulate_grad_batches
             rank = self.trainer.global_rank
             torch.manual_seed(derived_seed(self.seed, self.trainer.global_step, micro, rank))
-        loss: Tensor = self.net(batch[:, :-1], batch[:, 1:])
+        inputs = datamodule_of(self.trainer).training_inputs(batch, micro)
+        loss: Tensor = self.net(inputs[:, :-1], batch[:, 1:])
         self._loss_sum += loss.detach()
         return loss
 

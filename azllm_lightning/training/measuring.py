@@ -4,11 +4,13 @@ on it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,16 +28,9 @@ COMPILE_SECONDS = 240.0
 
 COMPILE_TRIAL = """
 import sys
-import torch
-def loss(x, weight):
-    return torch.nn.functional.silu(x @ weight).square().mean()
-x = torch.linspace(-1, 1, 4096, device=sys.argv[1]).view(64, 64)
-eager, compiled = (x.clone().requires_grad_() for _ in range(2))
-loss(eager, x).backward()
-torch.compile(loss)(compiled, x).backward()
-torch.testing.assert_close(compiled.grad, eager.grad, rtol=1e-3, atol=1e-5)
+from azllm_lightning.training.measuring import check_compiled
+check_compiled(sys.argv[1])
 """
-"""A program that compiles a function with its backward pass for a device, and checks the result."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +40,63 @@ class Products:
     flops: float
     """FLOP per second."""
     error: float
-    """Distance from the product in fp32, relative to its norm; NaN if a value is not finite."""
+    """Distance from the exact product, relative to its norm; NaN if a value is not finite."""
 
 
 @cache
 def measure_products(device: str, dtype: torch.dtype) -> Products:
-    """Time products in `dtype` on `device` ("cpu", "cuda") for a fraction of a second.
-
-    Matrices grow until a product takes ENOUGH_SECONDS, because in a type that a device lacks it may
-    be a hundred times slower than expected. The measurement is made once per process.
+    """Time products in `dtype` on `device` ("cpu", "cuda") for a fraction of a second, once per
+    process.
     """
-    size = 256
-    error = _error(_random_matrix(size, device), dtype)
+    flops, _ = product_speed(device, dtype, LARGEST[device], ENOUGH_SECONDS, seconds=0.2)
+    return Products(flops, relative_error(device, dtype))
+
+
+def product_speed(
+    device: str, dtype: torch.dtype, largest: int, enough: float, seconds: float
+) -> tuple[float, int]:
+    """(FLOP/s of the fastest product, its size), of those that are tried for about `seconds`.
+
+    Matrices grow to the size `largest`, or until a product takes `enough` seconds, because in a
+    type that a device lacks it may be a hundred times slower than expected.
+    """
+    size = 128
     while True:
-        seconds = _best_seconds(_random_matrix(size, device).to(dtype))
-        if seconds >= ENOUGH_SECONDS or size == LARGEST[device]:
-            return Products(2.0 * size**3 / seconds, error)
+        factors = [_random(size, seed).to(device, dtype) for seed in (0, 1)]
+        _time(factors)  # the first one of a size is slower
+        fastest = _time(factors)
+        if fastest >= enough or size >= largest:
+            break
         size *= 2
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        fastest = min(fastest, _time(factors))
+    return 2.0 * size**3 / fastest, size
+
+
+def relative_error(device: str, dtype: torch.dtype) -> float:
+    """|product - exact| / |exact| (Frobenius) of random matrices, exact for the rounded factors."""
+    size = 1024 if device == "cuda" else 256
+    a, b = (_random(size, seed).to(dtype) for seed in (0, 1))
+    exact = a.double() @ b.double()
+    product = (a.to(device) @ b.to(device)).cpu().double()
+    return float((product - exact).norm() / exact.norm())
+
+
+def check_compiled(device: str) -> float:
+    """Compile a small function, run it forward and backward, and compare with eager mode.
+
+    Returns the seconds that compiling took. Raises ValueError if the results differ, and whatever
+    torch.compile raises where it does not work.
+    """
+    started = time.perf_counter()
+    compiled = _loss_and_gradient(torch.compile(_small_function), device)
+    seconds = time.perf_counter() - started
+    eager = _loss_and_gradient(_small_function, device)
+    for ours, theirs in zip(compiled, eager, strict=True):
+        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+            raise ValueError(tr("the compiled function computes something else than in eager mode"))
+    return seconds
 
 
 @cache
@@ -73,6 +108,7 @@ def compile_failure(device: str) -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-c", COMPILE_TRIAL, device],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -86,24 +122,32 @@ def compile_failure(device: str) -> str:
     return (errors or [tr("exit code {code}", code=done.returncode)])[-1][:300]
 
 
-def _random_matrix(size: int, device: str) -> Tensor:
-    generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(size, size, device=device, generator=generator)
+def _random(size: int, seed: int) -> Tensor:
+    return torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def _error(matrix: Tensor, dtype: torch.dtype) -> float:
-    expected = matrix @ matrix
-    half = matrix.to(dtype)
-    distance = (half @ half).float() - expected
-    return float(distance.norm() / expected.norm())
+def _time(factors: list[Tensor]) -> float:
+    is_cuda = factors[0].device.type == "cuda"
+    if is_cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    factors[0] @ factors[1]
+    if is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
-def _best_seconds(matrix: Tensor) -> float:
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        matrix @ matrix
-        if matrix.device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return best
+def _small_function(x: Tensor, weight: Tensor) -> Tensor:
+    """A norm, a product and an activation, as in the model."""
+    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+    return torch.nn.functional.silu(normed @ weight).square().mean()
+
+
+def _loss_and_gradient(function: Any, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 96, generator=generator).to(device)
+    weight = torch.randn(96, 128, generator=generator).to(device).requires_grad_()
+    loss = function(x, weight)
+    loss.backward()
+    assert weight.grad is not None
+    return loss.detach(), weight.grad

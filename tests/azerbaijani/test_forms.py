@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,25 @@ def features(row: dict[str, str]) -> list[str]:
     return row["features"].split(".")
 
 
+@cache
+def by_stem() -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in stems():
+        found.setdefault(entry.stem, []).append(entry)
+    return found
+
+
 def entries(stem: str) -> list[Entry]:
-    return [entry for entry in stems() if entry.stem == stem]
+    return by_stem()[stem]
+
+
+def made(row: dict[str, str]) -> set[str]:
+    """The forms of every entry with the stem: doğru is an adjective and a postposition."""
+    found = set()
+    for entry in entries(row["stem"]):
+        with suppress(ValueError):  # a derivation that does not follow the other one
+            found.add(inflect(entry, features(row)))
+    return found
 
 
 def test_the_table_is_large_and_has_no_row_twice() -> None:
@@ -47,8 +66,7 @@ def test_the_table_has_every_feature() -> None:
 def test_forms_are_generated(rule: str) -> None:
     for row in ROWS:
         if row["rule"] == rule:
-            made = {inflect(entry, features(row)) for entry in entries(row["stem"])}
-            assert row["form"] in made, row
+            assert row["form"] in made(row), row
 
 
 @pytest.mark.parametrize("rule", RULES)

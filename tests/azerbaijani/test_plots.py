@@ -29,12 +29,12 @@ Ertəsi gün Rəşad Aynurun qapısını döydü.
 
 
 def test_every_tale_holds_its_plot() -> None:
-    for tale in islice(write_tales(1_000_000, 11), 150):
+    for tale in islice(write_tales(1_000_000, 11), 60):
         assert judge(tale).reason == CONSISTENT, tale
 
 
 def test_a_consistent_plot_is_named() -> None:
-    assert judge(QUARREL) == (CONSISTENT, "quarrel", "")
+    assert judge(QUARREL) == (CONSISTENT, "quarrel", "", 1.0)
 
 
 def test_spaces_lines_and_capitals_do_not_count() -> None:
@@ -66,6 +66,8 @@ def test_one_player_in_two_parts_is_noticed() -> None:
 def test_the_rest_begins_where_the_text_cannot_be_read_on() -> None:
     verdict = judge(QUARREL.replace("gülümsədi Aynur", "gülümsədi Leyla"))
     assert verdict.rest == "Leyla."
+    letters = len("".join(QUARREL.split()))  # Leyla has as many as Aynur
+    assert verdict.share == (letters - len("Leyla.")) / letters
 
 
 @pytest.mark.parametrize("letters", [20, 100, 250, 331, 420])

@@ -11,19 +11,7 @@ import pytest
 from sample_texts import ROWS, TEXTS, jsonl, make_texts, parquet_bytes, read
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import DigestSet, describe_cleaning, documents
-
-
-def test_digests_that_start_alike_are_distinguished() -> None:
-    digests = DigestSet()
-    first, second, across = (b"##" + bytes(range(start, start + 14)) for start in (0, 14, 7))
-    assert [digests.add(each) for each in (first, second, across, across, first)] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
+from azllm_lightning.data.corpus import describe_cleaning, documents
 
 
 def test_sources(tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import azllm_lightning
-from azllm_lightning.machine import products, storage
+from azllm_lightning.machine import compiling, products, storage
 from azllm_lightning.machine.compiling import compile_small_function
 from azllm_lightning.machine.facts import machine_facts, nvidia_smi
 from azllm_lightning.machine.isolated import isolated, one_line
 from azllm_lightning.machine.loading import tokenizing_speed
-from azllm_lightning.machine.products import NumberType, measure_product, relative_error
+from azllm_lightning.machine.products import NumberType, measure_product
 from azllm_lightning.machine.storage import measure_disk
+from azllm_lightning.training import measuring
+from azllm_lightning.training.measuring import relative_error
 
 
 def test_products_are_timed_and_compared_with_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +53,12 @@ def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch, error: float) 
     found = measure_product("cpu", products.TYPES["fp16"], seconds=0.01)
     assert found["problem"] == "wrong"
     assert found["relative_error"] == (None if error != error else error)
+
+
+def test_check_measures_as_auto_does() -> None:
+    assert products.product_speed is measuring.product_speed
+    assert products.relative_error is measuring.relative_error
+    assert compiling.check_compiled is measuring.check_compiled
 
 
 def test_a_type_without_products_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

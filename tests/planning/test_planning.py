@@ -16,15 +16,15 @@ from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.planning import rule
 from azllm_lightning.planning.choice import Choice, Task, choose
-from azllm_lightning.planning.far_off import advice
+from azllm_lightning.planning.far_off import TextSize, advice
 from azllm_lightning.planning.forecast import forecast
-from azllm_lightning.planning.law import Size, coefficients, effective_tokens, predict
+from azllm_lightning.planning.law import Size, coefficients, effective_data, predict
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Text, scale_of, survey
 
 MB = 1e6
-SIZE = Size(5_000_000, 200_000, 3_200_000, 8192, 5.0)
+SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
 SLOW = replace(Speed.assumed("cpu", 2), flops=1.5e10, optimizer_flops=1.5e10)
 
 
@@ -60,7 +60,7 @@ def test_the_batch_grows_with_the_run_and_counts_tokens() -> None:
 
 
 def test_repetition_is_worth_less_and_less() -> None:
-    worth = [effective_tokens(100, passes, 5.0) for passes in (1, 2, 4, 8, 1000)]
+    worth = [effective_data(100, passes, 5.0) for passes in (1, 2, 4, 8, 1000)]
     gains = [b - a for a, b in itertools.pairwise(worth)]
     assert worth[0] == 100
     assert gains[0] < 100
@@ -70,8 +70,8 @@ def test_repetition_is_worth_less_and_less() -> None:
 def test_more_of_anything_lowers_the_expected_loss() -> None:
     now = predict(SIZE).val_bpb
     assert predict(replace(SIZE, parameters=10_000_000)).val_bpb < now
-    assert predict(replace(SIZE, tokens=6_400_000)).val_bpb < now
-    assert predict(replace(SIZE, unique_tokens=400_000)).val_bpb < now
+    assert predict(replace(SIZE, tokens=3_200_000)).val_bpb < now
+    assert predict(replace(SIZE, unique_tokens=400_000, text_bytes=2_000_000)).val_bpb < now
 
 
 def test_bits_per_byte_and_nats_per_token_are_one_prediction() -> None:
@@ -115,7 +115,8 @@ def test_the_planned_command_is_a_run_of_that_size() -> None:
 
 def settled_advice(config: RunConfig, unique_tokens: int) -> list[str] | None:
     shape = config.model.for_data(config.data.vocab_size, config.data.block_size, 0)
-    found = advice(replace(config, model=shape), unique_tokens, 5.0, named_models())
+    size = TextSize(unique_tokens, 5.2 * unique_tokens, 5.0)
+    found = advice(replace(config, model=shape), size, named_models())
     return None if found is None else list(found.overrides)
 
 

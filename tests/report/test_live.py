@@ -20,6 +20,7 @@ from azllm_lightning.config.compose import compose
 from azllm_lightning.report import live
 from azllm_lightning.report.__main__ import report
 from azllm_lightning.report.page import page
+from azllm_lightning.runs.paths import REPORT
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 Train = Callable[..., Path]
@@ -31,7 +32,7 @@ class Reader(Callback):
     pages: dict[int, str] = {}  # noqa: RUF012
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:  # type: ignore[no-untyped-def]
-        file = Path(trainer.loggers[0].log_dir) / live.REPORT
+        file = Path(trainer.loggers[0].log_dir) / REPORT
         if file.is_file():
             self.pages[trainer.global_step] = file.read_text(encoding="utf-8")
 
@@ -44,7 +45,9 @@ def train_with_page(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> Train
     return train_tiny
 
 
-def test_a_resumed_and_rolled_back_run_shows_it(train_with_page: Train, probe: Probe) -> None:
+def test_a_resumed_and_rolled_back_run_shows_it(
+    train_with_page: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
     Reader.pages.clear()
     reader = [f"+callbacks.reader._target_={Reader.__module__}.Reader"]
     stop = ["_target_=azllm_lightning.callbacks.interrupt.Interrupt", "step=5", "kill=false"]
@@ -52,7 +55,7 @@ def test_a_resumed_and_rolled_back_run_shows_it(train_with_page: Train, probe: P
     with pytest.raises(Resumable):
         train_with_page(*reader, *stop, "callbacks.health.patience=1")
     folder = Path("lightning_logs/tiny/version_0")
-    assert "stopped" in Seen((folder / live.REPORT).read_text(encoding="utf-8")).text
+    assert "stopped" in Seen((folder / REPORT).read_text(encoding="utf-8")).text
     # At step 4 the page has the validation of step 4, and says that the run trains.
     while_training = Seen(Reader.pages[4])
     assert "training" in while_training.text
@@ -62,7 +65,8 @@ def test_a_resumed_and_rolled_back_run_shows_it(train_with_page: Train, probe: P
     broken = iter([True])
     probe.factor = lambda step, batch: math.nan if step == 6 and next(broken, False) else 1.0
     assert train_with_page("ckpt_path=last") == folder
-    found = Seen((folder / live.REPORT).read_text(encoding="utf-8"))
+    assert f"page      {folder / REPORT}\n" in capsys.readouterr().out
+    found = Seen((folder / REPORT).read_text(encoding="utf-8"))
     flags = [(flag["x"], flag["title"]) for flag in found.chart("loss")["flags"]]
     assert sorted(flags) == [(5, "resumed"), (5, "rolled back")]
     assert "done" in found.text
@@ -96,18 +100,18 @@ def test_a_page_that_fails_is_one_warning(
     page_of.write_last(trainer)
     page_of.on_exception(trainer, None, ValueError())  # type: ignore[arg-type]
     assert [text.count("no ink") for text in warnings] == [1]
-    assert not (page_of.folder / live.REPORT).exists()
+    assert not (page_of.folder / REPORT).exists()
 
 
 def test_without_curves_there_is_no_page(trainer: Any, tmp_path: Path) -> None:
     live_page(tmp_path).write_last(trainer)
-    assert not (tmp_path / live.REPORT).exists()
+    assert not (tmp_path / REPORT).exists()
 
 
 def test_only_the_first_process_writes(write_run: WriteRun) -> None:
     page_of = live_page(write_run())
     page_of.write_last(SimpleNamespace(is_global_zero=False))  # type: ignore[arg-type]
-    assert not (page_of.folder / live.REPORT).exists()
+    assert not (page_of.folder / REPORT).exists()
 
 
 def test_validations_within_a_second_do_not_each_write_a_page(
@@ -140,5 +144,10 @@ def test_the_verb_writes_one_run_or_several(
             report(compose([names], "report"))
     with pytest.raises(ValueError, match="run_name"):
         compose(["run_name=[]"], "report")
+    with pytest.raises(ValueError, match=r"out=yox/s.html: there is no folder"):
+        report(compose(["out=yox/s.html"], "report"))
+    # A run folder that may only be read, as Kaggle's inputs.
+    (tiny_run / "report.html").unlink()
+    (tiny_run / "report.html").mkdir()
     with pytest.raises(OSError, match="set out=FILE"):
-        report(compose(["out=missing/s.html"], "report"))
+        report(compose([], "report"))

@@ -70,6 +70,16 @@ def test_settings_younger_than_the_run_get_their_defaults() -> None:
     assert resumed.overrides == (*typed.overrides, "ckpt_path=last")
 
 
+def test_an_experiment_that_is_typed_again_adds_nothing_to_an_older_run() -> None:
+    typed = settled(compose(["experiment=small_text", "data.path=here.txt"]))
+    stored = typed.to_mapping()
+    del stored["data"]["token_replacement"]  # the run began before this setting
+    again = compose(["experiment=small_text", "ckpt_path=last"])
+    resumed = resumed_config(stored, again, "step_00000001.ckpt")
+    assert typed.data.token_replacement > 0
+    assert resumed.data == replace(typed.data, token_replacement=0.0)
+
+
 @pytest.mark.parametrize("again", [[], ["model=tiny"]])
 def test_a_run_with_a_tied_head_keeps_it(again: list[str]) -> None:
     """Runs of models that had one by default did not type it."""

@@ -249,6 +249,53 @@ def test_weights_and_dropout_follow_from_the_seed_alone(data: DataConfig) -> Non
     assert fit(data, dropout=0.31).watch.losses[0] != one.watch.losses[0]
 
 
+@dataclass
+class Reads:
+    """What the network was given, in order: whether to train on it, inputs, labels."""
+
+    calls: list[tuple[bool, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def of(self, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels of all calls in training, or of all in validation."""
+        inputs = [inputs for kind, inputs, _ in self.calls if kind == training]
+        labels = [labels for kind, _, labels in self.calls if kind == training]
+        return torch.cat(inputs), torch.cat(labels)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    found, forward = Reads(), GPT.forward
+
+    def watched(self: GPT, inputs: torch.Tensor, labels: torch.Tensor, **settings: Any) -> Any:
+        found.calls.append((self.training, inputs.clone(), labels.clone()))
+        return forward(self, inputs, labels, **settings)
+
+    monkeypatch.setattr(GPT, "forward", watched)
+    return found
+
+
+def test_only_the_inputs_of_training_are_replaced(data: DataConfig, reads: Reads) -> None:
+    fit(data, max_steps=3)
+    inputs, labels = reads.of(training=True)
+    val_inputs, val_labels = reads.of(training=False)
+    reads.calls.clear()
+    fit(replace(data, token_replacement=0.25), max_steps=3)
+    replaced, same_labels = reads.of(training=True)
+    assert torch.equal(same_labels, labels)
+    assert float((replaced != inputs).double().mean()) == pytest.approx(0.25, abs=0.05)
+    assert torch.equal(reads.of(training=False)[0], val_inputs)
+    assert torch.equal(reads.of(training=False)[1], val_labels)
+    reads.calls.clear()
+    fit(replace(data, token_replacement=0.25), micro_batch=1, accumulate=4, max_steps=3)
+    assert torch.equal(reads.of(training=True)[0], replaced)
+
+
+def test_without_replacement_the_batch_is_not_copied(data: DataConfig) -> None:
+    datamodule = TokenDataModule(data, 2)
+    batch = torch.zeros(2, 33, dtype=torch.int64)
+    assert datamodule.training_inputs(batch, 0) is batch
+
+
 def test_a_checkpoint_loads_without_a_trainer(data: DataConfig, tmp_path: Path) -> None:
     done = fit(data)
     done.trainer.save_checkpoint(tmp_path / "plain.ckpt")

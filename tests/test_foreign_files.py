@@ -46,6 +46,7 @@ WRITERS = {
     "data/tokenizer.py": "tokenizer.json in a new folder, or where the caller says",
     "data/cache.py": "files of the cache",
     "data/downloads.py": "files of the cache",
+    "data/known_digests.py": "a file of the cache",
     "disk/lock.py": "the lock and the marker next to it",
     "evaluate.py": "the file that result_file has checked",
     "export.py": "a new folder",

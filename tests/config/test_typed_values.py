@@ -84,8 +84,8 @@ def typed(verb: str, key: str, value: Any) -> Any:
 
 
 def test_there_are_settings_to_try() -> None:
-    paths = "logs_dir out ckpt_path init_from hf data.path data.val_path data.dir data.tokenizer"
-    assert {key for _, key, _ in PATHS} == set(paths.split())
+    paths = "logs_dir out ckpt_path init_from hf pairs data.path data.val_path data.dir"
+    assert {key for _, key, _ in PATHS} == {*paths.split(), "data.tokenizer"}
     assert len(FLOATS) >= 15
     assert len(COUNTS) >= 20
 
@@ -125,7 +125,7 @@ def test_a_path_is_not_empty_and_a_url_only_where_text_is_read(
 ) -> None:
     with pytest.raises(ValueError, match=f"{key} is empty"):
         typed(verb, key, " ")
-    if key in ("data.path", "data.val_path"):
+    if key in ("data.path", "data.val_path", "pairs"):
         assert typed(verb, key, "https://x.az/a.txt") == "https://x.az/a.txt"
     else:
         with pytest.raises(ValueError, match=f"{key}=s3://b/x: a URL"):
@@ -280,7 +280,7 @@ def test_every_text_key_is_a_text() -> None:
         "lang format quant data.txt_documents data.on_bad_utf8 trainer.precision optimizer.name"
     )
     chosen += " trainer.devices trainer.strategy schedule.name data.verify data.encoding"
-    chosen += " data.languages"
+    chosen += " data.languages host"
     texts -= {"overrides", "callbacks.custom", "logger.custom", "auto.device", "auto.settings"}
     texts = {key for key in texts if not key.startswith("run.")}  # of check: those of train
     assert texts - TEXT_KEYS == set(chosen.split())

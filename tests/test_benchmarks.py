@@ -519,6 +519,7 @@ def test_data_efficiency_with_the_real_commands(
         monkeypatch.setattr(loss_per_token, name, value)
     sizes = ["--passes", "1", "--lr", "1e-3", "--ours", "0.02", "--mb", "0.02"]
     command = ["loss_per_token.py", str(tmp_path / "text.jsonl"), "--part", "passes", *sizes]
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling would take most of the time
     monkeypatch.setattr(sys, "argv", [*command, "--work", str(tmp_path)])
     loss_per_token.main()
     assert re.search(r"seed 1234: \d\.\d{4} from 0\.02 MB; the peer", capsys.readouterr().out)

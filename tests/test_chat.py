@@ -150,15 +150,12 @@ def test_bad_requests_are_refused(
 def test_a_text_stops_when_the_browser_goes_away(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = 0
     ended = threading.Event()
 
     def endless(*args: Any, **settings: Any) -> Iterator[list[str]]:
-        nonlocal steps
         try:
             yield ["prompt"]
             while True:
-                steps += 1
                 time.sleep(0.002)
                 yield ["söz "]
         finally:
@@ -172,13 +169,14 @@ def test_a_text_stops_when_the_browser_goes_away(
             b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         )
-        assert b"200" in client.recv(50)
+        received = b""
+        while received.count("söz".encode()) < 3:
+            received += client.recv(1000)
         # As a browser does that is closed:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
         assert ended.wait(60)
         assert server.generating.acquire(timeout=60)  # the next text can begin
-    assert steps > 0
 
 
 def test_it_listens_on_this_machine_only_unless_asked(

@@ -326,6 +326,28 @@ def test_a_suite_of_a_model_of_transformers(tiny_run: Path) -> None:
     assert theirs["data_fingerprint"] == ours["data_fingerprint"]
 
 
+def test_the_page_of_a_suite_replaces_only_a_page_of_a_suite(tiny_run: Path) -> None:
+    from azllm_lightning.config.verbs import EvaluateConfig
+    from azllm_lightning.formats.suite_card import PAGE_MARK, is_suite_page
+    from azllm_lightning.inference.result_files import result_file
+
+    def place(out: str) -> Path:
+        config = compose(["suite=true", f"out={out}"], "evaluate")
+        assert isinstance(config, EvaluateConfig)
+        return result_file(config, tiny_run / "checkpoints" / "best.ckpt")
+
+    Path("README.md").write_text("# Mənim modelim\n", encoding="utf-8")
+    for out in ("README.json", "README.md", "yeni.md"):
+        with pytest.raises(
+            ValueError, match=r"write its page over .*\.md: choose another name|no results"
+        ):
+            place(out)
+    assert place("yeni.json") == Path("yeni.json")
+    assert not is_suite_page(Path("README.md"))
+    Path("yeni.md").write_text(f"{PAGE_MARK}\n", encoding="utf-8")
+    assert place("yeni.json") == Path("yeni.json")
+
+
 def test_one_measure_at_a_time() -> None:
     for typed, complaint in (
         (["pairs=true", "samples=true"], "pairs, samples are different measures: choose one"),

@@ -169,10 +169,10 @@ def _rows(
     try:
         names = next(reader)
         rows.note_fields(names)
-        text_column = _column(names, "text_field", config.text_field, address, rows)
+        text_column = names.index(rows.column(names, "text_field", config.text_field))
         source_column = None
         if config.source_field is not None:
-            source_column = _column(names, "source_field", config.source_field, address, rows)
+            source_column = names.index(rows.column(names, "source_field", config.source_field))
         rows.note_columns()
         start = lines.skipped + reader.line_num + 1
         for row in reader:
@@ -206,19 +206,3 @@ def _wrong_width(address: str, line: int, found: int, expected: int) -> str:
         line=line,
         expected=expected,
     )
-
-
-def _column(names: list[str], setting: str, field: str, address: str, rows: Rows) -> int:
-    name = matching(names, field)
-    if name is None:
-        raise rows.no_field(setting, field)
-    if names.count(name) > 1:
-        raise ValueError(
-            tr(
-                "{path}: {count} columns are called '{field}'; rename all but one",
-                path=address,
-                count=names.count(name),
-                field=name,
-            )
-        )
-    return names.index(name)

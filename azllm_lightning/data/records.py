@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
-from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.decoder import MAX_BLOCK_BYTES, Block, Decoder
 from azllm_lightning.data.delimited import read_table
 from azllm_lightning.data.files import Meter, TextFile
 from azllm_lightning.data.json_values import read_json
-from azllm_lightning.data.rows import Record, Rows, matching
+from azllm_lightning.data.rows import Record, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,7 +101,7 @@ def _parquet(
     paths = _parquet_paths(table.schema_arrow)
     rows.note_fields(paths)
     columns: list[str] = [
-        _parquet_column(paths, setting, field, decoder.address, rows)
+        rows.column(paths, setting, field)
         for setting, field in (
             ("text_field", config.text_field),
             ("source_field", config.source_field),
@@ -135,22 +134,6 @@ def _parquet_paths(schema: pa.Schema) -> list[str]:
         if pa.types.is_struct(field.type):
             paths += [f"{field.name}.{path}" for path in _parquet_paths(pa.schema(field.type))]
     return paths
-
-
-def _parquet_column(paths: list[str], setting: str, field: str, address: str, rows: Rows) -> str:
-    path = matching(paths, field)
-    if path is None:
-        raise rows.no_field(setting, field)
-    if paths.count(path) > 1:
-        raise ValueError(
-            tr(
-                "{path}: {count} columns are called '{field}'; rename all but one",
-                path=address,
-                count=paths.count(path),
-                field=path,
-            )
-        )
-    return path
 
 
 def _inner(batch: pa.RecordBatch, path: str) -> pa.Array:

@@ -126,6 +126,25 @@ class Rows:
         self._counts["rows_without_text"] += self._missing
         self._counts["rows_not_text"] += self._rejected
 
+    def column(self, names: list[str], setting: str, field: str) -> str:
+        """The one of the `names` of columns that data.`setting`=`field` means.
+
+        Raises NoTextError if there is none, and ValueError if there are several.
+        """
+        name = matching(names, field)
+        if name is None:
+            raise self.no_field(setting, field)
+        if names.count(name) > 1:
+            raise ValueError(
+                tr(
+                    "{path}: {count} columns are called '{field}'; rename all but one",
+                    path=self._address,
+                    count=names.count(name),
+                    field=name,
+                )
+            )
+        return name
+
     def no_field(self, setting: str, field: str) -> NoTextError:
         """The error of a file without a field."""
         return NoTextError(

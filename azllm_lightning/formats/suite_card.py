@@ -12,6 +12,9 @@ from azllm_lightning.cli.messages import tr
 SUITE = "suite.json"
 """The file that `evaluate suite=true` writes into a run's folder."""
 
+PAGE_MARK = "<!-- azllm_lightning.evaluate suite=true -->"
+"""The first line of a page, by which it is known to be one."""
+
 
 class Row(NamedTuple):
     """A figure of the suite, its 95 % interval if it has one, and what it is compared with."""
@@ -57,6 +60,12 @@ def _pairs(name: str, row: Mapping[str, Any]) -> Row:
     return Row(name.format(count=row["pairs"]), f"{row['accuracy']:.1%}", interval)
 
 
+def is_suite_page(path: Path) -> bool:
+    """Whether the file is a page that `suite_markdown` made."""
+    with path.open("rb") as file:
+        return file.readline().strip() == PAGE_MARK.encode()
+
+
 def suite_table(results: Mapping[str, Any]) -> str:
     """The figures of a suite as a table of Markdown."""
     heads = (tr("measure"), tr("model"), tr("95 % interval"), tr("held-out text"))
@@ -88,6 +97,7 @@ def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         for key, row in phenomena.items()
     ]
     parts = [
+        PAGE_MARK,
         f"# {tr('Evaluation')}",
         "\n".join(lines),
         suite_table(results),

@@ -12,6 +12,7 @@ from typing import Any
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.verbs import MEASURES, EvaluateConfig
 from azllm_lightning.data.folders import special_kind
+from azllm_lightning.formats.suite_card import is_suite_page
 
 ENDINGS = frozenset(".txt .jsonl .json .csv .tsv .parquet .gz .zst .bz2 .xz".split())
 """Endings that the name of a text loses; any other dot is a part of the name."""
@@ -40,14 +41,14 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
             out = out.with_stem(f"{out.stem}-{_digest(config)}")
     _check_writable(out)
     _check_earlier(out)
+    if config.suite:
+        _check_page(out)
     return out
 
 
 def _file_name(config: EvaluateConfig) -> str:
     kind = next((name for name in MEASURES if getattr(config, name)), "evaluation")
     given = _texts(config)
-    if kind == "pairs":
-        given = [config.pairs] if isinstance(config.pairs, str) else []
     if not given or kind == "samples":
         return f"{kind}.json"
     name = PurePosixPath(given[0].replace("\\", "/")).name
@@ -55,6 +56,19 @@ def _file_name(config: EvaluateConfig) -> str:
         name = PurePosixPath(name).stem
     name = re.sub(r"[^\w-]+", "_", name).strip("_") or "text"
     return f"{kind}-{name}.json"
+
+
+def _check_page(out: Path) -> None:
+    """Raise ValueError if the page next to the JSON of a suite would replace another file."""
+    page = out.with_suffix(".md")
+    if page == out or page.is_dir() or (page.exists() and not is_suite_page(page)):
+        raise ValueError(
+            tr(
+                "suite=true would write its page over {page}: choose another name with "
+                "out=FILE.json",
+                page=page,
+            )
+        )
 
 
 def _check_writable(out: Path) -> None:
@@ -80,7 +94,9 @@ def _check_writable(out: Path) -> None:
 
 
 def _texts(config: EvaluateConfig) -> list[str]:
-    """What was given to be scored: paths, or a folder of prepared data."""
+    """What was given to be scored: paths, a folder of prepared data, or a list of pairs."""
+    if isinstance(config.pairs, str):
+        return [config.pairs]
     return config.data.paths or ([config.data.dir] if config.data.dir is not None else [])
 
 
@@ -92,10 +108,11 @@ def _digest(config: EvaluateConfig) -> str:
 
 def _has_another_text(out: Path, config: EvaluateConfig) -> bool:
     """Whether `out` has earlier results, of another text than that of `config`."""
-    text = ", ".join(config.data.paths)
+    is_list = isinstance(config.pairs, str)
+    text = ", ".join(_texts(config) if is_list else config.data.paths)
     if not text or not out.is_file():
         return False
-    scored = _read(out).get("text")
+    scored = _read(out).get("pairs" if is_list else "text")
     if isinstance(scored, dict):  # of a suite
         scored = scored.get("text")
     return scored not in (None, text)

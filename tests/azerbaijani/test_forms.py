@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,16 @@ def features(row: dict[str, str]) -> list[str]:
     return row["features"].split(".")
 
 
+@cache
+def by_stem() -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in stems():
+        found.setdefault(entry.stem, []).append(entry)
+    return found
+
+
 def entries(stem: str) -> list[Entry]:
-    return [entry for entry in stems() if entry.stem == stem]
+    return by_stem()[stem]
 
 
 def made(row: dict[str, str]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from azllm_lightning.callbacks import tensorboard
 from azllm_lightning.callbacks.interrupt import Interrupt
 from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS, layout
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.runs.commit import commit
 from azllm_lightning.runs.curves import read_scalars
 from azllm_lightning.training.causal_lm import CausalLM
 
@@ -209,11 +211,12 @@ def test_the_table_has_the_settings_and_the_last_and_best_losses(
 def test_the_commit_is_that_of_this_code_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    code = sys.modules[commit.__module__]
     git = shutil.which("git")
     if git is None:
         pytest.skip("git is not installed")
-    inside = tmp_path / "venv" / "azllm_lightning" / "callbacks" / "tensorboard.py"
-    checkout = tmp_path / "azllm_lightning" / "callbacks" / "tensorboard.py"
+    inside = tmp_path / "venv" / "azllm_lightning" / "runs" / "commit.py"
+    checkout = tmp_path / "azllm_lightning" / "runs" / "commit.py"
     for path in (inside, checkout):
         path.parent.mkdir(parents=True)
         path.touch()
@@ -223,11 +226,11 @@ def test_the_commit_is_that_of_this_code_only(
     head = subprocess.run(
         [git, "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, encoding="utf-8"
     )
-    monkeypatch.setattr(tensorboard, "__file__", str(checkout))
-    assert tensorboard.commit() == head.stdout[:12]
+    monkeypatch.setattr(code, "__file__", str(checkout))
+    assert commit() == head.stdout[:12]
     # site-packages in the checkout of another project:
-    monkeypatch.setattr(tensorboard, "__file__", str(inside))
-    assert tensorboard.commit() is None
-    monkeypatch.setattr(tensorboard, "__file__", str(checkout))
+    monkeypatch.setattr(code, "__file__", str(inside))
+    assert commit() is None
+    monkeypatch.setattr(code, "__file__", str(checkout))
     monkeypatch.setenv("PATH", "")
-    assert tensorboard.commit() is None
+    assert commit() is None

@@ -144,9 +144,9 @@ def test_the_verb_writes_one_run_or_several(
             report(compose([names], "report"))
     with pytest.raises(ValueError, match="run_name"):
         compose(["run_name=[]"], "report")
-    with pytest.raises(ValueError, match=r"out=yox/s.html: there is no folder"):
+    with pytest.raises(ValueError, match=r"out=yox/s\.html: there is no folder"):
         report(compose(["out=yox/s.html"], "report"))
-    # A run folder that may only be read, as Kaggle's inputs.
+    # Where its usual place cannot be written.
     (tiny_run / "report.html").unlink()
     (tiny_run / "report.html").mkdir()
     with pytest.raises(OSError, match="set out=FILE"):

@@ -326,6 +326,7 @@ def test_two_processes_outlive_a_full_memory_and_a_broken_step(
     assert all(sorted(seen[step][:4]) == sorted(straight.windows[step]) for step in range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 def test_a_killed_process_ends_all_with_the_command_that_resumes(
     tiny: list[str], tmp_path: Path

@@ -15,7 +15,7 @@ from azllm_lightning.planning.survey import Text
 from azllm_lightning.training.batch import CPU_BYTES, activation_bytes
 from azllm_lightning.training.saving import KEEP
 
-MOST_PASSES = 32.0
+MOST_PASSES = 16.0
 """More passes were not tried, and gain nothing."""
 
 GAIN = 0.005

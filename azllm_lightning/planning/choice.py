@@ -15,7 +15,7 @@ from azllm_lightning.planning.survey import Text
 from azllm_lightning.training.batch import CPU_BYTES, activation_bytes
 from azllm_lightning.training.saving import KEEP
 
-MOST_PASSES = 32.0
+MOST_PASSES = 16.0
 """More passes were not tried, and gain nothing."""
 
 GAIN = 0.005
@@ -100,7 +100,6 @@ class Choice:
         values: dict[str, Any] = {
             "data.vocab_size": self.shape.vocab_size,
             "data.block_size": self.shape.block_size,
-            "data.token_replacement": self.regularization.replaced,
             "model.dropout": self.regularization.dropout,
             "optimizer.weight_decay": self.regularization.weight_decay,
             "optimizer.adam_weight_decay": self.regularization.table_decay,
@@ -110,6 +109,8 @@ class Choice:
             "trainer.val_every_steps": self.every,
             "trainer.checkpoint_every_steps": self.every,
         }
+        if self.regularization.replaced:
+            values["data.token_replacement"] = self.regularization.replaced
         if self.val_windows is not None:
             values["data.val_windows"] = self.val_windows
         return found + [setting(key, value) for key, value in values.items()]

@@ -78,10 +78,10 @@ def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -
     ]
     if not found:
         return None
-    return Advice(
-        tuple(sentence for sentence, _ in found),
-        tuple(override for _, overrides in found for override in overrides),
-    )
+    # A smaller model comes last: its decay is that of its own passes.
+    better = [override for _, overrides in found for override in overrides]
+    last = {override.partition("=")[0]: override for override in better}
+    return Advice(tuple(sentence for sentence, _ in found), tuple(last.values()))
 
 
 Problem = tuple[str, list[str]]
@@ -101,13 +101,19 @@ def _weak_decay(config: RunConfig, size: Size) -> Problem | None:
         passes=size.passes,
         decay=decay,
     )
+    return text, _regularized(config, wanted)
+
+
+def _regularized(config: RunConfig, wanted: rule.Regularization) -> list[str]:
     better = [
         setting("optimizer.weight_decay", wanted.weight_decay),
         setting("optimizer.adam_weight_decay", wanted.table_decay),
     ]
     if config.model.dropout < wanted.dropout / 2:
         better.append(setting("model.dropout", wanted.dropout))
-    return text, better
+    if config.data.token_replacement < wanted.replaced / 2:
+        better.append(setting("data.token_replacement", wanted.replaced))
+    return better
 
 
 def _large_batch(config: RunConfig, size: Size) -> Problem | None:
@@ -156,4 +162,7 @@ def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig)
         name=candidate.name,
     )
     better = [*candidate.overrides, f"trainer.global_batch_size={batch}"]
-    return text, [*better, f"trainer.max_steps={steps}"]
+    better.append(f"trainer.max_steps={steps}")
+    if other.passes >= MANY_PASSES and isinstance(config.optimizer, MuonConfig):
+        better += _regularized(config, rule.regularization(other.passes))
+    return text, better

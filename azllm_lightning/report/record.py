@@ -43,8 +43,8 @@ class Forecast(Protocol):
         """Nats per token."""
 
 
-Forecaster = Callable[[Sequence[tuple[int, float]], int, str], "Forecast | None"]
-"""From the validations (step, val_loss), the steps of the run, and schedule.name."""
+Forecaster = Callable[[Sequence[tuple[int, float]], int, str, float], "Forecast | None"]
+"""From the validations (step, val_loss), the steps of the run, schedule.name, and the weight decay."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,8 @@ def read_record(
     expected = None
     if is_training and record.max_steps:
         name = str(record.setting("schedule.name"))
-        expected = forecaster(validations, record.max_steps, name)
+        decay = float(record.setting("optimizer.weight_decay") or 0.0)
+        expected = forecaster(validations, record.max_steps, name, decay)
     written = written_by(events, best[0] if best else None)
     return replace(record, written=written, forecast=expected)
 

@@ -98,10 +98,10 @@ def test_more_time_or_a_faster_machine_is_never_worse() -> None:
 
 def test_a_plan_keeps_to_its_time_its_memory_and_the_passes_that_were_tried() -> None:
     small = replace(SLOW, memory_bytes=1.5e9)
-    for hours in (0.2, 1, 20):
+    for hours in (0.2, 20):
         plan = chosen(1, hours, small)
         assert plan.seconds <= 3600 * hours * 1.02
-        assert plan.passes <= 33
+        assert plan.passes <= 16.5
         assert plan.memory_bytes <= 1.5e9
 
 

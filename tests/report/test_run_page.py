@@ -195,7 +195,7 @@ def test_the_forecast_of_another_part_is_shown_with_its_error(write_run: WriteRu
 
     asked: list[Any] = []
 
-    def forecaster(curve: Any, steps: int, schedule: str) -> Guess:
+    def forecaster(curve: Any, steps: int, schedule: str, decay: float) -> Guess:
         asked.append((list(curve), steps, schedule))
         return Guess()
 

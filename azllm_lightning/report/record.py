@@ -44,7 +44,7 @@ class Forecast(Protocol):
 
 
 Forecaster = Callable[[Sequence[tuple[int, float]], int, str, float], "Forecast | None"]
-"""From the validations (step, val_loss), the steps of the run, schedule.name, and the weight decay."""
+"""From the validations (step, val_loss), the steps of the run, schedule.name, and weight decay."""
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def test_what_the_start_panel_says(tmp_path: Path) -> None:
     assert "2.6 M parameters: 4 x 192, 3 heads, vocabulary 2,048, context 128" in text
     assert "439,424 training tokens, 191 validation windows" in text
     assert (
-        "steps 600 x 2,048 tokens = 1.2 M tokens "
-        "(2.8 epochs; 0.5 tokens per parameter, Chinchilla ~20)"
+        "steps 400 x 2,048 tokens = 819,200 tokens "
+        "(1.9 epochs; 0.3 tokens per parameter, Chinchilla ~20)"
     ) in text
     assert "32-true, not compiled" in text
     # Three states with Muon, and the best weights:

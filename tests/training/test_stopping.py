@@ -264,7 +264,9 @@ def test_a_stop_before_the_first_step_of_a_resume_changes_nothing(
                 train_tiny("ckpt_path=last", "trainer.max_steps=8")
         assert (folder / "summary.json").read_bytes() == summary
         log = (folder / "train.log").read_text(encoding="utf-8")
-        assert log.splitlines()[-1].endswith("stopped by SIGTERM at step 4, saved")
+        stopped, resume = log.splitlines()[-2:]
+        assert stopped.endswith("stopped by SIGTERM at step 4, saved")
+        assert resume.endswith("ckpt_path=last")
 
 
 def test_only_the_session_handles_signals(train_tiny: Train, probe: Probe) -> None:

@@ -37,7 +37,16 @@ def read_pairs(path: str) -> list[SentencePair]:
     Raises ValueError if there is no file, a row is incomplete, or no columns are known.
     """
     pairs = []
-    for file in find_files([path], "pairs"):
+    try:
+        files = find_files([path], "pairs")
+    except ValueError as error:
+        raise ValueError(
+            tr(
+                "{problem} (the lists of this package are pairs=true and pairs=turkish)",
+                problem=error,
+            )
+        ) from None
+    for file in files:
         with file.explained_errors():
             for number, row in enumerate(_rows(file), start=1):
                 pairs.append(_pair(row, file, number))

@@ -19,11 +19,8 @@ from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, marks_of
 from azllm_lightning.report.written import Written, written_by
 from azllm_lightning.runs.curves import EVENTS, SESSION
-from azllm_lightning.runs.listing import read_summary
+from azllm_lightning.runs.listing import QUIET_SECONDS, read_summary
 from azllm_lightning.runs.paths import folder_of, is_version, run_names, versions
-
-QUIET_SECONDS = 600.0
-"""A run without a summary that has been silent for longer is taken to have been interrupted."""
 
 LONG_PAUSE = 20.0
 """Times the usual interval between two points from which it was a pause between sessions."""

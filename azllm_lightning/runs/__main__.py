@@ -29,6 +29,7 @@ def table(rows: list[RunRow]) -> str:
     statuses = {
         "done": tr("done"),
         "stopped": tr("stopped"),
+        "training": tr("training"),
         "unfinished": tr("unfinished"),
     }
     cells = [[tr("run"), tr("status"), tr("step"), tr("best val_loss"), tr("size")]]

@@ -31,6 +31,9 @@ rest."""
 FLATTENED = 1.4
 """Times the height of the rest from which the start does so."""
 
+ENOUGH = 8
+"""Points that the rest must have for that: the first validations are shown from the start."""
+
 TITLE_ROOM = 30
 """Height of the heading of a picture."""
 
@@ -178,7 +181,7 @@ class _Scale:
         lowest, highest = float(finite.min()), float(finite.max())
         if chart.hides_start:
             rest = values[(xs >= late) & np.isfinite(values)]
-            if len(rest) and highest - lowest > FLATTENED * (rest.max() - rest.min()) > 0:
+            if len(rest) >= ENOUGH and highest - lowest > FLATTENED * (rest.max() - rest.min()) > 0:
                 lowest, highest = float(rest.min()), float(rest.max())
                 highest += 0.06 * (highest - lowest)  # so that one sees where it comes from
         if chart.log:

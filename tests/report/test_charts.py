@@ -17,5 +17,5 @@ def test_a_steep_start_leaves_the_chart_only_once_there_is_more(
     line = Line("val_loss", "val", steps, losses)
     drawing = draw(Chart("loss", "Loss", "", (line,), hides_start=True), 400, 200)
     first = drawing.y[0] + drawing.y[1] * losses[0]
-    assert (first >= drawing.top - 1) is is_shown
+    assert bool(first >= drawing.top - 1) == is_shown
     assert drawing.top <= drawing.y[0] + drawing.y[1] * losses[-1] <= drawing.bottom

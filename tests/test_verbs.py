@@ -158,6 +158,7 @@ def test_ctrl_c_ends_a_text_without_a_traceback(
     assert out.endswith("\n")
 
 
+@pytest.mark.slow
 def test_generate_and_evaluate_need_no_lightning(tiny_run: Path) -> None:
     """Importing Lightning takes seconds; the prompt has what Hydra's grammar refuses."""
     prompt = "Gəl, “Kür” çayına (gedək): nə? {a=b} 'c'"

@@ -51,10 +51,20 @@ def loggers(config: LoggerConfig, run: Run, first_step: int, is_first: bool) -> 
     if config.wandb is not None:
         found.append(_wandb(config.wandb, run, is_first))
     if config.trackio is not None:
-        import_optional("trackio")
+        tracker("trackio", config.trackio)
         name = f"{run.name}-{version}-{_tracking_id(run.folder, is_first)}"
         found.append(TrackioLogger(config.trackio, name))
     return found
+
+
+def tracker(name: str, project: str) -> Any:
+    """The package of `logger.<name>=project`; ValueError with both, if it is not installed."""
+    try:
+        return import_optional(name)
+    except ValueError as error:
+        raise ValueError(
+            tr("logger.{name}={project}: {problem}", name=name, project=project, problem=error)
+        ) from None
 
 
 def continue_table(table: CSVLogger, folder: Path, last_step: int) -> None:
@@ -89,7 +99,7 @@ def _tracking_id(folder: Path, is_first: bool) -> str:
 
 
 def _wandb(project: str, run: Run, is_first: bool) -> Logger:
-    wandb = import_optional("wandb")
+    wandb = tracker("wandb", project)
     logger = WandbLogger(
         project=project,
         name=f"{run.name}/{run.folder.name}",

@@ -151,7 +151,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "unknown devices": (["trainer.devices=all"], ["trainer.devices=all", "auto"]),
     "unknown schedule": (["schedule.name=cos"], ["schedule.name=cos", "cosine"]),
     "unknown language": (["lang=fr"], ["lang=fr", "en, az"]),
-    "unknown logger": (["+logger.wandb=true"], ["logger.wandb"]),
+    "unknown logger": (["+logger.mlflow=true"], ["logger.mlflow"]),
     "bad run_name": (["run_name=a/b"], ["run_name='a/b'", "folder"]),
     "bad deadline": (["trainer.deadline=sabah"], ["trainer.deadline='sabah'", "11h30m"]),
     "class that is not there": (

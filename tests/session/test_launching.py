@@ -196,6 +196,7 @@ def test_each_process_gets_each_signal_once(supervised: Callable[[str], Path]) -
     assert [Path(f"count{rank}").read_text() for rank in range(2)] == ["1", "1"]
 
 
+@pytest.mark.slow
 def test_what_the_processes_report_is_raised_here(
     supervised: Callable[[str], Path], tiny_run: Path
 ) -> None:

@@ -16,7 +16,13 @@ from lightning.pytorch.loggers import CSVLogger
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
 from azllm_lightning.runs.curves import read_scalars
-from azllm_lightning.session.loggers import EARLIER, METRICS, close_trackers, continue_table
+from azllm_lightning.session.loggers import (
+    EARLIER,
+    METRICS,
+    close_trackers,
+    continue_table,
+    tracker,
+)
 
 Train = Callable[..., Path]
 INTERRUPT = "azllm_lightning.callbacks.interrupt.Interrupt"
@@ -180,3 +186,12 @@ def test_wandb_without_an_account_says_what_to_do(
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(ValueError, match=r"logger\.wandb=a: api_key .* WANDB_MODE=offline"):
         train_tiny("logger.wandb=a", NO_SAMPLES)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=rf"logger\.{name}=kitab: .*pip install {name}"):
+        tracker(name, "kitab")

@@ -37,7 +37,7 @@ ENOUGH = 8
 TITLE_ROOM = 30
 """Height of the heading of a picture."""
 
-PICTURE_STYLE = """
+PICTURE_CSS = """
 .paper { fill: var(--card); }
 .chart .heading { fill: var(--ink); font-size: 13px; }
 .chart .key { fill: var(--c); font-size: 13px; font-weight: 600; text-anchor: end; }
@@ -335,7 +335,7 @@ def picture(chart: Chart, width: int, height: int, style: str) -> str:
     view = f'viewBox="0 -{TITLE_ROOM} {width} {height + 2 * TITLE_ROOM}"'
     opening = re.sub(r'viewBox="[^"]*"', f"{view} {size}", opening)
     return (
-        f'<?xml version="1.0" encoding="utf-8"?>\n{opening}><style>{style}{PICTURE_STYLE}</style>'
+        f'<?xml version="1.0" encoding="utf-8"?>\n{opening}><style>{style}{PICTURE_CSS}</style>'
         f'<rect class="paper" y="-{TITLE_ROOM}" {size}/>{heading}{rest}\n'
     )
 

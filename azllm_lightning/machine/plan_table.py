@@ -7,6 +7,7 @@ from typing import Any
 
 from azllm_lightning.callbacks.text import count_text, duration, labeled, size_text, verbatim
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.data.hints import Look, hints
 
 Figures = dict[str, Any]
 
@@ -208,6 +209,7 @@ def _notes(findings: Figures) -> Iterator[str]:
             "Outside what was tried ({names}), so the expected loss is a guess.",
             names=", ".join(plan["outside"]),
         )
+    yield from hints(Look(**findings["text"]["unused"]))
     memory = findings["machine"]["memory_bytes"]
     if memory is not None and plan["memory_bytes"] > memory:
         yield tr("This does not fit into the {size} of memory.", size=size_text(memory))

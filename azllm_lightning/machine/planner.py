@@ -14,6 +14,7 @@ from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.effects import PLANNED, typed_keys
 from azllm_lightning.config.verbs import CheckConfig, PlanConfig
+from azllm_lightning.data.hints import look
 from azllm_lightning.data.pipeline import is_prepared
 from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.workers import num_cores
@@ -65,7 +66,11 @@ def make_plan(config: PlanConfig) -> Figures:
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "overrides": list(config.overrides),
         "hours": config.hours,
-        "text": {**asdict(text), "unique_tokens": round(chosen.size.unique_tokens)},
+        "text": {
+            **asdict(text),
+            "unique_tokens": round(chosen.size.unique_tokens),
+            "unused": asdict(look(config.run.data)),
+        },
         "machine": {
             **asdict(task.speed),
             "not_measured": findings["steps"]["reason"],

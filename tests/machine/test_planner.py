@@ -114,6 +114,12 @@ def test_a_plan_says_what_its_figures_are_worth(planned: dict[str, Any]) -> None
     )
 
 
+def test_a_plan_names_what_the_text_leaves_unused(planned: dict[str, Any]) -> None:
+    unused = {**planned["text"]["unused"], "field": "source", "values": 7}
+    table = plan_table({**planned, "text": {**planned["text"], "unused": unused}})
+    assert "data.source_field=source" in table
+
+
 def test_alternatives_have_their_batch_and_context(planned: dict[str, Any]) -> None:
     lines = plan_table(planned).splitlines()
     head = next(number for number, line in enumerate(lines) if "val_loss" in line and "bpb" in line)

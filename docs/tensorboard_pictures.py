@@ -27,9 +27,7 @@ PAGES = {
     "text": ("#text", 1000, "temperature"),
     "hparams": ("#hparams", 420, "best_val_loss"),
 }
-"""The address, the height in pixels, and what is there when the page is complete: a number of charts,
-or a word.
-"""
+"""The address, the height in pixels, and what a complete page shows: so many charts, or a word."""
 
 
 def main() -> None:

@@ -31,6 +31,13 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test fails after an hour rather than minutes: the machine may be busy."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_hydra() -> Iterator[None]:
     """Hydra reads the files of conf/ once per test process, not once per composition."""

@@ -107,7 +107,7 @@ def prepared_folder(config: DataConfig) -> Path:
     everything that decides its content. Raises ValueError if the text cannot be found.
     """
     if config.dir is not None:
-        return Path(config.dir).expanduser()
+        return Path(config.dir)
     return cache_folder() / content_key(config)
 
 

@@ -26,7 +26,7 @@ def plan_table(findings: Figures) -> str:
     """Everything that was planned, for people."""
     plan = findings["plan"]
     rows = [
-        labeled(tr("text"), _text(findings["text"], plan)),
+        labeled(tr("text"), _text(findings["text"])),
         labeled(tr("machine"), _machine(findings["machine"])),
         labeled(tr("plan"), _model(plan)),
         *(labeled("", line) for line in _length(plan)),
@@ -40,7 +40,7 @@ def plan_table(findings: Figures) -> str:
     return "\n".join(rows)
 
 
-def _text(text: Figures, plan: Figures) -> str:
+def _text(text: Figures) -> str:
     size = text["train_bytes"] + text["val_bytes"]
     parts = [
         tr("about {size}", size=_size(size)) if text["is_estimate"] else _size(size),

@@ -45,10 +45,10 @@ def make_plan(config: PlanConfig) -> Figures:
 
     Raises ValueError if there is no text, if it cannot be read, or if `check` is not a check.json.
     """
-    findings = None if config.check is None else read_check(Path(config.check).expanduser())
+    findings = None if config.check is None else read_check(Path(config.check))
     folder = config.run.data.dir
-    if folder is not None and is_prepared(Path(folder).expanduser()):
-        text = prepared(Manifest.read(Path(folder).expanduser()), config.run.data.name)
+    if folder is not None and is_prepared(Path(folder)):
+        text = prepared(Manifest.read(Path(folder)), config.run.data.name)
     else:
         _announce(tr("reading the text"))
         text = survey(config.run.data)

@@ -389,17 +389,14 @@ def test_saving_in_its_own_processes(tmp_path: Path) -> None:
 # --- loss per token ------------------------------------------------------------------------------
 
 
-def test_the_peer_trains_on_the_windows_of_our_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peer_trains_on_the_windows_of_our_runs(tmp_path: Path) -> None:
     import peer_recipe
 
     from azllm_lightning.machine.random_text import random_text
 
     random_text(tmp_path / "data", vocab_size=300, num_documents=8)
-    monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
-    typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 {sizes}"
+    typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 --type fp32 {sizes}"
     result = peer_recipe.train(peer_recipe.arguments(typed.split()))
     assert list(result["val_loss"]) == [2, 4]
     assert result["val_loss"][4] < result["val_loss"][2] < 5.8  # ln 300 is 5.7
@@ -563,9 +560,7 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     assert [found[step] for step in ("4", "8")] == pytest.approx([package[4], package[8]], abs=1e-4)
 
 
-def test_a_trial_of_the_peer_trains_as_the_peer_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_of_the_peer_trains_as_the_peer_does(tmp_path: Path) -> None:
     import peer_recipe
     from trial_run import run_trial
 
@@ -573,9 +568,8 @@ def test_a_trial_of_the_peer_trains_as_the_peer_does(
 
     data = tmp_path / "data"
     random_text(data, vocab_size=300, num_documents=8)
-    monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 2 --width 32 --no-compile"
-    typed = f"{data} --lr 1e-2 --steps 4 --val-every 2 {sizes}"
+    typed = f"{data} --lr 1e-2 --steps 4 --val-every 2 --type fp32 {sizes}"
     expected = peer_recipe.train(peer_recipe.arguments(typed.split()))["val_loss"]
     run = {"kind": "peer", "lr": 1e-2, "steps": 4, "batch": 2, "block": 16, "val_windows": 4}
     found = run_trial({**TRIAL, **run, "data": data, "val_every": 2})["val"]

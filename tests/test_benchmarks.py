@@ -635,6 +635,31 @@ def test_a_peer_can_be_saved_for_the_suite(tmp_path: Path) -> None:
         torch.testing.assert_close(peer(tokens).logits, model(tokens), rtol=1e-4, atol=1e-5)
 
 
+def test_the_best_weights_of_the_peer_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peer_recipe
+
+    from azllm_lightning.inference.scoring import load_hf
+    from azllm_lightning.machine.random_text import random_text
+
+    data, folder = tmp_path / "data", tmp_path / "peer"
+    random_text(data, vocab_size=300, num_documents=8)
+    heads = []
+
+    def validate(model: Any, data: Any, number_type: str) -> float:
+        heads.append(model.lm_head.weight.detach().clone())
+        return (2.0, 1.0, 3.0)[len(heads) - 1]
+
+    monkeypatch.setattr(peer_recipe, "validate", validate)
+    sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
+    typed = f"{data} --lr 1e-2 --steps 3 --val-every 1 --type fp32 --save {folder} {sizes}"
+    peer_recipe.train(peer_recipe.arguments(typed.split()))
+    saved, _ = load_hf(folder)
+    assert torch.equal(saved.lm_head.weight, heads[1])
+    assert not torch.equal(heads[1], heads[2])
+
+
 def test_suites_are_joined_by_model() -> None:
     from suite import tables
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from azllm_lightning import compose
-from azllm_lightning.data.pipeline import prepared_folder
+from azllm_lightning.data.pipeline import prepare, prepared_folder
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -684,6 +684,40 @@ def test_suites_are_joined_by_model() -> None:
     assert "| Turkish words | 90.0% | 90.0% |" in text
     assert "Below 70% for ours:\n\n- heç, and nə ... nə də: 60.0%" in text
     assert text.startswith("Commit abc, data def, text mətn.")
+
+
+def test_errors_in_pairs_are_described(tmp_path: Path) -> None:
+    """A model that prefers a word of two, whatever is around it, is right in one of each couple."""
+    import weak_pairs
+
+    from azllm_lightning.azerbaijani.pairs import minimal_pairs
+    from azllm_lightning.inference.pair_scores import SentenceLoss
+
+    pairs = [pair for pair in minimal_pairs() if pair.phenomenon == "person_agreement"]
+    liked = {max(pair.right_form, pair.wrong_form) for pair in pairs}
+    text = "\n\n".join(f"{number}: {form}." for number, form in enumerate(sorted(liked)))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "val.txt").write_text("Bir gün tülkü meşəyə getdi, ayı da gəldi.", "utf-8")
+    paths = [f"data.path={tmp_path / 'text.txt'}", f"data.val_path={tmp_path / 'val.txt'}"]
+    sizes = ["data.vocab_size=300", "data.block_size=8"]
+    folder = prepare(compose(["data=text", *paths, *sizes]).data)
+
+    def loss(form: str, other: str) -> SentenceLoss:
+        return SentenceLoss(*([1.0] * 3 if form > other else [2.0] * 3))
+
+    scored = [
+        weak_pairs.ScoredPair(
+            pair,
+            loss(pair.right_form, pair.wrong_form),
+            loss(pair.wrong_form, pair.right_form),
+        )
+        for pair in pairs
+    ]
+    *_, line = weak_pairs.report(scored, folder).splitlines()
+    cells = line.strip("| ").split(" | ")
+    assert cells[:7] == ["subject and verb", *["50.0%"] * 3, "0%", "100%", "0%"]
+    assert int(cells[9].rstrip("%")) > 90, "the liked form is in the text"
+    assert cells[10] == "0%"
 
 
 def test_consistent_plots_are_counted() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from azllm_lightning import compose
-from azllm_lightning.data.pipeline import prepared_folder
+from azllm_lightning.data.pipeline import prepare, prepared_folder
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -390,17 +390,14 @@ def test_saving_in_its_own_processes(tmp_path: Path) -> None:
 # --- loss per token ------------------------------------------------------------------------------
 
 
-def test_the_peer_trains_on_the_windows_of_our_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peer_trains_on_the_windows_of_our_runs(tmp_path: Path) -> None:
     import peer_recipe
 
     from azllm_lightning.machine.random_text import random_text
 
     random_text(tmp_path / "data", vocab_size=300, num_documents=8)
-    monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
-    typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 {sizes}"
+    typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 --type fp32 {sizes}"
     result = peer_recipe.train(peer_recipe.arguments(typed.split()))
     assert list(result["val_loss"]) == [2, 4]
     assert result["val_loss"][4] < result["val_loss"][2] < 5.8  # ln 300 is 5.7
@@ -564,9 +561,7 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     assert [found[step] for step in ("4", "8")] == pytest.approx([package[4], package[8]], abs=1e-4)
 
 
-def test_a_trial_of_the_peer_trains_as_the_peer_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_of_the_peer_trains_as_the_peer_does(tmp_path: Path) -> None:
     import peer_recipe
     from trial_run import run_trial
 
@@ -574,9 +569,8 @@ def test_a_trial_of_the_peer_trains_as_the_peer_does(
 
     data = tmp_path / "data"
     random_text(data, vocab_size=300, num_documents=8)
-    monkeypatch.setattr(peer_recipe.machine, "fast_type", lambda: "fp32")
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 2 --width 32 --no-compile"
-    typed = f"{data} --lr 1e-2 --steps 4 --val-every 2 {sizes}"
+    typed = f"{data} --lr 1e-2 --steps 4 --val-every 2 --type fp32 {sizes}"
     expected = peer_recipe.train(peer_recipe.arguments(typed.split()))["val_loss"]
     run = {"kind": "peer", "lr": 1e-2, "steps": 4, "batch": 2, "block": 16, "val_windows": 4}
     found = run_trial({**TRIAL, **run, "data": data, "val_every": 2})["val"]
@@ -642,6 +636,31 @@ def test_a_peer_can_be_saved_for_the_suite(tmp_path: Path) -> None:
         torch.testing.assert_close(peer(tokens).logits, model(tokens), rtol=1e-4, atol=1e-5)
 
 
+def test_the_best_weights_of_the_peer_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peer_recipe
+
+    from azllm_lightning.inference.scoring import load_hf
+    from azllm_lightning.machine.random_text import random_text
+
+    data, folder = tmp_path / "data", tmp_path / "peer"
+    random_text(data, vocab_size=300, num_documents=8)
+    heads = []
+
+    def validate(model: Any, data: Any, number_type: str) -> float:
+        heads.append(model.lm_head.weight.detach().clone())
+        return (2.0, 1.0, 3.0)[len(heads) - 1]
+
+    monkeypatch.setattr(peer_recipe, "validate", validate)
+    sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
+    typed = f"{data} --lr 1e-2 --steps 3 --val-every 1 --type fp32 --save {folder} {sizes}"
+    peer_recipe.train(peer_recipe.arguments(typed.split()))
+    saved, _ = load_hf(folder)
+    assert torch.equal(saved.lm_head.weight, heads[1])
+    assert not torch.equal(heads[1], heads[2])
+
+
 def test_suites_are_joined_by_model() -> None:
     from suite import tables
 
@@ -666,6 +685,40 @@ def test_suites_are_joined_by_model() -> None:
     assert "| Turkish words | 90.0% | 90.0% |" in text
     assert "Below 70% for ours:\n\n- heç, and nə ... nə də: 60.0%" in text
     assert text.startswith("Commit abc, data def, text mətn.")
+
+
+def test_errors_in_pairs_are_described(tmp_path: Path) -> None:
+    """A model that prefers a word of two, whatever is around it, is right in one of each couple."""
+    import weak_pairs
+
+    from azllm_lightning.azerbaijani.pairs import minimal_pairs
+    from azllm_lightning.inference.pair_scores import SentenceLoss
+
+    pairs = [pair for pair in minimal_pairs() if pair.phenomenon == "person_agreement"]
+    liked = {max(pair.right_form, pair.wrong_form) for pair in pairs}
+    text = "\n\n".join(f"{number}: {form}." for number, form in enumerate(sorted(liked)))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "val.txt").write_text("Bir gün tülkü meşəyə getdi, ayı da gəldi.", "utf-8")
+    paths = [f"data.path={tmp_path / 'text.txt'}", f"data.val_path={tmp_path / 'val.txt'}"]
+    sizes = ["data.vocab_size=300", "data.block_size=8"]
+    folder = prepare(compose(["data=text", *paths, *sizes]).data)
+
+    def loss(form: str, other: str) -> SentenceLoss:
+        return SentenceLoss(*([1.0] * 3 if form > other else [2.0] * 3))
+
+    scored = [
+        weak_pairs.ScoredPair(
+            pair,
+            loss(pair.right_form, pair.wrong_form),
+            loss(pair.wrong_form, pair.right_form),
+        )
+        for pair in pairs
+    ]
+    *_, line = weak_pairs.report(scored, folder).splitlines()
+    cells = line.strip("| ").split(" | ")
+    assert cells[:7] == ["subject and verb", *["50.0%"] * 3, "0%", "100%", "0%"]
+    assert int(cells[9].rstrip("%")) > 90, "the liked form is in the text"
+    assert cells[10] == "0%"
 
 
 def test_consistent_plots_are_counted() -> None:

@@ -70,6 +70,7 @@ MEMBER: Settings = {
     "alpha": 0.0,  # weight of the teachers' probabilities
     "temperature": 1.0,  # of the teachers
     "lr": 0.01,
+    "attn_lr": None,
     "weight_decay": 0.1,
     "momentum": 0.9,
     "momentum_start": None,
@@ -95,6 +96,10 @@ MEMBER: Settings = {
     "table_row": 0,  # one second moment per row
     "head_row": 0,
     "decay_schedule": "lr",  # decay x lr; constant; square
+    "look_ahead": 0.0,  # EMA-Nesterov: the gradient is taken this many average steps ahead ...
+    "look_ahead_beta": 0.9,
+    "look_ahead_from": 0.1,
+    "look_ahead_until": 0.7,
     "clip": 1.0,
     "schedule": "linear",  # cosine
     "power": 1.0,  # (1 - progress) ** power
@@ -103,6 +108,7 @@ MEMBER: Settings = {
     "warmup": None,
     "table_std": 0.02,
     "head_std": 0.02,
+    "head_is_table": 0,  # the head starts as a copy of the table
     "hidden_std": 0.02,
     "out_std": 0.0,
     "final_gain": 1.0,
@@ -270,6 +276,8 @@ class Stack:
             eye = torch.eye(C, device=self.device)
             self._add("ahead", "norm", eye.expand(self.K, C, C).clone())
         for k, m in enumerate(self.m):
+            if m["head_is_table"]:
+                self.p["head"][k] = self.p["table"][k]
             if m["unigram"]:
                 counts = np.bincount(rows[k][:256].ravel(), minlength=self.V) + 0.5
                 logs = torch.from_numpy(np.log(counts / counts.sum())).float().to(self.device)
@@ -428,6 +436,8 @@ class Stack:
         x = batch[:, :, :-1].reshape(self.K, -1, length)
         y = batch[:, :, 1:].reshape(self.K, -1)
         clean = x
+        if self.any["look_ahead"]:
+            self._look_ahead(i)
         if self.any["replace"]:
             other = torch.randint(self.V, x.shape, device=self.device)
             drawn = torch.rand(x.shape, device=self.device)
@@ -443,6 +453,24 @@ class Stack:
             grads[name] = grads[name] + g if name in grads else g
         with torch.no_grad():
             self._update({n: grads[n] for n in names}, i)
+            if self.any["look_ahead"]:
+                for n, p in self.p.items():
+                    beta = self._wide(self._vector("look_ahead_beta"), n)
+                    self.means[n].lerp_(p - self.before[n], 1 - beta)
+
+    @torch.no_grad()
+    def _look_ahead(self, i: int) -> None:
+        progress = i / self.steps
+        self.before = {n: p.clone() for n, p in self.p.items()}
+        if not hasattr(self, "means"):
+            self.means = {n: torch.zeros_like(p) for n, p in self.p.items()}
+        ahead = [
+            m["look_ahead"] * (m["look_ahead_from"] <= progress < m["look_ahead_until"])
+            for m in self.m
+        ]
+        by = torch.tensor(ahead, device=self.device) * self.now["factor"][i]
+        for n, p in self.p.items():
+            p.add_(self.means[n] * self._wide(by, n))
 
     def _loss_gradients(
         self, hidden: Tensor, y: Tensor, clean: Tensor, i: int
@@ -536,7 +564,7 @@ class Stack:
             d = d * scales.view(-1, 1, 1, 1)
         if self.any["row_floor"]:
             d = self._floor(d, p, rows)
-        lr = self._vector("lr")
+        lr = self._vector("attn_lr" if name == "attn" else "lr", "lr")
         shrink = self._wide(lr * decay * self._vector("weight_decay"), name)
         self._shrink(p, d, shrink, self._wide(self._vector("cautious"), name), "cautious")
         p.sub_(d * self._wide(lr * factor, name))

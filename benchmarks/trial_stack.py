@@ -20,14 +20,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.data.sampler import window_order
-from azllm_lightning.model.gpt import rotary_tables, rotate
+from azllm_lightning.model.gpt import rotary_tables
 from azllm_lightning.training.muon import orthogonalize
 
 Settings = dict[str, Any]
 BLOCK = 256
+FUSED = 2**22  # weights from which on the fused kernel is worth a launch per member
 STRIDE = 159  # the offset of a pass is its number times this, modulo BLOCK, as in data/cuts.py
 
 COMMON: Settings = {
@@ -86,6 +88,8 @@ MEMBER: Settings = {
     "beta1": 0.65,
     "beta2": 0.95,
     "eps": 1e-8,
+    "head_eps": None,
+    "norm_eps": None,
     "head_lr": None,
     "head_decay": None,
     "head_beta1": None,
@@ -348,6 +352,7 @@ class Stack:
             rows["second"].append(
                 [m["second_token"] * max(0.0, 1 - progress / m["second_until"]) for m in self.m]
             )
+        self.host = rows
         return {key: torch.tensor(value, device=self.device) for key, value in rows.items()}
 
     # The networks
@@ -370,26 +375,30 @@ class Stack:
         cos, sin = self.cos[:T, None].to(t), self.sin[:T, None].to(t)
         h = F.embedding((x + self.offset).flatten(), self.p["table"].view(-1, C)).view(K, -1, C)
         h = self._drop(h, training)
-        attn = self.p["attn"].to(t).unbind(0)
-        mlp = self.p["mlp"].to(t).unbind(0)
+        attn = self.p["attn"].unbind(0)
+        mlp = self.p["mlp"].unbind(0)
         norms = self.p["norms"].unbind(0)
-        qk = self.p["qk"].unbind(0)
+        qk = self.p["qk"].to(t).unbind(0)
         for i in range(self.L):
-            wq, wk, wv, wo = attn[4 * i : 4 * i + 4]
-            gate, up, down = mlp[3 * i : 3 * i + 3]
-            a = self._norm(h, norms[2 * i]).to(t)
-            v = torch.bmm(a, wv.mT).view(K * B, T, H, D).transpose(1, 2)
+            # The gains of the norms are multiplied into the matrices that follow them.
+            gain = norms[2 * i][:, None]
+            wq, wk, wv = (w * gain for w in attn[4 * i : 4 * i + 3])
+            a = F.rms_norm(h, (C,), eps=self.eps).to(t)
+            v = torch.bmm(a, wv.to(t).mT).view(K * B, T, H, D).transpose(1, 2)
             both = []
-            for w, gain in ((wq, qk[2 * i]), (wk, qk[2 * i + 1])):
-                z = torch.bmm(a, w.mT).view(K, B, T, H, D)
-                z = F.rms_norm(z, (D,), eps=self.eps) * gain[:, None, None, None].to(t)
-                both.append(rotate(z, cos, sin).view(K * B, T, H, D).transpose(1, 2))
+            for w, g in ((wq, qk[2 * i]), (wk, qk[2 * i + 1])):
+                z = F.rms_norm(torch.bmm(a, w.to(t).mT).view(K, B, T, H, D), (D,), eps=self.eps)
+                g = g[:, None, None, None]
+                z = torch.addcmul(z * (g * cos), z.roll(D // 2, -1), g.roll(D // 2, -1) * sin)
+                both.append(z.view(K * B, T, H, D).transpose(1, 2))
             y = F.scaled_dot_product_attention(both[0], both[1], v, is_causal=True)
             y = y.transpose(1, 2).reshape(K, -1, C)
-            h = h + self._drop(torch.bmm(y, wo.mT), training)
-            a = self._norm(h, norms[2 * i + 1]).to(t)
-            y = F.silu(torch.bmm(a, gate.mT)) * torch.bmm(a, up.mT)
-            h = h + self._drop(torch.bmm(y, down), training)
+            h = h + self._drop(torch.bmm(y, attn[4 * i + 3].to(t).mT), training)
+            gain = norms[2 * i + 1][:, None]
+            gate, up = (w * gain for w in mlp[3 * i : 3 * i + 2])
+            a = F.rms_norm(h, (C,), eps=self.eps).to(t)
+            y = F.silu(torch.bmm(a, gate.to(t).mT)) * torch.bmm(a, up.to(t).mT)
+            h = h + self._drop(torch.bmm(y, mlp[3 * i + 2].to(t)), training)
         return self._norm(h, norms[-1])
 
     def _norm(self, h: Tensor, gain: Tensor) -> Tensor:
@@ -621,6 +630,12 @@ class Stack:
         if peer:
             beta1 = torch.full_like(beta1, 0.9)
         w = self._wide
+        special = self.any["cautious_tables"] or (group == "table" and self.any["table_row"])
+        if axis_of(name) == 0 and g.numel() >= FUSED and not special and not (
+            group == "head" and self.any["head_row"]
+        ):
+            self._fused(name, g, steps, prefix)
+            return
         mean.lerp_(g, 1 - w(beta1, name))
         sq = g.square()
         row = {"table": "table_row", "head": "head_row"}.get(group)
@@ -628,7 +643,7 @@ class Stack:
             flags = w(self._vector(row), name) > 0
             sq = torch.where(flags, sq.mean(dim=-1, keepdim=True), sq)
         square.lerp_(sq, 1 - w(beta2, name))
-        root = (square / w(1 - beta2**steps, name)).sqrt_().add_(w(self._vector("eps"), name))
+        root = (square / w(1 - beta2**steps, name)).sqrt_().add_(w(self._vector(f"{prefix}eps", "eps"), name))
         d = mean.div(root).mul_(w(1 / (1 - beta1**steps), name))
         shares = {"table": "adam_weight_decay", "head": "head_decay", "matrix": "weight_decay"}
         if group in shares:
@@ -637,6 +652,39 @@ class Stack:
             shrink = w(lr * decay * share, name)
             self._shrink(p, d, shrink, cautious, "cautious_tables")
         p.sub_(d.mul_(w(lr * factor, name)))
+
+    def _fused(self, name: str, g: Tensor, steps: int, prefix: str) -> None:
+        """AdamW by PyTorch's fused kernel, one member after the other."""
+        p, (mean, square) = self.p[name], self.state[name]
+        group = self.group[name]
+        peer = group in ("matrix", "vector")
+        shares = {"table": "adam_weight_decay", "head": "head_decay", "matrix": "weight_decay"}
+        axis = axis_of(name)
+        count = torch.full((), float(steps - 1), device=self.device)
+        for k, m in enumerate(self.m):
+            def of(key: str, fallback: str) -> float:
+                value = m[key] if m.get(key) is not None else m[fallback]
+                return float(value)
+            lr = of("lr", "lr") if peer else of(f"{prefix}lr" if prefix else "adam_lr", "adam_lr")
+            rate = lr * self.host["factor"][steps - 1][k]
+            share = of(shares[group], "adam_weight_decay") if group in shares else 0.0
+            shrink = lr * self.host["decay"][steps - 1][k] * share
+            adamw(
+                [p.detach().select(axis, k)],
+                [g.select(axis, k)],
+                [mean.select(axis, k)],
+                [square.select(axis, k)],
+                [],
+                [count.clone()],
+                fused=True,
+                amsgrad=False,
+                beta1=0.9 if peer else of(f"{prefix}beta1", "beta1"),
+                beta2=of(f"{prefix}beta2", "beta2"),
+                lr=rate,
+                weight_decay=shrink / rate if rate else 0.0,
+                eps=of(f"{prefix}eps", "eps"),
+                maximize=False,
+            )
 
     # Averages and validation
 

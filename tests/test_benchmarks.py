@@ -345,9 +345,9 @@ def test_roofline_counts_the_memory_that_autograd_keeps() -> None:
     assert roofline.saved_bytes(replace(model, n_layer=3, vocab_size=99)) == kept
     e = replace(e, model=model)
     parts = {what: (compiled, eager) for what, compiled, eager in roofline.memory(e)}
-    compiled, eager = parts["activations of 12 x 512 tokens"]
-    assert compiled == 12 * 12 * 512 * least
-    assert eager == 12 * 12 * 512 * kept
+    compiled, eager = parts["activations of 24 x 512 tokens"]
+    assert compiled == 12 * 24 * 512 * least
+    assert eager == 12 * 24 * 512 * kept
     assert parts["weights, fp32"][0] == 4 * model.num_params()
 
 

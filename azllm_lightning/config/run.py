@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-ENDINGS = re.compile(
-    r"(\.(txt|jsonl|ndjson|json|csv|tsv|parquet|gz|zst|xz|bz2))+$", re.IGNORECASE
-)
+ENDINGS = re.compile(r"(\.(txt|jsonl|ndjson|json|csv|tsv|parquet|gz|zst|xz|bz2))+$", re.IGNORECASE)
 """Endings of files of text, which are no part of a run's name."""
 
 

@@ -120,6 +120,21 @@ def test_a_plan_names_what_the_text_leaves_unused(planned: dict[str, Any]) -> No
     assert "data.source_field=source" in table
 
 
+def test_a_validation_of_few_documents_is_called_inexact(planned: dict[str, Any]) -> None:
+    def noted(documents: float) -> str:
+        text = {**planned["text"], "val_documents": documents}
+        return " ".join(plan_table({**planned, "text": text}).split())
+
+    assert "counts as only 8 documents: which ones they are moves val_loss by 5%" in noted(8.3)
+    assert "counts as only" not in noted(100)
+
+
+def test_a_time_in_which_nothing_can_be_done_is_called_too_short(planned: dict[str, Any]) -> None:
+    assert "too short" not in plan_table(planned)
+    short = {**planned, "hours": planned["plan"]["seconds"] / 3600 / 1.2}
+    assert "too short: preparing" in plan_table(short)
+
+
 def test_alternatives_have_their_batch_and_context(planned: dict[str, Any]) -> None:
     lines = plan_table(planned).splitlines()
     head = next(number for number, line in enumerate(lines) if "val_loss" in line and "bpb" in line)

@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from azllm_lightning.machine.busy import how_busy
+
 Row = dict[str, Any]
 
 GOAL = 0.2
@@ -89,6 +91,7 @@ def measured(name: str, text: Path, minutes: float, work: Path, settings: Sequen
     subprocess.run(command, cwd=folder, env=environment, check=True)
     found = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     plan = found["plan"]
+    machine = found["machine"]
     command = [sys.executable, *shlex.split(plan["command"])[1:], "run_name=planned"]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     started = time.perf_counter()
@@ -98,8 +101,8 @@ def measured(name: str, text: Path, minutes: float, work: Path, settings: Sequen
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return {
         "name": name,
-        "machine": found["machine"]["name"],
-        "busy": found["machine"]["busy"],
+        "machine": machine["name"],
+        "busy": how_busy(machine["load_average"], machine["cores"], machine["cpu_share"]),
         "load": load,
         "model": plan["model"],
         "steps": plan["steps"],

@@ -8,6 +8,7 @@ from typing import Any
 from azllm_lightning.callbacks.text import count_text, duration, labeled, size_text, verbatim
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.data.hints import Look, hints
+from azllm_lightning.machine.busy import how_busy
 from azllm_lightning.planning.law import sampling_error
 
 Figures = dict[str, Any]
@@ -190,11 +191,12 @@ def _columns(label: str, *cells: str) -> str:
 
 def _notes(findings: Figures) -> Iterator[str]:
     plan = findings["plan"]
-    if findings["machine"]["busy"]:
+    machine = findings["machine"]
+    if how := how_busy(machine["load_average"], machine["cores"], machine["cpu_share"]):
         yield tr(
             "Other programs kept the machine busy ({how}): alone it is faster, so plan again when "
             "it is idle.",
-            how=findings["machine"]["busy"],
+            how=how,
         )
     if plan["seconds"] > LONGER * 3600 * findings["hours"]:
         yield tr(
@@ -236,7 +238,7 @@ def _notes(findings: Figures) -> Iterator[str]:
             share=sampling_error(documents),
         )
     yield from hints(Look(**findings["text"]["unused"]))
-    memory = findings["machine"]["memory_bytes"]
+    memory = machine["memory_bytes"]
     if memory is not None and plan["memory_bytes"] > memory:
         yield tr("This does not fit into the {size} of memory.", size=size_text(memory))
 

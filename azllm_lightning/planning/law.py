@@ -125,7 +125,9 @@ def predict(
     `val_documents` the number of documents that the loss is measured on: see `planning.survey`.
     """
     known = known or coefficients()
-    bpb = scale * bits_per_byte(size, known.values)
+    # The law of a very short run is above the loss of a guess among all tokens.
+    guess = math.log2(size.vocab_size) / size.bytes_per_token
+    bpb = min(scale * bits_per_byte(size, known.values), guess)
     outside = beyond(size, known)
     distance = sum(factor for _, factor in outside)
     # A text of another kind follows the law less closely.

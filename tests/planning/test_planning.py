@@ -89,6 +89,10 @@ def test_bits_per_byte_and_nats_per_token_are_one_prediction() -> None:
     assert found.val_loss == pytest.approx(found.val_bpb * math.log(2) * SIZE.bytes_per_token)
 
 
+def test_no_run_is_expected_to_be_worse_than_a_guess() -> None:
+    assert predict(replace(SIZE, tokens=512)).val_loss == pytest.approx(math.log(SIZE.vocab_size))
+
+
 def test_outside_the_runs_it_says_so_and_is_less_exact() -> None:
     inside = predict(SIZE)
     outside = predict(replace(SIZE, parameters=1_000_000_000))

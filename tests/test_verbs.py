@@ -205,7 +205,9 @@ def test_generate_and_evaluate_need_no_lightning(tiny_run: Path) -> None:
 def test_every_verb_speaks_azerbaijani(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(settings("prompt=" + "Bir gün " * 40, "lang=az"))
     printed = capsys.readouterr().err
-    pattern = r"model: .*best.ckpt, addım \d+\nbaşlanğıc mətnində \d+ token var, .* yalnız sonu oxunur\n"
+    pattern = (
+        r"model: .*best.ckpt, addım \d+\nbaşlanğıc mətnində \d+ token var, .* yalnız sonu oxunur\n"
+    )
     assert re.fullmatch(pattern, printed)
     export(compose(["out=model", "format=pt", "lang=az"], "export"))
     assert capsys.readouterr().out.startswith("model: ")

@@ -1,5 +1,4 @@
-"""A look at a text for what its settings leave unused: a field of sources, lines in every document.
-"""
+"""What a text has and its settings leave unused: a field of sources, lines in every document."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _unused_gpu(machine: Figures) -> str:
 
 
 def _busy(machine: Figures, steps: Figures) -> str:
-    how = how_busy(machine, steps.get("cpu_share"))
+    how = how_busy(machine["load_average"], machine["cpu_cores"], steps.get("cpu_share"))
     if not how:
         return ""
     return tr(

@@ -8,6 +8,8 @@ from typing import Any
 from azllm_lightning.callbacks.text import count_text, duration, labeled, size_text, verbatim
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.data.hints import Look, hints
+from azllm_lightning.machine.busy import how_busy
+from azllm_lightning.planning.law import sampling_error
 
 Figures = dict[str, Any]
 
@@ -18,8 +20,15 @@ PARAGRAPHS_BYTES = 100e6
 SHORTER = 0.7
 """A run that takes less than this share of the time given needs no more."""
 
+LONGER = 1.1
+"""A run that takes more than this share of it does not fit."""
+
 GAINS = 0.03
 """Share of the loss that more text must gain to be worth a line."""
+
+
+NOISY = 0.03
+"""Error of val_loss, as a share of it, from which on too few documents are held out."""
 
 
 def plan_table(findings: Figures) -> str:
@@ -182,11 +191,19 @@ def _columns(label: str, *cells: str) -> str:
 
 def _notes(findings: Figures) -> Iterator[str]:
     plan = findings["plan"]
-    if findings["machine"]["busy"]:
+    machine = findings["machine"]
+    if how := how_busy(machine["load_average"], machine["cores"], machine["cpu_share"]):
         yield tr(
             "Other programs kept the machine busy ({how}): alone it is faster, so plan again when "
             "it is idle.",
-            how=findings["machine"]["busy"],
+            how=how,
+        )
+    if plan["seconds"] > LONGER * 3600 * findings["hours"]:
+        yield tr(
+            "{given} are too short: preparing, starting and the fewest steps that teach anything "
+            "take {duration}.",
+            given=duration(3600 * findings["hours"]),
+            duration=duration(plan["seconds"]),
         )
     if plan["seconds"] < SHORTER * 3600 * findings["hours"]:
         yield tr(
@@ -209,8 +226,19 @@ def _notes(findings: Figures) -> Iterator[str]:
             "Outside what was tried ({names}), so the expected loss is a guess.",
             names=", ".join(plan["outside"]),
         )
+    documents = findings["text"]["val_documents"]
+    if sampling_error(documents) > NOISY:
+        yield trn(
+            "The validation text counts as only {count} document: which one it is moves val_loss "
+            "by {share:.0%}. data.val_path or a larger data.val_fraction makes it more exact.",
+            "The validation text counts as only {count} documents: which ones they are moves "
+            "val_loss by {share:.0%}. data.val_path or a larger data.val_fraction makes it more "
+            "exact.",
+            max(1, round(documents)),
+            share=sampling_error(documents),
+        )
     yield from hints(Look(**findings["text"]["unused"]))
-    memory = findings["machine"]["memory_bytes"]
+    memory = machine["memory_bytes"]
     if memory is not None and plan["memory_bytes"] > memory:
         yield tr("This does not fit into the {size} of memory.", size=size_text(memory))
 

@@ -18,7 +18,6 @@ from azllm_lightning.data.hints import look
 from azllm_lightning.data.pipeline import is_prepared
 from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.workers import num_cores
-from azllm_lightning.machine.busy import how_busy
 from azllm_lightning.machine.checkup import PARTS, Checkup
 from azllm_lightning.planning import rule
 from azllm_lightning.planning.choice import Candidate, Choice, Task, choose
@@ -74,7 +73,8 @@ def make_plan(config: PlanConfig) -> Figures:
         "machine": {
             **asdict(task.speed),
             "not_measured": findings["steps"]["reason"],
-            "busy": how_busy(findings["machine"], findings["steps"].get("cpu_share")),
+            "load_average": findings["machine"].get("load_average"),
+            "cpu_share": findings["steps"].get("cpu_share"),
         },
         "plan": figures(config, chosen),
         "half_the_time": figures(config, half),

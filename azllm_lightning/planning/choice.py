@@ -36,6 +36,11 @@ MEMORY_SHARE = 0.8
 
 LEAST_STEPS = 20
 
+TIME_ROUNDING = 0.05
+"""By so much a run may be longer than asked for, since its steps are whole and its batches powers
+of two.
+"""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -122,11 +127,16 @@ def choose(task: Task, seconds: float) -> Choice:
     """The run that reaches the lowest loss within `seconds`; a shorter or smaller one where the
     difference is below GAIN.
 
-    Raises ValueError if no model fits.
+    It is the shortest of the models that fit into the memory where none of them gets LEAST_STEPS
+    done in that time, and one of the first model where none fits.
     """
     found = [choice for choice in _choices(task, seconds) if _fits(choice, task.speed)]
     if not found:
         found = list(_choices(replace(task, candidates=task.candidates[:1]), seconds))
+    in_time = [choice for choice in found if choice.seconds <= (1 + TIME_ROUNDING) * seconds]
+    if not in_time:
+        return min(found, key=lambda choice: choice.seconds)
+    found = in_time
     lowest = min(choice.prediction.val_bpb for choice in found)
     good = [choice for choice in found if choice.prediction.val_bpb <= (1 + GAIN) * lowest]
     return min(good, key=lambda choice: choice.seconds)
@@ -187,7 +197,8 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         val_windows=val_windows if is_reduced else None,
         every=every,
         regularization=rule.regularization(size.passes),
-        prediction=predict(size, text.scale),
+        # A window is of one document, or of a few.
+        prediction=predict(size, text.scale, val_documents=min(text.val_documents, val_windows)),
         seconds=speed.startup_seconds + preparing + training + validating + saving,
         time_error=speed.error(shape),
         prepare_seconds=preparing,

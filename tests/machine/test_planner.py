@@ -11,7 +11,6 @@ import pytest
 
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
-from azllm_lightning.machine.busy import how_busy
 from azllm_lightning.machine.plan_table import plan_table
 from azllm_lightning.machine.planner import make_plan
 
@@ -104,11 +103,11 @@ def test_little_text_is_called_little(planned: dict[str, Any]) -> None:
 
 def test_a_plan_says_what_its_figures_are_worth(planned: dict[str, Any]) -> None:
     """Tokens are an estimate until the tokenizer is there, and a busy machine is faster alone."""
-    assert "about 2" in plan_table(planned)
+    assert "about " in plan_table(planned).splitlines()[0]
     assert "busy" not in plan_table(planned)
     text = {**planned["text"], "vocab_size": 2048}
     assert "about" not in plan_table({**planned, "text": text}).splitlines()[0]
-    busy = {**planned["machine"], "busy": how_busy({"cpu_cores": 2}, 0.4)}
+    busy = {**planned["machine"], "cpu_share": 0.4}
     assert "busy (the measured steps got 40% of its cores)" in " ".join(
         plan_table({**planned, "machine": busy}).split()
     )
@@ -118,6 +117,21 @@ def test_a_plan_names_what_the_text_leaves_unused(planned: dict[str, Any]) -> No
     unused = {**planned["text"]["unused"], "field": "source", "values": 7}
     table = plan_table({**planned, "text": {**planned["text"], "unused": unused}})
     assert "data.source_field=source" in table
+
+
+def test_a_validation_of_few_documents_is_called_inexact(planned: dict[str, Any]) -> None:
+    def noted(documents: float) -> str:
+        text = {**planned["text"], "val_documents": documents}
+        return " ".join(plan_table({**planned, "text": text}).split())
+
+    assert "counts as only 8 documents: which ones they are moves val_loss by 5%" in noted(8.3)
+    assert "counts as only" not in noted(100)
+
+
+def test_a_time_in_which_nothing_can_be_done_is_called_too_short(planned: dict[str, Any]) -> None:
+    assert "too short" not in plan_table(planned)
+    short = {**planned, "hours": planned["plan"]["seconds"] / 3600 / 1.2}
+    assert "too short: preparing" in plan_table(short)
 
 
 def test_alternatives_have_their_batch_and_context(planned: dict[str, Any]) -> None:

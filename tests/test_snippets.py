@@ -141,6 +141,7 @@ def test_a_command_of_the_pages_runs(
     monkeypatch.setenv("AZLLM_DATA_DIR", str(home / "cache"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(home / "trackio"))
+    shutil.rmtree("FOLDER", ignore_errors=True)  # of another command
     if "hf=another_model" in command and not Path("another_model").exists():
         assert run("export", "run_name=tales", "out=another_model") == 0
     if "check=check.json" in command and not Path("check.json").exists():

@@ -127,7 +127,7 @@ def _run(
             except Stopped:
                 raise _resumable(typed, run) from None
             finally:
-                close_trackers()
+                close_trackers(config.logger)
             report(parts, run, config)
             return run.folder
     except Stopped:

@@ -90,6 +90,8 @@ class Recorded:
         self.logged.append((step, values))
 
     def finish(self) -> None:
+        if self.ended == len(self.opened):
+            raise RuntimeError("nothing is open")
         self.ended += 1
 
 
@@ -114,6 +116,17 @@ def test_a_resumed_run_has_one_name_at_the_tracker_and_another_run_has_another(
     steps = [step for step, values in tracker.logged if "val_loss" in values]
     assert steps[:3] == [0, 4, 8]
     assert tracker.config["seed"] == 1234
+
+
+def test_a_run_ends_no_run_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Recorded()
+    monkeypatch.setitem(sys.modules, "trackio", tracker)  # type: ignore[arg-type]
+    tracker.init()
+    close_trackers(compose([]).logger)
+    assert tracker.ended == 0
+    for _ in range(2):  # the second time nothing is open
+        close_trackers(compose(["logger=trackio"]).logger)
+    assert tracker.ended == 1
 
 
 @pytest.mark.slow
@@ -171,7 +184,7 @@ def test_wandb_offline_keeps_a_resumed_run_under_one_id(
     assert ids == {(folder / "tracking_id").read_text(encoding="utf-8")}
     assert all(list(session.glob("*.wandb")) for session in sessions)
     assert list(read_scalars(folder)["val_loss"]) == [0, 4, 8]
-    close_trackers()  # nothing is open: no error
+    close_trackers(compose(["logger=wandb"]).logger)  # nothing is open: no error
 
 
 @pytest.mark.slow

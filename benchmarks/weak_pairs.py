@@ -5,14 +5,17 @@
 The model is a run folder, a checkpoint, or a folder of transformers; DATA_DIR is the prepared text
 that it was trained on. Prints Markdown, with a row per phenomenon:
 
-accuracy    by the total log-probability, per byte, and at the words that differ
-couples     pairs come in twos that cancel what a word alone tells (azerbaijani/pairs.py): the share
-            of couples with both right, one right (the model prefers one form in either sentence),
-            and none
-errors      of the pairs that are wrong by the total: the share in which the wrong sentence has
-            fewer tokens than the right one, and more; and in which the wrong form is in the
-            training text more often than the right one, and less often
-unseen      the share of all pairs whose right form is not in the training text
+accuracy   by the total log-probability
+both ...   pairs come in couples that cancel what a word alone tells (azerbaijani/pairs.py): the
+           share of couples with both right, one right, and none
+context    a couple's mean margin of the right sentence over the wrong one, in bits, which is
+           what the context adds to the right form: the share of couples in which it is above
+           zero, and the median
+form       half the difference of the two margins: how much more the model likes one of the two
+           forms in either context; the median. If it is larger than the context, one is right
+shorter    of the pairs that are wrong, the share whose wrong sentence has fewer tokens
+frequent   and the share whose wrong form is in the training text more often than the right one
+unseen     of all pairs, the share whose right form is not in the training text
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -52,9 +56,14 @@ class ScoredPair(NamedTuple):
     wrong: SentenceLoss
 
     @property
+    def margin(self) -> float:
+        """How much more probable the right sentence is, in bits."""
+        return (self.wrong.total - self.right.total) / math.log(2)
+
+    @property
     def is_correct(self) -> bool:
         """By the total log-probability."""
-        return self.right.total < self.wrong.total
+        return self.margin > 0
 
 
 def main() -> None:
@@ -125,37 +134,44 @@ def report(scored: Sequence[ScoredPair], folder: Path) -> str:
         for phenomenon, group in groups.items()
         if share([each.is_correct for each in group]) < WEAK
     ]
-    heads = "phenomenon|total|per byte|word|both right|one|none|fewer tokens|more|more often|less"
-    return table([*heads.split("|"), "unseen"], rows)
+    heads = "phenomenon|accuracy|both|one|none|context|bits|form, bits|shorter|frequent|unseen"
+    return table(heads.split("|"), rows)
 
 
 def row(
     phenomenon: str, group: Sequence[ScoredPair], tokenizer: Tokenizer, counts: Counter[str]
 ) -> list[str]:
     """The cells of a phenomenon."""
-    cells = [
-        share([getattr(each.right, score) < getattr(each.wrong, score) for each in group])
-        for score in SentenceLoss._fields
-    ]
-    if phenomenon in NO_COUPLES:
-        couples = [""] * 3
-    else:
-        correct = [a.is_correct + b.is_correct for a, b in list(pairwise(group))[::2]]
-        couples = [f"{share([number == n for number in correct]):.0%}" for n in (2, 1, 0)]
+    couples = [""] * 6
+    if phenomenon not in NO_COUPLES:
+        couples = couple_cells([each.margin for each in group])
     errors = [each for each in group if not each.is_correct]
     ids = tokenizer.encode_batch([text for each in errors for text in each.pair[1:3]])
-    longer = [len(wrong) - len(right) for right, wrong in zip(ids[::2], ids[1::2], strict=True)]
-    often = [
-        counts[lower(each.pair.wrong_form)] - counts[lower(each.pair.right_form)] for each in errors
+    shorter = [len(wrong) < len(right) for right, wrong in zip(ids[::2], ids[1::2], strict=True)]
+    frequent = [
+        counts[lower(each.pair.wrong_form)] > counts[lower(each.pair.right_form)] for each in errors
     ]
-    shares = [
-        share([difference < 0 for difference in longer]),
-        share([difference > 0 for difference in longer]),
-        share([difference > 0 for difference in often]),
-        share([difference < 0 for difference in often]),
-        share([not counts[lower(each.pair.right_form)] for each in group]),
+    unseen = [not counts[lower(each.pair.right_form)] for each in group]
+    return [
+        named(phenomenon),
+        f"{share([each.is_correct for each in group]):.1%}",
+        *couples,
+        *(f"{share(truths):.0%}" for truths in (shorter, frequent, unseen)),
     ]
-    return [named(phenomenon), *(f"{cell:.1%}" for cell in cells), *couples, *map(_percent, shares)]
+
+
+def couple_cells(margins: Sequence[float]) -> list[str]:
+    """What is said of couples, from the margins of their pairs in turn."""
+    couples = list(zip(margins[::2], margins[1::2], strict=True))
+    correct = [(first > 0) + (second > 0) for first, second in couples]
+    context = [(first + second) / 2 for first, second in couples]
+    form = [abs(first - second) / 2 for first, second in couples]
+    return [
+        *(f"{share([number == n for number in correct]):.0%}" for n in (2, 1, 0)),
+        f"{share([bits > 0 for bits in context]):.0%}",
+        f"{median(context):.2f}",
+        f"{median(form):.1f}",
+    ]
 
 
 def form_counts(folder: Path, tokenizer: Tokenizer, forms: set[str]) -> Counter[str]:
@@ -179,10 +195,6 @@ def form_counts(folder: Path, tokenizer: Tokenizer, forms: set[str]) -> Counter[
 def share(truths: Sequence[bool]) -> float:
     """The part of them that is true."""
     return sum(truths) / max(1, len(truths))
-
-
-def _percent(value: float) -> str:
-    return f"{value:.0%}"
 
 
 if __name__ == "__main__":

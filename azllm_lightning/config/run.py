@@ -79,6 +79,11 @@ class RunConfig:
         values = {key: value for key, value in values.items() if key != "overrides"}
         return replace(from_mapping(cls, values), overrides=tuple(overrides))
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any], group: str) -> Self:
+        """The config of a mapping that names its overrides; its settings belong to no `group`."""
+        return cls.from_mapping(values, values["overrides"])
+
     @property
     def shape(self) -> GPTConfig:
         """The model's complete shape; only a settled config has one."""

@@ -28,9 +28,6 @@ VALIDATION_SHARE = 0.08
 VAL_WINDOWS = 512
 LEAST_VAL_WINDOWS = 32
 
-SAVED_SECONDS = 600.0
-"""Time between two saves."""
-
 BASE_BYTES = 7e8
 """Memory of Python with PyTorch."""
 

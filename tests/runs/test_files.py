@@ -44,9 +44,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
 
 
 @posix
-@pytest.mark.parametrize(
-    "kills", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_9_loses_little_and_breaks_nothing(
     kills: int, tiny: list[str], uninterrupted: Straight, tmp_path: Path
 ) -> None:

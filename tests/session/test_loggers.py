@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
+from training_runs import tiny_overrides
 
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
@@ -128,7 +129,6 @@ from azllm_lightning.cli.entrance import Resumable
 try: train(compose(sys.argv[1:]))
 except Resumable: pass
 """
-    from conftest import tiny_overrides
 
     for typed in (
         [*tiny_overrides(), "logger=trackio", NO_SAMPLES, *STOP],

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.data.cuts import cut_offset
 from azllm_lightning.data.sampler import window_order
 from azllm_lightning.model.gpt import rotary_tables
 from azllm_lightning.training.muon import orthogonalize
@@ -30,7 +31,6 @@ from azllm_lightning.training.muon import orthogonalize
 Settings = dict[str, Any]
 BLOCK = 256
 FUSED = 2**22  # weights from which on the fused kernel is worth a launch per member
-STRIDE = 159  # the offset of a pass is its number times this, modulo BLOCK, as in data/cuts.py
 
 COMMON: Settings = {
     "kind": "ours",  # or peer
@@ -39,6 +39,7 @@ COMMON: Settings = {
     "passes": None,  # instead of steps
     "steps": 72,
     "batch": 16,
+    "block": BLOCK,
     "batch_plan": None,  # [[share of the tokens, windows per step], ...]
     "lr_by_batch": 0.0,  # lr x (windows / batch) ** this, with a batch_plan
     "length_plan": None,  # [[share of the tokens, length], ...]: windows cut into pieces
@@ -145,23 +146,23 @@ class Text:
         chosen = np.sort(self.order[:count])
         return np.concatenate([self.tokens[self.starts[i] : self.ends[i]] for i in chosen])
 
-    def validation(self, count: int) -> np.ndarray:
+    def validation(self, count: int, block: int) -> np.ndarray:
         """Windows (count, T + 1)."""
-        total = (len(self.val) - 1) // BLOCK
+        total = (len(self.val) - 1) // block
         chosen = np.sort(window_order(range(min(total, count)), total, 0))
-        return self.val[chosen[:, None] * BLOCK + np.arange(BLOCK + 1)]
+        return self.val[chosen[:, None] * block + np.arange(block + 1)]
 
 
-def windows(text: np.ndarray, count: int, seed: int, document_start: bool) -> np.ndarray:
+def windows(text: np.ndarray, count: int, seed: int, document_start: bool, T: int) -> np.ndarray:
     """The first `count` windows that a run reads, (count, T + 1), as int16."""
-    size = (len(text) - 1) // BLOCK
+    size = (len(text) - 1) // T
     positions = np.arange(count)
-    starts = window_order(positions, size, seed) * BLOCK + positions // size * STRIDE % BLOCK
+    starts = window_order(positions, size, seed) * T + cut_offset(positions // size, T)
     if document_start:
         ends = np.flatnonzero(text == int(text[-1])) + 1
-        nearest = ends[np.clip(np.searchsorted(ends, starts + BLOCK // 2) - 1, 0, None)]
-        starts = np.where(np.abs(nearest - starts) <= BLOCK // 2, nearest, starts)
-    return text[(starts[:, None] + np.arange(BLOCK + 1)) % len(text)].astype(np.int16)
+        nearest = ends[np.clip(np.searchsorted(ends, starts + T // 2) - 1, 0, None)]
+        starts = np.where(np.abs(nearest - starts) <= T // 2, nearest, starts)
+    return text[(starts[:, None] + np.arange(T + 1)) % len(text)].astype(np.int16)
 
 
 class Stack:
@@ -190,7 +191,8 @@ class Stack:
         self.ours = c["kind"] == "ours"
         self.V, self.C, self.L, self.H = text.vocab, c["width"], c["layers"], c["heads"]
         part = text.part(c["mb"])
-        size = (len(part) - 1) // BLOCK
+        self.T = c["block"]
+        size = (len(part) - 1) // self.T
         self.steps = c["steps"] if c["passes"] is None else round(c["passes"] * size) // c["batch"]
         self.plan = self._batches()
         count = self.steps * c["batch"]
@@ -200,11 +202,12 @@ class Stack:
                 count,
                 m["seed"] if m["data_seed"] is None else m["data_seed"],
                 m["document_start"],
+                self.T,
             )
             for m in self.m
         ]
         self.rows = torch.from_numpy(np.stack(rows)).to(device)
-        self.val = torch.from_numpy(text.validation(c["val_windows"])).to(device)
+        self.val = torch.from_numpy(text.validation(c["val_windows"], self.T)).to(device)
         self.offset = (torch.arange(self.K, device=device) * self.V)[:, None, None]
         self.p: dict[str, Tensor] = {}
         self.group: dict[str, str] = {}
@@ -245,7 +248,7 @@ class Stack:
         c = self.c
         config = GPTConfig(
             vocab_size=self.V,
-            block_size=BLOCK,
+            block_size=self.T,
             n_layer=self.L,
             n_head=self.H,
             n_embd=self.C,
@@ -297,7 +300,7 @@ class Stack:
         zeros = torch.zeros
         device = self.device
         self._add("table", "matrix", self._normal((self.V, C), 0.02))
-        self._add("wpe", "matrix", self._normal((BLOCK, C), 0.02))
+        self._add("wpe", "matrix", self._normal((self.T, C), 0.02))
         self._add(
             "qkv", "matrix", torch.stack([self._normal((3 * C, C), 0.02) for _ in range(L)])
         )
@@ -441,7 +444,7 @@ class Stack:
         """One update of all members."""
         first, size = self.plan[i]
         batch = self.rows[:, first : first + size].long()
-        length = last_of(self.c["length_plan"], first / self.rows.shape[1], BLOCK)
+        length = last_of(self.c["length_plan"], first / self.rows.shape[1], self.T)
         x = batch[:, :, :-1].reshape(self.K, -1, length)
         y = batch[:, :, 1:].reshape(self.K, -1)
         clean = x

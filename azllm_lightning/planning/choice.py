@@ -196,7 +196,7 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         steps=steps,
         val_windows=val_windows if is_reduced else None,
         every=every,
-        regularization=rule.regularization(size.passes),
+        regularization=rule.regularization(size.passes, size.parameters_per_token),
         # A window is of one document, or of a few.
         prediction=predict(size, text.scale, val_documents=min(text.val_documents, val_windows)),
         seconds=speed.startup_seconds + preparing + training + validating + saving,

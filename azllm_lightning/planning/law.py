@@ -71,6 +71,11 @@ class Size:
         return self.tokens / self.unique_tokens
 
     @property
+    def parameters_per_token(self) -> float:
+        """Of the text, each token counted once."""
+        return self.parameters / self.unique_tokens
+
+    @property
     def different_bytes(self) -> float:
         """Text that the run reads, each byte counted once."""
         return self.text_bytes * min(1.0, self.passes)

@@ -53,6 +53,18 @@ def test_text_read_once_needs_no_decay_and_text_read_often_a_strong_one() -> Non
     assert decays[-1] == rule.STRONG_DECAY
 
 
+def test_a_model_that_cannot_memorize_its_text_needs_no_decay() -> None:
+    # As measured: benchmarks/LOG.md, 2026-11-26.
+    few, some, many = (rule.regularization(passes, n) for passes, n in ((5, 1.9), (8, 3), (16, 25)))
+    assert (few.weight_decay, few.table_decay) == (rule.DECAY, 0.0)
+    assert rule.DECAY < some.weight_decay < rule.STRONG_DECAY
+    assert many == rule.regularization(16)
+    decays = [rule.regularization(16, n).weight_decay for n in (0.1, 1, 2, 4, 8, 100)]
+    assert decays == sorted(decays)
+    assert chosen(14, 1).regularization.weight_decay < 1  # not that of a text of 1 MB
+    assert chosen(1, 1).regularization.weight_decay > 2
+
+
 def test_small_text_follows_the_rule() -> None:
     config = compose(["experiment=small_text", "data.path=kitab.txt"])
     wanted = rule.regularization(16)

@@ -20,10 +20,10 @@ BLOCK = 64
 def by_hand(x: Tensor) -> bool:
     """Whether this file's functions are for x."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

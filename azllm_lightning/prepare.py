@@ -40,7 +40,8 @@ def prepare(config: PrepareConfig) -> Path:
 
     try:
         check_typed(config.data, config.overrides)
-        with StopRequest():
+        with StopRequest() as stop:
+            stop.begin()
             folder = pipeline.prepare(config.data)
     except Stopped:
         again = command("prepare", config.overrides)

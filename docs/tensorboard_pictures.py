@@ -19,15 +19,13 @@ from test_tensorboard_page import BROWSER, browser, tensorboard  # noqa: E402
 
 from azllm_lightning.callbacks.tensorboard import PAGE  # noqa: E402
 
-WIDE = 1280
-
 PAGES = {
-    "custom_scalars": (PAGE, 1960, 8),
-    "scalars": ("?smoothing=0#timeseries", 1000, 4),
-    "text": ("#text", 1000, "temperature"),
-    "hparams": ("#hparams", 420, "best_val_loss"),
+    "custom_scalars": (PAGE, 1280, 1560, 8),
+    "scalars": ("?smoothing=0#scalars&_smoothingWeight=0", 1280, 1000, 4),
+    "text": ("#text", 1280, 1000, "temperature"),
+    "hparams": ("#hparams", 2080, 420, "best_val_loss"),
 }
-"""The address, the height in pixels, and what a complete page shows: so many charts, or a word."""
+"""Address, width and height, and what a complete page shows: so many charts, or a word."""
 
 
 def main() -> None:
@@ -37,8 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with tensorboard(Path(sys.argv[1]), folder) as address, browser(folder / "b") as page:
-            for name, (place, height, wanted) in PAGES.items():
-                size = {"width": WIDE, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            for name, (place, width, height, wanted) in PAGES.items():
+                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
                 page.call("Emulation.setDeviceMetricsOverride", **size)
                 page.see(f"{address}{place}", partial(shows, wanted))
                 shot = page.call("Page.captureScreenshot", format="png")["data"]

@@ -82,7 +82,10 @@ class Console(Callback):
             )
             if self._bar.disable and self._compiles:
                 log.info(
-                    tr("compiling the model: the first validation and the first step take longer")
+                    tr(
+                        "compiling the model: the first step takes up to a minute longer, and less "
+                        "in a later run of the same size"
+                    )
                 )
 
     def on_train_batch_end(

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.model import cpu
 from azllm_lightning.model.loss import next_token_loss, token_nll
 
 CPU_BLOCK = 128
-"""Queries per block of attention on a CPU: the fastest of 64, 128, 256 at a context of 256."""
+"""Queries per block of `attend_in_blocks`: the fastest of 64, 128, 256 at a context of 256."""
 
 
 class RMSNorm(nn.Module):
@@ -34,6 +35,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (..., size) of any dtype; the result has the same shape and dtype."""
+        if cpu.by_hand(x):
+            return cpu.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -55,11 +58,11 @@ class Attention(nn.Module):
         """Attend over x (B, T, C); cos and sin are (T, D)."""
         B, T, C = x.shape
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))
-        q = q.transpose(1, 2)  # (B, H, T, D)
-        k = k.transpose(1, 2)  # (B, K, T, D)
-        y = attend(rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v)
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)
+        q = norm_and_rotate(q, self.q_norm, cos, sin)  # (B, H, T, D)
+        k = norm_and_rotate(k, self.k_norm, cos, sin)  # (B, K, T, D)
+        y = attend(q.to(v.dtype), k.to(v.dtype), v)
         out: Tensor = self.o_proj(y.reshape(B, T, C))
         return out
 
@@ -205,6 +208,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
+def norm_and_rotate(x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor) -> Tensor:
+    """Normalize each head of x (B, T, H, D) and rotate it, as (B, H, T, D)."""
+    if cpu.by_hand(x):
+        return cpu.norm_and_rotate(x, norm.weight, cos, sin, norm.eps)
+    return rotate(norm(x).transpose(1, 2), cos, sin)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q (B, H, T, D) over k and v (B, K, T, D), as (B, T, H, D)."""
     groups = q.shape[1] // k.shape[1]
@@ -213,6 +223,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v = v.repeat_interleave(groups, dim=1)
     if q.device.type == "cuda":
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    if cpu.by_hand(q):
+        return cpu.attend(q, k, v).transpose(1, 2)
     return attend_in_blocks(q, k, v).transpose(1, 2)
 
 

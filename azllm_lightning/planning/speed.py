@@ -101,7 +101,9 @@ class Speed:
         trainer.compile=auto would.
         """
         flops = steps * batch * shape.block_size * shape.flops_per_token()
-        is_long = flops / hardware.expected_flops(self.device) > hardware.COMPILE_PAYS_AFTER
+        is_long = (
+            flops / hardware.expected_flops(self.device) > hardware.COMPILE_PAYS_AFTER[self.device]
+        )
         micro_batches = -(-batch // micro_batch)
         model = batch * shape.block_size * shape.flops_per_token() / self.flops
         least = micro_batches * shape.n_layer * MICRO_BATCH_SECONDS[self.device]

@@ -33,6 +33,7 @@ from azllm_lightning.session.resolve import Resolved, gpu_index
 from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
 from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.compiled import compile_network
 from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint, PeriodicCheckpoint
 from azllm_lightning.training.stopping import StopRequest
 
@@ -86,7 +87,7 @@ def build(
     )
     module.run_config = config.to_yaml()
     if trainer_config.compile:
-        module.net.compile()
+        compile_network(module.net, device)
     if resolved.devices > 1:
         stop.interruptible = False  # the other processes would wait for this one
     io = AtomicCheckpointIO()

@@ -30,7 +30,7 @@ from azllm_lightning.runs.folder import find_checkpoint
 from azllm_lightning.runs.paths import is_version
 from azllm_lightning.session.edited_config import warn_of_edits
 from azllm_lightning.session.initial_weights import check_tokens
-from azllm_lightning.training import batch, hardware
+from azllm_lightning.training import batch, compiled, hardware
 from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
 
@@ -239,6 +239,8 @@ def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int)
         compile_net = "auto"  # nobody asked for it: what it needs may be missing here
         seconds = math.inf
     compile_net = hardware.resolve_compile(compile_net, device, seconds)
+    if compile_net and trainer.compile == "auto" and device == "cpu":
+        compile_net = compiled.pays(shape, trainer.micro_batch_size, trainer.precision)
     return replace(config, trainer=replace(trainer, compile=compile_net))
 
 

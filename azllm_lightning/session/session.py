@@ -79,12 +79,13 @@ def run_session(config: RunConfig) -> Path:
         connect()
     with determinism_restored(), StopRequest() as stop:
         try:
+            stop.begin()
             located = locate(config)
+            count = num_processes(located.config) if place is None else 1
+            if count == 1:
+                return _run(config, Processes(), stop, located)
         except Stopped:
             raise _start_again(config) from None
-        count = num_processes(located.config) if place is None else 1
-        if count == 1:
-            return _run(config, Processes(), stop, located)
     return supervise(config, located, count)
 
 
@@ -111,6 +112,7 @@ def _run(
     typed = config
     run = None
     try:
+        stop.begin()
         stop.started = first(lambda: session_start(stop.started))
         first(lambda: check_launcher(typed, place))
         found = located or first(lambda: locate(typed))

@@ -4,6 +4,7 @@ restores.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -25,6 +26,7 @@ from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.formats.load import FORMAT, load
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.compiled import uncompiled
 from azllm_lightning.training.hardware import muon_dtype
 from azllm_lightning.training.loops import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
@@ -275,14 +277,16 @@ class CausalLM(LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Add the NLL of a batch (B, T + 1) to the sums."""
         size = datamodule_of(self.trainer).micro_batch_size
-        # A smaller last batch would make a compiled network compile again: it is run uncompiled.
-        net = self.net if len(batch) == size else self.net.forward
         labels = batch[:, 1:]
         sources = None
         if self._val_sources is not None:
             first = batch_idx * size
             sources = self._val_sources[first : first + len(batch)]
-        nll = net(batch[:, :-1], labels, reduction="none")
+        # A compiled network would be compiled again for a smaller last batch; on a CPU that takes
+        # longer than it gains in any validation.
+        eager = self.device.type == "cpu" or len(batch) < size
+        with uncompiled() if eager else contextlib.nullcontext():
+            nll = self.net(batch[:, :-1], labels, reduction="none")
         self.val_metric.update(nll, self.token_bytes[labels], sources)
 
     def on_validation_epoch_end(self) -> None:

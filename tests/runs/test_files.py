@@ -224,9 +224,10 @@ def test_a_disk_that_is_really_full(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """It has room for three full states and two best.ckpt, not for a fourth state."""
     monkeypatch.chdir(small_disk)
     folder = train_tiny(
-        "model.n_embd=72", "trainer.checkpoint_every_steps=1", "trainer.val_every_steps=100"
+        "model.n_embd=56", "trainer.checkpoint_every_steps=1", "trainer.val_every_steps=100"
     )
     warnings = capsys.readouterr().err
     message = r"No space left on device.*removing step_00000001\.ckpt to try again"

@@ -1,0 +1,146 @@
+"""Norms, rotary positions and attention on a CPU in fp32, with gradients written by hand.
+
+They compute what `gpt.py` does in about two thirds of the time, since autograd would pass over the
+activations two to three times as often. Not for torch.compile, which fuses the plain operations,
+and does not cache functions with gradients of their own. Shape letters as in gpt.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 64
+"""Queries per block of attention: faster than 128 at contexts of 128 and 256."""
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether this file's functions are for x."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., C) divided by the root of its mean square and multiplied by weight (C,)."""
+    out: Tensor = _Norm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+def norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """`rms_norm`, then `gpt.rotate`: x (B, T, H, D), weight (D,), cos and sin (T, D) to
+    (B, H, T, D).
+    """
+    out: Tensor = _NormAndRotate.apply(x, weight, cos, sin, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q, k, v (B, H, T, D), as (B, H, T, D)."""
+    out: Tensor = _Attend.apply(*(x.flatten(0, 1) for x in (q, k, v)))  # type: ignore[no-untyped-call]
+    return out.view(q.shape)
+
+
+def _inverse_root(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _norm_gradients(
+    g: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, in `out` (which may be g), and of weight, for that of the normed x, g."""
+    size = x.shape[-1]
+    gx = (g * x).view(-1, size)
+    along = (gx @ weight).view_as(inverse)
+    grad_weight = gx.t() @ inverse.flatten()
+    torch.mul(g, weight, out=out)
+    out.mul_(inverse).addcmul_(x, inverse.pow(3).mul_(along).div_(size), value=-1)
+    return out, grad_weight
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = _inverse_root(x, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        return *_norm_gradients(g, x, weight, inverse, torch.empty_like(x)), None
+
+
+class _NormAndRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+    ) -> Tensor:
+        half = x.shape[-1] // 2
+        inverse = _inverse_root(x, eps)
+        ctx.save_for_backward(x, weight, cos, sin, inverse)
+        rotated = _add_rotated(x.transpose(1, 2), cos * weight, sin * weight.roll(half))
+        return rotated.mul_(inverse.transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, weight, cos, sin, inverse = ctx.saved_tensors
+        half = x.shape[-1] // 2
+        back = _add_rotated(g.transpose(1, 2), cos[:, None], sin.roll(half, dims=-1)[:, None])
+        return *_norm_gradients(back, x, weight, inverse, back), None, None, None
+
+
+def _add_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x * cos + x.roll(D / 2) * sin, contiguous."""
+    half = x.shape[-1] // 2
+    out = torch.mul(x, cos, out=x.new_empty(x.shape))
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    """Attention of q, k, v (N, T, D), where N is B H."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        T = q.shape[1]
+        out = torch.empty_like(q)
+        weights = []
+        for start in range(0, T, BLOCK):
+            end = min(start + BLOCK, T)
+            scores = torch.bmm(q[:, start:end], k[:, :end].mT).mul_(q.shape[-1] ** -0.5)
+            later = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
+            scores[:, :, start:].masked_fill_(later, -torch.inf)
+            weights.append(scores.softmax(dim=-1))
+            out[:, start:end] = torch.bmm(weights[-1], v[:, :end])
+        ctx.save_for_backward(q, k, v, *weights)
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, *weights = ctx.saved_tensors
+        g = g.contiguous()
+        grad_q = torch.empty_like(q)
+        grad_k = torch.zeros_like(k)
+        grad_v = torch.zeros_like(v)
+        for number, w in enumerate(weights):
+            end = w.shape[2]
+            block = slice(BLOCK * number, end)
+            grad_v[:, :end].baddbmm_(w.mT, g[:, block])
+            grad_scores = torch.ops.aten._softmax_backward_data(
+                torch.bmm(g[:, block], v[:, :end].mT), w, -1, torch.float32
+            ).mul_(q.shape[-1] ** -0.5)
+            grad_k[:, :end].baddbmm_(grad_scores.mT, q[:, block])
+            grad_q[:, block] = torch.bmm(grad_scores, k[:, :end])
+        return grad_q, grad_k, grad_v

@@ -267,7 +267,7 @@ def test_t4_is_the_run_of_the_course() -> None:
     assert (model.n_layer, model.n_head, model.n_embd) == (12, 12, 768)
     assert (data.name, data.vocab_size, data.block_size) == ("fineweb2", 32_000, 512)
     assert (data.val_windows, data.max_bytes) == (2400, 700_000_000)
-    assert (trainer.global_batch_size, trainer.micro_batch_size) == (48, 12)
+    assert (trainer.global_batch_size, trainer.micro_batch_size) == (48, 24)
     assert (trainer.precision, trainer.accelerator) == ("16-mixed", "gpu")
     assert (trainer.max_steps, trainer.val_every_steps) == (5000, 500)
     assert trainer.checkpoint_every_steps == 500

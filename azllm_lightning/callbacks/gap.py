@@ -46,13 +46,13 @@ def gap_text(points: Sequence[Point], steps_per_pass: float) -> str:
     if not first_pass:
         return tr(
             "val_loss is {gap:.2f} above train_loss after {passes:.1f} passes over the text: part "
-            "of it is memorized. More text narrows the gap.",
+            "of it is memorized. More text or a stronger weight decay narrows the gap.",
             gap=last.gap,
             passes=last.step / steps_per_pass,
         )
     return tr(
         "val_loss is {gap:.2f} above train_loss, {grown:.2f} more than in the first pass over the "
-        "text: part of it is memorized. More text narrows the gap.",
+        "text: part of it is memorized. More text or a stronger weight decay narrows the gap.",
         gap=last.gap,
         grown=last.gap - before,
     )

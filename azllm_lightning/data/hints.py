@@ -56,7 +56,7 @@ class Look:
 def look(config: DataConfig, seconds: float = SECONDS) -> Look:
     """Look at the local files of data.path, as much of them as can be read in `seconds`.
 
-    Raises ValueError if there are none. What is wrong in them is left to those who read all of it.
+    What is wrong in them is left to those who read all of it.
     """
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # every warning would come twice
@@ -135,9 +135,12 @@ def hints(found: Look) -> list[str]:
 
 
 def _files(config: DataConfig) -> list[TextFile]:
-    if config.name == "tales" or not config.paths:
+    if config.name == "tales" or not config.paths or any("://" in path for path in config.paths):
         return []
-    return [file for stream in streams(config) for file in stream_files(stream)]
+    try:
+        return [file for stream in streams(config) for file in stream_files(stream)]
+    except (ValueError, OSError):  # the text of a prepared folder may be gone
+        return []
 
 
 def _has(file: TextFile, config: DataConfig, field: str) -> bool:

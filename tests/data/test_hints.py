@@ -75,6 +75,8 @@ def test_a_text_that_cannot_be_read_is_left_to_its_reader(
     assert found(path).documents == 1
     assert caplog.text == ""
     assert look(compose([]).data).documents == 0  # tales
+    assert found(tmp_path / "gone.jsonl").documents == 0
+    assert look(compose(["data=text", "data.path=https://example.org/a.txt"]).data).documents == 0
 
 
 def test_prepare_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

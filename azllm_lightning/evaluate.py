@@ -25,6 +25,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     use_language(config.lang)
     import torch
 
+    from azllm_lightning.formats.load import origin, step_of
     from azllm_lightning.inference.measures import measured, open_subject, suite_page
     from azllm_lightning.inference.result_files import result_file
     from azllm_lightning.runs.atomic import write_json
@@ -37,8 +38,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     out = result_file(config, checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     subject = open_subject(config, checkpoint, device)
-    print(f"{tr('model'):<12}{subject.name}", file=sys.stderr)
+    ours = checkpoint if config.hf is None else None
+    name = subject.name if ours is None else origin(ours)
+    print(f"{tr('model'):<12}{name}", file=sys.stderr)
     results: dict[str, Any] = {"model": subject.name, "start_token": bool(subject.scorer.start)}
+    if ours is not None:
+        results["step"] = step_of(ours)
     found, report = measured(config, subject)
     results |= found
     print(report)

@@ -30,7 +30,7 @@ def export(config: ExportConfig) -> Path:
     use_language(config.lang)
     from azllm_lightning.callbacks.text import size_text
     from azllm_lightning.formats import model_card
-    from azllm_lightning.formats.load import load, read_checkpoint, stored_config
+    from azllm_lightning.formats.load import load, origin, read_checkpoint, stored_config
     from azllm_lightning.formats.new_folder import new_folder
     from azllm_lightning.formats.suite_card import card_section
     from azllm_lightning.report.pictures import PICTURE, training_picture
@@ -60,7 +60,7 @@ def export(config: ExportConfig) -> Path:
             picture=None if picture is None else PICTURE,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-    print(tr("from {path}", path=path))
+    print(tr("from {path}", path=origin(path)))
     for file in sorted(out.iterdir()):
         print(f"{size_text(file.stat().st_size):>10}  {file}")
     print(tr("load it:"))

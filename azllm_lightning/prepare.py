@@ -32,6 +32,7 @@ def prepare(config: PrepareConfig) -> Path:
     """
     # Imported here, so that --help does not load numpy, tokenizers and torch.
     from azllm_lightning.data import pipeline, removed
+    from azllm_lightning.data.hints import hints, look
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.data.typed import check_typed
     from azllm_lightning.planning.first import first_run
@@ -39,7 +40,8 @@ def prepare(config: PrepareConfig) -> Path:
 
     try:
         check_typed(config.data, config.overrides)
-        with StopRequest():
+        with StopRequest() as stop:
+            stop.begin()
             folder = pipeline.prepare(config.data)
     except Stopped:
         again = command("prepare", config.overrides)
@@ -49,6 +51,8 @@ def prepare(config: PrepareConfig) -> Path:
     if examples := removed.examples(folder):
         print(_line(tr("removed"), str(folder / removed.REMOVED)))
         print("\n".join(_line("", example) for example in examples))
+    for hint in hints(look(config.data)):
+        print(_line(tr("note"), hint))
     planned = first_run(config.data, Manifest.read(folder))
     print(_line(tr("next"), command("train", [*config.overrides, *planned])))
     return folder

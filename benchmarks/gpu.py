@@ -2,14 +2,18 @@
 
     python benchmarks/gpu.py [--minutes 9] [--part t4 laptop_4gb bf16 long] [--rounds 2] [--only
     speed fp32 deterministic check long] [--steps 200] [--long-steps 2000] [--nanogpt DIR]
-    [--text DIR] [--out gpu.json]
+    [--text DIR] [--out gpu.json] [--together]
 
 t4 and laptop_4gb are the experiments of those names in fp16, without flash attention, which a T4
 does not have either; bf16 is the model of t4 with a context of 1,024. Each runs for `--steps`
-steps, compiled, with a process per measurement, and both sides use the same number type. The fp16
-parts run once more in fp32: the loss at the last step must be the same. `deterministic` is what
-trainer.deterministic=true costs. `check` is the verb of that name, whose resume must be exact.
-`long` is t4 for `--long-steps` steps, without a non-finite loss.
+steps, compiled, with a process per measurement, and both sides use the same number type.
+`deterministic` is what trainer.deterministic=true costs. `check` is the verb of that name, whose
+resume must be exact. `long` is t4 for `--long-steps` steps, without a non-finite loss; a tenth of
+it in fp32 must have the same loss there, and so must all of laptop_4gb.
+
+A card with room for all of them at once saves most of the time with --together: the measurements
+of speed start side by side, wait until all are compiled, and take turns; then all the others run
+side by side.
 
 No measurement starts after --minutes. --out keeps what earlier calls on the same machine have
 measured, and the next call goes on after that, so the same command twice is enough where a session
@@ -38,7 +42,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +53,7 @@ import numpy as np
 import torch
 from machine import describe
 from nanogpt_loop import nanogpt_loop
+from turns import be_ready, take_turn, turns
 
 from azllm_lightning import compose
 from azllm_lightning.callbacks.history import History
@@ -72,11 +77,12 @@ PARTS = {
 }
 ORDER = ["t4", "bf16", "laptop_4gb", "long"]
 KINDS = ("speed", "fp32", "deterministic", "check", "long")
+TIMED = ("speed", "deterministic")
 ONCE = [
     ("long", "ours", "long"),
     ("t4", "check", "check"),
     ("bf16", "deterministic", "deterministic"),
-    ("t4", "fp32", "fp32"),
+    ("long", "fp32", "fp32"),
     ("bf16", "check", "check"),
     ("laptop_4gb", "check", "check"),
     ("laptop_4gb", "fp32", "fp32"),
@@ -132,21 +138,14 @@ def main() -> None:
         text = args.text.absolute() if args.text else work / "data"
         if not text.exists():
             random_text(text, vocab_size, num_documents=8 if args.tiny else 40_000)
-        while tasks and time.monotonic() < end:
-            task = tasks.pop(0)
-            print(f"{task.part}: {task.side}", file=sys.stderr, flush=True)
-            sizes = TINY if args.tiny else ["trainer.compile=true"]
-            data = [f"data.dir={text}", f"data.vocab_size={vocab_size}"]
-            overrides = [*PARTS[task.part], *sizes, *data]
-            result = results[task.part]
-            try:
-                found = measure(task, overrides, work, args)
-            except Exception as error:  # the others may still succeed
-                result.setdefault("failures", {})[task.side] = f"{type(error).__name__}: {error}"
-            else:
-                result.setdefault(task.side, []).append(found)
-                result.get("failures", {}).pop(task.side, None)
-            write(results, args.out)
+        data = [f"data.dir={text}", f"data.vocab_size={vocab_size}"]
+        for tasks_now in at_once(tasks, args.together):
+            if time.monotonic() >= end:
+                break
+            for task, found in attempts(tasks_now, data, work, args):
+                tasks.remove(task)
+                keep(results[task.part], task.side, found)
+                write(results, args.out)
     write(results, args.out)
     text = table(results)
     if tasks:
@@ -154,6 +153,53 @@ def main() -> None:
         text += f"\n\nNot measured yet (run the same command again): {names}."
     args.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def at_once(tasks: list[Task], together: bool) -> list[list[Task]]:
+    """The tasks in groups that run side by side: those that are timed, then the others; without
+    `together`, each alone.
+    """
+    if not together:
+        return [[task] for task in tasks]
+    timed = [task for task in tasks if task.kind in TIMED]
+    return list(filter(None, [timed, [task for task in tasks if task not in timed]]))
+
+
+def attempts(
+    tasks: list[Task], data: list[str], work: Path, args: argparse.Namespace
+) -> Iterator[tuple[Task, Figures | str]]:
+    """Each task with what was measured or why it failed, as soon as it is done; several run side by
+    side, and those that are timed take turns.
+    """
+    if len(tasks) == 1:
+        yield tasks[0], attempt(tasks[0], data, work, args)
+        return
+    count = sum(task.kind in TIMED for task in tasks)
+    with turns(count, work / "turns"), ThreadPoolExecutor(len(tasks)) as threads:
+        jobs = {threads.submit(attempt, task, data, work, args): task for task in tasks}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+
+
+def attempt(task: Task, data: list[str], work: Path, args: argparse.Namespace) -> Figures | str:
+    """What was measured, or why it failed."""
+    print(f"{task.part}: {task.side}", file=sys.stderr, flush=True)
+    overrides = [*PARTS[task.part], *(TINY if args.tiny else ["trainer.compile=true"]), *data]
+    folder = Path(tempfile.mkdtemp(prefix=f"{task.part}_{task.side}_", dir=work))
+    try:
+        return measure(task, overrides, folder, args)
+    except Exception as error:  # the others may still succeed
+        be_ready(folder.name)
+        return f"{type(error).__name__}: {error}"
+
+
+def keep(result: Figures, side: str, found: Figures | str) -> None:
+    """Add what `attempt` found to the result of a part."""
+    if isinstance(found, str):
+        result.setdefault("failures", {})[side] = found
+    else:
+        result.setdefault(side, []).append(found)
+        result.get("failures", {}).pop(side, None)
 
 
 def write(results: Figures, out: Path) -> None:
@@ -180,6 +226,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="folder that keeps the random text")
     parser.add_argument(
         "--out", type=Path, default=Path("gpu.json"), help="file that keeps the figures"
+    )
+    parser.add_argument(
+        "--together", action="store_true", help="side by side, for a card with memory for all"
     )
     parser.add_argument("--tiny", action="store_true", help="a few steps of small models, on a CPU")
     args = parser.parse_args()
@@ -226,7 +275,7 @@ def sides(result: Figures) -> list[tuple[str, list[Figures]]]:
 
 def measure(task: Task, overrides: list[str], work: Path, args: argparse.Namespace) -> Figures:
     """One measurement, in a process of its own unless --tiny is given."""
-    call = called if args.tiny else apart
+    call = called if args.tiny and not args.together else apart
     steps = 6 if args.tiny else args.steps
     if task.side == "check":
         return checked(task.part, [*overrides, f"minutes={3 if args.tiny else 2}"], work)
@@ -234,7 +283,9 @@ def measure(task: Task, overrides: list[str], work: Path, args: argparse.Namespa
         return call(theirs, task.part, overrides, steps, args.nanogpt)
     more = {"fp32": ["trainer.precision=32-true"], "deterministic": ["trainer.deterministic=true"]}
     if task.part == "long":
-        steps = 8 if args.tiny else args.long_steps
+        steps = 20 if args.tiny else args.long_steps
+        if task.kind == "fp32":
+            steps //= 10
     return call(ours, task.part, [*overrides, *more.get(task.side, [])], work, steps)
 
 
@@ -301,6 +352,8 @@ class Probe(pl.Callback):
         if pl_module.step_report is not None:
             self.losses.append(pl_module.step_report.loss)
             self.skipped += not pl_module.step_report.finite
+            if len(self.losses) == max(1, trainer.max_steps // 10):
+                take_turn()
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Write the figures."""
@@ -314,6 +367,7 @@ class Probe(pl.Callback):
             "peak_flops": throughput.peak_flops,
             "steps": len(self.losses),
             "train_loss": self.losses[-1],
+            "val_losses": {str(row.step): row.val_loss for row in history.validations},
             "non_finite_losses": sum(not np.isfinite(loss) for loss in self.losses),
             "skipped_steps": self.skipped,
             "save_seconds": trainer.strategy.checkpoint_io.longest,
@@ -331,7 +385,7 @@ def ours(part: str, overrides: list[str], work: Path, steps: int) -> Figures:
             *overrides,
             f"trainer.max_steps={steps}",
             f"schedule.total_steps={max(planned, steps)}",
-            f"trainer.val_every_steps={steps}",
+            f"trainer.val_every_steps={max(1, steps // 10) if part == 'long' else steps}",
             f"trainer.checkpoint_every_steps={max(1, steps // 2)}",
             "data.val_windows=64",
             f"logs_dir={work / 'runs'}",
@@ -371,7 +425,7 @@ def checked(part: str, overrides: list[str], work: Path) -> Figures:
 def theirs(part: str, overrides: list[str], steps: int, checkout: Path | None) -> Figures:
     """The other side."""
     with attention_of(part):
-        return nanogpt_loop(overrides, steps, checkout)
+        return nanogpt_loop(overrides, steps, checkout, take_turn)
 
 
 def fp16_on_cpu() -> contextlib.AbstractContextManager[Any]:
@@ -426,10 +480,11 @@ def rows(part: str, result: Figures) -> Iterator[Row]:
         yield from speed_rows(part, runs, peers)
         yield memory_row(part, runs, peers)
     if runs and "fp32" in result:
-        loss, exact = runs[-1]["val_loss"], result["fp32"][-1]["val_loss"]
+        step = result["fp32"][-1]["steps"]
+        loss, exact = (side[-1]["val_losses"][str(step)] for side in (runs, result["fp32"]))
         losses = f"{loss:.4f} in fp16, {exact:.4f} in fp32"
         kept = yes_or_no(abs(loss / exact - 1) <= 0.01)
-        yield Row(f"val_loss at step {runs[-1]['steps']}", losses, "", "within 1 %", kept)
+        yield Row(f"val_loss at step {step}", losses, "", "within 1 %", kept)
     if runs and "deterministic" in result:
         plain, exact = (
             statistics.median(figures["tokens_per_step"] / settled(figures) for figures in side)

@@ -18,9 +18,12 @@ PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
 """`trainer.precision` of each number type."""
 
 
-def describe(number_type: str = "") -> dict[str, str]:
-    """The CPU and its kind, the `number_type` if one is given, the system, PyTorch, the commit."""
+def describe(number_type: str = "", device: torch.device = CPU) -> dict[str, str]:
+    """The CPU and its kind, the GPU if `device` is one, the `number_type` if one is given, the
+    system, PyTorch, the commit.
+    """
     about = {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "cpu": f"{_cpuinfo('model name') or platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores",
         "kind": cpu_kind(),
@@ -37,9 +40,9 @@ def show(about: dict[str, str]) -> None:
     print("\n".join(f"{key:<8}{value}" for key, value in about.items()), flush=True)
 
 
-def fast_type() -> str:
-    """ "bf16" if the CPU has bf16 arithmetic, else "fp32": bf16 without it is very slow."""
-    return "bf16" if fast_half(CPU) == torch.bfloat16 else "fp32"
+def fast_type(device: torch.device = CPU) -> str:
+    """ "bf16" if the device has bf16 arithmetic, else "fp32": bf16 without it is very slow."""
+    return "bf16" if fast_half(device) == torch.bfloat16 else "fp32"
 
 
 def cpu_kind() -> str:

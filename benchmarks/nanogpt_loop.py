@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,14 @@ from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
 
 
-def nanogpt_loop(overrides: list[str], steps: int, checkout: Path | None = None) -> dict[str, Any]:
+def nanogpt_loop(
+    overrides: list[str],
+    steps: int,
+    checkout: Path | None = None,
+    warmed_up: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Train `steps` steps with the sizes, batch, precision and compile setting that `overrides`
-    mean for our command, and return the measurements.
+    mean for our command, and return the measurements. `warmed_up` is called after a tenth of them.
 
     As in nanoGPT's train.py: autocast, with a GradScaler in fp16; accumulation, clipping at 1,
     fused AdamW; the next batch fetched while the device computes; the loss read at every step; no
@@ -60,7 +65,9 @@ def nanogpt_loop(overrides: list[str], steps: int, checkout: Path | None = None)
     input_ids, labels = next(batches)
     seconds, losses = [], []
     mark = time.perf_counter()
-    for _ in range(steps):
+    for step in range(steps):
+        if step == max(1, steps // 10) and warmed_up is not None:
+            warmed_up()
         for _ in range(accumulate):
             with torch.autocast(device, dtype):
                 loss = model(input_ids, labels) / accumulate

@@ -24,7 +24,7 @@ from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.batch import accumulation
 from azllm_lightning.training.muon import orthogonalization_flops
 
-CHUNK = 1024  # tokens whose logits exist at once on a GPU, see azllm_lightning/model/loss.py
+CHUNK = 2048  # tokens whose logits exist at once on a GPU, see azllm_lightning/model/loss.py
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,7 @@ def groups_of(net: nn.Module, s: dict[str, Any]) -> list[Group]:
             s["beta1"] if s["head_beta1"] is None else s["head_beta1"],
             s["head_beta2"] or s["beta2"],
         ),
+        "eps": s["head_eps"] or s["eps"],
     }
     norm = {
         **adam,

@@ -56,9 +56,10 @@ DEFAULTS: Settings = {
     "soap_side": 256,  # sides longer than this keep their basis
     "adam_lr": 0.03,
     "adam_weight_decay": 0.0,
-    "beta1": 0.65,
-    "beta2": 0.95,
+    "beta1": 0.5,
+    "beta2": 0.98,
     "eps": 1e-8,
+    "head_eps": None,
     "table_rule": "adam",  # row: one second moment per row; muon
     "head_rule": None,  # head_*: of an untied head; None: as of the table
     "head_lr": None,

@@ -92,6 +92,7 @@ def findings(**changes: dict[str, Any]) -> dict[str, Any]:
             "first_step_seconds": 60.0,
             "step_seconds": 1.9,
             "optimizer_seconds": 0.1,
+            "cpu_share": None,
             "startup_seconds": 20.0,
             "tokens_per_second": 13_000.0,
             "is_computed": False,

@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from quick_hydra import remember
-from training_runs import Probe, Uninterrupted
+from training_runs import Probe, Uninterrupted, tiny_overrides
 
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.model import GPTConfig
@@ -30,19 +30,12 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
-TINY = {
-    "data": "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1",
-    "model": "n_layer=1 n_head=2 n_embd=32",
-    "schedule": "warmup_steps=2",
-    "trainer": "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 "
-    "global_batch_size=4 compile=false accelerator=cpu precision=32-true",
-    "callbacks": "samples.max_new_tokens=2",
-}
 
-
-def tiny_overrides() -> list[str]:
-    settings = [f"{group}.{pair}" for group, pairs in TINY.items() for pair in pairs.split()]
-    return ["run_name=tiny", *settings]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test fails after an hour rather than minutes: the machine may be busy."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(scope="session", autouse=True)

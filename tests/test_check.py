@@ -238,7 +238,7 @@ def test_settings_are_those_of_a_run_and_two_more(tiny: list[str]) -> None:
     assert config.run == compose(tiny)
     with pytest.raises(ValueError, match=r"minutes=0.0 must be above 0"):
         settings(tiny, "minutes=0")
-    with pytest.raises(ValueError, match=r"n_embd(.|\n)*minutes=two must be a number"):
+    with pytest.raises(ValueError, match=r"n_embd(.|\n)*minutes='two' is not a number"):
         settings(tiny, "minutes=two", "model.n_embd=33", "model.n_head=2")
     with pytest.raises(ValueError, match="check trains its own runs"):
         settings(tiny, "ckpt_path=last")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.verbs import GenerateConfig
 from azllm_lightning.evaluate import evaluate
@@ -115,7 +116,10 @@ def test_the_checkpoint_that_is_named(tiny_run: Path, capsys: pytest.CaptureFixt
     def taken(*overrides: str) -> str:
         capsys.readouterr()
         generate(settings(*overrides))
-        return capsys.readouterr().err.strip()
+        path, comma, step = capsys.readouterr().err.strip().partition(", step ")
+        assert comma
+        assert step.isdecimal()
+        return path
 
     last = "step_00000008.ckpt"
     assert taken() == f"from {second / 'checkpoints' / 'best.ckpt'}"
@@ -126,6 +130,23 @@ def test_the_checkpoint_that_is_named(tiny_run: Path, capsys: pytest.CaptureFixt
     # A run that was stopped before its first validation has no best.
     (second / "checkpoints" / "best.ckpt").unlink()
     assert taken() == f"from {second / 'checkpoints' / last}"
+
+
+@pytest.mark.parametrize(("lang", "word"), [("en", "step 8"), ("az", "addım 8")])
+def test_verbs_name_the_step_of_the_weights_that_they_read(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, lang: str, word: str
+) -> None:
+    words = [f"lang={lang}", "ckpt_path=last"]
+    Path("qısa.txt").write_text("Bir gün tülkü meşəyə getdi.", encoding="utf-8")
+    generate(settings(*words, "prompt=Bakı", "max_new_tokens=1"))
+    found = evaluate(compose([*words, "data.path=qısa.txt"], "evaluate"))
+    export(compose([*words, f"out={tmp_path / 'out'}", "format=pt"], "export"))
+    printed = capsys.readouterr()
+    for said in (*printed.err.splitlines(), *printed.out.splitlines()):
+        assert (".ckpt" in said) == (f".ckpt, {word}" in said)
+    assert (printed.out + printed.err).count(f".ckpt, {word}") == 3
+    assert found["step"] == 8
+    use_language(None)
 
 
 def test_missing_checkpoints_are_reported(tiny_run: Path) -> None:
@@ -184,7 +205,9 @@ def test_generate_and_evaluate_need_no_lightning(tiny_run: Path) -> None:
 def test_every_verb_speaks_azerbaijani(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(settings("prompt=" + "Bir gün " * 40, "lang=az"))
     printed = capsys.readouterr().err
-    pattern = r"model: .*best.ckpt\nbaşlanğıc mətnində \d+ token var, .* yalnız sonu oxunur\n"
+    pattern = (
+        r"model: .*best.ckpt, addım \d+\nbaşlanğıc mətnində \d+ token var, .* yalnız sonu oxunur\n"
+    )
     assert re.fullmatch(pattern, printed)
     export(compose(["out=model", "format=pt", "lang=az"], "export"))
     assert capsys.readouterr().out.startswith("model: ")

@@ -32,6 +32,22 @@ MEASURED = ("tokens_per_sec", "mfu", "peak_memory_gb")
 """Scalars that no two runs share."""
 
 
+TINY = {
+    "data": "tales_bytes=60_000 vocab_size=300 block_size=32 val_windows=8 val_fraction=0.1",
+    "model": "n_layer=1 n_head=2 n_embd=32",
+    "schedule": "warmup_steps=2",
+    "trainer": "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 "
+    "global_batch_size=4 compile=false accelerator=cpu precision=32-true",
+    "callbacks": "samples.max_new_tokens=2",
+}
+
+
+def tiny_overrides() -> list[str]:
+    """Overrides for the smallest useful run."""
+    settings = [f"{group}.{pair}" for group, pairs in TINY.items() for pair in pairs.split()]
+    return ["run_name=tiny", *settings]
+
+
 class Recorder(Callback):
     """Records, for other processes to read, which windows each step is trained on."""
 

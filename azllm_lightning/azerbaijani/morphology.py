@@ -260,24 +260,6 @@ def ordinal(numeral: str) -> str:
     return attach(numeral, s.ORDINAL)
 
 
-def ordinal_in_figures(number: int) -> str:
-    """The ordinal of a number above 0, written with figures: 5-ci, 6-cı, 10-cu, 100-cü.
-
-    The suffix follows the harmony of the last word of the number as it is spoken.
-    """
-    ones = "sıfır bir iki üç dörd beş altı yeddi səkkiz doqquz".split()
-    tens = "sıfır on iyirmi otuz qırx əlli altmış yetmiş səksən doxsan".split()
-    powers = {0: "yüz", 1: "min", 2: "milyon", 3: "milyard"}
-    if number % 10:
-        spoken = ones[number % 10]
-    elif number % 100:
-        spoken = tens[number % 100 // 10]
-    else:
-        zeros = len(str(number)) - len(str(number).rstrip("0"))
-        spoken = powers[zeros // 3]
-    return f"{number}-c{_FOUR_WAY[_last_vowel(spoken)]}"
-
-
 def distributive(numeral: str) -> str:
     """So many each: iki-iki, üç-üç."""
     return f"{numeral}-{numeral}"

@@ -182,11 +182,13 @@ def end_panel(
     extendable: bool,
     better: str | None = None,
     sample: str = "",
+    gap: str = "",
 ) -> str:
     """The outcome of a run: its validations, losses by source, what to type next.
 
     With `extendable`, that includes the command that trains it longer; `better` is the command of
-    a run that avoids the problem of this one. `sample` is a text by the model.
+    a run that avoids the problem of this one. `sample` is a text by the model. `gap` is what the
+    gap between the two losses means.
     """
     rows = ["", *table(validations), ""]
     if by_source := _sources(last):
@@ -206,6 +208,8 @@ def end_panel(
     if summary.best_val_loss is not None:
         rows.append(labeled(tr("best"), _best(summary)))
         rows.append(verbatim("", str(run.checkpoints / BEST)))
+    if gap:
+        rows.append(labeled(tr("gap"), gap))
     if sample:
         rows.append(f"{tr('writes'):<{LABEL}}{one_line(sample, WIDTH - LABEL)}")
     if (run.folder / REPORT).is_file():

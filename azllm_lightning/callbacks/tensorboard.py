@@ -17,7 +17,7 @@ import azllm_lightning
 from azllm_lightning.callbacks.throughput import peak_memory_bytes
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.data.datamodule import datamodule_of
+from azllm_lightning.data.datamodule import TokenDataModule, datamodule_of
 from azllm_lightning.runs.commit import commit
 from azllm_lightning.runs.curves import SESSION, write_description
 
@@ -107,8 +107,7 @@ class TensorBoard(Callback):
         """Write all of it, before the first curve."""
         for writer in writers(trainer):
             folder = Path(writer.log_dir)
-            sources = len(datamodule_of(trainer).val_sources()[0])
-            write_description(folder, self._description(sources))
+            write_description(folder, self._description(datamodule_of(trainer)))
             # Lightning writes this file only if it is absent.
             hparams_file = folder / TensorBoardLogger.NAME_HPARAMS_FILE
             with contextlib.suppress(OSError):  # open in another program, on Windows
@@ -119,9 +118,10 @@ class TensorBoard(Callback):
         for logger in trainer.loggers:
             logger.save()
 
-    def _description(self, sources: int) -> Iterator[Any]:
+    def _description(self, data: TokenDataModule) -> Iterator[Any]:
         from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
+        sources = len(data.val_sources()[0])
         has_memory = torch.cuda.is_available() or peak_memory_bytes() is not None
         yield custom_scalars(layout(sources, has_memory))  # type: ignore[no-untyped-call]
         table, row, _ = hparams(self._hparams(), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
@@ -129,6 +129,7 @@ class TensorBoard(Callback):
         yield row
         texts = {
             "config": code_block(self.config.to_yaml()),
+            "data": code_block(self._data(data)),
             "environment": code_block(environment()),
             "reading": tr(
                 "Smoothing draws a curve late and flat: val_loss has few points, so that it misses "
@@ -140,6 +141,16 @@ class TensorBoard(Callback):
         }
         for tag, content in texts.items():
             yield text(f"{SESSION}{tag}", content)  # type: ignore[no-untyped-call]
+
+    def _data(self, data: TokenDataModule) -> str:
+        """How much text there is, as YAML, one value per line."""
+        windows = data.train_windows.num_windows
+        found = {
+            "training_tokens": windows * self.config.shape.block_size,
+            "validation_windows": len(data.chosen_val_windows()),
+            "steps_per_pass": round(windows / self.config.trainer.global_batch_size, 2),
+        }
+        return "\n".join(f"{key}: {value}" for key, value in found.items())
 
     def _hparams(self) -> dict[str, float | str]:
         values = self.config.to_mapping()

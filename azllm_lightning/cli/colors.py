@@ -14,7 +14,6 @@ GREEN = "32"
 YELLOW = "33"
 CYAN = "36"
 BOLD = "1"
-DIM = "2"
 
 LABEL = 10
 """Columns of a label with the space after it."""

@@ -95,7 +95,7 @@ def explanation(error: BaseException, verb: str) -> str:
             group=match[1].rpartition("/")[2].partition("@")[0],
         )
     if match := re.match("Ambiguous value for argument '(.+)'\n", message):
-        return tr(
+        return _number_with_a_comma(match[1]) or tr(
             "{setting} is ambiguous: write a decimal number with a point (0.5), a large one "
             "without separators (10000), text with a comma in two kinds of quotes "
             "(\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
@@ -114,6 +114,30 @@ def explanation(error: BaseException, verb: str) -> str:
     if unknown := re.match(r"Could not override '([^']+)'\.\nTo append to your config", message):
         return unknown_key(unknown[1], keys_of(composed_mapping(verb)))
     return message
+
+
+def _number_with_a_comma(setting: str) -> str:
+    """What to write instead of hours=0,5 or trainer.max_steps=10,000; "" for anything else."""
+    key, _, value = setting.partition("=")
+    if key == "trainer.devices":  # a list of GPUs
+        return ""
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", value) and not value.startswith("0"):
+        return tr(
+            "{setting}: write a large number without separators, {key}={number}, or a decimal "
+            "number with a point, {key}={decimal}",
+            setting=setting,
+            key=key,
+            number=value.replace(",", ""),
+            decimal=value.replace(",", ".", 1).replace(",", ""),
+        )
+    if re.fullmatch(r"[+-]?\d+,\d+([eE][+-]?\d+)?", value):
+        return tr(
+            "{setting}: write a decimal number with a point, {key}={decimal}",
+            setting=setting,
+            key=key,
+            decimal=value.replace(",", "."),
+        )
+    return ""
 
 
 def _unreadable_override(text: str, verb: str) -> str:

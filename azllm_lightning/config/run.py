@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -22,6 +24,10 @@ from azllm_lightning.config.trainer import AutoChoices, TrainerConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+ENDINGS = re.compile(r"(\.(txt|jsonl|ndjson|json|csv|tsv|parquet|gz|zst|xz|bz2))+$", re.IGNORECASE)
+"""Endings of files of text, which are no part of a run's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,14 @@ class RunConfig:
     def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
         """The config of a composed or stored mapping; `overrides` is what was typed to get it."""
         values = {key: value for key, value in values.items() if key != "overrides"}
+        if values.get("run_name", "") is None:
+            values["run_name"] = _name_of_text(values.get("data"))
         return replace(from_mapping(cls, values), overrides=tuple(overrides))
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], group: str) -> Self:
+        """The config of a mapping that names its overrides; its settings belong to no `group`."""
+        return cls.from_mapping(values, values["overrides"])
 
     @property
     def shape(self) -> GPTConfig:
@@ -87,8 +100,9 @@ class RunConfig:
 
     @property
     def given_name(self) -> str | None:
-        """run_name; None where it is only the default, the name of the data."""
-        is_default = self.run_name == unicodedata.normalize("NFC", self.data.name)
+        """run_name; None where it is only the default, the name of the text."""
+        defaults = (self.data.name, default_run_name(self.data))
+        is_default = self.run_name in [unicodedata.normalize("NFC", name) for name in defaults]
         is_typed = "run_name" in typed_keys(self.overrides)
         return self.run_name if is_typed or not is_default else None
 
@@ -113,6 +127,34 @@ class RunConfig:
     def to_yaml(self) -> str:
         """What a run folder and its checkpoints store; `yaml.safe_load` gives `to_mapping`."""
         return yaml.safe_dump(self.to_mapping(), allow_unicode=True, sort_keys=False)
+
+
+def default_run_name(data: DataConfig) -> str:
+    """The name of a run without one: that of the file or folder of its text; data.name if the text
+    has another one, or if that cannot be a folder's name.
+    """
+    places = [*data.paths[:1], *([] if data.dir is None else [data.dir])]
+    if data.name != "text" or not places:
+        return data.name
+    parts = [part for part in re.split(r"[/\\]", places[0].partition("?")[0]) if part]
+    parts = [part for part in parts if not re.search(r"[*\[\]{}]", part)]
+    if not parts or parts[-1] in (".", ".."):
+        parts = [Path(*parts).resolve().name]
+    last = unicodedata.normalize("NFC", ENDINGS.sub("", parts[-1]))
+    name = re.sub(r"[^\w .+=@#()-]", "_", last).strip(" .")
+    try:
+        check_run_name(name)
+    except ValueError:
+        return data.name
+    return name
+
+
+def _name_of_text(values: Any) -> str:
+    """The same of the settings of the text before they are checked."""
+    try:
+        return default_run_name(from_mapping(DataConfig, values, "data"))
+    except (ValueError, AttributeError, TypeError):  # reported with all other mistakes
+        return DataConfig.name
 
 
 def check_run_name(name: str) -> None:

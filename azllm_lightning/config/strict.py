@@ -54,7 +54,7 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise ValueError with every message, one per line."""
         if self.messages:
-            raise ValueError("\n".join(self.messages))
+            raise ValueError("\n".join(dict.fromkeys(self.messages)))
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], group: str = "") -> T:

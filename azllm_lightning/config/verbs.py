@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning.cli.messages import LANGUAGES, tr
@@ -282,19 +282,36 @@ class ReportConfig(VerbConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig(VerbConfig):
+class AroundRunConfig(VerbConfig):
+    """A verb that accepts the settings of a run next to its own."""
+
+    run: RunConfig
+
+    def ignored(self) -> list[str]:
+        """A message for each setting that was typed and has no effect."""
+        return self.run.ignored()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
+        """The config of a composed mapping; the run keeps only the overrides that are its own."""
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(RunConfig)}
+        typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
+        run = {key: value for key, value in values.items() if key not in own}
+        mine = {key: values[key] for key in ("lang", *own) if key in values}
+        return super().from_mapping({**mine, "run": {**run, "overrides": typed}}, overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(AroundRunConfig):
     """The settings of conf/check.yaml: those of a run, and how long and where to the check goes."""
 
-    out: str
+    out: OutputPath
     minutes: float
-    run: RunConfig
 
     def __post_init__(self) -> None:
         problems = Problems()
         problems.attempt(super().__post_init__)
         problems.require(self.minutes > 0, "minutes", self.minutes, tr("above 0"))
-        if not self.out:
-            problems.add(tr("out is not set: name the file to write, out=FILE"))
         if self.run.ckpt_path is not None:
             problems.add(
                 tr(
@@ -304,38 +321,14 @@ class CheckConfig(VerbConfig):
             )
         problems.raise_if_any()
 
-    def ignored(self) -> list[str]:
-        """A message for each setting that was typed and has no effect."""
-        return self.run.ignored()
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
-        """The config of a composed mapping; the run keeps only the overrides that are its own."""
-        own = {key: values[key] for key in ("out", "minutes") if key in values}
-        others = {key: value for key, value in values.items() if key not in own}
-        typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
-        problems = Problems()
-        run = problems.attempt(lambda: RunConfig.from_mapping(others, typed))
-        minutes = own.get("minutes")
-        is_number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
-        problems.require(is_number, "minutes", minutes, tr("a number"))
-        problems.raise_if_any()
-        assert run is not None
-        assert isinstance(minutes, (int, float))
-        out = "" if own.get("out") is None else str(own["out"])
-        return cls(
-            lang=run.lang, overrides=tuple(overrides), out=out, minutes=float(minutes), run=run
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(VerbConfig):
+class PlanConfig(AroundRunConfig):
     """The settings of conf/plan.yaml: those of a run, how long it may take, and where."""
 
     hours: float
     check: LocalPath | None
     out: OutputPath | None
-    run: RunConfig
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -353,25 +346,7 @@ class PlanConfig(VerbConfig):
 
     def ignored(self) -> list[str]:
         """A message for each setting that was typed and has no effect."""
-        return [*self.run.ignored(), *ignored_settings(PLAN, self, self.overrides)]
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:
-        """The config of a composed mapping; the run keeps only the overrides that are its own."""
-        own = {key: values[key] for key in ("hours", "check", "out") if key in values}
-        others = {key: value for key, value in values.items() if key not in own}
-        typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
-        problems = Problems()
-        run = problems.attempt(lambda: RunConfig.from_mapping(others, typed))
-        hours = own.get("hours")
-        is_number = isinstance(hours, (int, float)) and not isinstance(hours, bool)
-        problems.require(is_number, "hours", hours, tr("a number"))
-        problems.raise_if_any()
-        assert run is not None
-        assert isinstance(hours, (int, float))
-        texts = {key: own.get(key) for key in ("check", "out")}
-        given = {key: None if text is None else str(text) for key, text in texts.items()}
-        return cls(lang=run.lang, overrides=tuple(overrides), hours=float(hours), run=run, **given)
+        return [*super().ignored(), *ignored_settings(PLAN, self, self.overrides)]
 
 
 def _check_run(config: GenerateConfig | ChatConfig | EvaluateConfig | ExportConfig) -> None:

@@ -76,6 +76,15 @@ class _JsonReader:
             if end < len(line):
                 raise json.JSONDecodeError("Extra data", line, end)
         except json.JSONDecodeError as error:
+            if error.msg.startswith("Unterminated string") or error.pos >= len(line):
+                raise ValueError(
+                    tr(
+                        "{place}: expected one JSON object per line, and this one ends in the "
+                        "middle: if it is the last line, the file was cut off; copy it again, or "
+                        "delete that line",
+                        place=place,
+                    )
+                ) from None
             raise ValueError(
                 tr(
                     "{place}: expected one JSON object per line ({reason}, column {column})",

@@ -22,6 +22,7 @@ from azllm_lightning.data.building import build
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.files import stamps
 from azllm_lightning.data.filters import versions
+from azllm_lightning.data.hints import hints, look
 from azllm_lightning.data.shards import (
     MANIFEST,
     VERSION,
@@ -106,7 +107,7 @@ def prepared_folder(config: DataConfig) -> Path:
     everything that decides its content. Raises ValueError if the text cannot be found.
     """
     if config.dir is not None:
-        return Path(config.dir).expanduser()
+        return Path(config.dir)
     return cache_folder() / content_key(config)
 
 
@@ -182,6 +183,8 @@ def _create(config: DataConfig, folder: Path) -> None:
             log.info(tr("preparing the text, once; it is kept in {folder}", folder=folder))
             _build(config, unfinished, folder.name)
             publish(unfinished, folder)
+            for hint in hints(look(config)):
+                log.info(hint)
         finally:
             lock.release()
     if config.dir is None:

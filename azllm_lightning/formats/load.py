@@ -179,6 +179,22 @@ def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return yaml.safe_load(checkpoint["azllm"]["config"]) or {}
 
 
+def origin(path: Path) -> str:
+    """A checkpoint for people: its path, and the step of its weights where that is recorded."""
+    step = step_of(path)
+    if step is None:
+        return str(path)
+    return tr("{path}, step {step:,}", path=path, step=step)
+
+
+def step_of(path: Path) -> int | None:
+    """The optimizer step of a checkpoint file; None for an exported folder, which has none."""
+    if path.is_dir():
+        return None
+    step = read_checkpoint(path)["azllm"].get("step")
+    return None if step is None else int(step)
+
+
 def trained_on(path: Path) -> str | None:
     """The data.name of the run that wrote a checkpoint; None where that is not recorded."""
     if path.is_dir():

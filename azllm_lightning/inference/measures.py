@@ -129,7 +129,7 @@ def suite_page(results: dict[str, Any]) -> str:
 def _training_folder(config: EvaluateConfig, subject: Subject) -> Path | None:
     """The prepared data that the model was trained on: data.dir, or that of its own run."""
     if config.data.dir is not None:
-        return Path(config.data.dir).expanduser()
+        return Path(config.data.dir)
     if config.hf is not None or subject.checkpoint is None:
         return None
     try:

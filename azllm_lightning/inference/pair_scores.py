@@ -36,7 +36,7 @@ TURKISH = "turkish"
 """The value of `pairs` that means the list of Turkish interference."""
 
 
-class _Sentence(NamedTuple):
+class SentenceLoss(NamedTuple):
     """The losses of a sentence in nats: of all of it, per byte, and of the words that differ."""
 
     total: float
@@ -59,8 +59,8 @@ def pair_results(
 
     `own` pairs have groups of phenomena, and phenomena for which `word` is no score.
     """
-    sentences = _scored(scorer, pairs, stride)
-    found: dict[str, list[tuple[_Sentence, _Sentence]]] = {}
+    sentences = sentence_losses(scorer, pairs, stride)
+    found: dict[str, list[tuple[SentenceLoss, SentenceLoss]]] = {}
     for pair, right, wrong in zip(pairs, sentences[::2], sentences[1::2], strict=True):
         found.setdefault(pair.group, []).append((right, wrong))
     phenomena = {
@@ -69,14 +69,16 @@ def pair_results(
     }
     results = {"all": _together(found, own), "phenomena": phenomena}
     if own:
-        groups: dict[str, dict[str, list[tuple[_Sentence, _Sentence]]]] = {}
+        groups: dict[str, dict[str, list[tuple[SentenceLoss, SentenceLoss]]]] = {}
         for name, scored in found.items():
             groups.setdefault(phenomenon_group(name), {})[name] = scored
         results["groups"] = {name: _together(group, own) for name, group in groups.items()}
     return results
 
 
-def _scored(scorer: Scorer, pairs: Sequence[SentencePair], stride: int | None) -> list[_Sentence]:
+def sentence_losses(
+    scorer: Scorer, pairs: Sequence[SentencePair], stride: int | None
+) -> list[SentenceLoss]:
     """The right and the wrong sentence of each pair, in turn."""
     texts = [text for pair in pairs for text in (pair.right, pair.wrong)]
     spans = [span for pair in pairs for span in differing_words(pair.right, pair.wrong)]
@@ -86,7 +88,7 @@ def _scored(scorer: Scorer, pairs: Sequence[SentencePair], stride: int | None) -
             num_bytes = len(scored.text.encode("utf-8"))
             total = float(scored.nll.sum())
             word = _word_loss(scorer, scored, *span)
-            sentences.append(_Sentence(total, total / max(1, num_bytes), word))
+            sentences.append(SentenceLoss(total, total / max(1, num_bytes), word))
             progress.add(num_bytes)
     return sentences
 
@@ -137,7 +139,9 @@ def _tokens_within(scorer: Scorer, scored: ScoredText, beginning: str) -> int:
     return number
 
 
-def _together(found: dict[str, list[tuple[_Sentence, _Sentence]]], own: bool) -> dict[str, Any]:
+def _together(
+    found: dict[str, list[tuple[SentenceLoss, SentenceLoss]]], own: bool
+) -> dict[str, Any]:
     """The accuracies of several phenomena; the score of words counts those that have it."""
     everything = [pair for scored in found.values() for pair in scored]
     with_word = [
@@ -149,7 +153,7 @@ def _together(found: dict[str, list[tuple[_Sentence, _Sentence]]], own: bool) ->
     return {**_accuracies(everything, has_word=False), **_word_scores(with_word)}
 
 
-def _accuracies(scored: list[tuple[_Sentence, _Sentence]], has_word: bool) -> dict[str, Any]:
+def _accuracies(scored: list[tuple[SentenceLoss, SentenceLoss]], has_word: bool) -> dict[str, Any]:
     rows = {
         score: _accuracy([getattr(a, score) < getattr(b, score) for a, b in scored])
         for score in ("total", "per_byte")
@@ -159,7 +163,7 @@ def _accuracies(scored: list[tuple[_Sentence, _Sentence]], has_word: bool) -> di
     return {**(total or {}), "pairs": len(scored), **rows, **word}
 
 
-def _word_scores(scored: list[tuple[_Sentence, _Sentence]]) -> dict[str, Any]:
+def _word_scores(scored: list[tuple[SentenceLoss, SentenceLoss]]) -> dict[str, Any]:
     """The accuracy at the words that differ, and the mean difference there in bits."""
     gains = [(wrong.word - right.word) / math.log(2) for right, wrong in scored]
     return {"word": _accuracy([gain > 0 for gain in gains]), "word_bits": _mean(gains)}

@@ -290,22 +290,15 @@ def load_hf(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Any
     return model, tokenizer
 
 
-def hf_scorer(
-    folder: str | Path, device: str | torch.device = "cpu", block_size: int | None = None
-) -> Scorer:
-    """A scorer of the model that `load_hf` finds in `folder`.
-
-    Its start token is the tokenizer's, else its classification token, else that of the model.
-    Raises ValueError as `load_hf` does, and if `block_size` is above the model's.
-    """
-    model, tokenizer = load_hf(folder, device)
-    return scorer_of(model, tokenizer, folder, block_size)
-
-
 def scorer_of(
     model: Any, tokenizer: Any, folder: str | Path, block_size: int | None = None
 ) -> Scorer:
-    """A scorer of a model and a tokenizer of transformers; `folder` is what errors call them."""
+    """A scorer of a model and a tokenizer of transformers; `folder` is what errors call them.
+
+    Its start token is the tokenizer's, else its classification token, else that of the model.
+    Raises ValueError if `block_size` is above the model's, or if the bytes that are not scored
+    cannot be counted.
+    """
     known = (tokenizer.bos_token_id, tokenizer.cls_token_id, model.config.bos_token_id)
     start_id = next((token for token in known if token is not None), None)
     if start_id is None and not tokenizer.is_fast:

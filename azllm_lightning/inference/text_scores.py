@@ -43,7 +43,7 @@ def text_to_score(data: DataConfig, checkpoint: Path | None) -> TextToScore:
         found = ((document.source, document.text) for document in documents(data))
         return TextToScore(found, ", ".join(data.paths), None)
     if data.dir is not None:
-        folder = Path(data.dir).expanduser()
+        folder = Path(data.dir)
     else:
         assert checkpoint is not None
         folder = prepared_folder_of(checkpoint)

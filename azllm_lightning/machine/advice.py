@@ -6,6 +6,7 @@ from typing import Any
 
 from azllm_lightning.callbacks.text import duration
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.machine.busy import how_busy
 
 Figures = dict[str, Any]
 
@@ -18,9 +19,6 @@ LAPTOP_BYTES = 3.5e9
 
 SLOW_DISK = 20e6
 """Bytes per second below which saving is called slow."""
-
-BUSY_SHARE = 0.5
-"""Load per core, before the check, from which on the machine is called busy."""
 
 WAITING_SHARE = 0.5
 """Loading data at less than twice the speed of training may make the steps wait."""
@@ -83,7 +81,7 @@ def _mend(findings: Figures) -> str:
     machine, steps = findings["machine"], findings["steps"]
     for problem in (
         _unused_gpu(machine),
-        _busy(machine),
+        _busy(machine, steps),
         _wrong_products(findings["products"]),
         _no_compile(findings["compile"]),
         _disk(findings["disk"]),
@@ -103,15 +101,14 @@ def _unused_gpu(machine: Figures) -> str:
     )
 
 
-def _busy(machine: Figures) -> str:
-    load = machine["load_average"]
-    if load is None or load < BUSY_SHARE * machine["cpu_cores"]:
+def _busy(machine: Figures, steps: Figures) -> str:
+    how = how_busy(machine["load_average"], machine["cpu_cores"], steps.get("cpu_share"))
+    if not how:
         return ""
     return tr(
-        "Other programs kept this machine busy (load {load:.1f} on {cores} cores), so it is faster "
-        "than these figures: check it again when it is idle.",
-        load=load,
-        cores=machine["cpu_cores"],
+        "Other programs kept this machine busy ({how}), so it is faster than these figures: check "
+        "it again when it is idle.",
+        how=how,
     )
 
 

@@ -156,7 +156,7 @@ class Checkup:
     def _data(self) -> dict[str, Any]:
         self._announce(tr("data"))
         given = self.config.run.data.dir
-        folder = Path(given).expanduser().absolute() if given is not None else None
+        folder = Path(given).absolute() if given is not None else None
         is_random = folder is None or not (folder / MANIFEST).is_file()
         if folder is None or is_random:
             folder = self._folder / "data"

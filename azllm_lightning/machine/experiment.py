@@ -136,6 +136,7 @@ def measure_steps(
         "first_step_seconds": times["seconds"]["step"][0],
         "step_seconds": step,
         "optimizer_seconds": statistics.median(times["seconds"]["optimizer"][1:]),
+        "cpu_share": cpu_share(times) if experiment.device == "cpu" else None,
         "startup_seconds": wall_seconds - sum(times["seconds"]["step"]),
         "tokens_per_second": rate,
         "is_computed": sample.sequences != batch,
@@ -149,6 +150,14 @@ def measure_steps(
         "max_steps": experiment.config.trainer.max_steps,
         "run_hours": experiment.config.trainer.max_steps * full_step / 3600,
     }
+
+
+def cpu_share(times: dict[str, Any]) -> float:
+    """The processor time of the steps but the first, as a share of what their threads could have
+    had: below 1 if other programs took some of it, or if threads had to wait.
+    """
+    had = sum(times["cpu_seconds"][1:])
+    return float(had / (times["threads"] * sum(times["seconds"]["step"][1:])))
 
 
 def proof_seconds(experiment: Experiment, sample: Sample, steps: dict[str, Any]) -> float:

@@ -7,6 +7,9 @@ from typing import Any
 
 from azllm_lightning.callbacks.text import count_text, duration, labeled, size_text, verbatim
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.data.hints import Look, hints
+from azllm_lightning.machine.busy import how_busy
+from azllm_lightning.planning.law import sampling_error
 
 Figures = dict[str, Any]
 
@@ -17,15 +20,22 @@ PARAGRAPHS_BYTES = 100e6
 SHORTER = 0.7
 """A run that takes less than this share of the time given needs no more."""
 
+LONGER = 1.1
+"""A run that takes more than this share of it does not fit."""
+
 GAINS = 0.03
 """Share of the loss that more text must gain to be worth a line."""
+
+
+NOISY = 0.03
+"""Error of val_loss, as a share of it, from which on too few documents are held out."""
 
 
 def plan_table(findings: Figures) -> str:
     """Everything that was planned, for people."""
     plan = findings["plan"]
     rows = [
-        labeled(tr("text"), _text(findings["text"], plan)),
+        labeled(tr("text"), _text(findings["text"])),
         labeled(tr("machine"), _machine(findings["machine"])),
         labeled(tr("plan"), _model(plan)),
         *(labeled("", line) for line in _length(plan)),
@@ -39,20 +49,35 @@ def plan_table(findings: Figures) -> str:
     return "\n".join(rows)
 
 
-def _text(text: Figures, plan: Figures) -> str:
+def _text(text: Figures) -> str:
     size = text["train_bytes"] + text["val_bytes"]
     parts = [
         tr("about {size}", size=_size(size)) if text["is_estimate"] else _size(size),
         trn("{count:,} document", "{count:,} documents", text["num_documents"]),
-        tr(
-            "{tokens} training tokens with {bytes:.1f} bytes each",
-            tokens=count_text(text["unique_tokens"]),
-            bytes=text["train_bytes"] / max(1, text["unique_tokens"]),
-        ),
+        _tokens(text),
     ]
     if text["num_duplicates"]:
         parts.insert(2, trn("{count:,} duplicate", "{count:,} duplicates", text["num_duplicates"]))
     return ", ".join(parts)
+
+
+def _tokens(text: Figures) -> str:
+    """The tokens of the training text; "about" until `train` or `prepare` has made the tokenizer
+    of all of it.
+    """
+    tokens = text["unique_tokens"]
+    size = text["train_bytes"] / max(1, tokens)
+    if text["vocab_size"] is not None:
+        return tr(
+            "{tokens} training tokens with {bytes:.1f} bytes each",
+            tokens=count_text(tokens),
+            bytes=size,
+        )
+    return tr(
+        "about {tokens} training tokens with {bytes:.1f} bytes each",
+        tokens=count_text(round(tokens, 2 - len(str(tokens)))),
+        bytes=size,
+    )
 
 
 def _size(num_bytes: float) -> str:
@@ -136,8 +161,8 @@ def _loss(plan: Figures) -> str:
 def _alternatives(findings: Figures) -> Iterator[str]:
     """The plan next to those for half and twice the time."""
     yield ""
-    columns = (tr("time"), tr("model"), tr("steps"), tr("passes"), "val_loss", "bpb")
-    yield _columns("", *columns)
+    head = (tr("time"), tr("model"), tr("batch"), tr("context"), tr("steps"), tr("passes"))
+    yield _columns("", *head, "val_loss", "bpb")
     for key, label in (
         ("half_the_time", tr("half")),
         ("plan", tr("plan")),
@@ -148,6 +173,8 @@ def _alternatives(findings: Figures) -> Iterator[str]:
             label,
             duration(plan["seconds"]),
             plan["model"],
+            f"{plan['global_batch_size']}",
+            f"{plan['block_size']}",
             f"{plan['steps']:,}",
             _passes(plan["passes"]),
             f"{plan['val_loss']:.2f}",
@@ -157,13 +184,27 @@ def _alternatives(findings: Figures) -> Iterator[str]:
 
 
 def _columns(label: str, *cells: str) -> str:
-    widths = (14, 10, 9, 9, 9, 8)
+    widths = (14, 10, 6, 9, 9, 8, 9, 7)
     row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return f"{label:<10}{row}".rstrip()
+    return f"{label:<8}{row}".rstrip()
 
 
 def _notes(findings: Figures) -> Iterator[str]:
     plan = findings["plan"]
+    machine = findings["machine"]
+    if how := how_busy(machine["load_average"], machine["cores"], machine["cpu_share"]):
+        yield tr(
+            "Other programs kept the machine busy ({how}): alone it is faster, so plan again when "
+            "it is idle.",
+            how=how,
+        )
+    if plan["seconds"] > LONGER * 3600 * findings["hours"]:
+        yield tr(
+            "{given} are too short: preparing, starting and the fewest steps that teach anything "
+            "take {duration}.",
+            given=duration(3600 * findings["hours"]),
+            duration=duration(plan["seconds"]),
+        )
     if plan["seconds"] < SHORTER * 3600 * findings["hours"]:
         yield tr(
             "More time would hardly help: {hours:g} h were given, and the text is read often "
@@ -185,7 +226,19 @@ def _notes(findings: Figures) -> Iterator[str]:
             "Outside what was tried ({names}), so the expected loss is a guess.",
             names=", ".join(plan["outside"]),
         )
-    memory = findings["machine"]["memory_bytes"]
+    documents = findings["text"]["val_documents"]
+    if sampling_error(documents) > NOISY:
+        yield trn(
+            "The validation text counts as only {count} document: which one it is moves val_loss "
+            "by {share:.0%}. data.val_path or a larger data.val_fraction makes it more exact.",
+            "The validation text counts as only {count} documents: which ones they are moves "
+            "val_loss by {share:.0%}. data.val_path or a larger data.val_fraction makes it more "
+            "exact.",
+            max(1, round(documents)),
+            share=sampling_error(documents),
+        )
+    yield from hints(Look(**findings["text"]["unused"]))
+    memory = machine["memory_bytes"]
     if memory is not None and plan["memory_bytes"] > memory:
         yield tr("This does not fit into the {size} of memory.", size=size_text(memory))
 

@@ -14,6 +14,7 @@ from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.effects import PLANNED, typed_keys
 from azllm_lightning.config.verbs import CheckConfig, PlanConfig
+from azllm_lightning.data.hints import look
 from azllm_lightning.data.pipeline import is_prepared
 from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.workers import num_cores
@@ -43,10 +44,10 @@ def make_plan(config: PlanConfig) -> Figures:
 
     Raises ValueError if there is no text, if it cannot be read, or if `check` is not a check.json.
     """
-    findings = None if config.check is None else read_check(Path(config.check).expanduser())
+    findings = None if config.check is None else read_check(Path(config.check))
     folder = config.run.data.dir
-    if folder is not None and is_prepared(Path(folder).expanduser()):
-        text = prepared(Manifest.read(Path(folder).expanduser()), config.run.data.name)
+    if folder is not None and is_prepared(Path(folder)):
+        text = prepared(Manifest.read(Path(folder)), config.run.data.name)
     else:
         _announce(tr("reading the text"))
         text = survey(config.run.data)
@@ -64,8 +65,17 @@ def make_plan(config: PlanConfig) -> Figures:
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "overrides": list(config.overrides),
         "hours": config.hours,
-        "text": {**asdict(text), "unique_tokens": round(chosen.size.unique_tokens)},
-        "machine": {**asdict(task.speed), "not_measured": findings["steps"]["reason"]},
+        "text": {
+            **asdict(text),
+            "unique_tokens": round(chosen.size.unique_tokens),
+            "unused": asdict(look(config.run.data)),
+        },
+        "machine": {
+            **asdict(task.speed),
+            "not_measured": findings["steps"]["reason"],
+            "load_average": findings["machine"].get("load_average"),
+            "cpu_share": findings["steps"].get("cpu_share"),
+        },
         "plan": figures(config, chosen),
         "half_the_time": figures(config, half),
         "twice_the_time": figures(config, twice),

@@ -24,6 +24,9 @@ class Stopwatch(Callback):
         self.path = path
         self.times: dict[str, list[float]] = {"micro_batch": [], "optimizer": [], "step": []}
         self.non_finite = 0
+        self.cpu_seconds: list[float] = []
+        """Processor time of each step, of all threads."""
+        self._cpu_started = 0.0
         self._batch_started = 0.0
         self._step_started = 0.0
         self._backward_done = 0.0
@@ -36,8 +39,14 @@ class Stopwatch(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         self._step_started = self._batch_started
+        self._cpu_started = time.process_time()
         if trainer.global_step == self.stop_after and trainer.is_global_zero:
-            report = {"seconds": self.times, "non_finite_steps": self.non_finite}
+            report = {
+                "seconds": self.times,
+                "cpu_seconds": self.cpu_seconds,
+                "threads": torch.get_num_threads(),
+                "non_finite_steps": self.non_finite,
+            }
             Path(self.path).write_text(json.dumps(report), encoding="utf-8")
             # It is saved and ended when PeriodicCheckpoint, a later callback, sees the request.
             signal.raise_signal(signal.SIGTERM)
@@ -60,6 +69,7 @@ class Stopwatch(Callback):
         self.non_finite += not pl_module.step_report.finite
         self.times["optimizer"].append(done - self._backward_done)
         self.times["step"].append(done - self._step_started)
+        self.cpu_seconds.append(time.process_time() - self._cpu_started)
 
 
 def _now(module: LightningModule) -> float:

@@ -28,9 +28,6 @@ VALIDATION_SHARE = 0.08
 VAL_WINDOWS = 512
 LEAST_VAL_WINDOWS = 32
 
-SAVED_SECONDS = 600.0
-"""Time between two saves."""
-
 BASE_BYTES = 7e8
 """Memory of Python with PyTorch."""
 
@@ -38,6 +35,11 @@ MEMORY_SHARE = 0.8
 """Share of the memory that a run may take."""
 
 LEAST_STEPS = 20
+
+TIME_ROUNDING = 0.05
+"""By so much a run may be longer than asked for, since its steps are whole and its batches powers
+of two.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,16 @@ def choose(task: Task, seconds: float) -> Choice:
     """The run that reaches the lowest loss within `seconds`; a shorter or smaller one where the
     difference is below GAIN.
 
-    Raises ValueError if no model fits.
+    It is the shortest of the models that fit into the memory where none of them gets LEAST_STEPS
+    done in that time, and one of the first model where none fits.
     """
     found = [choice for choice in _choices(task, seconds) if _fits(choice, task.speed)]
     if not found:
         found = list(_choices(replace(task, candidates=task.candidates[:1]), seconds))
+    in_time = [choice for choice in found if choice.seconds <= (1 + TIME_ROUNDING) * seconds]
+    if not in_time:
+        return min(found, key=lambda choice: choice.seconds)
+    found = in_time
     lowest = min(choice.prediction.val_bpb for choice in found)
     good = [choice for choice in found if choice.prediction.val_bpb <= (1 + GAIN) * lowest]
     return min(good, key=lambda choice: choice.seconds)
@@ -189,8 +196,9 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         steps=steps,
         val_windows=val_windows if is_reduced else None,
         every=every,
-        regularization=rule.regularization(size.passes),
-        prediction=predict(size, text.scale),
+        regularization=rule.regularization(size.passes, size.parameters_per_token),
+        # A window is of one document, or of a few.
+        prediction=predict(size, text.scale, val_documents=min(text.val_documents, val_windows)),
         seconds=speed.startup_seconds + preparing + training + validating + saving,
         time_error=speed.error(shape),
         prepare_seconds=preparing,

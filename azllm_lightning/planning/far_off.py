@@ -88,7 +88,7 @@ Problem = tuple[str, list[str]]
 
 
 def _weak_decay(config: RunConfig, size: Size) -> Problem | None:
-    wanted = rule.regularization(size.passes)
+    wanted = rule.regularization(size.passes, size.parameters_per_token)
     optimizer = config.optimizer
     if size.passes < MANY_PASSES or not isinstance(optimizer, MuonConfig):
         return None
@@ -164,5 +164,7 @@ def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig)
     better = [*candidate.overrides, f"trainer.global_batch_size={batch}"]
     better.append(f"trainer.max_steps={steps}")
     if other.passes >= MANY_PASSES and isinstance(config.optimizer, MuonConfig):
-        better += _regularized(config, rule.regularization(other.passes))
+        better += _regularized(
+            config, rule.regularization(other.passes, other.parameters_per_token)
+        )
     return text, better

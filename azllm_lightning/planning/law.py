@@ -40,6 +40,13 @@ FAR = 1.0
 """Growth of the error, relative to that within the range, per factor e outside of it."""
 
 
+DOCUMENT_SPREAD = 0.15
+"""Standard deviation between documents of the bits per byte that a model needs for them, as a share
+of their mean: 0.06 to 0.17 in articles, laws and tutorials (benchmarks/README.md). The val_loss of
+a few documents is so much, divided by the root of their number, from that of many.
+"""
+
+
 @dataclass(frozen=True)
 class Size:
     """The sizes that decide the loss of a run."""
@@ -62,6 +69,11 @@ class Size:
     def passes(self) -> float:
         """How often the text is read."""
         return self.tokens / self.unique_tokens
+
+    @property
+    def parameters_per_token(self) -> float:
+        """Of the text, each token counted once."""
+        return self.parameters / self.unique_tokens
 
     @property
     def different_bytes(self) -> float:
@@ -106,14 +118,21 @@ def coefficients() -> Coefficients:
     return Coefficients.read()
 
 
-def predict(size: Size, scale: float = 1.0, known: Coefficients | None = None) -> Prediction:
+def predict(
+    size: Size,
+    scale: float = 1.0,
+    known: Coefficients | None = None,
+    val_documents: float = math.inf,
+) -> Prediction:
     """The loss of a run of `size`.
 
-    `scale` is how many bits per byte the text has for each one of the text of the runs: see
-    `planning.survey`.
+    `scale` is how many bits per byte the text has for each one of the text of the runs, and
+    `val_documents` the number of documents that the loss is measured on: see `planning.survey`.
     """
     known = known or coefficients()
-    bpb = scale * bits_per_byte(size, known.values)
+    # The law of a very short run is above the loss of a guess among all tokens.
+    guess = math.log2(size.vocab_size) / size.bytes_per_token
+    bpb = min(scale * bits_per_byte(size, known.values), guess)
     outside = beyond(size, known)
     distance = sum(factor for _, factor in outside)
     # A text of another kind follows the law less closely.
@@ -121,9 +140,14 @@ def predict(size: Size, scale: float = 1.0, known: Coefficients | None = None) -
     return Prediction(
         val_loss=bpb * math.log(2) * size.bytes_per_token,
         val_bpb=bpb,
-        error=error,
+        error=math.hypot(error, sampling_error(val_documents)),
         outside=tuple(text for text, _ in outside),
     )
+
+
+def sampling_error(val_documents: float) -> float:
+    """How far the loss of so few documents is from that of many, as a share of it."""
+    return DOCUMENT_SPREAD / math.sqrt(max(1.0, val_documents))
 
 
 def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:

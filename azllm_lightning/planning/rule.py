@@ -24,6 +24,13 @@ STRONG_DECAY = 3.0
 
 STRONG_PASSES = 4.0
 
+NOTHING_MEMORIZED = 10.0
+ALL_MEMORIZED = 40.0
+"""Passes times parameters per token of text: up to the first, decay only costs (5 passes of 1.9
+lost 0.22 nats by it), and from the second, it is as strong as its passes want
+(benchmarks/LOG.md, 2026-11-26).
+"""
+
 DROPOUT = 0.2
 DROPOUT_PASSES = 16.0
 """Dropout of a text read that often; it grows with the logarithm of the passes."""
@@ -58,9 +65,14 @@ class Regularization:
     """Share of the input tokens that are replaced."""
 
 
-def regularization(passes: float) -> Regularization:
-    """Decay and dropout for a text that is read `passes` times."""
+def regularization(passes: float, parameters_per_token: float = math.inf) -> Regularization:
+    """Decay and dropout for a text that is read `passes` times by a model with so many parameters
+    per token of the text; infinity is a model that can memorize all of it.
+    """
     strength = min(1.0, math.log(max(1.0, passes)) / math.log(STRONG_PASSES))
+    memorized = passes * parameters_per_token / NOTHING_MEMORIZED
+    if memorized < ALL_MEMORIZED / NOTHING_MEMORIZED:
+        strength *= math.log(max(1.0, memorized)) / math.log(ALL_MEMORIZED / NOTHING_MEMORIZED)
     decay = _rounded(DECAY * (STRONG_DECAY / DECAY) ** strength)
     dropout = DROPOUT * min(1.0, math.log(max(1.0, passes)) / math.log(DROPOUT_PASSES))
     table_decay = decay if strength > 0.25 else 0.0

@@ -93,7 +93,7 @@ class Speed:
             values["tokenizing_bytes_per_second"] = speed
         values["can_compile"] = findings["compile"]["status"] != "failed"
         if findings["steps"]["status"] == "ok":
-            values |= _of_steps(findings["steps"], findings["overrides"], values)
+            values |= _of_steps(findings["steps"], findings["overrides"])
         return cls(**values)
 
     def training_seconds(self, shape: GPTConfig, batch: int, micro_batch: int, steps: int) -> float:
@@ -129,9 +129,7 @@ def optimizer_flops(shape: GPTConfig) -> float:
     return float(NEWTON_SCHULZ_FLOPS * shape.n_embd * shape.num_params(embeddings=False))
 
 
-def _of_steps(
-    steps: Mapping[str, Any], overrides: list[str], assumed: Mapping[str, Any]
-) -> dict[str, Any]:
+def _of_steps(steps: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """What the measured steps of a check say of the machine."""
     tokens = steps["global_batch_size"] * steps["block_size"]
     seconds = tokens / steps["tokens_per_second"]

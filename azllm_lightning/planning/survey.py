@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import lzma
 import math
+import random
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -45,6 +47,9 @@ KIND_BYTES = 200_000
 KIND_COMPRESSED = 1.82
 """LZMA's bits per byte of KIND_BYTES of the text of the law's runs."""
 
+KIND_DRAWS = 3
+"""A text may begin with one kind and go on with another: so many draws of its documents."""
+
 KIND_SLOPE = 0.6
 """How the loss follows from that, on a scale of logarithms: one text that LZMA needs 1.30 times as
 many bits for has 1.165 times the loss (`log` in coefficients.json).
@@ -69,6 +74,8 @@ class Text:
     """The same of the training text."""
     scale: float
     """Bits per byte for each one of the text of the law's runs."""
+    val_documents: float
+    """Of new text; a few long ones count as fewer than there are."""
     vocab_size: int | None = None
     """The vocabulary, if the text is prepared already."""
 
@@ -83,7 +90,8 @@ class Text:
     def with_more(self, factor: float) -> Text:
         """`factor` times as much text of the same kind."""
         values = {**self.__dict__, "train_bytes": self.train_bytes * factor}
-        return Text(**{**values, "val_bytes": self.val_bytes * factor})
+        val = {"val_bytes": self.val_bytes * factor, "val_documents": self.val_documents * factor}
+        return Text(**{**values, **val})
 
 
 def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
@@ -95,12 +103,14 @@ def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
     counts: Counter[str] = Counter()
     started = time.monotonic()
     sizes: Counter[str] = Counter()
+    val_squares = 0.0
     number = 0
     is_estimate = False
     for document in documents(config, counts):
         number += 1
         size = len(document.text.encode("utf-8"))
         sizes[document.split] += size
+        val_squares += size**2 if document.split == "val" else 0
         sample.add(document, size)
         if sizes.total() > MOST_BYTES or time.monotonic() - started > seconds:
             is_estimate = True
@@ -116,7 +126,8 @@ def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
         is_estimate=is_estimate,
         token_bytes=new,
         train_token_bytes=train,
-        scale=scale_of(sample.text),
+        scale=sample.scale(),
+        val_documents=sizes["val"] ** 2 / max(1.0, val_squares) * factor,
     )
 
 
@@ -135,6 +146,7 @@ def prepared(manifest: Manifest, name: str) -> Text:
         token_bytes=val.text_bytes / val.tokens / relative,
         train_token_bytes=train.text_bytes / train.tokens / relative,
         scale=1.0,
+        val_documents=float(val.documents),
         vocab_size=manifest.vocab_size,
     )
 
@@ -150,10 +162,13 @@ class Sample:
         self._stride = 1
         self._seen = 0
 
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return "\n".join(self.texts)
+    def scale(self) -> float:
+        """`scale_of` documents from all of the text: the median of several draws."""
+        found = []
+        for seed in range(KIND_DRAWS):
+            drawn = random.Random(seed).sample(self.texts, len(self.texts))
+            found.append(scale_of("\n".join(drawn)))
+        return statistics.median(found)
 
     def add(self, document: Document, size: int) -> None:
         """The next document of the text."""

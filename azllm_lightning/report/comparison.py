@@ -65,7 +65,7 @@ def _results(records: Sequence[RunRecord]) -> str:
     rows = []
     for number, record in enumerate(records):
         best = record.best
-        tokens, rate = record.last("tokens_seen"), record.usual("tokens_per_sec")
+        tokens, rate = record.last("tokens_seen"), record.tokens_per_sec
         rows.append(
             [
                 _key(number, record),
@@ -75,7 +75,7 @@ def _results(records: Sequence[RunRecord]) -> str:
                 _marked(bpbs, number),
                 f"{record.step:,}",
                 count_text(int(tokens)) if tokens else "-",
-                duration(60 * float(record.timeline[1][-1])),
+                duration(record.seconds),
                 f"{rate:,.0f}" if rate else "-",
             ]
         )

@@ -159,16 +159,15 @@ def _tiles(record: RunRecord) -> str:
     if forecast is not None and record.step < (record.max_steps or 0):
         note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=record.max_steps)}"
         tiles.append((tr("forecast of val_loss"), f"{forecast.val_loss:.3f}", note, "forecast"))
-    minutes = float(record.timeline[1][-1])
     tokens = record.last("tokens_seen")
-    rate = record.usual("tokens_per_sec")
+    rate = record.tokens_per_sec
     seen = count_text(int(tokens)) if tokens else "-"
-    speed = tr("{rate:,.0f} tokens/s", rate=rate) if rate else ""
+    speed = tr("{rate:,.0f} tokens/s per step", rate=rate) if rate else ""
     tiles.append((tr("tokens read"), seen, speed, ""))
     resumes = sum(mark.kind == "resume" for mark in record.marks)
     sessions = tr("resumed {count} times", count=resumes) if resumes > 1 else ""
     sessions = tr("resumed once") if resumes == 1 else sessions
-    tiles.append((tr("time"), duration(60 * minutes), sessions, ""))
+    tiles.append((tr("time"), duration(record.seconds), sessions, ""))
     boxes = (
         f'<div class="tile {style}"><dt>{escape(name)}</dt><dd>{escape(value)}</dd>'
         f"<dd class=small>{escape(note)}</dd></div>"
@@ -188,7 +187,8 @@ def _losses(record: RunRecord) -> str:
         for number, mark in enumerate(record.marks, start=1)
     )
     listed = f'<ol class="marks">{marks}</ol>' if marks else ""
-    return section("", [figure(chart, LARGE), listed], name="loss")
+    gap = f'<p class="note gap">{escape(record.gap)}</p>' if record.gap else ""
+    return section("", [figure(chart, LARGE), gap, listed], name="loss")
 
 
 def _more_charts(record: RunRecord) -> Iterator[str]:

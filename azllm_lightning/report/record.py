@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from azllm_lightning.callbacks.gap import Point, gap_text
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.report.events import RunEvents
@@ -55,6 +56,8 @@ class RunRecord:
     """summary.json, or {} if it is older than the curve."""
     config: dict[str, Any]
     environment: str
+    data: dict[str, Any]
+    """training_tokens, validation_windows and steps_per_pass; {} for older runs."""
     is_training: bool
     alive_at: float
     """When the run last left something in its folder, in seconds since 1970."""
@@ -117,6 +120,33 @@ class RunRecord:
         if covered <= 0:
             return None
         return float((minutes[-1] - minutes[start]) / covered * (last - self.step) * 60)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took: as the terminal said at its end, else by its curves."""
+        wall = self.summary.get("wall_seconds")
+        return 60 * float(self.timeline[1][-1]) if wall is None else float(wall)
+
+    @property
+    def tokens_per_sec(self) -> float | None:
+        """Of the median step: as the terminal said at its end, else by its curve."""
+        rate = self.summary.get("tokens_per_sec")
+        return self.usual("tokens_per_sec") if rate is None else float(rate)
+
+    @property
+    def gap(self) -> str:
+        """What the gap between the losses means, in a sentence; "" where it is small or unknown."""
+        steps_per_pass = self.data.get("steps_per_pass")
+        if not isinstance(steps_per_pass, (int, float)) or steps_per_pass <= 0:
+            return ""
+        curve = self.events.curve("generalization_gap")
+        gaps = dict(zip(curve.steps, curve.values, strict=True))
+        losses = self.events.curve("val_loss")
+        points = [
+            Point(step, loss, gaps.get(step, math.nan))
+            for step, loss in zip(losses.steps, losses.values, strict=True)
+        ]
+        return gap_text(points, float(steps_per_pass))
 
     def setting(self, key: str) -> Any:
         """The value of a setting of the run, such as trainer.max_steps; None if it is not there."""
@@ -183,7 +213,8 @@ def read_record(
         marks=marks_of(events, summary),
         summary={} if is_training else summary,
         config=config,
-        environment=_environment(events),
+        environment=_session_text(events, "environment"),
+        data=_session_values(events, "data"),
         is_training=is_training,
         alive_at=alive_at,
         timeline=_timeline(events),
@@ -244,12 +275,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _environment(events: RunEvents) -> str:
-    texts = events.texts.get(f"{SESSION}environment", {})
+def _session_text(events: RunEvents, name: str) -> str:
+    """What the newest session wrote under `name`; "" if none did."""
+    texts = events.texts.get(f"{SESSION}{name}", {})
     newest = max(texts.values(), default=None)
     if newest is None:
         return ""
     return "\n".join(line.removeprefix("    ") for line in newest.text.splitlines())
+
+
+def _session_values(events: RunEvents, name: str) -> dict[str, Any]:
+    """The same of YAML; {} if it is missing or damaged."""
+    try:
+        values = yaml.safe_load(_session_text(events, name))
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _timeline(events: RunEvents) -> tuple[Floats, Floats]:

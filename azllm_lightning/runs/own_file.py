@@ -16,7 +16,7 @@ def own_file(out: str, verb: str, is_own: Callable[[Path], bool]) -> Path:
     Raises ValueError if it has no folder, or if it is something other than an earlier file of
     `verb`, which `is_own` recognizes; OSError if the folder cannot be written.
     """
-    path = Path(out).expanduser()
+    path = Path(out)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,9 +25,10 @@ from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.formats.load import checkpoint_of
 from azllm_lightning.report.live import LivePage
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.session.loggers import loggers
+from azllm_lightning.session.loggers import loggers, tracker
 from azllm_lightning.session.resolve import Resolved, gpu_index
 from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
@@ -51,6 +53,23 @@ class Parts:
     io: AtomicCheckpointIO
     periodic: PeriodicCheckpoint
     page: LivePage
+
+
+def check_optional(config: RunConfig) -> None:
+    """Look for the packages of the trackers, the classes of the user's own objects, and the weights
+    of init_from.
+
+    Raises ValueError for the first that is missing: before the text is prepared, which may take
+    long.
+    """
+    if config.init_from is not None and config.ckpt_path is None:
+        checkpoint_of(Path(config.init_from))
+    for name in ("wandb", "trackio"):
+        project = getattr(config.logger, name)
+        if project is not None:
+            tracker(name, project)
+    _find_targets(config.callbacks.custom, "callbacks")
+    _find_targets(config.logger.custom, "logger")
 
 
 def build(
@@ -180,6 +199,22 @@ def _devices(config: RunConfig, resolved: Resolved) -> Any:
     if resolved.devices > 1:
         return "auto"
     return [gpu_index(config, 0)] if resolved.device == "cuda" else 1
+
+
+def _find_targets(entries: Mapping[str, Any], group: str) -> None:
+    """Raise ValueError for the first of `entries` whose _target_ cannot be imported."""
+    from hydra.utils import get_object
+
+    for name, value in entries.items():
+        try:
+            get_object(value["_target_"])
+        except Exception as error:  # importing it runs the user's code
+            message = tr(
+                "{target} failed: {reason}",
+                target=f"{group}.{name}._target_={value['_target_']}",
+                reason=error.__cause__ or error,
+            )
+            raise ValueError(message) from error
 
 
 def _instantiate(entries: Mapping[str, Any], group: str, kind: type) -> list[Any]:

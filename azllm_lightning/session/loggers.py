@@ -6,6 +6,7 @@ resumed run continues as the same run there.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import secrets
 import sys
@@ -123,11 +124,15 @@ def _wandb(project: str, run: Run, is_first: bool) -> Logger:
     return logger
 
 
-def close_trackers() -> None:
-    """End the runs at the trackers, so that another run in this process gets its own."""
+def close_trackers(config: LoggerConfig) -> None:
+    """End the runs at the trackers of `config`, so that another run in this process gets its own.
+
+    A tracker that the run does not log to may have a run of somebody else.
+    """
     for name in ("wandb", "trackio"):
-        if (tracker := sys.modules.get(name)) is not None:
-            tracker.finish()
+        if getattr(config, name) is not None and (tracker := sys.modules.get(name)) is not None:
+            with contextlib.suppress(RuntimeError):  # trackio's, if no run was opened
+                tracker.finish()
 
 
 class TrackioLogger(Logger):

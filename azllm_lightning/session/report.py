@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from azllm_lightning.callbacks.gap import Point, gap_text
 from azllm_lightning.callbacks.history import Validation, best_of
 from azllm_lightning.callbacks.panels import end_panel
 from azllm_lightning.callbacks.rules import IN_A_ROW, against_overfitting
@@ -86,7 +88,18 @@ def report(parts: Parts, run: Run, config: RunConfig) -> None:
     sample = parts.samples.latest if parts.samples is not None else ""
     last = parts.module.last_validation
     better = better_command(parts, config)
-    log.info(end_panel(run, validations, last, summary, extendable, better, sample))
+    gap = "" if parts.diagnosis.overfitting else _gap(parts)
+    log.info(end_panel(run, validations, last, summary, extendable, better, sample, gap))
+
+
+def _gap(parts: Parts) -> str:
+    """What the gap between the two losses means, in a sentence; "" where it is small."""
+    points = [
+        Point(row.step, row.val_loss, math.nan if row.gap is None else row.gap)
+        for row in parts.history.validations
+    ]
+    windows = parts.data.train_windows.num_windows
+    return gap_text(points, windows / parts.data.global_batch_size)
 
 
 def is_past_best(validations: Sequence[Validation]) -> bool:

@@ -22,6 +22,7 @@ from azllm_lightning.planning.models import named_models
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.attempts import attempts
+from azllm_lightning.session.build import check_optional
 from azllm_lightning.session.loggers import close_trackers
 from azllm_lightning.session.open import LIGHTNING, EarlyLines, opened
 from azllm_lightning.session.outcome import PeerLost, SmallerBatch, resume_command
@@ -47,6 +48,7 @@ from azllm_lightning.training.processes import (
     has_lost_peer,
     joined,
     launched,
+    together,
     wait_for_first,
 )
 from azllm_lightning.training.schedule import lr_factor
@@ -77,12 +79,13 @@ def run_session(config: RunConfig) -> Path:
         connect()
     with determinism_restored(), StopRequest() as stop:
         try:
+            stop.begin()
             located = locate(config)
+            count = num_processes(located.config) if place is None else 1
+            if count == 1:
+                return _run(config, Processes(), stop, located)
         except Stopped:
             raise _start_again(config) from None
-        count = num_processes(located.config) if place is None else 1
-        if count == 1:
-            return _run(config, Processes(), stop, located)
     return supervise(config, located, count)
 
 
@@ -109,9 +112,11 @@ def _run(
     typed = config
     run = None
     try:
+        stop.begin()
         stop.started = first(lambda: session_start(stop.started))
         first(lambda: check_launcher(typed, place))
         found = located or first(lambda: locate(typed))
+        together(lambda: check_optional(found.config))
         resolved = resolve(found, stop, place)
         if (folder := first(lambda: finished_run(resolved))) is not None:
             assert resolved.source is not None
@@ -124,7 +129,7 @@ def _run(
             except Stopped:
                 raise _resumable(typed, run) from None
             finally:
-                close_trackers()
+                close_trackers(config.logger)
             report(parts, run, config)
             return run.folder
     except Stopped:

@@ -99,8 +99,11 @@ class MuonAdamW(torch.optim.Optimizer):
 
         def directions(batch: list[int]) -> Tensor:
             # Nesterov: look ahead by applying this gradient to the momentum once more.
-            updates = [gradients[i].lerp(buffers[i], group["momentum"]) for i in batch]
-            return orthogonalize(torch.stack([_wide(u) for u in updates]), self.dtype)
+            updates = torch._foreach_lerp(
+                [gradients[i] for i in batch], [buffers[i] for i in batch], group["momentum"]
+            )
+            stacked = torch.stack(updates)
+            return orthogonalize(_wide(stacked), self.dtype)
 
         shapes = [tuple(p.shape) for p in parameters]
         if self.process_group is None:
@@ -116,7 +119,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 if owner == rank:
                     received = mine.pop(0)
                 else:
-                    size = (len(batch), *_wide(moved[0]).shape)
+                    size = (len(batch), *sorted(moved[0].shape))
                     received = torch.empty(size, dtype=self.dtype, device=moved[0].device)
                 # As bytes, because not every backend sends every type.
                 dist.broadcast(received.view(torch.uint8), owner, self.process_group)
@@ -170,12 +173,12 @@ def orthogonalization_flops(shape: tuple[int, ...]) -> int:
 
 
 def batches(shapes: Sequence[tuple[int, ...]], indices: Iterable[int]) -> list[list[int]]:
-    """The `indices` in batches that are orthogonalized together: of one shape, or its transpose,
-    and of at most BATCH_ELEMENTS.
+    """The `indices` in batches that are orthogonalized together: of one shape, and of at most
+    BATCH_ELEMENTS.
     """
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index in indices:
-        by_shape[min(shapes[index], shapes[index][::-1])].append(index)
+        by_shape[shapes[index]].append(index)
     result = []
     for shape, alike in by_shape.items():
         size = max(1, BATCH_ELEMENTS // math.prod(shape))
@@ -184,17 +187,17 @@ def batches(shapes: Sequence[tuple[int, ...]], indices: Iterable[int]) -> list[l
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x if x.shape[0] <= x.shape[1] else x.mT
+    """`x` (N, rows, columns), transposed if it has more rows than columns."""
+    return x if x.shape[1] <= x.shape[2] else x.mT
 
 
 def _move(parameters: list[Tensor], directions: Tensor, lr: float) -> None:
-    """Move the matrices `parameters`, all (m, n) or (n, m), along `directions` (N, m, n)."""
-    fitting = [
-        (d if p.shape == d.shape else d.mT).to(p.dtype)
-        for p, d in zip(parameters, directions.unbind(), strict=True)
-    ]
-    steps = [-lr * math.sqrt(p.shape[0] / p.shape[1]) for p in parameters]
-    torch._foreach_add_(parameters, torch._foreach_mul(fitting, steps))
+    """Move the matrices `parameters`, all (m, n), along `directions`, (N, m, n) or (N, n, m)."""
+    m, n = parameters[0].shape
+    fitting = directions if m <= n else directions.mT
+    # Contiguous, as the parameters are: otherwise each would be a kernel of its own.
+    steps = fitting.contiguous().to(parameters[0].dtype).mul_(-lr * math.sqrt(m / n))
+    torch._foreach_add_(parameters, list(steps.unbind()))
 
 
 def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -43,10 +43,11 @@ class StopRequest:
     """Listens for signals and watches the clock.
 
     A signal sets `reason`, and a run checks `due` wherever it could save and stop. While
-    `interruptible`, the first signal also raises `Stopped` on the spot: preparing data, compiling
-    and the validation before the first step may take minutes, and nothing would be lost. From the
-    first optimizer step on, and always with several processes, whose collective operations must
-    not be left by one of them, nothing is raised. A second Ctrl+C ends the process without saving.
+    `interruptible`, from `begin` on, the first signal also raises `Stopped` on the spot: preparing
+    data, compiling and the validation before the first step may take minutes, and nothing would be
+    lost. From the first optimizer step on, and always with several processes, whose collective
+    operations must not be left by one of them, nothing is raised. A second Ctrl+C ends the process
+    without saving.
 
     A signal that was ignored when the program began (SIGHUP under nohup, SIGINT in a background job
     of a script) stays ignored.
@@ -57,7 +58,8 @@ class StopRequest:
         self.deadline: float | None = None
         """Seconds since the epoch by which the process should have ended; `until` sets it."""
         self.reason: str | None = None
-        self.interruptible = interruptible
+        self.interruptible = False
+        self._may_interrupt = interruptible
         self.shown: list[str] = []
         """What was written to the terminal about a signal."""
         self._pid = os.getpid()
@@ -71,6 +73,15 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+    def begin(self) -> None:
+        """Be `interruptible` from now on, where `Stopped` is caught.
+
+        Raises Stopped for a signal that came before.
+        """
+        self.interruptible = self._may_interrupt
+        if self.interruptible and self.reason is not None:
+            raise Stopped(self.reason)
 
     def until(self, deadline: str | None) -> None:
         """Set the deadline; a duration counts from the creation of this object, at the session's

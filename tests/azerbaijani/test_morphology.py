@@ -320,28 +320,6 @@ def test_ordinals(numeral: str, right: str) -> None:
     assert m.ordinal(numeral) == right
 
 
-@pytest.mark.parametrize(
-    ("number", "right"),
-    [
-        (1, "1-ci"),
-        (3, "3-cü"),
-        (6, "6-cı"),
-        (9, "9-cu"),
-        (10, "10-cu"),
-        (20, "20-ci"),
-        (40, "40-cı"),
-        (90, "90-cı"),
-        (100, "100-cü"),
-        (1000, "1000-ci"),
-        (2019, "2019-cu"),
-        (1_000_000, "1000000-cu"),
-        (50_000, "50000-ci"),
-    ],
-)
-def test_ordinals_in_figures_follow_the_spoken_number(number: int, right: str) -> None:
-    assert m.ordinal_in_figures(number) == right
-
-
 def test_the_stem_of_a_voice_softens_as_any_other() -> None:
     assert m.voiced(m.verb_stem("oxumaq"), "caus") == m.Stem("oxut", "oxud")
     assert m.voiced(m.verb_stem("hiss etmək", "soften"), "pass").plain == "hiss edil"

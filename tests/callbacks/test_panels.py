@@ -267,6 +267,14 @@ def test_the_end_panel_in_azerbaijani() -> None:
     assert end()[-2:] == ["təlimi uzatmaq", LONGER]
 
 
+def test_the_end_panel_has_a_word_on_the_gap() -> None:
+    word = "val_loss is 0.84 above train_loss: " + "söz " * 20
+    panel = end_panel(RUN, course(300, [7.6, 0.7]), {}, SUMMARY, False, gap=word).splitlines()
+    at = next(number for number, line in enumerate(panel) if line.startswith("gap  "))
+    assert panel[at].startswith("gap       val_loss is 0.84")
+    assert max(map(len, panel[at : at + 3])) <= 80
+
+
 def test_train_longer_is_not_offered_if_more_steps_do_not_help() -> None:
     assert end(extendable=False) == end()[:-2]
     better = "python -m azllm_lightning.train run_name=tales model.dropout=0.2"

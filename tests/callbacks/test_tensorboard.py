@@ -164,6 +164,12 @@ def test_the_events_describe_the_run_once(finished: Finished) -> None:
     assert found["torch"] == torch.__version__
     assert found["cpu_threads"] == torch.get_num_threads()
     assert {"python", "lightning", "commit", "system"} <= found.keys()
+    ((_, data),) = texts(folder, "session/data")
+    assert yaml.safe_load(data).keys() == {
+        "training_tokens",
+        "validation_windows",
+        "steps_per_pass",
+    }
 
 
 def test_a_resume_and_a_fork_describe_the_run_once_and_as_it_is_now(train_short: Train) -> None:

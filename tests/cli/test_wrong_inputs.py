@@ -117,6 +117,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["model.n_layer='ə'", "whole number"],
     ),
     "a comma": (["trainer.devices=0,1"], ["trainer.devices=0,1", "quote", "-m"]),
+    "a decimal comma": (["optimizer.lr=0,001"], ["optimizer.lr=0,001", "point", "lr=0.001"]),
+    "thousands": (["trainer.max_steps=10,000"], ["max_steps=10000", "max_steps=10.000"]),
     "no such reference": (["run_name=${adı}"], ["run_name", "adı"]),
     "no such option": (["--nope"], ["--nope"]),
     "no such model": (["model=gpt5"], ['unknown model "gpt5"', "nano", "course"]),

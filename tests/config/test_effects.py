@@ -26,7 +26,7 @@ PAIRS = {
 
 @pytest.mark.parametrize(("typed", "verb", "named"), [(k, *v) for k, v in PAIRS.items()])
 def test_two_settings_that_contradict_each_other(typed: str, verb: str, named: list[str]) -> None:
-    with pytest.raises(ValueError, match="") as refused:
+    with pytest.raises(ValueError) as refused:
         compose(typed.split(), verb)
     for name in named:
         assert name in str(refused.value)

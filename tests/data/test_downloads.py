@@ -15,6 +15,7 @@ from servers import HubSite, WebSite
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.files import stamps
 from azllm_lightning.data.pipeline import prepared_folder
+from azllm_lightning.inference.pair_files import SentencePair, read_pairs
 
 LONG = "\n\n".join(make_texts(3000)).encode("utf-8")
 PLAIN = "\n\n".join(TEXTS).encode("utf-8")
@@ -224,3 +225,26 @@ def test_text_of_the_hub_is_downloaded_once(hub: HubSite) -> None:
 def test_parquet_of_the_hub_is_read(hub: HubSite) -> None:
     hub.files = {"a.parquet": parquet_bytes(ROWS)}
     assert read("hf://datasets/u/d/a.parquet") == TEXTS
+
+
+def test_pairs_of_the_hub_are_read(hub: HubSite) -> None:
+    """A file, a compressed one, and a dataset in Parquet with its card, as lists are published."""
+    right, wrong = "Uşaqlar gəldilər.", "Uşaqlar gəldiniz."
+    table = f"\tsen\twrong_sen\n0\t{right}\t{wrong}\n".encode()
+    choice = {"sentence_a": wrong, "sentence_b": right, "label": "B", "phenomenon": "uzlaşma"}
+    hub.files = {
+        "aze/data.tsv": table,
+        "aze/data.tsv.gz": gzip.compress(table),
+        "data/test-00000-of-00001.parquet": parquet_bytes([choice]),
+        "README.md": b"# card",
+    }
+    for path in ("aze/data.tsv", "aze/data.tsv.gz"):
+        assert read_pairs(f"hf://datasets/u/d/{path}") == [SentencePair("data", right, wrong)]
+    assert read_pairs("hf://datasets/u/d/data") == [SentencePair("uzlaşma", right, wrong)]
+    with pytest.raises(ValueError, match=r"pairs=hf://datasets/u/d/yoxdur\.tsv"):
+        read_pairs("hf://datasets/u/d/yoxdur.tsv")
+
+
+def test_pairs_behind_a_url_are_read(site: WebSite) -> None:
+    site.files = {"/a.jsonl": '{"good": "Mən gəldim.", "bad": "Mən gəldin."}\n'.encode()}
+    assert read_pairs(f"{site.url}/a.jsonl") == [SentencePair("a", "Mən gəldim.", "Mən gəldin.")]

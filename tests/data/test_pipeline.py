@@ -521,7 +521,6 @@ def test_progress_is_silent_unless_slow(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     """1 GB of text with ever new words is prepared in less than 1.5 GB of memory."""
     pytest.importorskip("resource")

@@ -17,8 +17,9 @@ from azllm_lightning.inference.scoring import (
     Score,
     Scorer,
     gpt_scorer,
-    hf_scorer,
+    load_hf,
     score,
+    scorer_of,
 )
 from azllm_lightning.model.gpt import GPT
 
@@ -185,6 +186,10 @@ def hf_folder(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> Path:
     folder.mkdir()
     write_hf(model, tokenizer, folder)
     return folder
+
+
+def hf_scorer(folder: Path, block_size: int | None = None) -> Scorer:
+    return scorer_of(*load_hf(folder), folder, block_size)
 
 
 def without(folder: Path, name: str, key: str) -> Path:

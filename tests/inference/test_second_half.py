@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from byte_scorer import byte_scorer
 
 from azllm_lightning.cli.messages import LANGUAGES, use_language
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.inference.scoring import gpt_scorer, load_hf, scorer_of
+from azllm_lightning.inference.scoring import Scorer, gpt_scorer, load_hf, scorer_of
 from azllm_lightning.inference.second_half import (
     HalfScore,
     half_report,
@@ -88,20 +89,9 @@ def test_a_cut_within_a_token_counts_the_tokens_of_the_first_half_alone() -> Non
     assert [score.bits for score in scores] == pytest.approx([0, 1, 2, 1])
 
 
-def constant_scorer(start: list[int]) -> Any:
-    """A token per byte, and a bit per token."""
-    from azllm_lightning.inference.scoring import Scorer
-
-    return Scorer(
-        token_nll=lambda input_ids, labels: torch.full(labels.shape, math.log(2)),
-        encode=lambda texts: [list(text.encode()) for text in texts],
-        start=start,
-        unscored_bytes=lambda text: 0 if start else 1,
-        unknown_id=ord("?"),
-        vocab_size=1024,
-        block_size=8,
-        device=torch.device("cpu"),
-    )
+def constant_scorer(start: list[int]) -> Scorer:
+    """A bit per token."""
+    return byte_scorer(start, nll=math.log(2), unknown="?", vocab_size=1024)
 
 
 def test_without_a_start_token_the_first_token_is_never_scored() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from byte_scorer import byte_scorer
 
 from azllm_lightning.cli.messages import LANGUAGES, use_language
 from azllm_lightning.inference.scoring import Score, Scorer
@@ -16,17 +16,7 @@ TEXTS = [("xəbər", "Nazir getdi"), ("nağıl", "Bir gün"), ("nağıl", "Tülk
 
 
 def scorer(start: list[int]) -> Scorer:
-    """A token per byte, and a nat per token."""
-    return Scorer(
-        token_nll=lambda input_ids, labels: torch.ones(labels.shape),
-        encode=lambda texts: [list(text.encode()) for text in texts],
-        start=start,
-        unscored_bytes=lambda text: 0 if start else 1,
-        unknown_id=ord("g"),
-        vocab_size=256,
-        block_size=8,
-        device=torch.device("cpu"),
-    )
+    return byte_scorer(start, nll=1.0, unknown="g", vocab_size=256)
 
 
 def test_scores_are_summed_by_source() -> None:

@@ -87,6 +87,8 @@ def test_what_failed_is_a_row_with_its_reason() -> None:
         ({"steps": {"run_hours": 700.0, "device": "cpu"}}, "too large for this CPU"),
         ({"machine": {"unused_gpu": "RTX 3050"}}, "install its CUDA build"),
         ({"machine": {"load_average": 2.0}}, "kept this machine busy (load 2.0 on 2 cores)"),
+        ({"steps": {"cpu_share": 0.4}}, "busy (the measured steps got 40% of its cores)"),
+        ({"steps": {"cpu_share": 0.95}}, "2 h 38 min."),
         ({"compile": without("failed", "no compiler")}, "if torch.compile worked"),
         ({"compile": without("skipped", "no time")}, "2 h 38 min."),
         ({"disk": {"write_bytes_per_second": 5e6}}, "The disk is slow"),

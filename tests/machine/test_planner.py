@@ -35,6 +35,7 @@ def check(folder: Path) -> Path:
     """What a check of a machine with a GPU found, without steps."""
     gpu = {"name": "NVIDIA T4", "memory_bytes": 15.8e9, "compute_capability": "7.5"}
     machine = {"device": "cuda", "gpus": [gpu], "cpu_cores": 2, "cpu_model": "CPU"}
+    machine["load_average"] = 0.1
     rates = {"fp32": 8e12, "bf16": None, "fp16": 24e12}
     findings: dict[str, Any] = {
         "format_version": 1,
@@ -98,6 +99,51 @@ def test_a_model_that_was_typed_is_kept(text: Path, check: Path) -> None:
 def test_little_text_is_called_little(planned: dict[str, Any]) -> None:
     table = plan_table(planned)
     assert "So little text" in table
+
+
+def test_a_plan_says_what_its_figures_are_worth(planned: dict[str, Any]) -> None:
+    """Tokens are an estimate until the tokenizer is there, and a busy machine is faster alone."""
+    assert "about " in plan_table(planned).splitlines()[0]
+    assert "busy" not in plan_table(planned)
+    text = {**planned["text"], "vocab_size": 2048}
+    assert "about" not in plan_table({**planned, "text": text}).splitlines()[0]
+    busy = {**planned["machine"], "cpu_share": 0.4}
+    assert "busy (the measured steps got 40% of its cores)" in " ".join(
+        plan_table({**planned, "machine": busy}).split()
+    )
+
+
+def test_a_plan_names_what_the_text_leaves_unused(planned: dict[str, Any]) -> None:
+    unused = {**planned["text"]["unused"], "field": "source", "values": 7}
+    table = plan_table({**planned, "text": {**planned["text"], "unused": unused}})
+    assert "data.source_field=source" in table
+
+
+def test_a_validation_of_few_documents_is_called_inexact(planned: dict[str, Any]) -> None:
+    def noted(documents: float) -> str:
+        text = {**planned["text"], "val_documents": documents}
+        return " ".join(plan_table({**planned, "text": text}).split())
+
+    assert "counts as only 8 documents: which ones they are moves val_loss by 5%" in noted(8.3)
+    assert "counts as only" not in noted(100)
+
+
+def test_a_time_in_which_nothing_can_be_done_is_called_too_short(planned: dict[str, Any]) -> None:
+    assert "too short" not in plan_table(planned)
+    short = {**planned, "hours": planned["plan"]["seconds"] / 3600 / 1.2}
+    assert "too short: preparing" in plan_table(short)
+
+
+def test_alternatives_have_their_batch_and_context(planned: dict[str, Any]) -> None:
+    lines = plan_table(planned).splitlines()
+    head = next(number for number, line in enumerate(lines) if "val_loss" in line and "bpb" in line)
+    assert lines[head].split()[2:5] == ["batch", "context", "steps"]
+    for line, key in zip(
+        lines[head + 1 :], ("half_the_time", "plan", "twice_the_time"), strict=False
+    ):
+        figures = planned[key]
+        assert f" {figures['global_batch_size']} " in line
+        assert f" {figures['block_size']} " in line
 
 
 def test_what_is_no_check_is_refused(text: Path, tmp_path: Path) -> None:

@@ -14,14 +14,21 @@ import pytest
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.data.corpus import Document
 from azllm_lightning.planning import rule
-from azllm_lightning.planning.choice import Choice, Task, choose
+from azllm_lightning.planning.choice import LEAST_STEPS, Choice, Task, choose, planned
 from azllm_lightning.planning.far_off import TextSize, advice
 from azllm_lightning.planning.forecast import forecast
-from azllm_lightning.planning.law import Size, coefficients, effective_data, predict
+from azllm_lightning.planning.law import (
+    DOCUMENT_SPREAD,
+    Size,
+    coefficients,
+    effective_data,
+    predict,
+)
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
-from azllm_lightning.planning.survey import Text, scale_of, survey
+from azllm_lightning.planning.survey import Sample, Text, scale_of, survey
 
 MB = 1e6
 SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
@@ -29,7 +36,9 @@ SLOW = replace(Speed.assumed("cpu", 2), flops=1.5e10, optimizer_flops=1.5e10)
 
 
 def text(megabytes: float) -> Text:
-    return Text("text", 0.95 * megabytes * MB, 0.05 * megabytes * MB, 100, 0, False, 5.0, 5.3, 1.0)
+    return Text(
+        "text", 0.95 * megabytes * MB, 0.05 * megabytes * MB, 100, 0, False, 5.0, 5.3, 1.0, 400
+    )
 
 
 def chosen(megabytes: float, hours: float, speed: Speed = SLOW) -> Choice:
@@ -42,6 +51,18 @@ def test_text_read_once_needs_no_decay_and_text_read_often_a_strong_one() -> Non
     decays = [rule.regularization(passes).weight_decay for passes in (1, 2, 4, 16)]
     assert decays == sorted(decays)
     assert decays[-1] == rule.STRONG_DECAY
+
+
+def test_a_model_that_cannot_memorize_its_text_needs_no_decay() -> None:
+    # As measured: benchmarks/LOG.md, 2026-11-26.
+    few, some, many = (rule.regularization(passes, n) for passes, n in ((5, 1.9), (8, 3), (16, 25)))
+    assert (few.weight_decay, few.table_decay) == (rule.DECAY, 0.0)
+    assert rule.DECAY < some.weight_decay < rule.STRONG_DECAY
+    assert many == rule.regularization(16)
+    decays = [rule.regularization(16, n).weight_decay for n in (0.1, 1, 2, 4, 8, 100)]
+    assert decays == sorted(decays)
+    assert chosen(14, 1).regularization.weight_decay < 1  # not that of a text of 1 MB
+    assert chosen(1, 1).regularization.weight_decay > 2
 
 
 def test_small_text_follows_the_rule() -> None:
@@ -80,12 +101,27 @@ def test_bits_per_byte_and_nats_per_token_are_one_prediction() -> None:
     assert found.val_loss == pytest.approx(found.val_bpb * math.log(2) * SIZE.bytes_per_token)
 
 
+def test_no_run_is_expected_to_be_worse_than_a_guess() -> None:
+    assert predict(replace(SIZE, tokens=512)).val_loss == pytest.approx(math.log(SIZE.vocab_size))
+
+
 def test_outside_the_runs_it_says_so_and_is_less_exact() -> None:
     inside = predict(SIZE)
     outside = predict(replace(SIZE, parameters=1_000_000_000))
     assert inside.outside == ()
     assert outside.outside == ("parameters",)
     assert outside.error > inside.error == coefficients().error
+
+
+def test_a_loss_measured_on_few_documents_is_less_exact() -> None:
+    errors = [predict(SIZE, val_documents=count).error for count in (1, 9, 400, math.inf)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] == pytest.approx(math.hypot(coefficients().error, DOCUMENT_SPREAD / 3))
+    assert errors[-1] == coefficients().error
+    model = named_models()[0]
+    texts = (text(2), replace(text(2), val_documents=4))
+    many, few = (planned(Task(each, SLOW, [model], 256, 4096), model, 1e6) for each in texts)
+    assert few.prediction.error > many.prediction.error
 
 
 @pytest.mark.slow
@@ -103,6 +139,13 @@ def test_a_plan_keeps_to_its_time_its_memory_and_the_passes_that_were_tried() ->
         assert plan.seconds <= 3600 * hours * 1.02
         assert plan.passes <= 16.5
         assert plan.memory_bytes <= 1.5e9
+
+
+def test_a_time_that_is_too_short_gives_the_shortest_run() -> None:
+    """Not the largest model, whose few steps would take even longer."""
+    shortest = chosen(1, 0.001)
+    assert shortest.candidate.name == "nano"
+    assert shortest.steps == LEAST_STEPS
 
 
 def test_the_planned_command_is_a_run_of_that_size() -> None:
@@ -178,6 +221,33 @@ def test_a_survey_counts_bytes_documents_and_duplicates(tmp_path: Path) -> None:
     assert found.train_bytes + found.val_bytes == expected
     assert not found.is_estimate
     assert 2 < found.bytes_per_token(8192) < 60
+
+
+def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:
+    lines = [f"Sətir {i}. Bakı Xəzər dənizinin sahilində yerləşir." for i in range(400)]
+    (tmp_path / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    even = survey(compose(["data=text", f"data.path={tmp_path / 'a.txt'}"]).data)
+    count = round(even.val_bytes / len(lines[100].encode()))
+    assert even.val_documents == pytest.approx(count, rel=0.05)
+    long = "Sətir. " * 2000
+    (tmp_path / "b.txt").write_text("\n\n".join([*lines, long]), encoding="utf-8")
+    paths = ["data.path=" + str(tmp_path / "a.txt"), f"data.val_path={tmp_path / 'b.txt'}"]
+    assert survey(compose(["data=text", *paths]).data).val_documents < 10
+
+
+def test_the_kind_of_a_text_is_that_of_all_of_it() -> None:
+    """Not that of its beginning."""
+    generator = random.Random(0)
+    easy = ["Bakı Xəzər dənizinin sahilində yerləşir. " * 50] * 200
+    letters = "abcçdeəfgğhxıijkqlmnoöprsştuüvyz "
+    hard = ["".join(generator.choices(letters, k=2000)) for _ in range(200)]
+    scales = []
+    for texts in ([*easy, *hard], [*hard, *easy]):
+        sample = Sample()
+        for each in texts:
+            sample.add(Document(each, "a", "train"), len(each.encode()))
+        scales.append(sample.scale())
+    assert scales[0] == pytest.approx(scales[1], rel=0.1)
 
 
 def test_text_that_compresses_better_is_easier() -> None:

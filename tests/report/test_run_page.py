@@ -53,6 +53,25 @@ def test_the_gap_is_shaded_only_if_the_run_overfits(write_run: WriteRun) -> None
     assert "band" not in seen(write_run("b", overfitted())).classes("g")
 
 
+def test_a_large_gap_is_explained(write_run: WriteRun) -> None:
+    curves = healthy()
+    curves["generalization_gap"] = {100: -1.0, 200: 0.1, 400: 1.2}
+    text = {"session/data": {0: "    steps_per_pass: 250.5\n"}}
+    assert "1.10 more than in the first pass" in seen(write_run("a", curves, text)).text
+    assert "first pass" not in seen(write_run("b", curves)).text  # of an older version
+    damaged = {"session/data": {0: "    steps_per_pass: [\n"}}
+    assert "first pass" not in seen(write_run("c", curves, damaged)).text
+
+
+def test_time_and_speed_are_those_that_the_terminal_said(write_run: WriteRun) -> None:
+    ended = {"status": "done", "steps": 400, "wall_seconds": 754.0, "tokens_per_sec": 1234.0}
+    found = seen(write_run("a", summary=ended)).text
+    assert "12 min 34 s" in found
+    assert "1,234 tokens/s per step" in found
+    unfinished = seen(write_run("b")).text
+    assert "1,000 tokens/s per step" in unfinished  # the median of the curve
+
+
 def test_values_are_under_the_pointer_of_each_chart(write_run: WriteRun) -> None:
     curves = healthy()
     curves["val_loss_by_source/books"] = {0: 6.0, 400: 2.0}

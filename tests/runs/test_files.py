@@ -44,9 +44,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
 
 
 @posix
-@pytest.mark.parametrize(
-    "kills", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_9_loses_little_and_breaks_nothing(
     kills: int, tiny: list[str], uninterrupted: Straight, tmp_path: Path
 ) -> None:
@@ -226,9 +224,10 @@ def test_a_disk_that_is_really_full(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """It has room for three full states and two best.ckpt, not for a fourth state."""
     monkeypatch.chdir(small_disk)
     folder = train_tiny(
-        "model.n_embd=72", "trainer.checkpoint_every_steps=1", "trainer.val_every_steps=100"
+        "model.n_embd=56", "trainer.checkpoint_every_steps=1", "trainer.val_every_steps=100"
     )
     warnings = capsys.readouterr().err
     message = r"No space left on device.*removing step_00000001\.ckpt to try again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from training_runs import Crash, Probe
 
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.config.compose import compose
 from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.session.session import run_session
 
 Train = Callable[..., Path]
 
@@ -30,6 +33,27 @@ def test_a_start_that_fails_leaves_no_run(wrong: list[str], train_tiny: Train) -
     with pytest.raises(ValueError, match=r"nowhere|no\.such\.Class"):
         train_tiny(*wrong)
     assert not Path("lightning_logs/tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("logger.trackio=kitab", "pip install trackio"),
+        ("+callbacks.mine._target_=no.such.Class", r"no\.such\.Class"),
+        ("+logger.mine._target_=no.such.Class", r"no\.such\.Class"),
+        ("init_from=nowhere.ckpt", r"nowhere\.ckpt"),
+    ],
+)
+def test_what_is_missing_is_found_before_the_text_is_prepared(
+    setting: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: object) -> None:
+        pytest.fail("the text is prepared")
+
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr("azllm_lightning.session.session.resolve", prepare)
+    with pytest.raises(ValueError, match=named):
+        run_session(compose(["experiment=debug", setting]))
 
 
 def test_a_crash_in_the_first_step_leaves_no_run_and_no_gap_in_the_numbers(

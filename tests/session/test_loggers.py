@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
+from training_runs import tiny_overrides
 
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
@@ -89,6 +90,8 @@ class Recorded:
         self.logged.append((step, values))
 
     def finish(self) -> None:
+        if self.ended == len(self.opened):
+            raise RuntimeError("nothing is open")
         self.ended += 1
 
 
@@ -115,6 +118,17 @@ def test_a_resumed_run_has_one_name_at_the_tracker_and_another_run_has_another(
     assert tracker.config["seed"] == 1234
 
 
+def test_a_run_ends_no_run_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Recorded()
+    monkeypatch.setitem(sys.modules, "trackio", tracker)  # type: ignore[arg-type]
+    tracker.init()
+    close_trackers(compose([]).logger)
+    assert tracker.ended == 0
+    for _ in range(2):  # the second time nothing is open
+        close_trackers(compose(["logger=trackio"]).logger)
+    assert tracker.ended == 1
+
+
 @pytest.mark.slow
 def test_trackio_shows_a_resumed_run_as_one(
     train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,7 +142,6 @@ from azllm_lightning.cli.entrance import Resumable
 try: train(compose(sys.argv[1:]))
 except Resumable: pass
 """
-    from conftest import tiny_overrides
 
     for typed in (
         [*tiny_overrides(), "logger=trackio", NO_SAMPLES, *STOP],
@@ -171,7 +184,7 @@ def test_wandb_offline_keeps_a_resumed_run_under_one_id(
     assert ids == {(folder / "tracking_id").read_text(encoding="utf-8")}
     assert all(list(session.glob("*.wandb")) for session in sessions)
     assert list(read_scalars(folder)["val_loss"]) == [0, 4, 8]
-    close_trackers()  # nothing is open: no error
+    close_trackers(compose(["logger=wandb"]).logger)  # nothing is open: no error
 
 
 @pytest.mark.slow

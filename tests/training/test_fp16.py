@@ -82,7 +82,6 @@ def test_fp16_learns_as_fp32_does(train_tiny: Train, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_the_default_model_learns_in_fp16_as_in_fp32(
     train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

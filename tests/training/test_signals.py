@@ -28,7 +28,7 @@ SHORT = [
     "trainer.micro_batch_size=2",
     "callbacks.samples.max_new_tokens=0",
 ]
-SLOW = [pytest.mark.slow, pytest.mark.timeout(3600)]
+SLOW = pytest.mark.slow
 ROOMS = tuple(f"{PACKAGE}/{room}/" for room in ("callbacks", "runs", "session", "training"))
 
 

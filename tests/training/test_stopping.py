@@ -294,8 +294,19 @@ def test_nothing_is_raised_once_a_step_has_begun(capsys: pytest.CaptureFixture[s
         assert stop.reason == "SIGTERM"
         assert stop.due(0.0)
     assert "finishing this step" in capsys.readouterr().err
-    with pytest.raises(stopping.Stopped), stopping.StopRequest():
-        terminate()
+    with stopping.StopRequest() as stop:
+        stop.begin()
+        with pytest.raises(stopping.Stopped):
+            terminate()
+
+
+def test_a_signal_while_the_handlers_are_installed_is_raised_where_it_is_caught() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping.StopRequest() as stop:
+        terminate()  # nothing is raised: an exception from __enter__ would leave the handlers
+        with pytest.raises(stopping.Stopped, match="SIGTERM"):
+            stop.begin()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_handler_survives_a_dead_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

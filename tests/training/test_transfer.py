@@ -61,7 +61,6 @@ def val_loss(data: TokenDataModule, width: int, **factors: float) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["lr", "adam_lr"])
 def test_one_rate_is_right_at_three_widths(name: str, data: TokenDataModule) -> None:
     """Some factor is within 0.05 nats of the best at every width, and not every factor is."""

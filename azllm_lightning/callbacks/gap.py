@@ -1,0 +1,58 @@
+"""The gap between the two losses at the end of a run: memorized text, or harder validation text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from azllm_lightning.cli.messages import tr
+
+LARGE = 0.1
+"""Share of val_loss from which on the gap is worth a sentence."""
+
+MOST = 0.6
+"""Share of the gap that was there before any text was read twice, from which on that explains it.
+"""
+
+
+class Point(NamedTuple):
+    """A validation, losses in nats per token; `gap` is val_loss - train_loss."""
+
+    step: int
+    val_loss: float
+    gap: float
+
+
+def gap_text(points: Sequence[Point], steps_per_pass: float) -> str:
+    """What the last gap means, in a sentence; "" if it is small or unknown.
+
+    In the first pass over the text nothing is read twice, so that a gap there is not memorized
+    text: the validation documents are harder to predict than the training text.
+    """
+    known = [point for point in points if point.step and math.isfinite(point.gap)]
+    if not known or not known[-1].gap > LARGE * known[-1].val_loss:
+        return ""
+    last = known[-1]
+    first_pass = [point for point in known if point.step <= steps_per_pass]
+    before = max(0.0, first_pass[-1].gap) if first_pass else 0.0
+    if before >= MOST * last.gap:
+        return tr(
+            "val_loss is {gap:.2f} above train_loss, of which {before:.2f} were there before any "
+            "text was read twice: the validation documents are harder than the training text.",
+            gap=last.gap,
+            before=before,
+        )
+    if not first_pass:
+        return tr(
+            "val_loss is {gap:.2f} above train_loss after {passes:.1f} passes over the text: part "
+            "of it is memorized. More text narrows the gap.",
+            gap=last.gap,
+            passes=last.step / steps_per_pass,
+        )
+    return tr(
+        "val_loss is {gap:.2f} above train_loss, {grown:.2f} more than in the first pass over the "
+        "text: part of it is memorized. More text narrows the gap.",
+        gap=last.gap,
+        grown=last.gap - before,
+    )

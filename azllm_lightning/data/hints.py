@@ -1,0 +1,164 @@
+"""What a text has and its settings leave unused: a field of sources, lines in every document."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.corpus import MAX_SOURCES, stream_files, streams
+from azllm_lightning.data.files import TextFile
+from azllm_lightning.data.records import read_records
+from azllm_lightning.data.repeated_lines import line_digest
+from azllm_lightning.data.rows import Record
+
+SECONDS = 2.0
+"""How long the look may take."""
+
+FIELDS = "source mənbə domain dataset subset category genre meta.source metadata.source".split()
+"""What fields that say where a text is from are usually called."""
+
+FIRST = 20
+"""Records that must show whether a file has the field."""
+
+LEAST_DOCUMENTS = 100
+REPEATED = 0.1
+"""Of so many documents or more, lines in more than this share of them are menus or notices."""
+
+MOST_LINES = 200_000
+"""Different lines that are counted."""
+
+SHOWN_CHARS = 40
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found in the first `documents` documents."""
+
+    documents: int
+    is_complete: bool
+    """Whether that is all of the text."""
+    field: str | None = None
+    """A field that names sources, and that data.source_field does not use."""
+    values: int = 0
+    """Different ones in it."""
+    lines: int = 0
+    """Lines that occur in more than REPEATED of the documents."""
+    example: str = ""
+
+
+def look(config: DataConfig, seconds: float = SECONDS) -> Look:
+    """Look at the local files of data.path, as much of them as can be read in `seconds`.
+
+    Raises ValueError if there are none. What is wrong in them is left to those who read all of it.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # every warning would come twice
+    try:
+        return _look(config, seconds)
+    finally:
+        logging.disable(level)
+
+
+def _look(config: DataConfig, seconds: float) -> Look:
+    files = [file for file in _files(config) if file.is_local]
+    field = None
+    if config.source_field is None and files:
+        field = next((name for name in FIELDS if _has(files[0], config, name)), None)
+    sources: set[str] = set()
+    lines: Counter[int] = Counter()
+    examples: dict[int, str] = {}
+    seen: set[int] = set()
+    end = time.monotonic() + seconds
+    is_complete = True
+    for file in files:
+        for text, source in _records(file, replace(config, source_field=field)):
+            if time.monotonic() > end:
+                is_complete = False
+                break
+            if source is not None and len(sources) <= MAX_SOURCES:
+                sources.add(source)
+            if hash(text) not in seen:
+                seen.add(hash(text))
+                _count(text, lines, examples)
+    if not 2 <= len(sources) <= MAX_SOURCES:
+        field = None
+    repeated: list[int] = []
+    if config.repeated_lines is None and len(seen) >= LEAST_DOCUMENTS:
+        repeated = [line for line, count in lines.most_common() if count > REPEATED * len(seen)]
+    return Look(
+        documents=len(seen),
+        is_complete=is_complete,
+        field=field,
+        values=len(sources) if field is not None else 0,
+        lines=len(repeated),
+        example=examples[repeated[0]] if repeated else "",
+    )
+
+
+def hints(found: Look) -> list[str]:
+    """What to set, in a sentence for each thing that was found."""
+    sentences = []
+    if found.field is not None:
+        values = trn("{count} value", "{count} values", found.values)
+        if not found.is_complete:
+            values = tr("at least {values}", values=values)
+        sentences.append(
+            tr(
+                "The records have a field '{field}' with {values}: data.source_field={field} gives "
+                "val_loss for each of them.",
+                field=found.field,
+                values=values,
+            )
+        )
+    if found.lines:
+        least = max(2, round(REPEATED * found.documents))
+        sentences.append(
+            trn(
+                "{count} line is in more than {share:.0%} of the documents (“{example}”): "
+                "data.repeated_lines={least} removes such lines.",
+                "{count} lines are in more than {share:.0%} of the documents (“{example}”): "
+                "data.repeated_lines={least} removes such lines.",
+                found.lines,
+                share=REPEATED,
+                example=found.example,
+                least=least,
+            )
+        )
+    return sentences
+
+
+def _files(config: DataConfig) -> list[TextFile]:
+    if config.name == "tales" or not config.paths:
+        return []
+    return [file for stream in streams(config) for file in stream_files(stream)]
+
+
+def _has(file: TextFile, config: DataConfig, field: str) -> bool:
+    """Whether one of the first records has a value in `field`."""
+    records = _records(file, replace(config, source_field=field))
+    return any(source is not None for _, source in islice(records, FIRST))
+
+
+def _records(file: TextFile, config: DataConfig) -> Iterator[Record]:
+    """The records of a file, as far as it can be read."""
+    with contextlib.suppress(ValueError, OSError), file.explained_errors():
+        yield from read_records(file, config, Counter())
+
+
+def _count(text: str, lines: Counter[int], examples: dict[int, str]) -> None:
+    if len(lines) > MOST_LINES:
+        return
+    found: dict[int, str] = {}
+    for line in text.split("\n"):
+        found.setdefault(line_digest(line), line.strip())
+    found.pop(0, None)
+    lines.update(found.keys())
+    for digest, line in found.items():
+        examples.setdefault(digest, line[:SHOWN_CHARS])

@@ -1,0 +1,36 @@
+"""What the gap between train_loss and val_loss is said to mean."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from azllm_lightning.callbacks.gap import Point, gap_text
+
+
+def points(*gaps: float) -> list[Point]:
+    """Validations at every tenth step, from step 0 on."""
+    return [Point(10 * number, 4.0, gap) for number, gap in enumerate(gaps)]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "steps_per_pass", "expected"),
+    [
+        ((math.nan, -1.0, 0.1, 0.3), 100, ""),  # less than a tenth of val_loss
+        ((math.nan, 0.2, 0.8, 0.84), 25, "harder than the training text"),  # since the first pass
+        ((math.nan, 0.2, 0.8, 0.84), 100, "harder than the training text"),
+        ((math.nan, -1.0, 0.1, 0.84), 25, "0.74 more than in the first pass"),
+        ((math.nan, -1.0, -0.5, 0.84), 25, "0.84 more than in the first pass"),
+        ((math.nan, 0.84), 4, "after 2.5 passes"),  # never validated in the first one
+        ((0.9,), 10, ""),  # of an untrained model
+        ((math.nan, 0.9, math.nan), 5, "above train_loss after 2.0 passes"),
+        ((), 10, ""),
+    ],
+)
+def test_a_gap_is_memorized_text_only_once_text_is_read_again(
+    gaps: tuple[float, ...], steps_per_pass: float, expected: str
+) -> None:
+    found = gap_text(points(*gaps), steps_per_pass)
+    assert expected in found
+    assert bool(found) == bool(expected)

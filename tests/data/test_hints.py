@@ -1,0 +1,85 @@
+"""What a text has and its settings leave unused is said once, before it is trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from azllm_lightning.config.compose import compose
+from azllm_lightning.data.hints import Look, hints, look
+from azllm_lightning.prepare import prepare
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def found(path: Path, *settings: str) -> Look:
+    return look(compose(["data=text", f"data.path={path}", *settings]).data)
+
+
+def rows(field: str, sources: int, footer: str = "") -> list[dict[str, str]]:
+    return [
+        {"text": f"Sənəd {i}: Kür çayı axır.{footer}", field: f"mənbə {i % sources}"}
+        for i in range(300)
+    ]
+
+
+def test_a_field_of_sources_is_named_with_its_values(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", rows("Source", 7))
+    (hint,) = hints(found(path))
+    assert hint.startswith("The records have a field 'source' with 7 values")
+    named = compose(["data=text", f"data.path={path}", "data.source_field=source"]).data
+    assert hints(look(named)) == []
+
+
+@pytest.mark.parametrize(("field", "sources"), [("source", 1), ("source", 300), ("title", 7)])
+def test_a_field_that_tells_nothing_apart_is_not_named(
+    tmp_path: Path, field: str, sources: int
+) -> None:
+    assert found(written(tmp_path / "a.jsonl", rows(field, sources))).field is None
+
+
+def test_a_column_of_a_table_counts_too(tmp_path: Path) -> None:
+    lines = ["text,source", *(f"Sənəd {i},{i % 3}" for i in range(30))]
+    (tmp_path / "a.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert found(tmp_path / "a.csv").values == 3
+
+
+def test_lines_of_many_documents_are_named_with_the_setting(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", rows("title", 7, "\nBütün hüquqlar qorunur"))
+    (hint,) = hints(found(path))
+    assert "1 line is in more than 10%" in hint
+    assert "Bütün hüquqlar qorunur" in hint
+    assert "data.repeated_lines=30" in hint
+    assert hints(found(path, "data.repeated_lines=50")) == []
+    few = written(tmp_path / "b.jsonl", rows("title", 7, "\nBütün hüquqlar qorunur")[:50])
+    assert hints(found(few)) == []
+
+
+def test_the_same_document_many_times_is_no_repeated_line(tmp_path: Path) -> None:
+    copies = [{"text": "Qız qalası\nBakıdadır"}] * 200
+    assert found(written(tmp_path / "a.jsonl", [*rows("title", 7)[:150], *copies])).lines == 0
+
+
+def test_a_text_that_cannot_be_read_is_left_to_its_reader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "Bir"}\n{"text": 3}\n{"text', encoding="utf-8")
+    assert found(path).documents == 1
+    assert caplog.text == ""
+    assert look(compose([]).data).documents == 0  # tales
+
+
+def test_prepare_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "a.jsonl", rows("source", 7))
+    settings = ["data=text", f"data.path={path}", "data.vocab_size=300", "data.block_size=16"]
+    settings += ["data.prepare_workers=1"]
+    prepare(compose([*settings, f"data.dir={tmp_path / 'shards'}"], "prepare"))
+    assert "note        The records have a field 'source' with 7" in capsys.readouterr().out

@@ -53,7 +53,8 @@ def uncompiled() -> AbstractContextManager[object]:
     """A context in which compiled networks run in eager mode."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def pays(shape: GPTConfig, batch_size: int, precision: str) -> bool:

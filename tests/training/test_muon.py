@@ -114,6 +114,18 @@ def test_orthogonalising_keeps_the_singular_vectors() -> None:
     assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
 
 
+def test_wide_matrices_on_a_cpu_take_a_shorter_way_to_the_same() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 24, 64, dtype=torch.float64, generator=generator)
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    x = (u * torch.logspace(0, -5, 24, dtype=torch.float64) @ v).float()
+    x[1, :4] = 0.0
+    exact = orthogonalize(x, torch.float64)
+    wide = orthogonalize(x, torch.float32)
+    torch.testing.assert_close(wide.double(), exact, rtol=0, atol=1e-3)
+    assert wide[1, :4].abs().max() == 0
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 32), (32, 8)])
 def test_a_step_moves_a_matrix_equally_in_all_directions(
     shape: tuple[int, int],

@@ -23,7 +23,7 @@ PAGES = {
     "custom_scalars": (PAGE, 1280, 1560, 8),
     "scalars": ("?smoothing=0#scalars&_smoothingWeight=0", 1280, 1000, 4),
     "text": ("#text", 1280, 1000, "temperature"),
-    "hparams": ("#hparams", 2080, 420, "best_val_loss"),
+    "hparams": ("#hparams", 2080, 420, "val_loss_best"),
 }
 """Address, width and height, and what a complete page shows: so many charts, or a word."""
 

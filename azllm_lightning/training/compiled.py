@@ -44,8 +44,8 @@ def compile_network(net: GPT, device: str) -> None:
 def keep_compiled_code() -> None:
     """Keep compiled code in the user's cache folder, where later runs find it.
 
-    PyTorch's own choice is the folder of temporary files, which systems empty. It puts that into the
-    environment as soon as it is imported; any other value is the user's.
+    PyTorch's own choice is the folder of temporary files, which systems empty. It puts that into
+    the environment as soon as it is imported; any other value is the user's.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 

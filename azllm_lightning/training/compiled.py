@@ -44,9 +44,13 @@ def compile_network(net: GPT, device: str) -> None:
 def keep_compiled_code() -> None:
     """Keep compiled code in the user's cache folder, where later runs find it.
 
-    PyTorch's own choice is the folder of temporary files, which systems empty.
+    PyTorch's own choice is the folder of temporary files, which systems empty. It puts that into
+    the environment as soon as it is imported; any other value is the user's.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "compiled")
 
 
 def uncompiled() -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.runtime import cache_dir_utils
 
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.data.cache import cache_folder
@@ -19,6 +20,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 def test_code_is_kept_with_the_prepared_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CACHE, raising=False)
+    cache_dir_utils.cache_dir()  # as the import of Lightning does
     compiled.keep_compiled_code()
     assert Path(os.environ[CACHE]).parent == cache_folder()
     monkeypatch.setenv(CACHE, "of_the_user")

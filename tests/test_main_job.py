@@ -35,7 +35,7 @@ def train(folder: Path, data: Path, *typed: str) -> subprocess.CompletedProcess[
         env={**os.environ, "AZLLM_DATA_DIR": str(data)},
         capture_output=True,
         encoding="utf-8",
-        timeout=600,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stderr
     return done

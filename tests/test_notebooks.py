@@ -185,7 +185,7 @@ def run_notebook(
     def run(name: str) -> list[str]:
         notebook = nbformat.read(named(name), as_version=4)
         here = {"metadata": {"path": str(tmp_path)}}
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=here).execute()
+        NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=here).execute()
         found = []
         for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
             data = output.get("data", {})

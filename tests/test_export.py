@@ -55,7 +55,6 @@ def test_a_run_becomes_a_folder_with_a_card(
     paths = picture.iterfind(".//{*}g[@class='line val']/{*}path")
     assert [path.get("d", "").count(" ") for path in paths] == [5]  # three validations
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0] == f"from {tiny_run / 'checkpoints' / 'best.ckpt'}"
     assert all(str(out / name) in printed for name in FILES[form])
     _, front, card = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert "](training.svg)" in card
@@ -63,6 +62,8 @@ def test_a_run_becomes_a_folder_with_a_card(
     rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", card, re.MULTILINE))
     best = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)["azllm"]
     step = best["step"]
+    best_path = tiny_run / "checkpoints" / "best.ckpt"
+    assert printed.splitlines()[0] == f"from {best_path}, step {step}"
     assert rows["parameters"] == f"{load(tiny_run)[0].config.num_params():,}"
     assert rows["training text"] == "tales"
     assert rows["tokens seen"] == f"{step * 4 * 32:,} in {step} steps"

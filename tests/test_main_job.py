@@ -48,6 +48,7 @@ def files(run: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_debug_job_and_its_resume(
     tmp_path: Path,
     command: Callable[..., int],

@@ -191,6 +191,7 @@ def test_each_turn_has_its_own_process(throughput: ModuleType) -> None:
     check_race(throughput, separate=True)
 
 
+@pytest.mark.slow
 def test_the_overhead_is_measured_in_turn_within_one_run(throughput: ModuleType) -> None:
     (measured,) = throughput.overhead(["nano"], "fp32", tiny=True)["overhead"].values()
     assert len(measured["ms"]) == 3  # of four segments, the first one warms up

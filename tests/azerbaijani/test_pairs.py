@@ -337,6 +337,7 @@ def test_prepared_tales_are_named_after_all_that_they_are_made_from(
         assert prepared_folder(DataConfig(name="tales")) != before, name
 
 
+@pytest.mark.slow
 def test_stems_do_not_occur_in_the_tales() -> None:
     tales = {lower(word) for word in known_words()}
     assert lexicon(TABLE).keys() & lexicon().keys() == set()

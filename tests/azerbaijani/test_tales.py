@@ -34,6 +34,7 @@ def test_a_story_depends_on_seed_and_index_alone() -> None:
     assert few != list(write_tales(5_000, 4))
 
 
+@pytest.mark.slow
 def test_stories_do_not_depend_on_the_hash_seed() -> None:
     code = (
         "from hashlib import blake2b; from azllm_lightning.azerbaijani.tales import *;"
@@ -56,6 +57,7 @@ def test_every_word_is_known(stories: list[str]) -> None:
     assert {word for story in stories for word in words(story)} - known_words() == set()
 
 
+@pytest.mark.slow
 def test_little_is_known_that_is_never_written() -> None:
     """Words are known because they can be written, with their capitals."""
     written = {word for story in write_tales(3_000_000, 1) for word in words(story)}

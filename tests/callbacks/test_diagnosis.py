@@ -405,6 +405,7 @@ def stop_at(step: int) -> list[str]:
 
 
 @pytest.mark.usefixtures("planted")
+@pytest.mark.slow
 def test_a_run_that_overfits_reports_it_and_a_resumed_one_does_the_same(
     train_short: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def test_tasks_give_the_files_of_prepare(config: DataConfig, tmp_path: Path, tas
     assert prepare(config) == tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_shards_do_not_depend_on_where_blocks_end(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,6 +285,7 @@ def test_blocks_do_not_change_what_is_kept(
     ("point", "call"),
     [("write_block", 1), ("write_block", 9), ("write_arrays", 0), ("add_lines", 0)],
 )
+@pytest.mark.slow
 def test_an_interrupted_build_with_filters_goes_on(
     mixed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, call: int
 ) -> None:

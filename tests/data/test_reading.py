@@ -242,7 +242,7 @@ ERRORS = {
         r"no field 'text'.*are body",
     ),
     "broken json": (
-        {"a.jsonl": b'{"text": "x"}\n{"text": \n'},
+        {"a.jsonl": b'{"text": "x"}\n{"text" "y"}\n'},
         "a.jsonl",
         r"a\.jsonl:2: expected one JSON object per line \(",
     ),

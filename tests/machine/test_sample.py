@@ -43,7 +43,7 @@ def test_a_reduced_step_has_a_micro_batch_that_divides_it(seconds: float) -> Non
     micro = found.micro_batch_size or T4.trainer.micro_batch_size
     assert isinstance(micro, int)
     assert found.sequences % micro == 0
-    assert micro <= 12
+    assert micro <= 24
 
 
 def test_what_does_not_fit_is_not_tried() -> None:

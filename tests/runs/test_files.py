@@ -355,6 +355,7 @@ def test_leftovers_of_a_kill_are_removed_at_the_next_start(train_tiny: Train, pr
 
 
 @posix
+@pytest.mark.slow
 def test_two_starts_at_once_get_folders_of_their_own(tiny: list[str], tmp_path: Path) -> None:
     both = [start([*tiny, "trainer.max_steps=1"], tmp_path) for _ in range(2)]
     for process in both:

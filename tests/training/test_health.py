@@ -111,6 +111,7 @@ def test_a_poisoned_window_is_skipped_and_a_resume_decides_the_same(
     assert_same_end(rolled_back, train_short("ckpt_path=last"))
 
 
+@pytest.mark.slow
 def test_a_stop_within_a_streak_keeps_its_count(
     train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:

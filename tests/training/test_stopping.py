@@ -179,6 +179,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny: list[str], tmp_path: Path) -> None:
     assert not step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")
 
 
+@pytest.mark.slow
 def test_three_short_sessions_are_one_long_session(
     uninterrupted: Straight, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

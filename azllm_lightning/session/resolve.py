@@ -240,7 +240,7 @@ def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int)
         seconds = math.inf
     compile_net = hardware.resolve_compile(compile_net, device, seconds)
     if compile_net and trainer.compile == "auto" and device == "cpu":
-        compile_net = compiled.pays(shape, trainer.micro_batch_size, trainer.precision)
+        compile_net = compiled.pays(shape, micro, trainer.precision)
     return replace(config, trainer=replace(trainer, compile=compile_net))
 
 

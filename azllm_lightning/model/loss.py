@@ -45,6 +45,18 @@ def _chunk_size(hidden: Tensor) -> int:
     return 256 if hidden.device.type == "cpu" else 2048
 
 
+def minus_onehot(probabilities: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """probabilities (N, V) in fp32 minus the one-hot rows of labels (N, 1), in `dtype`; overwrites
+    `probabilities`.
+    """
+    if probabilities.device.type == "cpu" and not torch.compiler.is_compiling():
+        return probabilities.scatter_(1, labels, probabilities.gather(1, labels) - 1).to(dtype)
+    # A comparison is fused with what comes before and after it, so that a compiled network never
+    # writes the gradient in fp32. On CUDA, a deterministic scatter would sort.
+    columns = torch.arange(probabilities.shape[1], device=probabilities.device)
+    return probabilities.sub_((columns == labels).to(probabilities.dtype)).to(dtype)
+
+
 class _NextTokenLoss(torch.autograd.Function):
     """Computes the gradient of each chunk while its logits exist, so nothing is computed twice.
 
@@ -73,9 +85,7 @@ class _NextTokenLoss(torch.autograd.Function):
             exponentials = logits.exp_()
             total = exponentials.sum(dim=1, keepdim=True)
             loss += (total.log() - label_logits).sum()
-            # softmax - onehot, rounded once: a compiled network never writes it in fp32.
-            grad_logits = exponentials.div_(total).to(dtype)
-            grad_logits.scatter_(1, y, (label_logits.exp() / total - 1).to(dtype))
+            grad_logits = minus_onehot(exponentials.div_(total), y, dtype)
             grad_hidden.append(grad_logits @ head)
             if dtype == torch.float32:
                 grad_weight.addmm_(grad_logits.t(), h)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from azllm_lightning.model.loss import next_token_loss, token_nll
+from azllm_lightning.model.loss import minus_onehot, next_token_loss, token_nll
 
 pytestmark = pytest.mark.numerics
 
@@ -34,6 +34,18 @@ def test_equals_the_plain_loss(batch):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
     nll = token_nll(hidden, weight, labels)
     torch.testing.assert_close(nll, F.cross_entropy(hidden @ weight.t(), labels, reduction="none"))
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_the_one_hot_rows_are_subtracted(compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    probabilities = torch.rand(5, 7)
+    labels = torch.tensor([[6], [0], [3], [3], [1]])
+    expected = probabilities - F.one_hot(labels[:, 0], 7)
+    found = minus_onehot(probabilities.clone(), labels, torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    found = minus_onehot(probabilities, labels, torch.float16)
+    torch.testing.assert_close(found, expected.half(), rtol=0, atol=0)
 
 
 def test_without_gradients(batch):

@@ -29,7 +29,9 @@ import law_fit
 import law_forecast
 import law_table
 
+from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.planning import rule
+from azllm_lightning.planning.choice import multiplied
 
 VAL_BYTES = 400_000
 SEED = 0
@@ -85,6 +87,21 @@ SMALL = """
     a 0.5mb  2048  1 4
     c 0.1mb  2048  1 4
 """
+
+WIDE = """
+    a all    4096  1
+    c 4mb    4096  0.1 0.3
+    a 0.25mb 2048  16 32
+    b 0.25mb 2048  16
+    c 1mb    2048  2
+    a 1mb    2048  8 32
+    a 4mb    4096  4
+    b all    4096  1
+    a all    4096  2
+    b 0.5mb  2048  32
+    b 1mb    2048  4
+"""
+"""For the ends of the range: little of a long text, all of it, and up to 32 passes."""
 
 GRID = """
     tiny     0.25mb 8192  1 4 16 32
@@ -258,21 +275,34 @@ def trials(work: Path) -> Iterator[dict[str, Any]]:
 def small_trials(work: Path) -> Iterator[dict[str, Any]]:
     """The runs for a CPU, in fp32, with fewer validation windows."""
     for name, part, vocab_size, passes in grid(SMALL):
-        regularization = rule.regularization(passes)
-        yield {
-            **trial(work, name, part, vocab_size, passes, regularization),
-            "precision": "fp32",
-            "val_windows": 64,
-        }
+        yield small(trial(work, name, part, vocab_size, passes, rule.regularization(passes)))
+    for name, part, vocab_size, passes in grid(WIDE):
+        per_token = parameters(name, vocab_size) / unique_tokens(folder(work, part, vocab_size))
+        regularization = rule.regularization(passes, per_token)
+        yield small(trial(work, name, part, vocab_size, passes, regularization))
 
 
-def grid(text: str) -> Iterator[tuple[str, str, int, int]]:
+def small(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run for a CPU."""
+    return {**settings, "precision": "fp32", "val_windows": 64}
+
+
+def parameters(model: str, vocab_size: int) -> int:
+    """Those of a model that are multiplied, with a head that is not tied."""
+    layers, heads, width = MODELS[model]
+    shape = GPTConfig(
+        vocab_size=vocab_size, block_size=BLOCK_SIZE, n_layer=layers, n_head=heads, n_embd=width
+    )
+    return multiplied(shape)
+
+
+def grid(text: str) -> Iterator[tuple[str, str, int, float]]:
     """(model, part, vocabulary, passes) of each run in a table like GRID."""
     for line in text.split("\n"):
         if line.strip():
             name, part, vocab_size, *all_passes = line.split()
             for passes in all_passes:
-                yield name, part, int(vocab_size), int(passes)
+                yield name, part, int(vocab_size), float(passes)
 
 
 def trial(
@@ -280,18 +310,17 @@ def trial(
     model: str,
     part: str,
     vocab_size: int,
-    passes: int,
+    passes: float,
     regularization: rule.Regularization,
 ) -> dict[str, Any]:
     """The settings of one run."""
     data = folder(work, part, vocab_size)
-    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
-    unique = manifest["splits"]["train"]["tokens"] // BLOCK_SIZE * BLOCK_SIZE
+    unique = unique_tokens(data)
     batch = rule.batch_sequences(unique * passes, BLOCK_SIZE)
     steps = max(1, round(unique * passes / (batch * BLOCK_SIZE)))
     layers, heads, width = MODELS[model]
     return {
-        "name": f"{model}-{part}-{vocab_size}-{passes}-{regularization.weight_decay:g}",
+        "name": f"{model}-{part}-{vocab_size}-{passes:g}-{regularization.weight_decay:g}",
         "data": str(data.relative_to(work.parent)),
         "layers": layers,
         "heads": heads,
@@ -307,6 +336,13 @@ def trial(
         "val_every": max(1, steps // CURVE),
         "hooks": "law_replaced" if regularization.replaced else "law_windows",
     }
+
+
+def unique_tokens(data: Path) -> int:
+    """Tokens of the complete windows of prepared text."""
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    tokens: int = manifest["splits"]["train"]["tokens"]
+    return tokens // BLOCK_SIZE * BLOCK_SIZE
 
 
 def folder(work: Path, part: str, vocab_size: int) -> Path:

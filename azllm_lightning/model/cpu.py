@@ -1,4 +1,4 @@
-"""Norms, rotary positions and attention on a CPU in fp32, with gradients written by hand.
+"""Norms, rotary positions, attention and dropout on a CPU in fp32, with gradients written by hand.
 
 They compute what `gpt.py` does in about two thirds of the time, since autograd would pass over the
 activations two to three times as often. Not for torch.compile, which fuses the plain operations,
@@ -45,6 +45,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q, k, v (B, H, T, D), as (B, H, T, D)."""
     out: Tensor = _Attend.apply(*(x.flatten(0, 1) for x in (q, k, v)))  # type: ignore[no-untyped-call]
     return out.view(q.shape)
+
+
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """x with each value set to zero with a probability of `rate`, to 1/65,536, and the others
+    scaled so that the mean stays.
+    """
+    out: Tensor = _Dropout.apply(x, rate)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _inverse_root(x: Tensor, eps: float) -> Tensor:
@@ -144,3 +152,25 @@ class _Attend(torch.autograd.Function):
             grad_k[:, :end].baddbmm_(grad_scores.mT, q[:, block])
             grad_q[:, block] = torch.bmm(grad_scores, k[:, :end])
         return grad_q, grad_k, grad_v
+
+
+class _Dropout(torch.autograd.Function):
+    """Four values per random number: drawing them is most of the time of PyTorch's own dropout,
+    which uses one core.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        dropped = min(round(65536 * rate), 65535)
+        factors = torch.empty(x.numel())
+        torch.ge(numbers.view(torch.int16)[: x.numel()], dropped - 32768, out=factors)
+        factors = factors.mul_(65536 / (65536 - dropped)).view(x.shape)
+        ctx.save_for_backward(factors)
+        return x * factors
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (factors,) = ctx.saved_tensors
+        return g * factors, None

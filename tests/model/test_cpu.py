@@ -10,7 +10,7 @@ from torch import Tensor
 
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model import cpu
-from azllm_lightning.model.gpt import GPT
+from azllm_lightning.model.gpt import GPT, Dropout
 
 
 def loss_and_gradients(net: GPT, tokens: Tensor) -> list[Tensor]:
@@ -45,3 +45,35 @@ def test_only_in_fp32_on_a_cpu() -> None:
     assert not cpu.by_hand(torch.zeros(1, device="meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert not cpu.by_hand(torch.zeros(1))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(7, 999, 11, requires_grad=True)  # not a multiple of four
+    out = Dropout(rate)(x)
+    kept = out != 0
+    deviation = (rate * (1 - rate) / x.numel()) ** 0.5
+    assert float(kept.double().mean()) == pytest.approx(1 - rate, abs=4 * deviation)
+    assert out.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-4)
+    # Neighbours share a random number, but are independent.
+    pairs = (kept.flatten()[1:] & kept.flatten()[:-1]).double().mean()
+    assert float(pairs) == pytest.approx((1 - rate) ** 2, abs=6 * deviation)
+    (out * 3).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, 3 * out.detach())
+
+
+def test_dropout_repeats_with_the_state_of_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(1001)
+    drop = Dropout(0.5)
+    state = torch.get_rng_state()
+    first = drop(x)
+    assert not torch.equal(first, drop(x))
+    torch.set_rng_state(state)
+    assert torch.equal(first, drop(x))
+    assert drop.eval()(x) is x
+    assert torch.equal(Dropout(1.0)(x), torch.zeros_like(x))
+    monkeypatch.setattr(cpu, "by_hand", lambda x: False)
+    torch.set_rng_state(state)
+    assert not torch.equal(first, Dropout(0.5)(x))

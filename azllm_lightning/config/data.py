@@ -147,8 +147,8 @@ class DataConfig:
         if self.name == "tales" and (self.path is not None or self.val_path is not None):
             raise ValueError(
                 tr(
-                    "data=tales generates its own text and ignores data.path={path}; add "
-                    "data=text, with any data.name but tales",
+                    "data.path={path} is not read, because data.name=tales generates its own "
+                    "text: add data=text",
                     path=self.path or self.val_path,
                 )
             )

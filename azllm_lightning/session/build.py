@@ -28,7 +28,7 @@ from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.formats.load import checkpoint_of
 from azllm_lightning.report.live import LivePage
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.session.loggers import loggers, tracker
+from azllm_lightning.session.loggers import check_wandb, loggers, tracker
 from azllm_lightning.session.resolve import Resolved, gpu_index
 from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import accumulation
@@ -56,18 +56,18 @@ class Parts:
 
 
 def check_optional(config: RunConfig) -> None:
-    """Look for the packages of the trackers, the classes of the user's own objects, and the weights
-    of init_from.
+    """Look for the packages and the account of the trackers, the classes of the user's own objects,
+    and the weights of init_from.
 
     Raises ValueError for the first that is missing: before the text is prepared, which may take
     long.
     """
     if config.init_from is not None and config.ckpt_path is None:
         checkpoint_of(Path(config.init_from))
-    for name in ("wandb", "trackio"):
-        project = getattr(config.logger, name)
-        if project is not None:
-            tracker(name, project)
+    if config.logger.wandb is not None:
+        check_wandb(config.logger.wandb)
+    if config.logger.trackio is not None:
+        tracker("trackio", config.logger.trackio)
     _find_targets(config.callbacks.custom, "callbacks")
     _find_targets(config.logger.custom, "logger")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import secrets
 import sys
 import warnings
@@ -114,14 +115,28 @@ def _wandb(project: str, run: Run, is_first: bool) -> Logger:
                 warnings.filterwarnings("ignore", ".*wandb run already in progress.*")
                 _ = logger.experiment
         except wandb.Error as error:
-            message = tr(
-                "logger.wandb={project}: {reason}. Log in with `wandb login`, or set "
-                "WANDB_MODE=offline",
-                project=project,
-                reason=error,
-            )
-            raise ValueError(message) from error
+            raise ValueError(_log_in(project, str(error).rstrip("."))) from error
     return logger
+
+
+def check_wandb(project: str) -> None:
+    """Raise ValueError if wandb is not installed, or would ask for an account that nobody can
+    type in.
+    """
+    wandb = tracker("wandb", project)
+    settings = wandb.setup().settings  # with those of its files, but read once per process
+    mode = os.environ.get("WANDB_MODE") or settings.mode
+    has_key = wandb.api.api_key is not None or settings.identity_token_file is not None
+    if mode == "online" and not has_key and not sys.stdin.isatty():
+        raise ValueError(_log_in(project, tr("no API key is configured")))
+
+
+def _log_in(project: str, reason: str) -> str:
+    return tr(
+        "logger.wandb={project}: {reason}. Log in with `wandb login`, or set WANDB_MODE=offline",
+        project=project,
+        reason=reason,
+    )
 
 
 def close_trackers(config: LoggerConfig) -> None:

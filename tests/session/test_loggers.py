@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from training_runs import tiny_overrides
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
 from azllm_lightning.runs.curves import read_scalars
+from azllm_lightning.session.build import check_optional
 from azllm_lightning.session.loggers import (
     EARLIER,
     METRICS,
@@ -196,9 +198,43 @@ def test_wandb_without_an_account_says_what_to_do(
     def refuse(**settings: Any) -> None:
         raise wandb.errors.UsageError("api_key not configured (no-tty)")
 
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(ValueError, match=r"logger\.wandb=a: api_key .* WANDB_MODE=offline"):
         train_tiny("logger.wandb=a", NO_SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "token", "is_refused"),
+    [
+        ("online", None, None, True),
+        ("online", "a", None, False),
+        ("online", None, "file", False),
+        ("offline", None, None, False),
+        ("disabled", None, None, False),
+    ],
+)
+def test_an_account_at_wandb_is_looked_for_before_the_text_is_prepared(
+    mode: str,
+    key: str | None,
+    token: str | None,
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = SimpleNamespace(mode=mode, identity_token_file=token)
+    wandb = SimpleNamespace(
+        setup=lambda: SimpleNamespace(settings=settings), api=SimpleNamespace(api_key=key)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = compose(["logger.wandb=kitab"])
+    if not is_refused:
+        check_optional(config)
+        return
+    with pytest.raises(ValueError, match=r"logger\.wandb=kitab: .* WANDB_MODE=offline"):
+        check_optional(config)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_optional(config)
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

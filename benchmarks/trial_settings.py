@@ -59,7 +59,7 @@ DEFAULTS: Settings = {
     "beta1": 0.5,
     "beta2": 0.98,
     "eps": 1e-8,
-    "head_eps": None,
+    "head_eps": 1e-5,
     "table_rule": "adam",  # row: one second moment per row; muon
     "head_rule": None,  # head_*: of an untied head; None: as of the table
     "head_lr": None,

@@ -89,6 +89,8 @@ class MuonConfig(AdamWConfig):
     momentum: float
     adam_lr: float
     adam_weight_decay: float
+    head_eps: float | None = None
+    """None, as in runs that began before it was a setting: that of the other tables."""
 
     def __post_init__(self) -> None:
         problems = Problems("optimizer")
@@ -97,6 +99,8 @@ class MuonConfig(AdamWConfig):
         problems.require(self.adam_lr > 0, "adam_lr", self.adam_lr, tr("above 0"))
         decay = self.adam_weight_decay
         problems.require(decay >= 0, "adam_weight_decay", decay, tr("at least 0"))
+        eps = self.head_eps
+        problems.require(eps is None or eps > 0, "head_eps", eps, tr("above 0"))
         problems.raise_if_any()
 
 

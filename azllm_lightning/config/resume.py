@@ -26,7 +26,14 @@ CODE = ("callbacks", "logger")
 file.
 """
 
-FIXED = ("seed", "data.block_size", "data.mix", "optimizer.name", "trainer.global_batch_size")
+FIXED = (
+    "seed",
+    "data.block_size",
+    "data.mix",
+    "optimizer.name",
+    "optimizer.head_eps",  # with it, the head is a parameter group of its own
+    "trainer.global_batch_size",
+)
 """Settings that a resume cannot change, in addition to the shape of the model."""
 
 
@@ -79,9 +86,9 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
     for key in keys:
         try:
             before = _get(stored, key.split("."))
-        except KeyError:  # a setting that is newer than the run
+            asked = _get(now, key.split("."))
+        except KeyError:  # a setting that is newer than the run, or that adamw has not
             continue
-        asked = _get(now, key.split("."))
         if before != asked:
             differing.append(
                 tr(

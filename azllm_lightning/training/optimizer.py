@@ -17,19 +17,18 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
     """The trainable parameters of `net` in groups, with their settings.
 
     Matrices decay; vectors (the gains of norms) do not. With Muon, the token tables are a group of
-    their own, because AdamW updates them with another learning rate.
+    their own, because AdamW updates them with another learning rate, and so is a head with another
+    eps. A tied head appears once, among the tables.
     """
-    # A tied head appears once.
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     vectors = [p for _, p in named if p.ndim < 2]
-    tables = [
-        p
-        for name, p in named
-        if p.ndim >= 2 and name.endswith(("embed_tokens.weight", "lm_head.weight"))
-    ]
-    hidden = [p for _, p in named if p.ndim >= 2 and not any(p is table for table in tables)]
+    matrices = {name: p for name, p in named if p.ndim >= 2}
+    embeddings = [p for name, p in matrices.items() if name.endswith("embed_tokens.weight")]
+    head = [p for name, p in matrices.items() if name.endswith("lm_head.weight")]
+    tables = [*embeddings, *head]
+    hidden = [p for p in matrices.values() if not any(p is table for table in tables)]
     if isinstance(config, MuonConfig):
-        groups = _muon_groups(config, hidden, tables, vectors)
+        groups = _muon_groups(config, hidden, embeddings, head, vectors)
     else:
         assert isinstance(config, AdamWConfig)
         groups = _adamw_groups(config, [*tables, *hidden], vectors)
@@ -41,7 +40,8 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
 def _muon_groups(
     config: MuonConfig,
     hidden: Sequence[Tensor],
-    tables: Sequence[Tensor],
+    embeddings: Sequence[Tensor],
+    head: Sequence[Tensor],
     vectors: Sequence[Tensor],
 ) -> list[dict[str, Any]]:
     muon: dict[str, Any] = {"kind": "muon", "lr": config.lr, "momentum": config.momentum}
@@ -51,11 +51,16 @@ def _muon_groups(
         "betas": tuple(config.betas),
         "eps": config.eps,
     }
-    return [
+    tables: dict[str, Any] = {**adam, "weight_decay": config.adam_weight_decay}
+    groups = [
         {"params": hidden, "weight_decay": config.weight_decay, **muon},
-        {"params": tables, "weight_decay": config.adam_weight_decay, **adam},
+        {"params": [*embeddings, *head], **tables},
         {"params": vectors, "weight_decay": 0.0, **adam},
     ]
+    if head and config.head_eps is not None:
+        groups[1]["params"] = embeddings
+        groups.append({"params": head, **tables, "eps": config.head_eps})
+    return groups
 
 
 def _adamw_groups(

@@ -11,7 +11,7 @@ import torch
 
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.config.optimizer import AdamWConfig
+from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.optimizer import build_optimizer
@@ -102,6 +102,35 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(tie: bool) -> N
     }
     for name, parameter in net.named_parameters():
         assert decay[id(parameter)] == (0.0 if name.endswith("norm.weight") else 0.1), name
+
+
+@pytest.mark.parametrize(("tie", "head_eps"), [(False, 1e-4), (True, 1e-4), (False, None)])
+def test_a_head_of_its_own_has_an_eps_of_its_own(tie: bool, head_eps: float | None) -> None:
+    config = GPTConfig(
+        vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=16, tie_embeddings=tie
+    )
+    net = GPT(config)
+    optimizer = compose(
+        [f"optimizer.head_eps={'null' if head_eps is None else head_eps}"]
+    ).optimizer
+    assert isinstance(optimizer, MuonConfig)
+    groups = build_optimizer(net, optimizer).param_groups
+    eps = {id(p): group.get("eps") for group in groups for p in group["params"]}
+    assert eps[id(net.model.embed_tokens.weight)] == optimizer.eps
+    assert eps[id(net.model.norm.weight)] == optimizer.eps
+    assert eps[id(net.model.layers[0].self_attn.q_proj.weight)] is None  # Muon's
+    if not tie:
+        assert eps[id(net.lm_head.weight)] == (head_eps or optimizer.eps)
+    # Without it the groups are those of the runs that began before it was a setting.
+    assert len(groups) == (3 if tie or head_eps is None else 4)
+
+
+def test_a_run_from_before_the_eps_of_the_head_continues_without_one() -> None:
+    stored = compose([]).optimizer.to_dict()
+    assert stored.pop("head_eps") is not None
+    read = OptimizerConfig.read(stored, "optimizer")
+    assert isinstance(read, MuonConfig)
+    assert read.head_eps is None
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/law.py shards TEXT OTHER --work law    # parts of TEXT, one validation text
     python benchmarks/law.py trials --work law > list.jsonl  # the runs, most important first
     python benchmarks/trials.py list.jsonl ...
-    python benchmarks/law.py table RESULTS --work law        # azllm_lightning/planning/runs.tsv
+    python benchmarks/law.py table RESULTS --work law        # into planning/runs.tsv
     python benchmarks/law.py fit                             # coefficients, errors of unseen runs
 
 TEXT is a file of documents (az_open.jsonl: 14 MB of Azerbaijani). Its documents are shuffled; a
@@ -334,7 +334,7 @@ def trial(
         "tied": False,
         "val_windows": None,
         "val_every": max(1, steps // CURVE),
-        "hooks": "law_replaced" if regularization.replaced else "law_windows",
+        "replace": regularization.replaced,
     }
 
 

@@ -57,6 +57,8 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
         batch = train[first : first + size]
         x = batch[:, :-1].reshape(-1, length)
         y = batch[:, 1:].reshape(-1, length)
+        if s["replace"]:
+            x = replaced(x, s, step, vocab_size)
         losses.append(trainee.step(step, first / s["batch"], size, x, y))
         if step % 10 == 0 and time.time() > deadline:
             raise TimeUp
@@ -231,6 +233,14 @@ def windows(s: Settings) -> tuple[Tensor, Tensor, int]:
     """
     key = (str(Path(s["data_root"]) / s["data"]), s["block"], s["seed"], s["val_windows"])
     return _windows(*key, s["steps"] * s["batch"], s["document_start"])
+
+
+def replaced(x: Tensor, s: Settings, step: int, vocab_size: int) -> Tensor:
+    """The tokens of a step, a share of them random."""
+    generator = torch.Generator().manual_seed(derived_seed(s["seed"], step, 0, 1))
+    others = torch.randint(vocab_size, x.shape, generator=generator).to(x.device)
+    chosen = torch.rand(x.shape, generator=generator).to(x.device) < s["replace"]
+    return torch.where(chosen, others, x)
 
 
 @cache

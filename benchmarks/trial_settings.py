@@ -19,6 +19,7 @@ DEFAULTS: Settings = {
     "steps": 100,
     "val_windows": 256,  # None: all
     "val_every": None,  # steps; None: at the end only
+    "replace": 0.0,  # share of the input tokens that are any others
     "keep_losses": False,  # all training losses in the result
     # Sizes
     "layers": 4,

@@ -227,7 +227,8 @@ def _notes(findings: Figures) -> Iterator[str]:
             names=", ".join(plan["outside"]),
         )
     documents = findings["text"]["val_documents"]
-    if sampling_error(documents) > NOISY:
+    share = sampling_error(documents, findings["text"]["document_spread"])
+    if share > NOISY:
         yield trn(
             "The validation text counts as only {count} document: which one it is moves val_loss "
             "by {share:.0%}. data.val_path or a larger data.val_fraction makes it more exact.",
@@ -235,7 +236,7 @@ def _notes(findings: Figures) -> Iterator[str]:
             "val_loss by {share:.0%}. data.val_path or a larger data.val_fraction makes it more "
             "exact.",
             max(1, round(documents)),
-            share=sampling_error(documents),
+            share=share,
         )
     yield from hints(Look(**findings["text"]["unused"]))
     memory = machine["memory_bytes"]

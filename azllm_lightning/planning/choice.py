@@ -198,7 +198,12 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         every=every,
         regularization=rule.regularization(size.passes, size.parameters_per_token),
         # A window is of one document, or of a few.
-        prediction=predict(size, text.scale, val_documents=min(text.val_documents, val_windows)),
+        prediction=predict(
+            size,
+            text.scale,
+            val_documents=min(text.val_documents, val_windows),
+            document_spread=text.document_spread,
+        ),
         seconds=speed.startup_seconds + preparing + training + validating + saving,
         time_error=speed.error(shape),
         prepare_seconds=preparing,

@@ -42,8 +42,9 @@ FAR = 1.0
 
 DOCUMENT_SPREAD = 0.15
 """Standard deviation between documents of the bits per byte that a model needs for them, as a share
-of their mean: 0.06 to 0.17 in articles, laws and tutorials (benchmarks/README.md). The val_loss of
-a few documents is so much, divided by the root of their number, from that of many.
+of their mean, where `planning.survey` cannot tell: 0.06 to 0.17 within articles, laws and tutorials
+(benchmarks/README.md). The val_loss of a few documents is so much, divided by the root of their
+number, from that of many.
 """
 
 
@@ -123,11 +124,13 @@ def predict(
     scale: float = 1.0,
     known: Coefficients | None = None,
     val_documents: float = math.inf,
+    document_spread: float = DOCUMENT_SPREAD,
 ) -> Prediction:
     """The loss of a run of `size`.
 
-    `scale` is how many bits per byte the text has for each one of the text of the runs, and
-    `val_documents` the number of documents that the loss is measured on: see `planning.survey`.
+    `scale` is how many bits per byte the text has for each one of the text of the runs,
+    `val_documents` the number of documents that the loss is measured on, and `document_spread` how
+    much they differ: see `planning.survey`.
     """
     known = known or coefficients()
     # The law of a very short run is above the loss of a guess among all tokens.
@@ -140,14 +143,14 @@ def predict(
     return Prediction(
         val_loss=bpb * math.log(2) * size.bytes_per_token,
         val_bpb=bpb,
-        error=math.hypot(error, sampling_error(val_documents)),
+        error=math.hypot(error, sampling_error(val_documents, document_spread)),
         outside=tuple(text for text, _ in outside),
     )
 
 
-def sampling_error(val_documents: float) -> float:
+def sampling_error(val_documents: float, document_spread: float) -> float:
     """How far the loss of so few documents is from that of many, as a share of it."""
-    return DOCUMENT_SPREAD / math.sqrt(max(1.0, val_documents))
+    return document_spread / math.sqrt(max(1.0, val_documents))
 
 
 def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:

@@ -7,7 +7,9 @@ import math
 import random
 import statistics
 import time
+import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import Document, documents, stream_files, streams
 from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.planning.law import DOCUMENT_SPREAD
 
 MOST_BYTES = 60_000_000
 MOST_SECONDS = 20.0
@@ -44,15 +47,36 @@ TEXT_PER_FILE_BYTE = {".parquet": 1.8, ".gz": 2.8, ".zst": 3.0, ".xz": 3.5, ".bz
 """Bytes of text per byte of a file that is compressed, where none has been read to its end."""
 
 KIND_BYTES = 200_000
-KIND_COMPRESSED = 1.82
-"""LZMA's bits per byte of KIND_BYTES of the text of the law's runs."""
+KIND_COMPRESSED = 1.93
+"""LZMA's bits per byte of KIND_BYTES of the text of the law's runs: mean and median of 16 draws of
+its documents are 1.95 and 1.91.
+"""
 
 KIND_DRAWS = 3
 """A text may begin with one kind and go on with another: so many draws of its documents."""
 
-KIND_SLOPE = 0.6
-"""How the loss follows from that, on a scale of logarithms: one text that LZMA needs 1.30 times as
+KIND_SLOPE = 0.79
+"""How the loss follows from that, on a scale of logarithms: one text that LZMA needs 1.21 times as
 many bits for has 1.165 times the loss (`log` in coefficients.json).
+"""
+
+SPREAD_BYTES = 500
+"""Documents shorter than that say little about how hard they are."""
+
+SPREAD_DOCUMENTS = (20, 400)
+"""At least so many documents are compared, and at most."""
+
+SPREAD_START = 6000
+"""Characters of a document that are compared."""
+
+DICTIONARY_BYTES = 32_768
+"""What zlib looks back on: so much of other documents comes before each."""
+
+SPREAD_SLOPE = 2.0
+"""How the bits that a model needs for a document follow from those of zlib, on a scale of
+logarithms: 2.3 to 2.8 between kinds (Wikipedia's literature takes zlib 1.46 times as many as laws,
+and a model of 14 MB of them 2.45 times as many: docs/en/results.md), and 1.3 between documents of
+one kind, where more of the differences are zlib's own.
 """
 
 
@@ -76,6 +100,8 @@ class Text:
     """Bits per byte for each one of the text of the law's runs."""
     val_documents: float
     """Of new text; a few long ones count as fewer than there are."""
+    document_spread: float = DOCUMENT_SPREAD
+    """Standard deviation of the bits per byte between documents, as a share of their mean."""
     vocab_size: int | None = None
     """The vocabulary, if the text is prepared already."""
 
@@ -128,6 +154,7 @@ def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
         train_token_bytes=train,
         scale=sample.scale(),
         val_documents=sizes["val"] ** 2 / max(1.0, val_squares) * factor,
+        document_spread=spread_of(sample.texts),
     )
 
 
@@ -211,6 +238,33 @@ def scale_of(text: str) -> float:
         return 1.0
     compressed: float = 8 * len(lzma.compress(sample, preset=9)) / len(sample)
     return float((compressed / KIND_COMPRESSED) ** KIND_SLOPE)
+
+
+def spread_of(texts: Sequence[str]) -> float:
+    """The standard deviation between `texts` of the bits per byte that a model needs for them, as
+    a share of their mean; longer ones count for more.
+
+    Estimated from how well zlib compresses each of them after parts of others; DOCUMENT_SPREAD for
+    too few.
+    """
+    chosen = [text[:SPREAD_START] for text in texts if len(text) >= SPREAD_BYTES]
+    random.Random(0).shuffle(chosen)
+    half = len(chosen) // 2
+    least, most = SPREAD_DOCUMENTS
+    if half < least:
+        return DOCUMENT_SPREAD
+    others = b"\n".join(text[:SPREAD_BYTES].encode("utf-8") for text in chosen[half:])
+    sizes = []
+    logs = []
+    for text in chosen[: min(half, most)]:
+        content = text.encode("utf-8")
+        compressor = zlib.compressobj(9, zdict=others[-DICTIONARY_BYTES:])
+        compressed = len(compressor.compress(content)) + len(compressor.flush())
+        sizes.append(len(content))
+        logs.append(math.log(compressed / len(content)))
+    mean = sum(size * value for size, value in zip(sizes, logs, strict=True)) / sum(sizes)
+    squares = [size * (value - mean) ** 2 for size, value in zip(sizes, logs, strict=True)]
+    return SPREAD_SLOPE * math.sqrt(sum(squares) / sum(sizes))
 
 
 def _bytes_per_token(texts: list[str], tokenizer: Tokenizer) -> float:

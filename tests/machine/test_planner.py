@@ -120,12 +120,13 @@ def test_a_plan_names_what_the_text_leaves_unused(planned: dict[str, Any]) -> No
 
 
 def test_a_validation_of_few_documents_is_called_inexact(planned: dict[str, Any]) -> None:
-    def noted(documents: float) -> str:
-        text = {**planned["text"], "val_documents": documents}
+    def noted(documents: float, spread: float = 0.15) -> str:
+        text = {**planned["text"], "val_documents": documents, "document_spread": spread}
         return " ".join(plan_table({**planned, "text": text}).split())
 
     assert "counts as only 8 documents: which ones they are moves val_loss by 5%" in noted(8.3)
     assert "counts as only" not in noted(100)
+    assert "counts as only 64 documents: which ones they are moves val_loss by 8%" in noted(64, 0.6)
 
 
 def test_a_time_in_which_nothing_can_be_done_is_called_too_short(planned: dict[str, Any]) -> None:

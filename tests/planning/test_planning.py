@@ -28,7 +28,7 @@ from azllm_lightning.planning.law import (
 )
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
-from azllm_lightning.planning.survey import Sample, Text, scale_of, survey
+from azllm_lightning.planning.survey import Sample, Text, scale_of, spread_of, survey
 
 MB = 1e6
 SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
@@ -119,9 +119,12 @@ def test_a_loss_measured_on_few_documents_is_less_exact() -> None:
     assert errors[1] == pytest.approx(math.hypot(coefficients().error, DOCUMENT_SPREAD / 3))
     assert errors[-1] == coefficients().error
     model = named_models()[0]
-    texts = (text(2), replace(text(2), val_documents=4))
-    many, few = (planned(Task(each, SLOW, [model], 256, 4096), model, 1e6) for each in texts)
+    texts = (text(2), replace(text(2), val_documents=4), replace(text(2), document_spread=0.5))
+    many, few, varied = (
+        planned(Task(each, SLOW, [model], 256, 4096), model, 1e6) for each in texts
+    )
     assert few.prediction.error > many.prediction.error
+    assert varied.prediction.error > many.prediction.error
 
 
 @pytest.mark.slow
@@ -233,6 +236,18 @@ def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("\n\n".join([*lines, long]), encoding="utf-8")
     paths = ["data.path=" + str(tmp_path / "a.txt"), f"data.val_path={tmp_path / 'b.txt'}"]
     assert survey(compose(["data=text", *paths]).data).val_documents < 10
+
+
+def test_documents_of_several_kinds_differ_more() -> None:
+    generator = random.Random(0)
+    easy = ["Bakı Xəzər dənizinin sahilində yerləşir. " * 30] * 100
+    letters = "abcçdeəfgğhxıijkqlmnoöprsştuüvyz "
+    hard = ["".join(generator.choices(letters, k=1200)) for _ in range(100)]
+    assert spread_of(easy) == pytest.approx(0, abs=0.02)
+    assert spread_of(hard) < 0.1
+    assert spread_of([*easy, *hard]) > 0.5
+    assert spread_of(hard[:10]) == DOCUMENT_SPREAD  # too few to tell
+    assert spread_of(["qısa mətn"] * 1000) == DOCUMENT_SPREAD
 
 
 def test_the_kind_of_a_text_is_that_of_all_of_it() -> None:

@@ -49,6 +49,11 @@ TRAIN = [
         lambda config: "callbacks.samples.max_new_tokens=0",
     ),
     Rule(
+        "optimizer.head_eps",
+        lambda config: config.model.tie_embeddings,
+        lambda config: "model.tie_embeddings=true",
+    ),
+    Rule(
         "schedule.decay_ratio schedule.min_lr_ratio schedule.total_steps",
         lambda config: config.schedule.name == "constant",
         lambda config: "schedule.name=constant",

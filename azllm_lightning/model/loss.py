@@ -49,10 +49,10 @@ def minus_onehot(probabilities: Tensor, labels: Tensor, dtype: torch.dtype) -> T
     """probabilities (N, V) in fp32 minus the one-hot rows of labels (N, 1), in `dtype`; overwrites
     `probabilities`.
     """
-    if probabilities.device.type == "cpu" and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         return probabilities.scatter_(1, labels, probabilities.gather(1, labels) - 1).to(dtype)
-    # A comparison is fused with what comes before and after it, so that a compiled network never
-    # writes the gradient in fp32. On CUDA, a deterministic scatter would sort.
+    # A comparison is fused with what comes before and after it, so that the gradient is never
+    # written in fp32; a scatter is not, where it has to be deterministic.
     columns = torch.arange(probabilities.shape[1], device=probabilities.device)
     return probabilities.sub_((columns == labels).to(probabilities.dtype)).to(dtype)
 

@@ -48,7 +48,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """x with each value set to zero with a probability of `rate` (within 1 / 65,536), and the others
+    """x with each value set to zero with a probability of `rate`, within 1 / 65,536, and the others
     scaled so that the mean stays.
     """
     out: Tensor = _Dropout.apply(x, rate)  # type: ignore[no-untyped-call]

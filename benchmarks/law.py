@@ -93,7 +93,7 @@ WIDE = """
     c 4mb    4096  0.1 0.3
     a 0.25mb 2048  16 32
     b 0.25mb 2048  16
-    c 1mb    2048  2
+    c 1mb    2048  0.3 1 2
     a 1mb    2048  8 32
     a 4mb    4096  4
     b all    4096  1
@@ -274,17 +274,14 @@ def trials(work: Path) -> Iterator[dict[str, Any]]:
 
 def small_trials(work: Path) -> Iterator[dict[str, Any]]:
     """The runs for a CPU, in fp32, with fewer validation windows."""
-    for name, part, vocab_size, passes in grid(SMALL):
-        yield small(trial(work, name, part, vocab_size, passes, rule.regularization(passes)))
-    for name, part, vocab_size, passes in grid(WIDE):
+    for name, part, vocab_size, passes in grid(SMALL + WIDE):
         per_token = parameters(name, vocab_size) / unique_tokens(folder(work, part, vocab_size))
         regularization = rule.regularization(passes, per_token)
-        yield small(trial(work, name, part, vocab_size, passes, regularization))
-
-
-def small(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run for a CPU."""
-    return {**settings, "precision": "fp32", "val_windows": 64}
+        yield {
+            **trial(work, name, part, vocab_size, passes, regularization),
+            "precision": "fp32",
+            "val_windows": 64,
+        }
 
 
 def parameters(model: str, vocab_size: int) -> int:

@@ -10,7 +10,7 @@ from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.planning import rule
 from azllm_lightning.planning.choice import Candidate, multiplied, setting
-from azllm_lightning.planning.law import Size, bits_per_byte, coefficients
+from azllm_lightning.planning.law import Size, bits_per_byte, coefficients, predict
 
 SHORT_STEPS = 200
 """Shorter runs are trials: no warning."""
@@ -27,7 +27,9 @@ HUGE = 8.0
 """A model is compared with those that are at least so many times smaller."""
 
 WORTH = 0.05
-"""It is too large if one of them gains this share of the loss in the same time."""
+"""It is too large if one of them gains this share of the loss in the same time, and more than the
+law's error for a model and a text of such sizes.
+"""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig)
     """A model that a much smaller one would beat with the same compute."""
     values = coefficients().values
     now = bits_per_byte(size, values)
+    worth = max(WORTH, predict(size).error)
     best: tuple[float, Candidate, Size] | None = None
     for candidate in candidates:
         shape = candidate.model.for_data(size.vocab_size, config.shape.block_size, 0)
@@ -150,7 +153,7 @@ def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig)
         bpb = bits_per_byte(other, values)
         if best is None or bpb < best[0]:
             best = bpb, candidate, other
-    if best is None or best[0] > (1 - WORTH) * now:
+    if best is None or best[0] > (1 - worth) * now:
         return None
     bpb, candidate, other = best
     batch = rule.batch_sequences(other.tokens, config.shape.block_size)

@@ -32,7 +32,13 @@ def law_forecast(law_fit: Any) -> Any:
 
 def fitted_runs(law_fit: Any) -> list[Any]:
     kinds = law_fit.OTHER_TEXTS[1:]
-    runs = [run for run in law_fit.read_runs() if run.is_by_rule and run.text not in kinds]
+    runs = [
+        run
+        for run in law_fit.read_runs()
+        if run.is_by_rule
+        and run.text not in kinds
+        and run.size.parameters >= law_fit.LEAST_PARAMETERS
+    ]
     found: list[Any] = law_fit.merged(runs)
     return found
 

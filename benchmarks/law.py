@@ -9,8 +9,9 @@
 TEXT is a file of documents (az_open.jsonl: 14 MB of Azerbaijani). Its documents are shuffled; a
 part is what comes first, with a tokenizer of its own, as somebody with so much text would have it.
 
-`trials --small` lists runs of minutes on one core of a CPU; those, and runs of the benchmarks of the
-recipe and of little text, are what the law is fitted to. The others, for a GPU, have not been run.
+`trials --small` lists runs of minutes on one core of a CPU. Those, and runs of the benchmarks of
+the recipe and of little text, are what the law is fitted to. The others, for a GPU, have not been
+run.
 """
 
 from __future__ import annotations

@@ -16,7 +16,15 @@ from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.corpus import Document
 from azllm_lightning.planning import rule
-from azllm_lightning.planning.choice import LEAST_STEPS, Choice, Task, choose, planned
+from azllm_lightning.planning.choice import (
+    LEAST_STEPS,
+    SAMPLES_AND_PAGE_SECONDS,
+    VALIDATIONS,
+    Choice,
+    Task,
+    choose,
+    planned,
+)
 from azllm_lightning.planning.far_off import TextSize, advice
 from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.planning.law import (
@@ -338,3 +346,11 @@ def test_the_speed_follows_a_check(tmp_path: Path) -> None:
     assert speed.flops == pytest.approx(flops / (16 * 128 / 4000 - 0.1))
     unknown = Speed.from_check({**findings, "steps": part})
     assert unknown.error(shape) > speed.error(shape)
+
+
+def test_the_time_of_a_plan_counts_samples_and_the_page_of_each_validation() -> None:
+    model = named_models()[0]
+    speed = replace(SLOW, flops=1e15, optimizer_flops=1e15)  # all other work takes no time
+    found = planned(Task(text(2), speed, [model], 256, 4096), model, 1e5)
+    known = speed.startup_seconds + found.prepare_seconds
+    assert found.seconds > known + VALIDATIONS * SAMPLES_AND_PAGE_SECONDS

@@ -65,8 +65,8 @@ RESAMPLES = 20
 
 DROPOUT = 0.1
 DECAY = 0.1
-"""A dropout this far from the rule's, and decays with this relative difference, still count as the
-rule's: for so many passes, or for so many parameters per token, too.
+"""A dropout that differs by so much from the rule's, and decays that differ by this share of it,
+still count as the rule's.
 """
 
 

@@ -222,7 +222,7 @@ GROUPS = {
     "model/nano": names(ModelConfig),
     "optimizer/adamw": names(AdamWConfig),
     "optimizer/muon": names(MuonConfig),
-    "schedule/linear": names(ScheduleConfig),
+    "schedule/power": names(ScheduleConfig),
     "trainer/default": names(TrainerConfig),
     "callbacks/default": names(CallbacksConfig) - {"custom"},
     "logger/tensorboard": names(LoggerConfig) - {"custom"},

@@ -10,7 +10,7 @@ from azllm_lightning.config.strict import Problems
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning-rate schedule, as conf/schedule/linear.yaml explains it.
+    """The learning-rate schedule, as conf/schedule/power.yaml explains it.
 
     If `total_steps` is None, it becomes trainer.max_steps when the run first starts.
     """
@@ -23,7 +23,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         problems = Problems("schedule")
-        problems.require_choice("name", self.name, ("cosine", "linear", "sqrt", "constant"))
+        problems.require_choice("name", self.name, ("power", "linear", "cosine", "sqrt", "constant"))
         warmup = self.warmup_steps
         problems.require(warmup >= 0, "warmup_steps", warmup, tr("at least 0"))
         total = self.total_steps

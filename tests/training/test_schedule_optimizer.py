@@ -34,8 +34,9 @@ def test_the_rate_rises_to_its_peak_in_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("name", "halfway", "quarter"),
     [
-        ("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))),
+        ("power", 0.5**0.8, 0.75**0.8),
         ("linear", 0.5, 0.75),
+        ("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))),
         ("sqrt", 1 - math.sqrt(0.5), 0.5),
     ],
 )
@@ -46,13 +47,13 @@ def test_the_rate_falls_to_its_floor_and_stays(name: str, halfway: float, quarte
     assert [lr_factor(step, config) for step in (110, 111, 5000)] == pytest.approx([0.1] * 3)
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "sqrt"])
+@pytest.mark.parametrize("name", ["power", "linear", "cosine", "sqrt"])
 def test_the_rate_stays_at_its_peak_until_the_last_share_of_the_steps(name: str) -> None:
     config = replace(COSINE, name=name, decay_ratio=0.2)
     assert {lr_factor(step, config) for step in range(10, 89)} == {1.0}
     assert lr_factor(89, config) < 1.0
     assert lr_factor(110, config) == pytest.approx(0.1)
-    shape = {"cosine": 0.5, "linear": 0.5, "sqrt": 1 - math.sqrt(0.5)}[name]
+    shape = {"power": 0.5**0.8, "linear": 0.5, "cosine": 0.5, "sqrt": 1 - math.sqrt(0.5)}[name]
     assert lr_factor(99, config) == pytest.approx(0.1 + 0.9 * shape)
     rates = [
         lr_factor(step, replace(config, warmup_steps=100)) for step in range(111)

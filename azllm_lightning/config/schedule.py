@@ -23,7 +23,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         problems = Problems("schedule")
-        problems.require_choice("name", self.name, ("power", "linear", "cosine", "sqrt", "constant"))
+        problems.require_choice(
+            "name", self.name, ("power", "linear", "cosine", "sqrt", "constant")
+        )
         warmup = self.warmup_steps
         problems.require(warmup >= 0, "warmup_steps", warmup, tr("at least 0"))
         total = self.total_steps

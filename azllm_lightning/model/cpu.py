@@ -7,6 +7,9 @@ and does not cache functions with gradients of their own. Shape letters as in gp
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +18,19 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 64
 """Queries per block of attention: faster than 128 at contexts of 128 and 256."""
+
+
+_of_thread = threading.local()
+
+
+@contextlib.contextmanager
+def random_numbers(seed: int) -> Iterator[None]:
+    """A context in which this thread's `dropout` draws from a generator of its own."""
+    _of_thread.generator = torch.Generator().manual_seed(seed)
+    try:
+        yield
+    finally:
+        _of_thread.generator = None
 
 
 def by_hand(x: Tensor) -> bool:
@@ -161,7 +177,8 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
-        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+        numbers.random_(-(2**63), None, generator=getattr(_of_thread, "generator", None))
         dropped = min(round(65536 * rate), 65535)
         factors = torch.empty(x.numel())
         torch.ge(numbers.view(torch.int16)[: x.numel()], dropped - 32768, out=factors)

@@ -88,6 +88,7 @@ def build(
     module.run_config = config.to_yaml()
     if trainer_config.compile:
         compile_network(module.net, device)
+        module.is_compiled = True
     if resolved.devices > 1:
         stop.interruptible = False  # the other processes would wait for this one
     io = AtomicCheckpointIO()

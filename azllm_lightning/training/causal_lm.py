@@ -33,6 +33,7 @@ from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 from azllm_lightning.training.schedule import lr_factor
 from azllm_lightning.training.stopping import NO_REQUESTS, Requests
+from azllm_lightning.training.threads import mean_loss, token_losses
 
 FLUSH_SECONDS = 2.0
 """Seconds between two flushes of the curves during training. Waiting for the disk at each point
@@ -107,6 +108,8 @@ class CausalLM(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "weights"))
             self.net = GPT(self.model_config)
+        self.is_compiled = False
+        """Whether `net` is compiled."""
         self.run_config = ""
         """The settled config of the run as YAML, for its checkpoints."""
         self.requests: Callable[[], Requests] = Requests
@@ -163,7 +166,10 @@ class CausalLM(LightningModule):
             rank = self.trainer.global_rank
             torch.manual_seed(derived_seed(self.seed, self.trainer.global_step, micro, rank))
         inputs = datamodule_of(self.trainer).training_inputs(batch, micro)
-        loss: Tensor = self.net(inputs[:, :-1], batch[:, 1:])
+        if self.is_compiled:
+            loss: Tensor = self.net(inputs[:, :-1], batch[:, 1:])
+        else:
+            loss = mean_loss(self.net, inputs[:, :-1], batch[:, 1:])
         self._loss_sum += loss.detach()
         return loss
 
@@ -286,7 +292,10 @@ class CausalLM(LightningModule):
         # longer than it gains in any validation.
         eager = self.device.type == "cpu" or len(batch) < size
         with uncompiled() if eager else contextlib.nullcontext():
-            nll = self.net(batch[:, :-1], labels, reduction="none")
+            if self.device.type == "cpu" and not self.is_compiled:
+                nll = token_losses(self.net, batch[:, :-1], labels)
+            else:
+                nll = self.net(batch[:, :-1], labels, reduction="none")
         self.val_metric.update(nll, self.token_bytes[labels], sources)
 
     def on_validation_epoch_end(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.training.threads import in_threads
 
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -102,8 +103,11 @@ class MuonAdamW(torch.optim.Optimizer):
             updates = torch._foreach_lerp(
                 [gradients[i] for i in batch], [buffers[i] for i in batch], group["momentum"]
             )
-            stacked = torch.stack(updates)
-            return orthogonalize(_wide(stacked), self.dtype)
+            stacked = _wide(torch.stack(updates))
+            if stacked.device.type != "cpu":
+                return orthogonalize(stacked, self.dtype)
+            parts = stacked.tensor_split(min(torch.get_num_threads(), len(stacked)))
+            return torch.cat(in_threads(lambda part: orthogonalize(part, self.dtype), parts))
 
         shapes = [tuple(p.shape) for p in parameters]
         if self.process_group is None:

@@ -7,7 +7,7 @@ import math
 from azllm_lightning.config.schedule import ScheduleConfig
 
 POWER = 0.8
-"""Exponent of the shape "power": 2 to 3 % fewer tokens to a loss than a line (benchmarks/LOG.md)."""
+"""Exponent of "power": 2 to 3 % fewer tokens to a loss than with a line (benchmarks/LOG.md)."""
 
 
 def lr_factor(step: int, config: ScheduleConfig) -> float:
@@ -26,7 +26,7 @@ def lr_factor(step: int, config: ScheduleConfig) -> float:
     start = max(config.warmup_steps, round(config.total_steps * (1 - config.decay_ratio)))
     progress = min(1.0, max(0.0, (step - start) / max(1, config.total_steps - start)))
     shape = {
-        "power": (1 - progress) ** POWER,
+        "power": math.pow(1 - progress, POWER),
         "linear": 1 - progress,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "sqrt": 1 - math.sqrt(progress),

@@ -11,12 +11,14 @@ import time
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.model.gpt import GPT, Block, rotary_tables
 from azllm_lightning.training.hardware import DTYPES
+from azllm_lightning.training.threads import in_threads, num_parts
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +86,8 @@ def pays(shape: GPTConfig, batch_size: int, precision: str) -> bool:
 def layer_gain(shape: GPTConfig, batch_size: int, precision: str) -> float:
     """How many times as fast a layer is on this CPU if it is compiled, forward and backward.
 
-    The median of `ROUNDS` turns with `batch_size` sequences. Whatever it compiles is kept for the
-    run.
+    The other one is divided among threads, as in a run. The median of `ROUNDS` turns with
+    `batch_size` sequences. Whatever it compiles is kept for the run.
     """
     keep_compiled_code()
     with torch.random.fork_rng(devices=[]):
@@ -96,13 +98,25 @@ def layer_gain(shape: GPTConfig, batch_size: int, precision: str) -> float:
     cos, sin = rotary_tables(shape)
     dtype = DTYPES[precision]
 
-    def seconds(layer: Block) -> float:
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+
+    with autocast():
+        parts = num_parts(shape, batch_size)
+
+    def seconds(layer: Block, parts: int) -> float:
+        def differentiate(h: Tensor) -> None:
+            h = h.clone().requires_grad_()
+            with autocast():
+                y = layer(h, cos, sin)
+            torch.autograd.grad(y, [h, *layer.parameters()], y.detach())
+
         started = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            y = layer(x.requires_grad_(), cos, sin)
-        y.backward(x.detach())
+        in_threads(differentiate, x.tensor_split(parts))
         return time.perf_counter() - started
 
-    for layer in layers:
-        seconds(layer)
-    return statistics.median(seconds(layers[0]) / seconds(layers[1]) for _ in range(ROUNDS))
+    def gain() -> float:
+        return seconds(layers[0], parts) / seconds(layers[1], 1)
+
+    gain()  # compiles
+    return statistics.median(gain() for _ in range(ROUNDS))

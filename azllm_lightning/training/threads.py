@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.model import cpu
 from azllm_lightning.model.gpt import GPT
 
@@ -33,11 +34,11 @@ def mean_loss(net: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
     They are added up in the order of the texts, so that the same number of threads gives the same
     bits; it is that of PyTorch, `torch.get_num_threads`.
     """
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    parts = num_parts(net, parameters, len(inputs))
+    parts = num_parts(net.config, len(inputs)) if inputs.device.type == "cpu" else 1
     if parts == 1:
         whole: Tensor = net(inputs, labels)
         return whole
+    parameters = [p for p in net.parameters() if p.requires_grad]
     loss: Tensor = _MeanLoss.apply(net, inputs, labels, parts, *parameters)  # type: ignore[no-untyped-call]
     return loss
 
@@ -56,19 +57,17 @@ def token_losses(net: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(in_threads(losses, list(divided)))
 
 
-def num_parts(net: GPT, parameters: Sequence[Tensor], texts: int) -> int:
-    """Threads that `texts` sequences are divided among; 1 where that is not possible.
+def num_parts(config: GPTConfig, texts: int) -> int:
+    """Threads that `texts` sequences are divided among, under the current autocast.
 
     In half precision, dropout is PyTorch's, and all threads would draw from one generator in any
     order. In fp16, the backward pass needs the scale of the loss, which is not known before.
     """
-    if not parameters or parameters[0].device.type != "cpu":
-        return 1
     is_fp16 = torch.get_autocast_dtype("cpu") == torch.float16
-    if not cpu.by_hand(parameters[0]) and (net.config.dropout > 0 or is_fp16):
+    if torch.is_autocast_enabled("cpu") and (config.dropout > 0 or is_fp16):
         return 1
-    own = sum(p.numel() * p.element_size() for p in parameters)
-    return max(1, min(torch.get_num_threads(), texts, GRADIENT_BYTES // own))
+    gradients = 4 * config.num_params()
+    return max(1, min(torch.get_num_threads(), texts, GRADIENT_BYTES // gradients))
 
 
 def in_threads(function: Callable[[T], R], parts: Sequence[T]) -> list[R]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.optimizer import build_optimizer
+from azllm_lightning.training.threads import mean_loss
 
 
 class StepClock(Callback):
@@ -79,7 +81,8 @@ class HandLoop(Callback):
         batch = self.race.batch(self._step)
         self._step += 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.race.is_bf16):
-            loss = self.net(batch[:, :-1], batch[:, 1:])
+            loss_of = self.net if self.race.compiled else partial(mean_loss, self.net)
+            loss = loss_of(batch[:, :-1], batch[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()

@@ -142,16 +142,15 @@ def test_how_many_threads(
     parts: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    net = network(config, dropout=dropout)
-    parameters = list(net.parameters())
+    config = replace(config, dropout=dropout)
     if limit is not None:
-        size = sum(4 * p.numel() for p in parameters)
+        size = sum(4 * p.numel() for p in GPT(config).parameters())
         monkeypatch.setattr(threads, "GRADIENT_BYTES", int(limit * size))
-    assert num_parts(net, parameters, texts) == parts
+    assert num_parts(config, texts) == parts
     with torch.autocast("cpu", torch.bfloat16):
-        assert num_parts(net, parameters, texts) == (1 if dropout else parts)
+        assert num_parts(config, texts) == (1 if dropout else parts)
     with torch.autocast("cpu", torch.float16):
-        assert num_parts(net, parameters, texts) == 1
+        assert num_parts(config, texts) == 1
 
 
 def test_the_cores_are_shared_and_come_back() -> None:

@@ -13,6 +13,10 @@ import statistics
 import time
 from collections.abc import Callable
 
+# isort: off
+import azllm_lightning  # noqa: F401  how threads wait: PyTorch's OpenMP reads it when imported
+
+# isort: on
 import machine
 import torch
 from torch import Tensor

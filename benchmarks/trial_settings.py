@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from azllm_lightning.training.schedule import POWER
+
 Settings = dict[str, Any]
 
 DEFAULTS: Settings = {
@@ -75,8 +77,8 @@ DEFAULTS: Settings = {
     "decay_schedule": "lr",  # decay x lr; square: decay also falls with lr; constant
     "clip": 1.0,
     # Schedule
-    "schedule": "linear",  # cosine, sqrt, constant, power
-    "power": 1.0,  # of the schedule of that name: (1 - progress) ** power
+    "schedule": "power",  # linear, cosine, sqrt, constant
+    "power": POWER,  # of the schedule of that name: (1 - progress) ** power
     "warmup": None,  # steps; None: a twentieth, at least 10
     "decay_ratio": 1.0,
     "min_lr_ratio": 0.0,

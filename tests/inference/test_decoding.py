@@ -21,12 +21,15 @@ def randomised(config, **changes) -> GPT:
     return model
 
 
+@pytest.mark.parametrize("large", [0, decoding.LARGE])
+@pytest.mark.parametrize("texts", [1, 3])
 @pytest.mark.parametrize("prompt", [1, 7, 32])
 @pytest.mark.parametrize(("n_kv_head", "tie"), [(1, True), (2, False), (4, True)])
-def test_logits_are_those_of_the_model(config, n_kv_head, tie, prompt):
+def test_logits_are_those_of_the_model(config, n_kv_head, tie, prompt, texts, large, monkeypatch):
+    monkeypatch.setattr(decoding, "LARGE", large)
     model = randomised(config, n_kv_head=n_kv_head, tie_embeddings=tie, norm_eps=1e-2)
-    ids = torch.randint(300, (3, 32))
-    decoder = CachedDecoder(model, 3, 32)
+    ids = torch.randint(300, (texts, 32))
+    decoder = CachedDecoder(model, texts, 32)
     found = [decoder.read(ids[:, :prompt])] + [
         decoder.read(ids[:, t : t + 1]) for t in range(prompt, 32)
     ]
@@ -35,6 +38,21 @@ def test_logits_are_those_of_the_model(config, n_kv_head, tie, prompt):
     torch.testing.assert_close(torch.stack(found, dim=1), expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.5
     assert decoder.length == 32
+
+
+@pytest.mark.parametrize("vectors", [1, 8, 9])
+@pytest.mark.parametrize(("rows", "parts"), [(30, 3), (4, 2), (7, 1)])
+def test_a_large_matrix_is_read_in_parts(rows, parts, vectors, monkeypatch):
+    monkeypatch.setattr(decoding, "LARGE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    products, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *args: products.append(args) or bmm(*args))
+    linear = torch.nn.Linear(5, rows, bias=False)
+    matrix, x = decoding._Matrix(linear), torch.randn(1, vectors, 5)
+    torch.testing.assert_close(matrix(x), linear(x).detach())
+    assert [len(weight) for weight, _ in products] == (
+        [parts] if parts > 1 and vectors <= 8 else []
+    )
 
 
 def test_length_zero_starts_new_texts(model):

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from azllm_lightning.training.schedule import POWER
+
 FORECASTS = Path(__file__).with_name("forecasts.json")
 
 EARLIER = 0.05
@@ -20,7 +22,9 @@ LEAST_POINTS = 2
 """Validations after step 0 that a forecast needs."""
 
 UNUSUAL = 1.5
-"""Growth of the error for a schedule other than that of the curves that this is learned from."""
+"""Growth of the error for a schedule other than "linear", that of the curves that this is learned
+from, and "power".
+"""
 
 STRONG_DECAY = 0.5
 """Weight decay from which on a run counts as strongly decayed: its loss stays high while the
@@ -70,9 +74,10 @@ def forecast(
 
     `schedule` is schedule.name of its config, and `decay` optimizer.weight_decay. The fall over the
     last halving of steps, from half the current step to now, is compared with that of recorded runs
-    (benchmarks/law.py), whose learning rate fell to about zero. None before the share of the steps
-    at which these begin, and for a run without finite losses. The rise of a run that overfits is
-    not foreseen before it begins.
+    (benchmarks/law.py), whose learning rate fell to about zero in a line. With "power" the rate is
+    still higher, and as many times more is expected. None before the share of the steps at which
+    these begin, and for a run without finite losses. The rise of a run that overfits is not
+    foreseen before it begins.
     """
     points = [(step, loss) for step, loss in curve if step > 0 and math.isfinite(loss)]
     if len(points) < LEAST_POINTS or not total_steps:
@@ -86,8 +91,11 @@ def forecast(
         return None
     row = row_at(progress, rows)
     fall = recent_fall(points)
-    error = row.error * (1.0 if schedule == "linear" else UNUSUAL)
-    expected = now * math.exp(-row.usual - row.follows * fall)
+    still_to_come = row.usual + row.follows * fall
+    if schedule == "power":
+        still_to_come *= (1 - progress) ** (POWER - 1)
+    error = row.error * (1.0 if schedule in ("linear", "power") else UNUSUAL)
+    expected = now * math.exp(-still_to_come)
     return Forecast(expected, expected * error)
 
 

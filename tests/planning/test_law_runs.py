@@ -93,6 +93,20 @@ def test_a_run_ends_near_what_was_forecast() -> None:
         assert abs(found.val_loss - last) < 3 * found.error
 
 
+def test_a_rate_that_falls_late_has_more_to_come() -> None:
+    """320 steps of model=tiny with schedule=power (benchmarks/LOG.md, 2026-11-26)."""
+    losses = (5.5051, 4.8427, 4.5239, 4.2688, 4.0934, 3.9401, 3.8164, 3.737)
+    curve = [(40 * number, loss) for number, loss in enumerate(losses, start=1)]
+    for count in (4, 5, 6, 7):
+        late, line = (forecast(curve[:count], 320, name) for name in ("power", "linear"))
+        assert late is not None
+        assert line is not None
+        assert late.val_loss < line.val_loss
+        assert abs(late.val_loss - losses[-1]) < 1.5 * late.error
+        if count < 7:
+            assert abs(late.val_loss - losses[-1]) < abs(line.val_loss - losses[-1])
+
+
 def test_the_rows_of_a_forecast_go_on_to_the_end_of_a_run() -> None:
     rows = recorded(is_strong=True)
     assert row_at(0.0, rows) == rows[0]

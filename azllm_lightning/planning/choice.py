@@ -116,6 +116,8 @@ class Choice:
             "trainer.val_every_steps": self.every,
             "trainer.checkpoint_every_steps": self.every,
         }
+        if self.regularization.is_linear:
+            values["schedule.name"] = "linear"
         if self.regularization.replaced:
             values["data.token_replacement"] = self.regularization.replaced
         if self.val_windows is not None:

@@ -111,6 +111,8 @@ def _regularized(config: RunConfig, wanted: rule.Regularization) -> list[str]:
         setting("optimizer.weight_decay", wanted.weight_decay),
         setting("optimizer.adam_weight_decay", wanted.table_decay),
     ]
+    if wanted.is_linear and config.schedule.name == "power":
+        better.append("schedule.name=linear")
     if config.model.dropout < wanted.dropout / 2:
         better.append(setting("model.dropout", wanted.dropout))
     if config.data.token_replacement < wanted.replaced / 2:

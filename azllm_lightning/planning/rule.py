@@ -24,6 +24,9 @@ STRONG_DECAY = 3.0
 
 STRONG_PASSES = 4.0
 
+LINEAR_DECAY = 1.0
+"""Weight decay from which on the learning rate falls in a line."""
+
 NOTHING_MEMORIZED = 10.0
 ALL_MEMORIZED = 40.0
 """Passes times parameters per token of text: up to the first, decay only costs (5 passes of 1.9
@@ -63,6 +66,13 @@ class Regularization:
     dropout: float
     replaced: float = 0.0
     """Share of the input tokens that are replaced."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the learning rate falls in a line: with a strong decay the loss falls as the rate
+        does, and "power" leaves less time at low rates (benchmarks/LOG.md).
+        """
+        return self.weight_decay >= LINEAR_DECAY
 
 
 def regularization(passes: float, parameters_per_token: float = math.inf) -> Regularization:

@@ -81,6 +81,7 @@ def test_small_text_follows_the_rule() -> None:
     assert config.optimizer.adam_weight_decay == wanted.table_decay
     assert config.model.dropout == wanted.dropout
     assert config.data.token_replacement == wanted.replaced
+    assert (config.schedule.name == "linear") == wanted.is_linear
 
 
 def test_the_batch_grows_with_the_run_and_counts_tokens() -> None:
@@ -162,6 +163,7 @@ def test_a_time_that_is_too_short_gives_the_shortest_run() -> None:
 def test_the_planned_command_is_a_run_of_that_size() -> None:
     plan = chosen(2, 1)
     config = compose(["data=text", "data.path=kitab.txt", *plan.overrides()])
+    assert (config.schedule.name == "linear") == plan.regularization.is_linear
     shape = config.model.for_data(config.data.vocab_size, config.data.block_size, 0)
     assert shape.num_params() == plan.shape.num_params()
     tokens = config.trainer.max_steps * config.trainer.global_batch_size * config.data.block_size
@@ -180,7 +182,9 @@ def test_many_passes_without_decay_are_warned_of_with_the_decay_that_helps() -> 
     typed = ["data=text", "data.path=kitab.txt", "model=tiny", "trainer.max_steps=1000"]
     better = settled_advice(compose(typed), 211_000)
     assert better is not None
-    assert "optimizer.weight_decay=3" in better
+    assert {"optimizer.weight_decay=3", "schedule.name=linear"} <= set(better)
+    cosine = settled_advice(compose([*typed, "schedule=cosine"]), 211_000)
+    assert cosine == [setting for setting in better if not setting.startswith("schedule")]
     assert settled_advice(compose([*typed, *better]), 211_000) is None
 
 

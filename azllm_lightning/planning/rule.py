@@ -70,7 +70,7 @@ class Regularization:
     @property
     def is_linear(self) -> bool:
         """Whether the learning rate falls in a line: with a strong decay the loss falls as the rate
-        does, and "power" leaves less time at low rates (benchmarks/LOG.md).
+        does, and a later fall, as of "power", gains nothing (benchmarks/LOG.md).
         """
         return self.weight_decay >= LINEAR_DECAY
 

@@ -1,8 +1,8 @@
 """A micro-batch on a CPU, divided among threads: each has a core of its own and some of the texts.
 
 If all cores work on one operation after the other, they wait for each other at the end of each of
-hundreds of short operations. Divided, the passes of a model of 3 to 14 million parameters take 0.80
-to 0.89 of the time on two cores (benchmarks/README.md). None of this is for compiled networks.
+hundreds of short operations. Divided, a step of a model of 3 to 14 million parameters takes 0.78 to
+0.92 of the time on two cores (benchmarks/README.md). None of this is for compiled networks.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Each tool trains the same shape (6 layers x 384, 6 heads, tied vocabulary of 8,192, batches of
 8 x 256) on the same tokens with AdamW, without dropout, validation or saving: `ours` (python -m
-azllm_lightning.train, trainer.compile=true), `hf` (transformers' Trainer and GPT2LMHeadModel),
+azllm_lightning.train, compiled in bf16 only), `hf` (transformers' Trainer and GPT2LMHeadModel),
 `litgpt` (litgpt pretrain, a Pythia of these sizes), `gpt2_loop` (nanoGPT's model in a hand-written
 loop, compiled). All run on the CPU and in one number type, so that ratios compare equal types: bf16
 mixed precision if the CPU has bf16 arithmetic, else fp32; --type chooses. The first steps, which
@@ -262,7 +262,7 @@ def train_ours(shape: Race, callback: str, folder: Path, separate: bool) -> None
         "trainer.max_steps": shape.steps,
         "trainer.global_batch_size": shape.batch_size,
         "trainer.micro_batch_size": shape.batch_size,
-        "trainer.compile": str(shape.compiled).lower(),
+        "trainer.compile": str(shape.compiled and shape.is_bf16).lower(),
         "trainer.accelerator": "cpu",
         "trainer.precision": machine.PRECISIONS[shape.number_type],
         "trainer.val_every_steps": never,

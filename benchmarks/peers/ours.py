@@ -60,7 +60,8 @@ class HandLoop(Callback):
         self.net = GPT(pl_module.model_config)
         self.net.load_state_dict(pl_module.net.state_dict())
         self.optimizer = build_optimizer(self.net, pl_module.optimizer_config)
-        if self.race.compiled:
+        self.is_compiled = pl_module.is_compiled
+        if self.is_compiled:
             self.net.compile()
 
     def on_train_batch_end(
@@ -81,7 +82,7 @@ class HandLoop(Callback):
         batch = self.race.batch(self._step)
         self._step += 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.race.is_bf16):
-            loss_of = self.net if self.race.compiled else partial(mean_loss, self.net)
+            loss_of = self.net if self.is_compiled else partial(mean_loss, self.net)
             loss = loss_of(batch[:, :-1], batch[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)

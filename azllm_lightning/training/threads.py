@@ -85,7 +85,7 @@ def in_threads(function: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         return [future.result() for future in futures]
     finally:
         wait(futures)  # also after a signal, since they read the weights
-        torch.set_num_threads(cores)
+        torch.set_num_threads(cores)  # of threads that start later
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ def test_the_cores_are_shared_and_come_back() -> None:
     torch.set_num_threads(7)
     assert in_threads(lambda part: torch.get_num_threads() + part, [10, 20, 30]) == [12, 22, 32]
     assert torch.get_num_threads() == 7
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 7
 
 
 def test_an_error_in_a_thread_is_raised_when_all_have_ended() -> None:

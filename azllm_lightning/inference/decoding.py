@@ -31,7 +31,7 @@ class _Matrix:
 
     A CPU multiplies a few vectors by a large matrix as a batch of products with parts of its rows:
     for a single product, MKL reads with one core, and not as fast as it could (12 to 22 GB/s where
-    the batch reads 24 to 37, on two cores of an AVX2 EPYC). A small matrix is stored by columns,
+    the batch reads 29 to 37, on two cores of an AVX2 EPYC). A small matrix is stored by columns,
     which BLAS reads up to 1.8 times as fast for a single vector.
     """
 

@@ -64,8 +64,8 @@ DEFAULTS: Settings = {
     "eps": 1e-8,
     "head_eps": 1e-5,
     "table_rule": "adam",  # row: one second moment per row; muon
-    "head_rule": None,  # head_*: of an untied head; None: as of the table
-    "head_lr": None,
+    "head_rule": None,  # head_*: of an untied head; None: as of the tables
+    "head_lr": 0.02,
     "head_decay": None,
     "head_beta1": None,
     "head_beta2": None,

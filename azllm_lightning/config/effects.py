@@ -49,7 +49,7 @@ TRAIN = [
         lambda config: "callbacks.samples.max_new_tokens=0",
     ),
     Rule(
-        "optimizer.head_eps",
+        "optimizer.head_lr optimizer.head_eps",
         lambda config: config.model.tie_embeddings,
         lambda config: "model.tie_embeddings=true",
     ),

@@ -89,8 +89,9 @@ class MuonConfig(AdamWConfig):
     momentum: float
     adam_lr: float
     adam_weight_decay: float
+    head_lr: float | None = None
     head_eps: float | None = None
-    """None, as in runs that began before it was a setting: that of the other tables."""
+    """None, as in runs that began before these were settings: those of the other tables."""
 
     def __post_init__(self) -> None:
         problems = Problems("optimizer")
@@ -99,9 +100,14 @@ class MuonConfig(AdamWConfig):
         problems.require(self.adam_lr > 0, "adam_lr", self.adam_lr, tr("above 0"))
         decay = self.adam_weight_decay
         problems.require(decay >= 0, "adam_weight_decay", decay, tr("at least 0"))
-        eps = self.head_eps
-        problems.require(eps is None or eps > 0, "head_eps", eps, tr("above 0"))
+        for key, value in self.head_settings().items():
+            problems.require(value > 0, f"head_{key}", value, tr("above 0"))
         problems.raise_if_any()
+
+    def head_settings(self) -> dict[str, float]:
+        """What a head that is not tied has for itself: `lr`, `eps`, both, or nothing."""
+        own = {"lr": self.head_lr, "eps": self.head_eps}
+        return {key: value for key, value in own.items() if value is not None}
 
 
 CHOICES: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}

@@ -31,10 +31,14 @@ FIXED = (
     "data.block_size",
     "data.mix",
     "optimizer.name",
-    "optimizer.head_eps",  # with it, the head is a parameter group of its own
     "trainer.global_batch_size",
 )
 """Settings that a resume cannot change, in addition to the shape of the model."""
+
+HEAD = ("head_lr", "head_eps")
+"""Settings of the optimizer with one of which the head is a parameter group of its own, which a
+resume cannot change.
+"""
 
 
 def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str) -> RunConfig:
@@ -82,22 +86,20 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
 def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: str) -> None:
     now = config.to_mapping()
     keys = [*FIXED, *(f"model.{key}" for key in stored["model"] if key != "dropout")]
-    differing = []
+    changes = []
     for key in keys:
         try:
-            before = _get(stored, key.split("."))
-            asked = _get(now, key.split("."))
-        except KeyError:  # a setting that is newer than the run, or that adamw has not
+            changes.append((key, _get(stored, key.split(".")), _get(now, key.split("."))))
+        except KeyError:  # a setting that is newer than the run
             continue
-        if before != asked:
-            differing.append(
-                tr(
-                    "{key}: {before} in the checkpoint, {now} requested",
-                    key=key,
-                    before=before,
-                    now=asked,
-                )
-            )
+    before, after = _head_settings(stored), _head_settings(now)
+    if any(before.values()) != any(after.values()):
+        changes += [(f"optimizer.{key}", before[key], after[key]) for key in HEAD]
+    differing = [
+        tr("{key}: {before} in the checkpoint, {now} requested", key=key, before=old, now=new)
+        for key, old, new in changes
+        if old != new
+    ]
     if differing:
         raise ValueError(
             tr(
@@ -108,6 +110,11 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
                 differing="\n  ".join(differing),
             )
         )
+
+
+def _head_settings(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Those of HEAD; None where a run is older, or has another optimizer."""
+    return {key: values["optimizer"].get(key) for key in HEAD}
 
 
 def _apply_override(values: Values, override: ParsedOverride, composed: Values) -> None:

@@ -17,8 +17,8 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
     """The trainable parameters of `net` in groups, with their settings.
 
     Matrices decay; vectors (the gains of norms) do not. With Muon, the token tables are a group of
-    their own, because AdamW updates them with another learning rate, and so is a head with another
-    eps. A tied head appears once, among the tables.
+    their own, because AdamW updates them with another learning rate, and so is a head with a rate
+    or an eps of its own. A tied head appears once, among the tables.
     """
     named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     vectors = [p for _, p in named if p.ndim < 2]
@@ -57,9 +57,10 @@ def _muon_groups(
         {"params": [*embeddings, *head], **tables},
         {"params": vectors, "weight_decay": 0.0, **adam},
     ]
-    if head and config.head_eps is not None:
+    own = config.head_settings()
+    if head and own:
         groups[1]["params"] = embeddings
-        groups.append({"params": head, **tables, "eps": config.head_eps})
+        groups.append({"params": head, **tables, **own})
     return groups
 
 

@@ -212,6 +212,8 @@ def test_a_resume_from_an_older_step_forks(train_tiny: Train) -> None:
 def test_changed_settings_of_the_optimizer_take_effect(optimizer: str, train_tiny: Train) -> None:
     train_tiny(f"optimizer={optimizer}", "trainer.max_steps=4")
     changed = ["optimizer.betas=[0.5,0.6]", "optimizer.eps=1e-6", "optimizer.weight_decay=0.3"]
+    if optimizer == "muon":
+        changed.append("optimizer.head_eps=1e-3")
     folder = train_tiny("ckpt_path=last", "trainer.max_steps=5", *changed)
     _, newest = step_files(folder / "checkpoints")[0]
     groups = torch.load(newest, weights_only=True)["optimizer_states"][0]["param_groups"]
@@ -220,8 +222,18 @@ def test_changed_settings_of_the_optimizer_take_effect(optimizer: str, train_tin
     assert [group["eps"] for group in adam][:2] == [1e-6] * 2  # muon's third is the head's own
     assert 0.3 in [group["weight_decay"] for group in groups]
     if optimizer == "muon":
-        with pytest.raises(ValueError, match=r"optimizer\.head_eps: 1e-05 .*, 0\.001 requested"):
-            train_tiny("ckpt_path=last", "trainer.max_steps=6", "optimizer.head_eps=1e-3")
+        assert adam[-1]["eps"] == 1e-3
+
+
+def test_whether_the_head_has_settings_of_its_own_cannot_change(train_tiny: Train) -> None:
+    shared = ["optimizer.head_lr=null", "optimizer.head_eps=null"]
+    train_tiny("trainer.max_steps=4")
+    asked = r"optimizer\.head_lr: 0\.02 .*, None requested\n.*optimizer\.head_eps: 1e-05 .*, None"
+    with pytest.raises(ValueError, match=asked):
+        train_tiny("ckpt_path=last", "trainer.max_steps=5", *shared)
+    train_tiny("trainer.max_steps=4", *shared)
+    with pytest.raises(ValueError, match=r"optimizer\.head_lr: None .*, 0\.02 requested"):
+        train_tiny("ckpt_path=last", "trainer.max_steps=5", "optimizer.head_lr=0.02")
 
 
 def test_a_finished_run_says_that_it_is_finished(

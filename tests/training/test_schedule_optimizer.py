@@ -34,7 +34,7 @@ def test_the_rate_rises_to_its_peak_in_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("name", "halfway", "quarter"),
     [
-        ("power", 0.5**0.8, 0.75**0.8),
+        ("power", 0.5**0.6, 0.75**0.6),
         ("linear", 0.5, 0.75),
         ("cosine", 0.5, 0.5 * (1 + math.cos(math.pi / 4))),
         ("sqrt", 1 - math.sqrt(0.5), 0.5),
@@ -53,7 +53,7 @@ def test_the_rate_stays_at_its_peak_until_the_last_share_of_the_steps(name: str)
     assert {lr_factor(step, config) for step in range(10, 89)} == {1.0}
     assert lr_factor(89, config) < 1.0
     assert lr_factor(110, config) == pytest.approx(0.1)
-    shape = {"power": 0.5**0.8, "linear": 0.5, "cosine": 0.5, "sqrt": 1 - math.sqrt(0.5)}[name]
+    shape = {"power": 0.5**0.6, "linear": 0.5, "cosine": 0.5, "sqrt": 1 - math.sqrt(0.5)}[name]
     assert lr_factor(99, config) == pytest.approx(0.1 + 0.9 * shape)
     rates = [
         lr_factor(step, replace(config, warmup_steps=100)) for step in range(111)
@@ -105,33 +105,48 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(tie: bool) -> N
         assert decay[id(parameter)] == (0.0 if name.endswith("norm.weight") else 0.1), name
 
 
-@pytest.mark.parametrize(("tie", "head_eps"), [(False, 1e-4), (True, 1e-4), (False, None)])
-def test_a_head_of_its_own_has_an_eps_of_its_own(tie: bool, head_eps: float | None) -> None:
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize(
+    ("head_lr", "head_eps"), [(1e-3, 1e-4), (1e-3, None), (None, 1e-4), (None, None)]
+)
+def test_a_head_of_its_own_has_its_own_rate_and_eps(
+    tie: bool, head_lr: float | None, head_eps: float | None
+) -> None:
     config = GPTConfig(
         vocab_size=50, block_size=8, n_layer=1, n_head=2, n_embd=16, tie_embeddings=tie
     )
     net = GPT(config)
-    optimizer = compose(
-        [f"optimizer.head_eps={'null' if head_eps is None else head_eps}"]
-    ).optimizer
+    optimizer = OptimizerConfig.read(
+        {**compose([]).optimizer.to_dict(), "head_lr": head_lr, "head_eps": head_eps}, "optimizer"
+    )
     assert isinstance(optimizer, MuonConfig)
     groups = build_optimizer(net, optimizer).param_groups
-    eps = {id(p): group.get("eps") for group in groups for p in group["params"]}
-    assert eps[id(net.model.embed_tokens.weight)] == optimizer.eps
-    assert eps[id(net.model.norm.weight)] == optimizer.eps
-    assert eps[id(net.model.layers[0].self_attn.q_proj.weight)] is None  # Muon's
+    of = {id(p): (group["lr"], group.get("eps")) for group in groups for p in group["params"]}
+    shared = (optimizer.adam_lr, optimizer.eps)
+    assert of[id(net.model.embed_tokens.weight)] == shared
+    assert of[id(net.model.norm.weight)] == shared
+    assert of[id(net.model.layers[0].self_attn.q_proj.weight)] == (optimizer.lr, None)  # Muon's
     if not tie:
-        assert eps[id(net.lm_head.weight)] == (head_eps or optimizer.eps)
-    # Without it the groups are those of the runs that began before it was a setting.
-    assert len(groups) == (3 if tie or head_eps is None else 4)
+        own = (head_lr or optimizer.adam_lr, head_eps or optimizer.eps)
+        assert of[id(net.lm_head.weight)] == own
+    # Without either the groups are those of the runs that began before these were settings.
+    assert len(groups) == (3 if tie or not (head_lr or head_eps) else 4)
 
 
-def test_a_run_from_before_the_eps_of_the_head_continues_without_one() -> None:
+@pytest.mark.parametrize("setting", ["head_lr", "head_eps"])
+def test_a_run_from_before_a_setting_of_the_head_continues_without_it(setting: str) -> None:
     stored = compose([]).optimizer.to_dict()
-    assert stored.pop("head_eps") is not None
+    assert stored.pop(setting) is not None
     read = OptimizerConfig.read(stored, "optimizer")
     assert isinstance(read, MuonConfig)
-    assert read.head_eps is None
+    assert setting[5:] not in read.head_settings()
+    assert len(read.head_settings()) == 1
+
+
+@pytest.mark.parametrize("setting", ["head_lr", "head_eps"])
+def test_a_setting_of_the_head_is_above_0(setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"optimizer\.{setting}.*0"):
+        compose([f"optimizer.{setting}=0"])
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -38,8 +38,7 @@ def prove_resume(config: ProveResumeConfig) -> None:
     settings = [pair for pair in config.overrides if pair.partition("=")[0] != "control"]
     settings += [f"data.dir={prepare(config.data).absolute()}"]
     settings += [f"data.val_windows={2 * config.trainer.global_batch_size}"]
-    if config.init_from is not None:
-        settings += [f"init_from={Path(config.init_from).absolute()}"]
+    settings += config.other_models()
     with tempfile.TemporaryDirectory(prefix="prove_resume_") as name:
         if config.control:
             _prove_control(Path(name), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.model.distillation import student_losses
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.model.loss import next_token_loss
 from azllm_lightning.training.causal_lm import derived_seed
@@ -96,3 +98,30 @@ def loss_of(
         ahead = extra(hidden[:, :-1]).flatten(0, 1)
         loss = loss + share * next_token_loss(ahead, weight, y[:, 1:].flatten())
     return loss, plain
+
+
+def taught_loss(
+    net: GPT, teachers: list[GPT], x: Tensor, y: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
+    """As `loss_of`, of a student."""
+    with torch.no_grad():
+        taught = [(t.hidden(x).flatten(0, 1), t.lm_head.weight) for t in teachers]
+    hidden = net.hidden(x).flatten(0, 1)
+    minimized, nll = student_losses(hidden, net.lm_head.weight, y.flatten(), taught, share)
+    return minimized, nll
+
+
+def write_weights(s: dict[str, Any], net: nn.Module) -> None:
+    """Keep the weights of a trial for its students."""
+    folder = Path(s["keep_weights"])
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"config": net.config, "weights": net.state_dict()}, folder / f"{s['name']}.pt")
+
+
+def read_weights(s: dict[str, Any], name: str) -> GPT:
+    """The model of the trial `name`."""
+    # A file of ours, not of others: the config is an object.
+    kept = torch.load(Path(s["keep_weights"]) / f"{name}.pt", weights_only=False)
+    net = GPT(kept["config"]).to(s["device"])
+    net.load_state_dict(kept["weights"])
+    return net.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from gpt2 import GPT2, GPT2Config, configure_adamw
 from torch import Tensor, nn
 from trial_averages import Averages, LookAhead
-from trial_model import build_model, loss_of
+from trial_model import build_model, loss_of, read_weights, taught_loss, write_weights
 from trial_optimizer import TrialOptimizer, groups_of
 from trial_settings import DEFAULTS, Settings
 
@@ -82,6 +82,8 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
         "seconds": round(time.perf_counter() - started, 2),
         "settings": settings,
     }
+    if s["keep_weights"]:
+        write_weights(s, trainee.net)
     if s["keep_losses"]:
         result["losses"] = curve
     return result
@@ -106,6 +108,7 @@ class Ours:
             min_lr_ratio=s["min_lr_ratio"],
         )
         self.averages = Averages(s, self.net)
+        self.teachers = [read_weights(s, name) for name in s["teachers"]]
         self.look_ahead = LookAhead(s, self.parameters) if s["look_ahead"] else None
 
     def step(self, step: int, place: float, size: int, x: Tensor, y: Tensor) -> Tensor:
@@ -118,7 +121,10 @@ class Ours:
         if s["dropout"]:
             torch.manual_seed(derived_seed(s["seed"], step, 0, 0))
         with autocast(s):
-            loss, plain = loss_of(self.net, self.extra, x, y, s, progress)
+            if self.teachers:
+                loss, plain = taught_loss(self.net, self.teachers, x, y, s["teacher_share"])
+            else:
+                loss, plain = loss_of(self.net, self.extra, x, y, s, progress)
         loss.backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

@@ -90,6 +90,9 @@ DEFAULTS: Settings = {
     "z_loss": 0.0,
     "second_token": 0.0,  # weight of the loss on the token after the next, falling to 0 ...
     "second_until": 1.0,  # ... at this share of the tokens
+    "keep_weights": None,  # folder for NAME.pt, where students find their teachers
+    "teachers": [],  # names of trials: a student learns the mean of their predictions, too ...
+    "teacher_share": 0.5,  # ... which is this share of its target
     # Averages of the weights, validated too
     "ema": [],  # half-lives as shares of the steps
     "ema_mix": [],  # shares of the average mixed with the last weights, for each half-life

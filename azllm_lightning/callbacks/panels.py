@@ -67,6 +67,7 @@ def start_panel(
     rows = [
         verbatim(tr("run"), str(run.folder)),
         labeled(tr("model"), shape),
+        *([labeled(tr("teachers"), _teachers(config))] if config.teachers else []),
         labeled(tr("data"), ", ".join(sizes)),
         verbatim("", str(data.folder)),
         labeled(tr("steps"), _length(config, training_tokens)),
@@ -74,6 +75,15 @@ def start_panel(
         labeled(tr("disk"), _disk(run, checkpoint_bytes(config))),
     ]
     return "\n".join(rows)
+
+
+def _teachers(config: RunConfig) -> str:
+    models = trn("{count} model", "{count} models", len(config.teacher_paths))
+    return tr(
+        "{models}, whose mean prediction is {share:.0%} of the target",
+        models=models,
+        share=config.teacher_share,
+    )
 
 
 def _length(config: RunConfig, training_tokens: int) -> str:

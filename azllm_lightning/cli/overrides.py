@@ -18,14 +18,15 @@ from hydra.errors import HydraException
 from azllm_lightning.cli.messages import tr
 
 TEXT_KEYS = frozenset(
-    "run_name logs_dir ckpt_path init_from prompt stop out check hf license trainer.deadline "
-    "data.name data.path data.val_path data.mix data.dir data.tokenizer data.text_field "
-    "data.source_field callbacks.samples.prompts pairs logger.wandb logger.trackio".split()
+    "run_name logs_dir ckpt_path init_from teachers prompt stop out check hf license "
+    "trainer.deadline data.name data.path data.val_path data.mix data.dir data.tokenizer "
+    "data.text_field data.source_field callbacks.samples.prompts pairs logger.wandb "
+    "logger.trackio".split()
 )
 """Keys whose value is text; unquoted, Hydra's grammar refuses ə, spaces, commas and apostrophes."""
 
 LIST_KEYS = frozenset(
-    "prompt stop run_name data.path data.val_path callbacks.samples.prompts".split()
+    "prompt stop run_name teachers data.path data.val_path callbacks.samples.prompts".split()
 )
 """Those of them that can be a list: [one, two]; run_name for `report` only."""
 
@@ -234,6 +235,11 @@ def _is_only_text(value: str) -> bool:
 
 def _is_list_of_quoted(value: str) -> bool:
     return isinstance(_parsed(value), list) and any(quote in value for quote in "'\"")
+
+
+def quoted_list(items: Iterable[str]) -> str:
+    """`items` as the value of one of LIST_KEYS, each taken literally."""
+    return f"[{','.join(map(_quoted, items))}]"
 
 
 def _quoted_items(text: str) -> str:

@@ -156,12 +156,12 @@ class DataConfig:
     @property
     def paths(self) -> list[str]:
         """data.path as a list, empty if null."""
-        return _as_list(self.path)
+        return as_list(self.path)
 
     @property
     def val_paths(self) -> list[str]:
         """data.val_path as a list, empty if null."""
-        return _as_list(self.val_path)
+        return as_list(self.val_path)
 
     @property
     def has_filters(self) -> bool:
@@ -172,7 +172,7 @@ class DataConfig:
     @property
     def language_codes(self) -> list[str]:
         """data.languages as a list, empty if null."""
-        return _as_list(self.languages)
+        return as_list(self.languages)
 
 
 def _is_encoding(name: str) -> bool:
@@ -183,7 +183,8 @@ def _is_encoding(name: str) -> bool:
     return True
 
 
-def _as_list(value: str | list[str] | None) -> list[str]:
+def as_list(value: str | list[str] | None) -> list[str]:
+    """One text as a list of one; None as an empty list."""
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)

@@ -54,6 +54,11 @@ TRAIN = [
         lambda config: "model.tie_embeddings=true",
     ),
     Rule(
+        "teacher_share",
+        lambda config: not config.teachers,
+        lambda config: "teachers=null",
+    ),
+    Rule(
         "schedule.decay_ratio schedule.min_lr_ratio schedule.total_steps",
         lambda config: config.schedule.name == "constant",
         lambda config: "schedule.name=constant",

@@ -31,6 +31,7 @@ FIXED = (
     "data.block_size",
     "data.mix",
     "optimizer.name",
+    "teacher_share",
     "trainer.global_batch_size",
 )
 """Settings that a resume cannot change, in addition to the shape of the model."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from azllm_lightning.cli.messages import LANGUAGES, tr
+from azllm_lightning.cli.overrides import quoted_list
 from azllm_lightning.config.callbacks import CallbacksConfig, LoggerConfig
-from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.data import DataConfig, as_list
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
 from azllm_lightning.config.local_paths import LocalPath, OutputPath, check_folder_name
 from azllm_lightning.config.model import GPTConfig, ModelConfig
@@ -54,6 +55,8 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: CallbacksConfig
     logger: LoggerConfig
+    teachers: LocalPath | list[LocalPath] | None = None
+    teacher_share: float = 0.5
     auto: AutoChoices = field(default_factory=AutoChoices)
     overrides: tuple[str, ...] = ()
 
@@ -62,6 +65,9 @@ class RunConfig:
         problems.require_choice("lang", self.lang, LANGUAGES)
         wanted = tr("from 0 to {highest}", highest=2**32 - 1)
         problems.require(0 <= self.seed < 2**32, "seed", self.seed, wanted)
+        is_share = 0 < self.teacher_share <= 1
+        wanted = tr("above 0 and at most 1")
+        problems.require(is_share, "teacher_share", self.teacher_share, wanted)
         problems.attempt(lambda: check_run_name(self.run_name))
         if self.run_name != unicodedata.normalize("NFC", self.run_name):
             # Two spellings of one name would be two runs.
@@ -91,6 +97,21 @@ class RunConfig:
     def read(cls, values: Mapping[str, Any], group: str) -> Self:
         """The config of a mapping that names its overrides; its settings belong to no `group`."""
         return cls.from_mapping(values, values["overrides"])
+
+    @property
+    def teacher_paths(self) -> list[str]:
+        """`teachers` as a list, empty if null."""
+        return as_list(self.teachers)
+
+    def other_models(self) -> list[str]:
+        """init_from and teachers as overrides that mean the same in any folder."""
+        found = []
+        if self.init_from is not None:
+            found.append(f"init_from={Path(self.init_from).absolute()}")
+        if self.teachers:
+            places = [str(Path(path).absolute()) for path in self.teacher_paths]
+            found.append(f"teachers={quoted_list(places)}")
+        return found
 
     @property
     def shape(self) -> GPTConfig:

@@ -92,6 +92,16 @@ def tokenizer_of(path: str | Path) -> Tokenizer:
     return Tokenizer.from_json(read_checkpoint(found)["azllm"]["tokenizer"], str(found))
 
 
+def tokenizer_folder(path: str | Path) -> str:
+    """What to type as data.tokenizer for the tokenizer of what `load` reads for `path`; a word in
+    its place if no folder has it.
+    """
+    found = checkpoint_of(Path(path))
+    places = [Path(path), found, found.parent, found.parent.parent]
+    folders = [place for place in places if (place / "tokenizer.json").is_file()]
+    return str(folders[0]) if folders else tr("FOLDER")
+
+
 def checkpoint_of(path: Path) -> Path:
     """The file or exported folder that `load` reads for `path`. Raises ValueError if none."""
     if path.is_file() or (path / HF_CONFIG).is_file():

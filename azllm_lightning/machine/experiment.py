@@ -68,9 +68,8 @@ class Experiment:
             values["trainer.micro_batch_size"] = sample.micro_batch_size
         if self.device == "cpu":
             values["trainer.accelerator"] = "cpu"
-        if self.config.init_from is not None:
-            values["init_from"] = Path(self.config.init_from).absolute()
-        return [*self.overrides, *(f"{key}={value}" for key, value in values.items())]
+        sample_of = [f"{key}={value}" for key, value in values.items()]
+        return [*self.overrides, *sample_of, *self.config.other_models()]
 
     def times_file(self, name: str) -> Path:
         """Where run `name` writes its times."""

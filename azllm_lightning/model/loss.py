@@ -31,7 +31,7 @@ def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
     Meant for evaluation: with gradients enabled, autograd keeps the logits of all chunks.
     """
-    rows = _chunk_size(hidden)
+    rows = chunk_size(hidden)
     return torch.cat(
         [
             F.cross_entropy(F.linear(h, weight).float(), y, reduction="none")
@@ -40,21 +40,31 @@ def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def _chunk_size(hidden: Tensor) -> int:
+def chunk_size(hidden: Tensor) -> int:
     """Tokens per chunk: a CPU is fastest with what fits its cache, a GPU with more."""
     return 256 if hidden.device.type == "cpu" else 2048
 
 
-def minus_onehot(probabilities: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-    """probabilities (N, V) in fp32 minus the one-hot rows of labels (N, 1), in `dtype`; overwrites
-    `probabilities`.
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """The type of the head's products: that of autocast, else that of its input."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def minus_onehot(
+    probabilities: Tensor, labels: Tensor, dtype: torch.dtype, height: float = 1.0
+) -> Tensor:
+    """probabilities (N, V) in fp32 minus `height` times the one-hot rows of labels (N, 1), in
+    `dtype`; overwrites `probabilities`.
     """
     if not torch.compiler.is_compiling():
-        return probabilities.scatter_(1, labels, probabilities.gather(1, labels) - 1).to(dtype)
+        at_labels = probabilities.gather(1, labels) - height
+        return probabilities.scatter_(1, labels, at_labels).to(dtype)
     # A comparison is fused with what comes before and after it, so that the gradient is never
     # written in fp32; a scatter is not, where it has to be deterministic.
     columns = torch.arange(probabilities.shape[1], device=probabilities.device)
-    return probabilities.sub_((columns == labels).to(probabilities.dtype)).to(dtype)
+    onehot = (columns == labels).to(probabilities.dtype)
+    return probabilities.sub_(onehot, alpha=height).to(dtype)
 
 
 class _NextTokenLoss(torch.autograd.Function):
@@ -67,15 +77,12 @@ class _NextTokenLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        device = hidden.device.type
-        dtype = (
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        )
+        dtype = product_dtype(hidden)
         head = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_hidden = []
-        rows = _chunk_size(hidden)
+        rows = chunk_size(hidden)
         for h, y in zip(
             torch.split(hidden.to(dtype), rows), torch.split(labels.unsqueeze(1), rows), strict=True
         ):

@@ -36,6 +36,7 @@ from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.compiled import compile_network
 from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint, PeriodicCheckpoint
 from azllm_lightning.training.stopping import StopRequest
+from azllm_lightning.training.teachers import teachers_of
 
 
 @dataclass
@@ -57,13 +58,19 @@ class Parts:
 
 def check_optional(config: RunConfig) -> None:
     """Look for the packages and the account of the trackers, the classes of the user's own objects,
-    and the weights of init_from.
+    and the weights of init_from and teachers.
 
     Raises ValueError for the first that is missing: before the text is prepared, which may take
     long.
     """
     if config.init_from is not None and config.ckpt_path is None:
         checkpoint_of(Path(config.init_from))
+    for path in config.teacher_paths:
+        try:
+            checkpoint_of(Path(path))
+        except ValueError as error:
+            text = tr("{error}. teachers=[...] gives the places of all teachers", error=error)
+            raise ValueError(text) from None
     if config.logger.wandb is not None:
         check_wandb(config.logger.wandb)
     if config.logger.trackio is not None:
@@ -86,8 +93,9 @@ def build(
         trainer_config.log_every_steps,
     )
     module.run_config = config.to_yaml()
+    module.teachers = teachers_of(config, resolved.data.tokenizer)
     if trainer_config.compile:
-        compile_network(module.net, device)
+        compile_network(module.net, device, is_student=module.teachers is not None)
         module.is_compiled = True
     if resolved.devices > 1:
         stop.interruptible = False  # the other processes would wait for this one

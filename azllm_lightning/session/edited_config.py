@@ -15,7 +15,7 @@ from azllm_lightning.runs.checkpoint_files import step_files
 
 log = logging.getLogger(__name__)
 
-OF_A_SESSION = ("ckpt_path", "init_from", "logs_dir", "run_name", "lang", "overrides")
+OF_A_SESSION = ("ckpt_path", "init_from", "teachers", "logs_dir", "run_name", "lang", "overrides")
 """Keys that differ between the sessions of a run."""
 
 

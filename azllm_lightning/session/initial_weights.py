@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.formats.load import checkpoint_of, tokenizer_of
+from azllm_lightning.formats.load import tokenizer_folder, tokenizer_of
 
 
 def check_tokens(path: str, ours: Tokenizer) -> None:
@@ -18,9 +16,6 @@ def check_tokens(path: str, ours: Tokenizer) -> None:
     theirs = tokenizer_of(path)
     if theirs.vocab_size != ours.vocab_size or theirs.fingerprint == ours.fingerprint:
         return
-    found = checkpoint_of(Path(path))
-    places = [Path(path), found, found.parent, found.parent.parent]
-    folders = [place for place in places if (place / "tokenizer.json").is_file()]
     raise ValueError(
         tr(
             "init_from={path} was trained with a different tokenizer of the same size "
@@ -28,6 +23,6 @@ def check_tokens(path: str, ours: Tokenizer) -> None:
             "its tokenizer, data.tokenizer={folder}",
             path=path,
             tokens=ours.vocab_size,
-            folder=folders[0] if folders else tr("FOLDER"),
+            folder=tokenizer_folder(path),
         )
     )

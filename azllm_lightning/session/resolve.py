@@ -33,6 +33,7 @@ from azllm_lightning.session.initial_weights import check_tokens
 from azllm_lightning.training import batch, compiled, hardware
 from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
+from azllm_lightning.training.teachers import Teachers, check_same_teachers, teachers_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Source:
     """The fingerprint of the data that it was trained on."""
     precision: str
     """The precision that it was trained in."""
+    teachers: tuple[str, ...] = ()
+    """The digests of its teachers."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,10 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
             mine.check_same_data(source.fingerprint)
         elif config.init_from is not None:
             check_tokens(config.init_from, mine.tokenizer)
-        complete = settled(config, mine, device, place.size)
+        teachers = teachers_of(config, mine.tokenizer)
+        if source is not None:
+            check_same_teachers(source.teachers, teachers)
+        complete = settled(config, mine, device, place.size, teachers)
         if source is not None and source.precision != complete.trainer.precision:
             _report_precision(source, complete.trainer.precision)
         return complete, mine.fingerprint
@@ -202,7 +208,13 @@ def _data_of(config: DataConfig, source: Source) -> DataConfig:
     return place
 
 
-def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int) -> RunConfig:
+def settled(
+    config: RunConfig,
+    data: TokenDataModule,
+    device: str,
+    devices: int,
+    teachers: Teachers | None = None,
+) -> RunConfig:
     """`config` with every `auto` replaced by what it means for this data on this hardware.
 
     The stored config then has the values that the run really used, and a resume on such a device
@@ -228,7 +240,7 @@ def settled(config: RunConfig, data: TokenDataModule, device: str, devices: int)
     )
     micro = trainer.micro_batch_size
     if micro == "auto":
-        micro = batch.largest_micro_batch(config, device, devices)
+        micro = batch.largest_micro_batch(config, device, devices, teachers)
     trainer = replace(config.trainer, micro_batch_size=micro)
     batch.accumulation(trainer, devices)  # reports a micro-batch that does not divide a step
     sequences = trainer.max_steps * trainer.global_batch_size // devices
@@ -314,7 +326,8 @@ def _resumed(config: RunConfig) -> Located:
     resumed = resumed_here(stored, config, str(path))
     step = int(checkpoint["azllm"]["step"])
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
-    source = Source(path, step, fingerprint, stored["trainer"]["precision"])
+    teachers = tuple(checkpoint["azllm"].get("teachers", []))
+    source = Source(path, step, fingerprint, stored["trainer"]["precision"], teachers)
     return Located(resumed, source)
 
 

@@ -27,6 +27,7 @@ from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.hardware import muon_dtype, precision_plugin
 from azllm_lightning.training.optimizer import build_optimizer
+from azllm_lightning.training.teachers import Teachers
 
 HEADROOM = 0.1
 """Fraction of GPU memory to leave free, for fragmentation and the desktop."""
@@ -80,11 +81,14 @@ def divides_a_step(config: TrainerConfig, devices: int) -> bool:
     return micro != "auto" and config.global_batch_size % (micro * devices) == 0
 
 
-def largest_micro_batch(config: RunConfig, device: str, devices: int) -> int:
+def largest_micro_batch(
+    config: RunConfig, device: str, devices: int, teachers: Teachers | None = None
+) -> int:
     """The largest micro-batch that divides a step of `config` and fits on `device` ("cpu", "cuda").
 
     The shape and the precision of `config` are settled. On a GPU, sizes are tried out with a copy
-    of the network; on a CPU, the size follows from the model's, because a timing would vary.
+    of the network and the `teachers`; on a CPU, the size follows from the model's, because a timing
+    would vary.
 
     Raises ValueError if not even one sequence fits.
     """
@@ -93,7 +97,7 @@ def largest_micro_batch(config: RunConfig, device: str, devices: int) -> int:
         most = CPU_BYTES // activation_bytes(config.shape)
         return max(_divisors(share, at_most=max(1, most)))
     with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
-        size = largest_that_fits(share, trial(config, device))
+        size = largest_that_fits(share, trial(config, device, teachers=teachers))
     free_memory()
     return size
 
@@ -178,7 +182,10 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
 
 
 def trial(
-    config: RunConfig, device: str, clock: Callable[[], float] = time.perf_counter
+    config: RunConfig,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+    teachers: Teachers | None = None,
 ) -> Callable[[int], bool]:
     """A function that trains two steps with a micro-batch of a given size, and returns whether
     HEADROOM stayed free.
@@ -191,6 +198,8 @@ def trial(
     precision = config.trainer.precision
     try:
         net = GPT(config.shape).to(device)
+        if teachers:
+            teachers.to(torch.device(device))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -203,8 +212,8 @@ def trial(
     def step(window: Tensor) -> float:
         started = clock()
         with plugin.forward_context():
-            loss = net(window, window)
-        loss.backward()
+            losses = teachers.losses(net, window, window) if teachers else net(window, window)
+        losses.flatten()[0].backward()
         optimizer.step()
         if window.is_cuda:
             torch.cuda.synchronize()

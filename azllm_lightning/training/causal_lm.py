@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 from azllm_lightning.training.schedule import lr_factor
 from azllm_lightning.training.stopping import NO_REQUESTS, Requests
+from azllm_lightning.training.teachers import Teachers
 from azllm_lightning.training.threads import mean_loss, token_losses
 
 FLUSH_SECONDS = 2.0
@@ -110,6 +112,8 @@ class CausalLM(LightningModule):
             self.net = GPT(self.model_config)
         self.is_compiled = False
         """Whether `net` is compiled."""
+        self.teachers: Teachers | None = None
+        """The models that this one learns from, if it is a student."""
         self.run_config = ""
         """The settled config of the run as YAML, for its checkpoints."""
         self.requests: Callable[[], Requests] = Requests
@@ -150,6 +154,8 @@ class CausalLM(LightningModule):
         token_bytes = torch.from_numpy(tokenizer.token_bytes).to(self.device)
         self.register_buffer("token_bytes", token_bytes, persistent=False)
         self.tokenizer_json = tokenizer.to_json()
+        if self.teachers:
+            self.teachers.to(self.device)
         names, self._val_sources = data.val_sources()
         self.val_metric = TokenLoss(names)
 
@@ -160,18 +166,22 @@ class CausalLM(LightningModule):
         self.step_report = None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Mean NLL of a micro-batch (B, T + 1), in nats."""
+        """What is minimized, in nats, of a micro-batch (B, T + 1): its mean NLL, unless there are
+        teachers. train_loss is the mean NLL in any case.
+        """
         micro = batch_idx % self.trainer.accumulate_grad_batches
         if self.model_config.dropout > 0:
             rank = self.trainer.global_rank
             torch.manual_seed(derived_seed(self.seed, self.trainer.global_step, micro, rank))
         inputs = datamodule_of(self.trainer).training_inputs(batch, micro)
+        loss_of = partial(self.teachers.losses, self.net) if self.teachers else self.net
         if self.is_compiled:
-            loss: Tensor = self.net(inputs[:, :-1], batch[:, 1:])
+            losses = loss_of(inputs[:, :-1], batch[:, 1:])
         else:
-            loss = mean_loss(self.net, inputs[:, :-1], batch[:, 1:])
-        self._loss_sum += loss.detach()
-        return loss
+            losses = mean_loss(self.net, inputs[:, :-1], batch[:, 1:], loss_of)
+        minimized, nll = losses if self.teachers else (losses, losses)
+        self._loss_sum += nll.detach()
+        return minimized
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, and the schedule as a function of the step."""
@@ -392,6 +402,7 @@ class CausalLM(LightningModule):
             "train_loss_sum": self._train_loss_sum,
             "train_steps": self._train_steps,
             "metrics": self.last_validation,
+            "teachers": self.teachers.digests if self.teachers else [],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -29,14 +29,15 @@ ROUNDS = 7
 """Turns in which the speed of a compiled layer is compared with that of an uncompiled one."""
 
 
-def compile_network(net: GPT, device: str) -> None:
+def compile_network(net: GPT, device: str, is_student: bool = False) -> None:
     """Compile `net` in place, at its first forward and backward pass.
 
     On a CPU one layer is compiled, and its code used for all: that takes half as long, and is as
-    fast. The gradient of the loss is our own, which PyTorch (2.13) does not cache.
+    fast. The gradient of the loss is our own, which PyTorch (2.13) does not cache. So it is for a
+    student, whose loss is not that of `net`.
     """
     keep_compiled_code()
-    if device == "cuda":
+    if device == "cuda" and not is_student:
         net.compile()
         return
     for layer in net.model.layers:

@@ -27,19 +27,27 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def mean_loss(net: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
-    """`net(inputs, labels)`, whose gradients are computed with it if it has several texts and is on
-    a CPU.
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""A mean over the tokens of inputs and labels (B, T): a scalar, or (K,), where only the first of
+several has a gradient.
+"""
+
+
+def mean_loss(
+    net: GPT, inputs: Tensor, labels: Tensor, loss_of: LossFunction | None = None
+) -> Tensor:
+    """`loss_of(inputs, labels)`, by default `net`, whose gradients in the parameters of `net` are
+    computed with it if it has several texts and is on a CPU.
 
     They are added up in the order of the texts, so that the same number of threads gives the same
     bits; it is that of PyTorch, `torch.get_num_threads`.
     """
+    loss_of = net if loss_of is None else loss_of
     parts = num_parts(net.config, len(inputs)) if inputs.device.type == "cpu" else 1
     if parts == 1:
-        whole: Tensor = net(inputs, labels)
-        return whole
+        return loss_of(inputs, labels)
     parameters = [p for p in net.parameters() if p.requires_grad]
-    loss: Tensor = _MeanLoss.apply(net, inputs, labels, parts, *parameters)  # type: ignore[no-untyped-call]
+    loss: Tensor = _MeanLoss.apply(net, loss_of, inputs, labels, parts, *parameters)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -102,7 +110,13 @@ def _autocast() -> Callable[[], torch.autocast]:
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, net: GPT, inputs: Tensor, labels: Tensor, parts: int, *parameters: Tensor
+        ctx: Any,
+        net: GPT,
+        loss_of: LossFunction,
+        inputs: Tensor,
+        labels: Tensor,
+        parts: int,
+        *parameters: Tensor,
     ) -> Tensor:
         has_dropout = net.training and net.config.dropout > 0
         seeds = torch.randint(2**63 - 1, (parts,)).tolist() if has_dropout else [0] * parts
@@ -111,8 +125,9 @@ class _MeanLoss(torch.autograd.Function):
         def differentiate(part: tuple[Tensor, Tensor, int]) -> tuple[Tensor, tuple[Tensor, ...]]:
             x, y, seed = part
             with cpu.random_numbers(seed), autocast():
-                loss = net(x, y) * (len(x) / len(inputs))
-            return loss.detach(), torch.autograd.grad(loss, parameters)
+                loss = loss_of(x, y) * (len(x) / len(inputs))
+                minimized = loss.flatten()[0]
+            return loss.detach(), torch.autograd.grad(minimized, parameters)
 
         divided = zip(inputs.tensor_split(parts), labels.tensor_split(parts), seeds, strict=True)
         (loss, gradients), *others = in_threads(differentiate, list(divided))
@@ -126,6 +141,7 @@ class _MeanLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # no reference is left: they become .grad
-        if grad_output != 1:
-            torch._foreach_mul_(gradients, grad_output)
-        return None, None, None, None, *gradients
+        scale = grad_output.flatten()[0]
+        if scale != 1:
+            torch._foreach_mul_(gradients, scale)
+        return None, None, None, None, None, *gradients

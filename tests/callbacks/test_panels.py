@@ -91,6 +91,19 @@ def test_what_the_start_panel_says(tmp_path: Path) -> None:
     assert re.search(r"checkpoints need about 81 MB; [\d,.]+ [GM]B are free$", text)
 
 
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_start_panel_of_a_student_names_its_teachers(lang: str, tmp_path: Path) -> None:
+    use_language(lang)
+    assert not any(line.startswith(tr("teachers")) for line in start(tmp_path))
+    [line] = [
+        line
+        for line in start(tmp_path, "teachers=[a,b]", "teacher_share=0.7")
+        if line.startswith(tr("teachers"))
+    ]
+    assert "2 model" in line
+    assert "70%" in line
+
+
 def test_a_disk_that_is_too_small_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,8 +88,8 @@ def typed(verb: str, key: str, value: Any) -> Any:
 
 
 def test_there_are_settings_to_try() -> None:
-    paths = "logs_dir out check ckpt_path init_from hf pairs data.path data.val_path data.dir"
-    assert {key for _, key, _ in PATHS} == {*paths.split(), "data.tokenizer"}
+    paths = "logs_dir out check ckpt_path init_from teachers hf pairs data.path data.val_path"
+    assert {key for _, key, _ in PATHS} == {*paths.split(), "data.dir", "data.tokenizer"}
     assert len(FLOATS) >= 15
     assert len(COUNTS) >= 20
 

@@ -34,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         monkeypatch.setattr(hardware, "device_name", lambda device: name)
         monkeypatch.setattr(hardware, "resolve_precision", resolve_precision)
-        monkeypatch.setattr(batch, "largest_micro_batch", lambda config, device, devices: micro)
+        monkeypatch.setattr(batch, "largest_micro_batch", lambda *_: micro)
 
     return use
 

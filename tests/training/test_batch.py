@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import (
     Crash,
@@ -42,6 +43,7 @@ from azllm_lightning.training import hardware
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.muon import MuonAdamW
 from azllm_lightning.training.saving import PeriodicCheckpoint
+from azllm_lightning.training.teachers import Teachers
 
 Train = Callable[..., Path]
 Straight = Callable[..., Uninterrupted]
@@ -153,6 +155,23 @@ def test_a_gpu_is_tried_out(
     assert [fits(size) for size in (1, 4, 8, 2)] == [True, True, False, True]
     free = 0.09
     assert not fits(1)
+
+
+def test_teachers_take_part_in_a_trial(settled: RunConfig, half_free: None) -> None:
+    """What they need has to fit, too."""
+    seen = []
+
+    class Recorded(Teachers):
+        def __init__(self) -> None:
+            self.nets = []
+
+        def losses(self, student: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
+            seen.append(len(inputs))
+            return torch.stack((student(inputs, labels), torch.zeros(())))
+
+    fits = micro_batch.trial(settled, "cpu", teachers=Recorded())
+    assert fits(2)
+    assert seen == [2, 2]
 
 
 def test_a_trial_does_not_hide_other_errors(

@@ -1,0 +1,104 @@
+"""Teachers: trained models whose mean prediction a student learns, besides the next token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.load import load, tokenizer_folder
+from azllm_lightning.model.distillation import student_losses
+from azllm_lightning.model.gpt import GPT
+
+
+class Teachers:
+    """The models at `paths`, read as by `load`, and the `share` of the target that is theirs.
+
+    Not part of the student: neither trained nor saved with it, and without dropout.
+
+    Raises ValueError for a model that has another tokenizer than `tokenizer`, or a context shorter
+    than `block_size`.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], share: float, tokenizer: Tokenizer, block_size: int
+    ) -> None:
+        self.share = share
+        self.nets = [_read(path, tokenizer, block_size) for path in paths]
+        self.digests = [_digest(net) for net in self.nets]
+        """Of their weights: a resume needs the same teachers, wherever they are by then."""
+
+    def to(self, device: torch.device) -> None:
+        """Move them to `device`."""
+        for net in self.nets:
+            net.to(device)
+
+    def losses(self, student: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
+        """What `student` minimizes, and its mean NLL, (2,) in nats, of inputs and labels (B, T)."""
+        with torch.no_grad():
+            teachers = [(net.hidden(inputs).flatten(0, 1), net.lm_head.weight) for net in self.nets]
+        hidden = student.hidden(inputs).flatten(0, 1)
+        head = student.lm_head.weight
+        return student_losses(hidden, head, labels.flatten(), teachers, self.share)
+
+
+def teachers_of(config: RunConfig, tokenizer: Tokenizer) -> Teachers | None:
+    """Those of a run whose text has this `tokenizer`; None without any."""
+    if not config.teachers:
+        return None
+    block_size = config.data.block_size
+    return Teachers(config.teacher_paths, config.teacher_share, tokenizer, block_size)
+
+
+def check_same_teachers(digests: Sequence[str], teachers: Teachers | None) -> None:
+    """Raise ValueError unless `teachers` are those that a run began with, by their `digests`."""
+    if list(digests) == (teachers.digests if teachers else []):
+        return
+    if not digests:
+        raise ValueError(
+            tr("teachers: this run began without any; omit them, or start a new run with them")
+        )
+    raise ValueError(
+        tr(
+            "teachers: this run learns from {count} models, and these are not the same: give "
+            "their places, in the order of its first start",
+            count=len(digests),
+        )
+    )
+
+
+def _read(path: str, tokenizer: Tokenizer, block_size: int) -> GPT:
+    net, theirs = load(path)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            tr(
+                "teachers: {path} was trained with another tokenizer, so it predicts other tokens "
+                "than the student; prepare the text with its tokenizer, data.tokenizer={folder}",
+                path=path,
+                folder=tokenizer_folder(path),
+            )
+        )
+    if net.config.block_size < block_size:
+        raise ValueError(
+            tr(
+                "teachers: {path} has a context of {theirs} tokens, and the student of {ours}; set "
+                "data.block_size={theirs}, or less",
+                path=path,
+                theirs=net.config.block_size,
+                ours=block_size,
+            )
+        )
+    return net.requires_grad_(False)
+
+
+def _digest(net: GPT) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""A student and its teachers: what it learns, and that it resumes with the same ones only."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import curve
+
+from azllm_lightning.config.compose import compose
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.formats.load import load
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.teachers import Teachers
+from azllm_lightning.training.threads import mean_loss
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def pair(train_tiny: Train) -> list[str]:
+    """Run folders of two teachers, of other sizes than the student."""
+    folders = []
+    for seed, width in ((1, 32), (2, 64)):
+        size = [f"model.n_embd={width}", "model.n_head=2", "trainer.max_steps=4"]
+        folders.append(train_tiny("run_name=teacher", f"seed={seed}", *size))
+    return [str(folder) for folder in folders]
+
+
+def named(teachers: list[str]) -> str:
+    return f"teachers=[{','.join(teachers)}]"
+
+
+@pytest.mark.numerics
+def test_a_resumed_student_equals_the_uninterrupted_one(
+    train_tiny: Train, pair: list[str], tmp_path: Path
+) -> None:
+    shared = ["trainer.micro_batch_size=2", "model.dropout=0.1", "schedule.total_steps=8"]
+    settings = [named(pair), *shared]
+    straight = train_tiny("run_name=straight", *settings)
+    plain = train_tiny("run_name=plain", *shared)
+    train_tiny("run_name=student", "trainer.max_steps=4", *settings)
+    moved = [shutil.move(path, tmp_path / str(k)) for k, path in enumerate(pair)]
+    resume = ["run_name=student", "ckpt_path=last", "trainer.max_steps=8"]
+    with pytest.raises(ValueError, match=r"teacher.version_0 does not exist.*teachers=\[\.\.\.\]"):
+        train_tiny(*resume)
+    with pytest.raises(ValueError, match="learns from 2 models, and these are not the same"):
+        train_tiny(*resume, named([str(path) for path in reversed(moved)]))
+    with pytest.raises(ValueError, match="learns from 2 models, and these are not the same"):
+        train_tiny(*resume, "teachers=null")
+    with pytest.raises(ValueError, match=r"teacher_share: 0\.5 .*, 0\.4 requested"):
+        train_tiny(*resume, "teacher_share=0.4", named([str(path) for path in moved]))
+    resumed = train_tiny(*resume, named([str(path) for path in moved]))
+    losses = curve(straight)["train_loss"], curve(resumed)["train_loss"]
+    assert losses[0] == losses[1]
+    # The first step has the weights and the text of a run without teachers, so also its mean NLL.
+    without = curve(plain)["train_loss"]
+    assert losses[0][1] == pytest.approx(without[1])
+    assert losses[0][8] != without[8]
+    weights = [load(folder)[0].state_dict() for folder in (straight, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_without_teachers_cannot_have_them_later(train_tiny: Train, pair: list[str]) -> None:
+    train_tiny("run_name=alone", "trainer.max_steps=4")
+    with pytest.raises(ValueError, match="this run began without any"):
+        train_tiny("run_name=alone", "ckpt_path=last", "trainer.max_steps=5", named(pair))
+
+
+def test_another_tokenizer_is_refused_before_the_run_begins(
+    train_tiny: Train, pair: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"another tokenizer.*data\.tokenizer=.*version_0") as told:
+        train_tiny("run_name=student", "data.vocab_size=320", named(pair))
+    folder = Path(str(told.value).rpartition("data.tokenizer=")[2])
+    assert (folder / "tokenizer.json").is_file()
+    assert not (Path(pair[0]).parent.parent / "student").exists()
+
+
+def test_a_shorter_context_is_refused(train_tiny: Train, pair: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"context of 32 tokens, .* 64.*data\.block_size=32"):
+        train_tiny("run_name=student", "data.block_size=64", named(pair))
+
+
+def test_threads_divide_a_student_as_any_model(pair: list[str]) -> None:
+    tokenizer = load(pair[0])[1]
+    teachers = Teachers(pair, 0.7, tokenizer, 32)
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1, n_head=2, n_embd=32
+    )
+    torch.manual_seed(0)
+    net = GPT(config)
+    windows = torch.randint(config.vocab_size, (4, 33))
+    inputs, labels = windows[:, :-1], windows[:, 1:]
+    loss_of = partial(teachers.losses, net)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            losses = mean_loss(net, inputs, labels, loss_of)
+        finally:
+            torch.set_num_threads(1)
+        losses[0].backward()
+        found.append([losses.detach(), *(p.grad for p in net.parameters())])
+        net.zero_grad()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None for teacher in teachers.nets for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("share", ["0", "-0.1", "1.1"])
+def test_a_share_that_is_none_is_refused(share: str) -> None:
+    with pytest.raises(ValueError, match=rf"teacher_share={share}.*above 0 and at most 1"):
+        compose([f"teacher_share={share}", "teachers=[a]"])
+
+
+def test_a_share_without_teachers_is_reported() -> None:
+    assert any("teacher_share" in text for text in compose(["teacher_share=0.4"]).ignored())
+    assert not compose(["teacher_share=0.4", "teachers=a"]).ignored()

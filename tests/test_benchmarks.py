@@ -561,6 +561,28 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     assert [found[step] for step in ("4", "8")] == pytest.approx([package[4], package[8]], abs=1e-4)
 
 
+def test_a_student_of_a_trial_learns_as_one_of_the_package(
+    tiny: list[str], train_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    from training_runs import curve
+    from trial_model import write_weights
+    from trial_run import run_trial
+
+    from azllm_lightning.formats.load import load
+
+    teacher = train_tiny("run_name=teacher", "seed=3")
+    share = {"teacher_share": 0.9}
+    package = curve(train_tiny("run_name=student", f"teachers={teacher}", "teacher_share=0.9"))
+    kept = {"keep_weights": str(tmp_path)}
+    write_weights({**kept, "name": "teacher"}, load(teacher)[0])
+    data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}
+    run = {"steps": 8, "batch": 4, "warmup": 2, "val_every": 4, "name": "student"}
+    found = run_trial({**TRIAL, **data, **run, **kept, **share, "teachers": ["teacher"]})["val"]
+    losses = package["val_loss"]
+    assert [found[step] for step in ("4", "8")] == pytest.approx([losses[4], losses[8]], abs=1e-4)
+    assert (tmp_path / "student.pt").is_file()
+
+
 def test_a_trial_of_the_peer_trains_as_the_peer_does(tmp_path: Path) -> None:
     import peer_recipe
     from trial_run import run_trial

@@ -97,7 +97,8 @@ def test_an_exported_folder_is_a_checkpoint_to_all_verbs(
     again = exported("out=yenə", f"ckpt_path={out}")
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
     assert "val_loss" not in (again / "README.md").read_text(encoding="utf-8")
-    unchanging = ["optimizer.lr=1e-12", "optimizer.adam_lr=1e-12", "trainer.max_steps=1"]
+    rates = [f"optimizer.{name}=1e-12" for name in ("lr", "adam_lr", "head_lr")]
+    unchanging = [*rates, "trainer.max_steps=1"]
     tuned = train_tiny("run_name=davam", f"init_from={out}", *unchanging)
     capsys.readouterr()
     generate(compose([*writes, f"ckpt_path={tuned}"], "generate"))

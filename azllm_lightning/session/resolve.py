@@ -7,7 +7,7 @@ import logging
 import math
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -48,7 +48,7 @@ class Source:
     """The fingerprint of the data that it was trained on."""
     precision: str
     """The precision that it was trained in."""
-    teachers: tuple[str, ...] = ()
+    teachers: list[str] = field(default_factory=list)
     """The digests of its teachers."""
 
 
@@ -326,7 +326,7 @@ def _resumed(config: RunConfig) -> Located:
     resumed = resumed_here(stored, config, str(path))
     step = int(checkpoint["azllm"]["step"])
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
-    teachers = tuple(checkpoint["azllm"].get("teachers", []))
+    teachers = checkpoint["azllm"].get("teachers", [])
     source = Source(path, step, fingerprint, stored["trainer"]["precision"], teachers)
     return Located(resumed, source)
 

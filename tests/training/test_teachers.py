@@ -26,7 +26,7 @@ def pair(train_tiny: Train) -> list[str]:
     """Run folders of two teachers, of other sizes than the student."""
     folders = []
     for seed, width in ((1, 32), (2, 64)):
-        size = [f"model.n_embd={width}", "model.n_head=2", "trainer.max_steps=4"]
+        size = [f"model.n_embd={width}", "model.n_head=2", "trainer.max_steps=1"]
         folders.append(train_tiny("run_name=teacher", f"seed={seed}", *size))
     return [str(folder) for folder in folders]
 

@@ -33,8 +33,8 @@ def compile_network(net: GPT, device: str, is_student: bool = False) -> None:
     """Compile `net` in place, at its first forward and backward pass.
 
     On a CPU one layer is compiled, and its code used for all: that takes half as long, and is as
-    fast. The gradient of the loss is our own, which PyTorch (2.13) does not cache. So it is for a
-    student, whose loss is not that of `net`.
+    fast. The gradient of the loss is our own, which PyTorch (2.13) does not cache. A
+    student is compiled by layers on a GPU, too, because its loss is not that of `net`.
     """
     keep_compiled_code()
     if device == "cuda" and not is_student:

@@ -117,6 +117,13 @@ def test_a_share_that_is_none_is_refused(share: str) -> None:
         compose([f"teacher_share={share}", "teachers=[a]"])
 
 
+def test_the_experiment_of_a_student_wants_its_teachers() -> None:
+    settings = ["experiment=distil", "data.path=a"]
+    with pytest.raises(ValueError, match="teachers is empty"):
+        compose(settings)
+    assert compose([*settings, "teachers=b"]).teacher_paths == ["b"]
+
+
 def test_a_share_without_teachers_is_reported() -> None:
     assert any("teacher_share" in text for text in compose(["teacher_share=0.4"]).ignored())
     assert not compose(["teacher_share=0.4", "teachers=a"]).ignored()

@@ -44,6 +44,19 @@ def code(path: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines()] + inline
 
 
+def examples(path: Path) -> list[str]:
+    """The commands of a page, or those in the comments of a file of conf/, as they are typed."""
+    if path.suffix == ".yaml":
+        return re.findall(
+            r"^#  +(\S+=.*?|python .*?)(?:  .*)?$", path.read_text("utf-8"), re.MULTILINE
+        )
+    return [
+        re.sub(r" +# .*", "", line)
+        for line in code(path)
+        if re.match(r"!|nohup |python |azllm ", line)
+    ]
+
+
 def commands(path: Path) -> list[list[str]]:
     """The project's commands in a page, as [verb, override, ...]; indented ones are output."""
     found = [match[1] for line in code(path) if (match := COMMAND.match(line))]
@@ -90,6 +103,16 @@ def test_every_command_is_accepted(command: list[str]) -> None:
     verb, *overrides = command
     assert (conf_dir() / f"{verb}.yaml").is_file()
     compose(overrides, verb)
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, *sorted((ROOT / "conf").rglob("*.yaml"))], ids=lambda path: path.stem
+)
+def test_no_shell_reads_a_setting_as_a_pattern(path: Path) -> None:
+    """Outside quotes, zsh ends with "no matches found" at a list, and every shell expands `*`."""
+    for example in examples(path):
+        outside = re.sub(r""""[^"]*"|'[^']*'""", "", example)
+        assert not re.search(r"[\[*]", outside.replace("[...]", "")), example
 
 
 def test_there_are_commands_of_every_verb() -> None:

@@ -300,7 +300,7 @@ def test_synthetic_text_is_half_zipf_and_half_fixed_successors(tmp_path: Path) -
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.machine.random_text import random_text
 
-    random_text(tmp_path / "data", vocab_size=1000, num_documents=200)
+    random_text(tmp_path / "data", 1000, num_documents=200)
     tokenizer = Tokenizer.from_file(tmp_path / "data")
     shards = TokenShards.open(tmp_path / "data", "train", tokenizer)
     documents = shards.read(0, len(shards)).reshape(200, 512).astype(int)
@@ -395,7 +395,7 @@ def test_the_peer_trains_on_the_windows_of_our_runs(tmp_path: Path) -> None:
 
     from azllm_lightning.machine.random_text import random_text
 
-    random_text(tmp_path / "data", vocab_size=300, num_documents=8)
+    random_text(tmp_path / "data", 300, num_documents=8)
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 1 --width 16 --no-compile"
     typed = f"{tmp_path / 'data'} --lr 1e-2 --steps 4 --val-every 2 --type fp32 {sizes}"
     result = peer_recipe.train(peer_recipe.arguments(typed.split()))
@@ -590,7 +590,7 @@ def test_a_trial_of_the_peer_trains_as_the_peer_does(tmp_path: Path) -> None:
     from azllm_lightning.machine.random_text import random_text
 
     data = tmp_path / "data"
-    random_text(data, vocab_size=300, num_documents=8)
+    random_text(data, 300, num_documents=8)
     sizes = "--batch 2 --block 16 --val-windows 4 --layers 1 --heads 2 --width 32 --no-compile"
     typed = f"{data} --lr 1e-2 --steps 4 --val-every 2 --type fp32 {sizes}"
     expected = peer_recipe.train(peer_recipe.arguments(typed.split()))["val_loss"]
@@ -667,7 +667,7 @@ def test_the_best_weights_of_the_peer_are_saved(
     from azllm_lightning.machine.random_text import random_text
 
     data, folder = tmp_path / "data", tmp_path / "peer"
-    random_text(data, vocab_size=300, num_documents=8)
+    random_text(data, 300, num_documents=8)
     heads = []
 
     def validate(model: Any, data: Any, number_type: str) -> float:

@@ -266,7 +266,9 @@ class Diagnosis(Callback):
 
 def overfitting_text(last: Validation, best: Validation, module: CausalLM) -> str:
     """The message that val_loss rises, and what to change next time."""
-    remedy = rules.against_overfitting(module.optimizer_config, module.model_config.dropout)
+    remedy = rules.against_overfitting(
+        module.optimizer_config, module.model_config.dropout, module.teachers is not None
+    )
     return tr(
         "step {step:,}: overfitting. val_loss {val:.3f} (best {best:.3f} at step {best_step:,}), "
         "while train_loss falls. Try {remedy}",

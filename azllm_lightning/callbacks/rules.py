@@ -117,10 +117,15 @@ def overfitting(history: Sequence[Validation], share: float) -> float:
     return severity if train_falls and apart and not recovers else min(severity, 0.9)
 
 
-def against_overfitting(optimizer: OptimizerConfig, dropout: float) -> str:
-    """Settings to try against overfitting: weight decay (see benchmarks/LOG.md), then dropout."""
+def against_overfitting(
+    optimizer: OptimizerConfig, dropout: float, is_student: bool = False
+) -> str:
+    """Settings to try against overfitting: weight decay, then dropout; for a student dropout alone,
+    since with much decay it cannot keep what its teachers know (benchmarks/LOG.md).
+    """
     if (
-        isinstance(optimizer, MuonConfig)
+        not is_student
+        and isinstance(optimizer, MuonConfig)
         and min(optimizer.weight_decay, optimizer.adam_weight_decay) < DECAY
     ):
         return f"optimizer.weight_decay={DECAY:g} optimizer.adam_weight_decay={DECAY:g}"

@@ -68,8 +68,13 @@ class RunConfig:
         is_share = 0 < self.teacher_share <= 1
         wanted = tr("above 0 and at most 1")
         problems.require(is_share, "teacher_share", self.teacher_share, wanted)
-        if self.teachers == []:
-            problems.add(tr("{key} is empty: give a path, or omit it", key="teachers"))
+        if self.teachers == [] and self.ckpt_path is None:
+            problems.add(
+                tr(
+                    "teachers is empty: give the models that this one learns from, "
+                    "teachers=[RUN,RUN], or teachers=null for none"
+                )
+            )
         problems.attempt(lambda: check_run_name(self.run_name))
         if self.run_name != unicodedata.normalize("NFC", self.run_name):
             # Two spellings of one name would be two runs.

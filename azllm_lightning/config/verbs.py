@@ -338,6 +338,19 @@ class PlanConfig(AroundRunConfig):
             problems.add(
                 tr("ckpt_path={ckpt_path}: plan is for a new run", ckpt_path=self.run.ckpt_path)
             )
+        # The law knows neither what these gain nor what a teacher costs.
+        models = {"init_from": self.run.init_from, "teachers": ", ".join(self.run.teacher_paths)}
+        for key, value in models.items():
+            if value:
+                problems.add(
+                    tr(
+                        "{key}={value}: plan is for models trained from scratch on text alone; "
+                        "omit {key} (python -m azllm_lightning.check measures how long a run with "
+                        "it takes)",
+                        key=key,
+                        value=value,
+                    )
+                )
         if self.run.data.name == "tales":
             problems.add(tr("data=tales needs no plan: python -m azllm_lightning.train"))
         elif self.run.data.path is None and self.run.data.dir is None:

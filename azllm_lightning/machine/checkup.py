@@ -14,8 +14,12 @@ from typing import Any
 
 from azllm_lightning.callbacks.text import duration
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.data import as_list
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import CheckConfig
 from azllm_lightning.data.shards import MANIFEST
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.load import tokenizer_of
 from azllm_lightning.machine.advice import advice
 from azllm_lightning.machine.experiment import (
     Experiment,
@@ -164,15 +168,14 @@ class Checkup:
             documents = max(DOCUMENTS, 2 * block_size)
             data = self.config.run.data
             source = {"name": data.name, "path": data.path, "val_path": data.val_path}
-            random_text(folder, data.vocab_size, documents, source)
+            vocabulary = _tokenizer(self.config.run) or data.vocab_size
+            random_text(folder, vocabulary, documents, source)
         figures = measure_data(self.config.run, folder)
         self._experiment = self._opened(folder)
         self.findings["experiment"] = self._size(self._experiment)
         return {**figures, "is_random_text": is_random}
 
     def _opened(self, folder: Path) -> Experiment:
-        from azllm_lightning.data.tokenizer import Tokenizer
-
         run = self.config.run
         tokenizer = Tokenizer.from_file(folder)
         shape = run.model.for_data(tokenizer.vocab_size, run.data.block_size, tokenizer.eot_id)
@@ -263,3 +266,14 @@ class Checkup:
     def _announce(self, what: str) -> None:
         elapsed = duration(time.monotonic() - self._started)
         print(f"{elapsed:>10}  {what}", file=sys.stderr, flush=True)
+
+
+def _tokenizer(run: RunConfig) -> Tokenizer | None:
+    """The tokenizer that the text of `run` must have; None if one is trained on it.
+
+    Raises ValueError if there is none at the place that is given.
+    """
+    if run.data.tokenizer is not None:
+        return Tokenizer.from_file(run.data.tokenizer)
+    models = [*run.teacher_paths, *as_list(run.init_from)]
+    return tokenizer_of(models[0]) if models else None

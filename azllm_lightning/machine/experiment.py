@@ -19,7 +19,7 @@ from azllm_lightning.machine.products import TYPE_OF_PRECISION
 from azllm_lightning.machine.sample import Sample
 from azllm_lightning.runs.checkpoint_files import step_path
 from azllm_lightning.runs.compare import first_difference
-from azllm_lightning.session.child import train_in_child
+from azllm_lightning.session.child import placed, resuming, train_in_child
 from azllm_lightning.training import hardware
 
 MEASURED = "measured"
@@ -69,7 +69,7 @@ class Experiment:
         if self.device == "cpu":
             values["trainer.accelerator"] = "cpu"
         sample_of = [f"{key}={value}" for key, value in values.items()]
-        return [*self.overrides, *sample_of, *self.config.other_models()]
+        return [*self.overrides, *sample_of, *placed(self.config)]
 
     def times_file(self, name: str) -> Path:
         """Where run `name` writes its times."""
@@ -190,7 +190,7 @@ def prove_resume_exact(experiment: Experiment, sample: Sample, seconds: float) -
     middle = step_path(resumed / "checkpoints", sample.half)
     middle.parent.mkdir()
     shutil.copy(step_path(whole / "checkpoints", sample.half), middle)
-    settings = [*experiment.settings(sample, RESUMED), *extra, "ckpt_path=last"]
+    settings = resuming([*experiment.settings(sample, RESUMED), *extra])
     train_in_child(experiment.folder, RESUMED, settings, True, max(1.0, end - time.monotonic()))
     if not step_path(resumed / "checkpoints", sample.steps).is_file():
         raise ValueError(tr("the resumed run did not save step {step}", step=sample.steps))

@@ -13,10 +13,14 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.effects import PLANNED, typed_keys
+from azllm_lightning.config.optimizer import MuonConfig
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import CheckConfig, PlanConfig
 from azllm_lightning.data.hints import look
 from azllm_lightning.data.pipeline import is_prepared
 from azllm_lightning.data.shards import Manifest
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.data.typed import check_typed
 from azllm_lightning.data.workers import num_cores
 from azllm_lightning.machine.checkup import PARTS, Checkup
 from azllm_lightning.planning import rule
@@ -42,8 +46,10 @@ Figures = dict[str, Any]
 def make_plan(config: PlanConfig) -> Figures:
     """Read the text, measure the machine, and choose: the content of plan.json.
 
-    Raises ValueError if there is no text, if it cannot be read, or if `check` is not a check.json.
+    Raises ValueError if there is no text, if it cannot be read, if `train` would refuse what was
+    typed about it, or if `check` is not a check.json.
     """
+    check_typed(config.run.data, config.run.overrides)
     findings = None if config.check is None else read_check(Path(config.check))
     folder = config.run.data.dir
     if folder is not None and is_prepared(Path(folder)):
@@ -93,7 +99,9 @@ def task_of(config: PlanConfig, text: Text, speed: Speed) -> Task:
     vocab_size = rule.vocab_size(text.train_bytes)
     if text.vocab_size is not None:
         vocab_size = text.vocab_size
-    elif "data.vocab_size" in typed or run.data.tokenizer is not None:
+    elif run.data.tokenizer is not None:
+        vocab_size = Tokenizer.from_file(run.data.tokenizer).vocab_size
+    elif "data.vocab_size" in typed:
         vocab_size = run.data.vocab_size
     block_size = rule.block_size(text.train_bytes)
     if "data.block_size" in typed:
@@ -129,7 +137,8 @@ def figures(config: PlanConfig, choice: Choice) -> Figures:
 
 def overrides_of(config: PlanConfig, choice: Choice) -> list[str]:
     """The overrides of the command: what was typed, and what the plan chose."""
-    planned = choice.overrides()
+    omitted = _omitted(config.run)
+    planned = [text for text in choice.overrides() if not typed_keys([text]) & omitted]
     keys = typed_keys(planned) | set(PLANNED.split())
     kept = [text for text in config.run.overrides if not typed_keys([text]) & keys]
     is_text = config.run.data.name == "text" and "data" not in typed_keys(kept)
@@ -153,6 +162,16 @@ def read_check(path: Path) -> Figures:
             )
         )
     return values
+
+
+def _omitted(run: RunConfig) -> set[str]:
+    """The settings of a plan that `train` would refuse next to what was typed."""
+    found = set()
+    if run.data.tokenizer is not None:
+        found.add("data.vocab_size")  # the tokenizer has it
+    if not isinstance(run.optimizer, MuonConfig):
+        found.add("optimizer.adam_weight_decay")
+    return found
 
 
 def _is_default(override: str, defaults: dict[str, Any]) -> bool:

@@ -16,16 +16,21 @@ DOCUMENT = 512
 
 
 def random_text(
-    folder: Path, vocab_size: int, num_documents: int, made_from: dict[str, Any] | None = None
+    folder: Path,
+    vocabulary: int | Tokenizer,
+    num_documents: int,
+    made_from: dict[str, Any] | None = None,
 ) -> None:
-    """Write shards of random documents into `folder`, and a tokenizer of `vocab_size` tokens.
+    """Write shards of random documents into `folder`, and their tokenizer: `vocabulary`, or one of
+    so many tokens that no text was needed for.
 
     Half of the tokens follow Zipf's law (Zipf 1949; a share of about 1 / rank). The other half are
     the fixed successor of the token before, so that there is something to learn. `made_from` is
     what the manifest names as the source, for a run that names one.
     """
     folder.mkdir(parents=True)
-    tokenizer = _tokenizer(vocab_size)
+    tokenizer = _tokenizer(vocabulary) if isinstance(vocabulary, int) else vocabulary
+    vocab_size = tokenizer.vocab_size
     tokenizer.save(folder / "tokenizer.json")
     generator = np.random.default_rng(0)
     shares = 1 / (np.arange(1, vocab_size) + 2.7)

@@ -55,10 +55,11 @@ class TextSize:
 def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -> Advice | None:
     """What is wrong with a settled `config` for `text`; None if nothing is.
 
-    `candidates` are the models to choose from instead.
+    `candidates` are the models to choose from instead. A student has none of it: what is known of
+    passes and decay is of models without teachers.
     """
     tokens = config.trainer.max_steps * config.trainer.global_batch_size * config.shape.block_size
-    if config.trainer.max_steps < SHORT_STEPS or config.data.name == "tales":
+    if config.trainer.max_steps < SHORT_STEPS or config.data.name == "tales" or config.teachers:
         return None
     size = Size(
         parameters=multiplied(config.shape),
@@ -135,7 +136,12 @@ def _large_batch(config: RunConfig, size: Size) -> Problem | None:
 
 
 def _large_model(size: Size, candidates: Sequence[Candidate], config: RunConfig) -> Problem | None:
-    """A model that a much smaller one would beat with the same compute."""
+    """A model that a much smaller one would beat with the same compute.
+
+    Never with init_from, whose weights fit no other model.
+    """
+    if config.init_from is not None:
+        return None
     values = coefficients().values
     now = bits_per_byte(size, values)
     worth = max(WORTH, predict(size).error)

@@ -146,7 +146,7 @@ class RunRecord:
             Point(step, loss, gaps.get(step, math.nan))
             for step, loss in zip(losses.steps, losses.values, strict=True)
         ]
-        return gap_text(points, float(steps_per_pass))
+        return gap_text(points, float(steps_per_pass), bool(self.setting("teachers")))
 
     def setting(self, key: str) -> Any:
         """The value of a setting of the run, such as trainer.max_steps; None if it is not there."""

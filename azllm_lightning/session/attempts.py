@@ -132,7 +132,7 @@ def _built(start: Start, resolved: Resolved, run: Run, stop: StopRequest) -> Par
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-    raise ValueError(batch.model_does_not_fit())
+    raise ValueError(batch.model_does_not_fit(start.config))
 
 
 def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> Start:

@@ -36,7 +36,7 @@ from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.compiled import compile_network
 from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint, PeriodicCheckpoint
 from azllm_lightning.training.stopping import StopRequest
-from azllm_lightning.training.teachers import teachers_of
+from azllm_lightning.training.teachers import check_tokenizers
 
 
 @dataclass
@@ -65,12 +65,7 @@ def check_optional(config: RunConfig) -> None:
     """
     if config.init_from is not None and config.ckpt_path is None:
         checkpoint_of(Path(config.init_from))
-    for path in config.teacher_paths:
-        try:
-            checkpoint_of(Path(path))
-        except ValueError as error:
-            text = tr("{error}. teachers=[...] gives the places of all teachers", error=error)
-            raise ValueError(text) from None
+    check_tokenizers(config)
     if config.logger.wandb is not None:
         check_wandb(config.logger.wandb)
     if config.logger.trackio is not None:
@@ -93,7 +88,7 @@ def build(
         trainer_config.log_every_steps,
     )
     module.run_config = config.to_yaml()
-    module.teachers = teachers_of(config, resolved.data.tokenizer)
+    module.teachers = resolved.teachers
     if trainer_config.compile:
         compile_network(module.net, device, is_student=module.teachers is not None)
         module.is_compiled = True

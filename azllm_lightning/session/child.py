@@ -7,10 +7,30 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from azllm_lightning.cli import entrance
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.effects import typed_keys
+from azllm_lightning.config.run import RunConfig
+
+
+def placed(config: RunConfig) -> list[str]:
+    """The models and the tokenizer of `config` as overrides that mean the same in any folder.
+
+    A child trains in a folder of its own, where a relative path is another one.
+    """
+    found = config.other_models()
+    if config.data.tokenizer is not None:
+        found.append(f"data.tokenizer={Path(config.data.tokenizer).absolute()}")
+    return found
+
+
+def resuming(settings: Iterable[str]) -> list[str]:
+    """`settings` for the session that resumes their run, which has its own weights by then."""
+    kept = [text for text in settings if "init_from" not in typed_keys([text])]
+    return [*kept, "ckpt_path=last"]
 
 
 def train_in_child(

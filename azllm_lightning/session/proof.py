@@ -65,8 +65,7 @@ def train_run(
         print(f"{name:<9}" + tr("to step {step}", step=interruption.step), flush=True)
         child.train_in_child(folder, name, [*settings, *interrupt], ends_early=True)
         _check_saved(run, interruption)
-        settings = [text for text in settings if not text.startswith("init_from=")]
-        settings += [*when_resumed, "ckpt_path=last"]
+        settings = child.resuming([*settings, *when_resumed])
     print(f"{name:<9}" + tr("to the end"), flush=True)
     child.train_in_child(folder, name, settings)
     return run

@@ -99,7 +99,8 @@ def _gap(parts: Parts) -> str:
         for row in parts.history.validations
     ]
     windows = parts.data.train_windows.num_windows
-    return gap_text(points, windows / parts.data.global_batch_size)
+    steps_per_pass = windows / parts.data.global_batch_size
+    return gap_text(points, steps_per_pass, parts.module.teachers is not None)
 
 
 def is_past_best(validations: Sequence[Validation]) -> bool:
@@ -114,6 +115,7 @@ def better_command(parts: Parts, config: RunConfig) -> str | None:
         parts.diagnosis.present,
         config.optimizer,
         config.shape.dropout,
+        bool(config.teachers),
         parts.io.diverged is not None,
     )
     if not settings:
@@ -125,13 +127,17 @@ def better_command(parts: Parts, config: RunConfig) -> str | None:
 
 
 def remedy(
-    present: Collection[str], optimizer: OptimizerConfig, dropout: float, has_diverged: bool
+    present: Collection[str],
+    optimizer: OptimizerConfig,
+    dropout: float,
+    is_student: bool,
+    has_diverged: bool,
 ) -> list[str]:
     """The settings to change for a problem that `Diagnosis` reported, which is not over."""
     if has_diverged or "lr_too_high" in present:
         return [f"optimizer.lr={optimizer.lr / 3:.1g}"]
     if "overfitting" in present:
-        return against_overfitting(optimizer, dropout).split()
+        return against_overfitting(optimizer, dropout, is_student).split()
     if "too_small" in present:
         return [f"optimizer.lr={optimizer.lr * 3:.1g}"]
     return []

@@ -33,7 +33,12 @@ from azllm_lightning.session.initial_weights import check_tokens
 from azllm_lightning.training import batch, compiled, hardware
 from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
-from azllm_lightning.training.teachers import Teachers, check_same_teachers, teachers_of
+from azllm_lightning.training.teachers import (
+    Teachers,
+    check_same_teachers,
+    digests_of,
+    teachers_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +76,7 @@ class Resolved:
     place: Processes
     """This process among those of the run, each of which has one device."""
     source: Source | None
+    teachers: Teachers | None = None
 
     @property
     def devices(self) -> int:
@@ -158,9 +164,10 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
     stop.until(config.trainer.deadline)
     check_typed(config.data, config.overrides)
     mine: TokenDataModule | None = None
+    teachers: Teachers | None = None
 
-    def settle() -> tuple[RunConfig, str]:
-        nonlocal mine
+    def settle() -> tuple[RunConfig, str, list[str]]:
+        nonlocal mine, teachers
         mine = _open_data(config, source)
         if source is not None:
             mine.check_same_data(source.fingerprint)
@@ -168,13 +175,13 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
             check_tokens(config.init_from, mine.tokenizer)
         teachers = teachers_of(config, mine.tokenizer)
         if source is not None:
-            check_same_teachers(source.teachers, teachers)
+            check_same_teachers(source.teachers, teachers, config.teacher_paths)
         complete = settled(config, mine, device, place.size, teachers)
         if source is not None and source.precision != complete.trainer.precision:
             _report_precision(source, complete.trainer.precision)
-        return complete, mine.fingerprint
+        return complete, mine.fingerprint, digests_of(teachers)
 
-    config, fingerprint = first(settle)
+    config, fingerprint, digests = first(settle)
     if Notes().read("micro_batch_size") is not None:  # left by processes that ended
         step = 0 if source is None else source.step
         log.warning(paragraph(batch.continuing(config.trainer, place.size, step)))
@@ -186,7 +193,9 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
     assert mine is not None
     assert isinstance(config.trainer.micro_batch_size, int)
     mine.micro_batch_size = config.trainer.micro_batch_size
-    return Resolved(config, mine, device, place, source)
+    tokenizer = mine.tokenizer
+    teachers = together(lambda: teachers or teachers_of(config, tokenizer, digests))
+    return Resolved(config, mine, device, place, source, teachers)
 
 
 def _data_of(config: DataConfig, source: Source) -> DataConfig:

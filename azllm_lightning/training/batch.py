@@ -97,7 +97,8 @@ def largest_micro_batch(
         most = CPU_BYTES // activation_bytes(config.shape)
         return max(_divisors(share, at_most=max(1, most)))
     with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
-        size = largest_that_fits(share, trial(config, device, teachers=teachers))
+        fits = trial(config, device, teachers=teachers)
+        size = largest_that_fits(share, fits, has_teachers=teachers is not None)
     free_memory()
     return size
 
@@ -113,7 +114,7 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
         raise ValueError(
             tr(
                 "out of memory with trainer.micro_batch_size=1, the smallest possible: {remedies}",
-                remedies=_remedies(),
+                remedies=_remedies(bool(config.teachers)),
             )
         )
     smaller = max(_divisors(_sequences_per_device(config.trainer, devices), at_most=micro // 2))
@@ -132,9 +133,10 @@ def continuing(config: TrainerConfig, devices: int, step: int) -> str:
     )
 
 
-def model_does_not_fit() -> str:
+def model_does_not_fit(config: RunConfig) -> str:
     """The message for a model that does not fit in memory, with any micro-batch."""
-    return tr("out of memory: the model alone does not fit: {remedies}", remedies=_remedies())
+    remedies = _remedies(bool(config.teachers))
+    return tr("out of memory: the model alone does not fit: {remedies}", remedies=remedies)
 
 
 def is_between_steps(trainer: Trainer, module: CausalLM) -> bool:
@@ -161,7 +163,7 @@ def free_memory() -> None:
         torch.cuda.reset_peak_memory_stats()  # the peak of the failed fit is not the run's
 
 
-def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
+def largest_that_fits(share: int, fits: Callable[[int], bool], has_teachers: bool = False) -> int:
     """The largest divisor of `share` before the first one that does not fit.
 
     Raises ValueError if not even 1 fits.
@@ -175,7 +177,7 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
         raise ValueError(
             tr(
                 "trainer.micro_batch_size=auto: not even one sequence fits in memory: {remedies}",
-                remedies=_remedies(),
+                remedies=_remedies(has_teachers),
             )
         )
     return best
@@ -276,8 +278,9 @@ def _divisors(number: int, at_most: int) -> list[int]:
     return [size for size in range(1, min(number, at_most) + 1) if number % size == 0]
 
 
-def _remedies() -> str:
-    return tr(
+def _remedies(has_teachers: bool) -> str:
+    remedies = tr(
         "choose a smaller model (model=), a shorter data.block_size, optimizer=muon (it stores "
         "less than adamw), or trainer.precision=auto if it is 32-true, or close other programs"
     )
+    return remedies + (tr(", or give fewer or smaller teachers") if has_teachers else "")

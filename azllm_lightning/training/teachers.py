@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.formats.load import load, tokenizer_folder
+from azllm_lightning.formats.load import load, tokenizer_folder, tokenizer_of
 from azllm_lightning.model.distillation import student_losses
 from azllm_lightning.model.gpt import GPT
 
@@ -47,29 +48,87 @@ class Teachers:
         return student_losses(hidden, head, labels.flatten(), teachers, self.share)
 
 
-def teachers_of(config: RunConfig, tokenizer: Tokenizer) -> Teachers | None:
-    """Those of a run whose text has this `tokenizer`; None without any."""
+def teachers_of(
+    config: RunConfig, tokenizer: Tokenizer, digests: Sequence[str] | None = None
+) -> Teachers | None:
+    """Those of a run whose text has this `tokenizer`; None without any.
+
+    Raises ValueError if the first process of the run has read others, whose `digests` these are.
+    """
     if not config.teachers:
         return None
     block_size = config.data.block_size
-    return Teachers(config.teacher_paths, config.teacher_share, tokenizer, block_size)
+    teachers = Teachers(config.teacher_paths, config.teacher_share, tokenizer, block_size)
+    if digests is not None and digests != teachers.digests:
+        raise ValueError(
+            tr(
+                "the teachers on {host} have other weights than on the first machine: copy the "
+                "same files there",
+                host=socket.gethostname(),
+            )
+        )
+    return teachers
 
 
-def check_same_teachers(digests: Sequence[str], teachers: Teachers | None) -> None:
-    """Raise ValueError unless `teachers` are those that a run began with, by their `digests`."""
-    if list(digests) == (teachers.digests if teachers else []):
-        return
-    if not digests:
+def digests_of(teachers: Teachers | None) -> list[str]:
+    """Their digests; empty without any."""
+    return teachers.digests if teachers else []
+
+
+def check_tokenizers(config: RunConfig) -> None:
+    """Raise ValueError for the first teacher of `config` that cannot be read, or that has another
+    tokenizer than those before it.
+
+    It reads no weights and needs no text, which may take long to prepare.
+    """
+    known = None
+    for path in config.teacher_paths:
+        try:
+            theirs = tokenizer_of(path)
+        except ValueError as error:
+            text = tr("{error}. teachers=[...] gives the places of all teachers", error=error)
+            raise ValueError(text) from None
+        if known is not None and theirs.fingerprint != known.fingerprint:
+            raise ValueError(
+                tr(
+                    "teachers: {path} and {first} were trained with different tokenizers, so they "
+                    "predict different tokens",
+                    path=path,
+                    first=config.teacher_paths[0],
+                )
+            )
+        known = theirs
+
+
+def check_same_teachers(
+    digests: Sequence[str], teachers: Teachers | None, paths: Sequence[str]
+) -> None:
+    """Raise ValueError unless `teachers`, read from `paths`, are those that a run began with, by
+    their `digests`.
+    """
+    found = digests_of(teachers)
+    if not digests and found:
         raise ValueError(
             tr("teachers: this run began without any; omit them, or start a new run with them")
         )
-    raise ValueError(
-        tr(
-            "teachers: this run learns from {count} models, and these are not the same: give "
-            "their places, in the order of its first start",
-            count=len(digests),
+    if len(digests) != len(found):
+        raise ValueError(
+            tr(
+                "teachers: this run learns from {count} models: give their places, in the order "
+                "of its first start",
+                count=len(digests),
+            )
         )
-    )
+    for path, before, now in zip(paths, digests, found, strict=True):
+        if before != now:
+            raise ValueError(
+                tr(
+                    "teachers: {path} has other weights than the teacher that this run began with "
+                    "in its place: give the places in the order of the first start. The best.ckpt "
+                    "of a run folder changes if that run trains on; a copy or an export does not",
+                    path=path,
+                )
+            )
 
 
 def _read(path: str, tokenizer: Tokenizer, block_size: int) -> GPT:

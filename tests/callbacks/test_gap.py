@@ -34,3 +34,4 @@ def test_a_gap_is_memorized_text_only_once_text_is_read_again(
     found = gap_text(points(*gaps), steps_per_pass)
     assert expected in found
     assert bool(found) == bool(expected)
+    assert not gap_text(points(*gaps), steps_per_pass, is_student=True)

@@ -51,6 +51,7 @@ def test_the_advice_against_overfitting_can_be_typed_and_changes_once_taken() ->
     assert advice[1:] == ["model.dropout=0.2", "model.dropout=0.4", "model.dropout=0.5"]
     adamw = compose(["optimizer=adamw"])
     assert against_overfitting(adamw.optimizer, 0.0) == "model.dropout=0.2"
+    assert against_overfitting(compose().optimizer, 0.1, is_student=True) == "model.dropout=0.3"
 
 
 def test_waiting_is_a_share_of_the_steps_whose_wait_is_known() -> None:

@@ -186,6 +186,7 @@ def test_many_passes_without_decay_are_warned_of_with_the_decay_that_helps() -> 
     cosine = settled_advice(compose([*typed, "schedule=cosine"]), 211_000)
     assert cosine == [setting for setting in better if not setting.startswith("schedule")]
     assert settled_advice(compose([*typed, *better]), 211_000) is None
+    assert settled_advice(compose([*typed, "teachers=run"]), 211_000) is None
 
 
 def test_a_batch_that_leaves_few_steps_is_warned_of() -> None:

@@ -50,7 +50,11 @@ ADAMW = compose(["optimizer=adamw", "optimizer.lr=3e-3"]).optimizer
 def test_the_settings_to_change_fit_the_problem(
     present: set[str], optimizer: OptimizerConfig, diverged: bool, expected: list[str]
 ) -> None:
-    assert remedy(present, optimizer, 0.0, diverged) == expected
+    assert remedy(present, optimizer, 0.0, False, diverged) == expected
+
+
+def test_a_student_is_not_told_to_decay_more() -> None:
+    assert remedy({"overfitting"}, MUON, 0.1, True, False) == ["model.dropout=0.3"]
 
 
 def test_the_command_of_the_next_run_keeps_what_was_typed() -> None:
@@ -60,6 +64,7 @@ def test_the_command_of_the_next_run_keeps_what_was_typed() -> None:
         run_name="a",
         optimizer=ADAMW,
         shape=SimpleNamespace(dropout=0.0),
+        teachers=None,
     )
     parts: Any = SimpleNamespace(
         diagnosis=SimpleNamespace(present=frozenset({"overfitting"})),

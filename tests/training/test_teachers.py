@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,10 @@ from training_runs import curve
 
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.formats.load import load
+from azllm_lightning.formats.load import load, read_checkpoint, tokenizer_of
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.training.teachers import Teachers
+from azllm_lightning.training.causal_lm import CausalLM
+from azllm_lightning.training.teachers import Teachers, teachers_of
 from azllm_lightning.training.threads import mean_loss
 
 Train = Callable[..., Path]
@@ -48,10 +52,11 @@ def test_a_resumed_student_equals_the_uninterrupted_one(
     resume = ["run_name=student", "ckpt_path=last", "trainer.max_steps=8"]
     with pytest.raises(ValueError, match=r"teacher.version_0 does not exist.*teachers=\[\.\.\.\]"):
         train_tiny(*resume)
-    with pytest.raises(ValueError, match="learns from 2 models, and these are not the same"):
+    with pytest.raises(ValueError, match=f"teachers: {re.escape(str(moved[1]))} has other weights"):
         train_tiny(*resume, named([str(path) for path in reversed(moved)]))
-    with pytest.raises(ValueError, match="learns from 2 models, and these are not the same"):
-        train_tiny(*resume, "teachers=null")
+    for fewer in ("teachers=null", named([str(moved[0])])):
+        with pytest.raises(ValueError, match="learns from 2 models: give their places"):
+            train_tiny(*resume, fewer)
     with pytest.raises(ValueError, match=r"teacher_share: 0\.5 .*, 0\.4 requested"):
         train_tiny(*resume, "teacher_share=0.4", named([str(path) for path in moved]))
     resumed = train_tiny(*resume, named([str(path) for path in moved]))
@@ -79,6 +84,55 @@ def test_another_tokenizer_is_refused_before_the_run_begins(
     folder = Path(str(told.value).rpartition("data.tokenizer=")[2])
     assert (folder / "tokenizer.json").is_file()
     assert not (Path(pair[0]).parent.parent / "student").exists()
+
+
+def test_teachers_are_looked_at_before_the_text(train_tiny: Train, tmp_path: Path) -> None:
+    good, other = train_tiny("run_name=a"), train_tiny("run_name=b", "data.vocab_size=320")
+    broken = tmp_path / "teacher.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    text = ["data=text", "data.path=nowhere.txt"]
+    for paths, wrong in (
+        ([good, other], f"{re.escape(str(other))} and .* different tokenizers"),
+        ([good, broken], r"teacher\.gguf is not a complete checkpoint.*teachers=\[\.\.\.\]"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            train_tiny("run_name=student", *text, named([str(path) for path in paths]))
+
+
+def test_teachers_that_change_meanwhile_are_still_those_of_the_start(
+    train_tiny: Train, pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt, after memory ran out, has what the first had read."""
+    settings = ["trainer.micro_batch_size=4", named(pair)]
+    calm = train_tiny("run_name=calm", *settings)
+    step = CausalLM.training_step
+
+    def crowded(module: CausalLM, batch: Any, index: int) -> Any:
+        if module.trainer.global_step == 3 and len(batch) > 2:
+            for path in pair:
+                shutil.rmtree(path, ignore_errors=True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(module, batch, index)
+
+    monkeypatch.setattr(CausalLM, "training_step", crowded)
+    student = train_tiny("run_name=student", *settings)
+    assert not Path(pair[0]).exists()
+    losses = curve(student)["train_loss"], curve(calm)["train_loss"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    checkpoint = next((student / "checkpoints").glob("step_*.ckpt"))
+    assert len(read_checkpoint(checkpoint)["azllm"]["teachers"]) == 2
+
+
+def test_machines_with_other_teachers_are_refused(train_tiny: Train, pair: list[str]) -> None:
+    config = compose([named(pair)])
+    tokenizer = tokenizer_of(pair[0])
+    same = Teachers(pair, 0.5, tokenizer, 32).digests
+    config = replace(config, data=replace(config.data, block_size=32))
+    found = teachers_of(config, tokenizer, same)
+    assert found is not None
+    assert found.digests == same
+    with pytest.raises(ValueError, match="have other weights than on the first machine"):
+        teachers_of(config, tokenizer, same[::-1])
 
 
 def test_a_shorter_context_is_refused(train_tiny: Train, pair: list[str]) -> None:
@@ -122,6 +176,7 @@ def test_the_experiment_of_a_student_wants_its_teachers() -> None:
     with pytest.raises(ValueError, match="teachers is empty"):
         compose(settings)
     assert compose([*settings, "teachers=b"]).teacher_paths == ["b"]
+    assert not compose([*settings, "ckpt_path=last"]).teacher_paths  # those of the run
 
 
 def test_a_share_without_teachers_is_reported() -> None:

@@ -120,6 +120,24 @@ def test_a_stop_that_saves_nothing_is_noticed(
     assert "FAIL  stopped: stopped after step 4, but the newest" in capsys.readouterr().out
 
 
+def test_models_and_tokenizer_have_places_that_hold_in_any_folder(
+    tiny: list[str], tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        pass
+
+    def start(folder: Path, name: str, settings: list[str]) -> None:
+        assert compose(settings).data.tokenizer == str(tiny_run.absolute())
+        assert compose(settings).init_from == str(tiny_run.absolute())
+        assert compose(child.resuming(settings)).init_from is None
+        raise Started
+
+    monkeypatch.setattr(child, "train_in_child", start)
+    typed = [f"data.tokenizer={tiny_run}", f"++init_from={tiny_run}"]
+    with pytest.raises(Started):
+        prove_resume.prove_resume(compose([*tiny, *typed], "prove_resume"))
+
+
 def test_settings_that_it_replaces_are_named(caplog: pytest.LogCaptureFixture) -> None:
     """Those of its short runs, all of them; other settings hold."""
     replaced = [text.partition("=")[0] for text in SETTINGS]

@@ -128,6 +128,39 @@ def test_a_resume_that_differs_is_found(
     assert ["ckpt_path=last" in typed for typed in in_process] == [False, True]
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["teachers=[RUN]"],
+        ["init_from=RUN"],
+        # Its place is relative, and a run of a check has another current folder.
+        ["init_from=RUN", "data.tokenizer=RUN", "data.vocab_size=300"],
+    ],
+    ids=["teachers", "init_from", "tokenizer"],
+)
+def test_random_text_has_the_tokenizer_of_the_models_that_a_run_needs(
+    typed: list[str],
+    small: None,
+    in_process: list[list[str]],
+    tiny: list[str],
+    tiny_run: Path,
+) -> None:
+    config = settings(tiny, "minutes=20", *[text.replace("RUN", str(tiny_run)) for text in typed])
+    check(config)
+    found = report()
+    assert [found[part]["reason"] for part in ("data", "steps", "resume")] == [None] * 3
+    assert found["resume"]["is_exact"]
+    assert not any("init_from" in text for text in in_process[-1])
+
+
+def test_a_model_that_is_not_there_is_a_row(small: None, tiny: list[str]) -> None:
+    check(settings(tiny, "init_from=yoxdur"))
+    found = report()
+    assert found["data"]["status"] == "failed"
+    assert "yoxdur does not exist" in found["data"]["reason"]
+    assert "see the row data" in found["advice"]
+
+
 def test_a_deterministic_baseline_is_trained_for_a_gpu(
     in_process: list[list[str]], tiny: list[str], tmp_path: Path
 ) -> None:

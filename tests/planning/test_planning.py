@@ -206,6 +206,12 @@ def test_a_model_far_too_large_is_warned_of_with_a_smaller_one() -> None:
     assert settled_advice(compose([*typed, *better]), 2_658_000) is None
 
 
+def test_no_other_model_is_advised_to_a_run_that_has_its_weights() -> None:
+    """The command would be refused."""
+    typed = ["data=text", "data.path=kitab.txt", "model=course", "trainer.max_steps=600"]
+    assert settled_advice(compose([*typed, "init_from=run"]), 2_658_000) is None
+
+
 @pytest.mark.parametrize(
     ("experiment", "tokens"),
     [

@@ -11,8 +11,13 @@ import pytest
 
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.data.typed import check_typed
 from azllm_lightning.machine.plan_table import plan_table
-from azllm_lightning.machine.planner import make_plan
+from azllm_lightning.machine.planner import make_plan, overrides_of, task_of
+from azllm_lightning.planning.choice import planned as planned_run
+from azllm_lightning.planning.speed import Speed
+from azllm_lightning.planning.survey import Text
 
 SKIPPED = {"status": "skipped", "reason": "not asked for", "seconds": 0.0}
 
@@ -94,6 +99,53 @@ def test_a_model_that_was_typed_is_kept(text: Path, check: Path) -> None:
     config = compose(shlex.split(findings["plan"]["command"])[3:])
     assert config.model.n_embd == compose(["model=laptop"]).model.n_embd
     assert (config.data.vocab_size, config.seed) == (1024, 5)
+
+
+def overrides(*typed: str) -> tuple[list[str], int]:
+    """The settings of a command of plan for 1 MB of text, and the planned vocabulary."""
+    config = compose(["data.path=kitab.txt", *typed], "plan")
+    text = Text("text", 0.95e6, 0.05e6, 100, 0, False, 5.0, 5.3, 1.0, 400)
+    task = task_of(config, text, Speed.assumed("cpu", 2))
+    choice = planned_run(task, task.candidates[0], 1e6)
+    return overrides_of(config, choice), choice.shape.vocab_size
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The relative path of a tokenizer of 280 tokens."""
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    found = Tokenizer.train(["Bakı Xəzər dənizinin sahilində yerləşir. " * 9], 280)
+    assert found.vocab_size == 280
+    found.save(Path("run", "tokenizer.json"))
+    return "data.tokenizer=run"
+
+
+@pytest.mark.parametrize("typed", [[], ["data.vocab_size=280"]])
+def test_a_tokenizer_that_was_typed_has_the_vocabulary(tokenizer: str, typed: list[str]) -> None:
+    settings, vocab_size = overrides(tokenizer, *typed)
+    assert vocab_size == 280
+    assert tokenizer in settings
+    check_typed(compose(settings).data, settings)
+
+
+def test_text_that_train_refuses_is_not_planned(tokenizer: str, text: Path, check: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.vocab_size=512: data\.tokenizer=run has 280"):
+        plan(text, check, tokenizer, "data.vocab_size=512")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_command_has_settings_of_its_optimizer_only(optimizer: str) -> None:
+    settings, _ = overrides(f"optimizer={optimizer}")
+    assert compose(settings).optimizer.name == optimizer
+
+
+@pytest.mark.parametrize("typed", ["init_from=a", "teachers=a", "teachers=[a,b]"])
+def test_only_a_run_from_scratch_is_planned(typed: str) -> None:
+    key = typed.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"{key}=a.*: plan is for .*from scratch.*omit {key}"):
+        compose(["data.path=kitab.txt", typed], "plan")
+    compose(["data.path=kitab.txt", f"{key}=null"], "plan")
 
 
 def test_little_text_is_called_little(planned: dict[str, Any]) -> None:

@@ -303,7 +303,9 @@ class AroundRunConfig(VerbConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(AroundRunConfig):
-    """The settings of conf/check.yaml: those of a run, and how long and where to the check goes."""
+    """The settings of conf/check.yaml: those of a run, how long to check, and where to write the
+    figures.
+    """
 
     out: OutputPath
     minutes: float
@@ -324,7 +326,9 @@ class CheckConfig(AroundRunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(AroundRunConfig):
-    """The settings of conf/plan.yaml: those of a run, how long it may take, and where."""
+    """The settings of conf/plan.yaml: those of a run, how long it may take, the `check.json` of its
+    machine, and where to write the figures.
+    """
 
     hours: float
     check: LocalPath | None

@@ -58,8 +58,10 @@ class Scorer(NamedTuple):
 
 
 class ScoredText(NamedTuple):
-    """The ids of a text's tokens, and the loss in nats (N,) of the last N of them: of all, or of
-    all but the first if there is no start token.
+    """The ids of a text's tokens, and the losses in nats (N,) of those that were scored.
+
+    These are successive tokens, from the first on, or from the second if there is no start token.
+    They end with the last, or where `max_tokens` of `token_losses` cut the text.
     """
 
     text: str

@@ -205,7 +205,7 @@ def _generate(
             torch.rand((), generator=generator, dtype=torch.float64).item() if draw else 0.0
             for draw, generator in zip(draws, generators, strict=True)
         ]
-        chosen = _choose(logits, settings, torch.tensor(uniform, device=device)).tolist()
+        chosen = _choose(logits, settings, torch.tensor(uniform, dtype=torch.float64)).tolist()
         yield [token if draw else None for token, draw in zip(chosen, draws, strict=True)]
         left = [
             0 if draw and token == eos_id else n - draw
@@ -244,7 +244,11 @@ def _generators(seed: int | None, num_samples: int) -> list[torch.Generator]:
 
 
 def _choose(logits: Tensor, settings: SamplingConfig, uniform: Tensor) -> Tensor:
-    """One token per row of logits (B, V), as (B,); uniform (B,) in [0, 1) decides which."""
+    """One token per row of logits (B, V), as (B,); uniform (B,) in [0, 1) decides which.
+
+    uniform is float64 on the CPU: in float32, the largest numbers below 1 would be rounded to 1,
+    and a token chosen that the settings leave out.
+    """
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits / settings.temperature).softmax(dim=-1)
@@ -267,7 +271,8 @@ def _choose(logits: Tensor, settings: SamplingConfig, uniform: Tensor) -> Tensor
         least = settings.min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     reached = _shares(probabilities).cumsum(dim=-1).double()
-    drawn = (reached <= uniform.double()[:, None] * reached[:, -1:]).sum(dim=-1, keepdim=True)
+    uniform = uniform.to(logits.device)[:, None]
+    drawn = (reached <= uniform * reached[:, -1:]).sum(dim=-1, keepdim=True)
     return tokens.gather(1, drawn.clamp(max=probabilities.shape[-1] - 1))[:, 0]
 
 

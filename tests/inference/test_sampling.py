@@ -266,6 +266,16 @@ def test_pieces_show_no_part_of_a_stop_string(model, tokenizer):
         assert shown == full[:end]
 
 
+@pytest.mark.parametrize("draw", [1 - 2**-40, 1 - 2**-53])
+@pytest.mark.parametrize("settings", [{"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 50, "top_p": 0.6}])
+def test_the_largest_draw_takes_the_last_token_that_is_kept(model, monkeypatch, settings, draw):
+    frequencies, probabilities = drawn(model, temperature=1.0, **settings)
+    kept = frequencies.nonzero()[:, 0]
+    last = kept[probabilities[kept].argmin()] if "top_p" in settings else kept[-1]
+    monkeypatch.setattr(torch, "rand", lambda *size, dtype, **_: torch.tensor(draw, dtype=dtype))
+    assert next(ids_of(model, PROMPT, temperature=1.0, seed=0, **settings)) == [int(last)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -81,8 +81,9 @@ def _write(model: GPT, tokenizer: Tokenizer, prompts: list[str], config: Generat
             context=block_size,
         )
         print(message, file=sys.stderr)
-    texts = [""] * config.num_samples * len(prompts)
-    steps = stream(model, tokenizer, prompts, config, config.num_samples, config.stops)
+    num_samples = config.num_samples if config.temperature else 1  # more would be the same text
+    texts = [""] * num_samples * len(prompts)
+    steps = stream(model, tokenizer, prompts, config, num_samples, config.stops)
     with contextlib.suppress(KeyboardInterrupt):
         for pieces in steps:
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]

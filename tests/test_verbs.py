@@ -56,6 +56,21 @@ def test_several_samples_stand_apart(tiny_run: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == SAMPLE_SEPARATOR.join(texts) + "\n"
 
 
+def test_the_most_likely_text_is_written_once(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the message says: num_samples has no effect at temperature=0."""
+    from azllm_lightning import load, sample
+
+    prompts = ["Bakı", "Bir gün"]
+    texts = sample(*load(tiny_run), prompts, 20, temperature=0)
+    capsys.readouterr()
+    config = settings("prompt=[Bakı,Bir gün]", "num_samples=3", "temperature=0")
+    assert any(message.startswith("num_samples, seed: no effect") for message in config.ignored())
+    generate(config)
+    assert capsys.readouterr().out == SAMPLE_SEPARATOR.join(texts) + "\n"
+
+
 def test_a_text_ends_before_a_stop_string(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,7 @@ from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import ParsedOverride, hydra_overrides, parse_override
 from azllm_lightning.config.callbacks import is_custom
-from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings
 from azllm_lightning.config.run import RunConfig
-
-log = logging.getLogger(__name__)
 
 Values = dict[str, Any]
 
@@ -79,8 +75,6 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     config = RunConfig.from_mapping(values, overrides)
     _check_same_run(stored, config, checkpoint)
     config.data.check_source()
-    for message in ignored_settings([*TRAIN, *DATA], config, typed.overrides):
-        log.warning(message)
     return config
 
 

@@ -137,7 +137,7 @@ class RunConfig:
     def ignored(self) -> list[str]:
         """A message for each setting that was typed and has no effect.
 
-        On a resume the stored settings count: see `config.resume`.
+        On a resume the stored settings count: see `session.resolve`.
         """
         if self.ckpt_path is not None:
             return []

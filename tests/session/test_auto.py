@@ -110,6 +110,18 @@ def test_what_was_typed_is_never_chosen_again(
     assert stored()["auto"]["settings"] == []
 
 
+def test_a_setting_without_effect_is_reported_once_on_a_resume(
+    train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(train_tiny, probe)
+    assert stored()["auto"]["settings"] == ["micro_batch_size"]  # its choice is looked at again
+    capsys.readouterr()
+    train_tiny("ckpt_path=last", "callbacks.early_stopping_patience=5")
+    line = "callbacks.early_stopping_patience: no effect"
+    assert capsys.readouterr().err.count(line) == 1
+    assert (FOLDER / "train.log").read_text("utf-8").count(line) == 1
+
+
 @pytest.mark.parametrize("device", ["Tesla T4", "NVIDIA A100"])
 def test_typing_on_a_resume_has_the_last_word(device: str, machine: Callable[..., None]) -> None:
     config = compose(["model.n_layer=1"])

@@ -701,10 +701,15 @@ def test_suites_are_joined_by_model() -> None:
         "turkish": {"phenomena": {"turkish_words": {**scores, "accuracy": 0.9}}, "all": scores},
         "samples": {"model": figures, "held_out": figures},
     }
-    other = {**one, "text": {"text": "mətn", "all": {"val_bpb": 1.25, "tokens_per_word": 2.0}}}
+    other = {
+        **one,
+        "text": {"text": "mətn", "all": {"val_bpb": 1.25, "tokens_per_word": 2.0}},
+        "samples": None,  # it has no start token
+    }
     text = tables({"ours": one, "peer": other})
     assert "| bits per byte | 1.5000 | 1.2500 |" in text
     assert "| Turkish words | 90.0% | 90.0% |" in text
+    assert "| samples: recited text | 10.0% |  |" in text
     assert "Below 70% for ours:\n\n- heç, and nə ... nə də: 60.0%" in text
     assert text.startswith("Commit abc, data def, text mətn.")
 

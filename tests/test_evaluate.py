@@ -157,16 +157,20 @@ def test_a_run_whose_text_was_moved_says_what_to_do(
         run()
 
 
-def test_a_model_of_transformers_without_a_start_token(
-    tiny_run: Path, own_text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def save_peer(folder: str, tokenizer: Path, start: int | None) -> None:
+    """A small untrained model of transformers with 32 positions, and the start token `start`."""
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     size = {"vocab_size": 300, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 2}
-    GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=None)).save_pretrained(
-        "peer"
-    )
-    PreTrainedTokenizerFast(tokenizer_file=str(tiny_run / "tokenizer.json")).save_pretrained("peer")
+    model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=start, eos_token_id=start))
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_file=str(tokenizer)).save_pretrained(folder)
+
+
+def test_a_model_of_transformers_without_a_start_token(
+    tiny_run: Path, own_text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_peer("peer", tiny_run / "tokenizer.json", None)
     ours, peers = run(), run("hf=peer")
     assert peers["text"] == ours["text"]
     assert (peers["model"], peers["start_token"]) == ("peer", False)
@@ -278,6 +282,67 @@ def test_samples_are_compared_with_the_training_text(tiny_run: Path) -> None:
     assert 0 <= found["model"]["known_words"] <= 1
     assert json.loads((tiny_run / "samples.json").read_text(encoding="utf-8")) == found
     assert run("samples=true")["model"] == found["model"]
+
+
+@pytest.mark.usefixtures("fewer")
+def test_a_model_that_cannot_begin_a_text_has_the_other_measures(
+    tiny_run: Path,
+    own_text: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from azllm_lightning.inference import pair_scores
+
+    own = pair_scores.minimal_pairs()[:2] + pair_scores.minimal_pairs()[-2:]
+    monkeypatch.setattr(pair_scores, "minimal_pairs", lambda: own)
+    save_peer("peer", tiny_run / "tokenizer.json", None)
+    found = run("hf=peer", "suite=true", f"data.path={own_text}", "data.text_field=mətn")
+    assert found["samples"] is None
+    assert json.loads(Path("suite-öz_mətnim.json").read_text(encoding="utf-8")) == found
+    page = Path("suite-öz_mətnim.md").read_text(encoding="utf-8")
+    assert f"| {found['text']['all']['val_bpb']:.4f} |" in page
+    assert "- no samples: the model has no start token" in page
+    assert "\n\nno samples: the model has no start token\n" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match=r"hf=peer has no start token.*choose another measure than samples=true"
+    ):
+        run("hf=peer", "samples=true")
+
+
+def test_samples_of_a_model_of_transformers_fill_its_context(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever block_size is: as the message says, it has no effect."""
+    from azllm_lightning.inference import free_samples
+
+    monkeypatch.setattr(free_samples, "NUM_SAMPLES", 2)
+    save_peer("peer", tiny_run / "tokenizer.json", 0)
+    full = run("hf=peer", "samples=true")
+    assert full["max_new_tokens"] == 31
+    for block_size in (4, 5000):
+        typed = compose(["hf=peer", "samples=true", f"block_size={block_size}"], "evaluate")
+        (message,) = typed.ignored()
+        assert message.startswith("block_size: no effect")
+        assert evaluate(typed) == full
+
+
+@pytest.mark.parametrize("measure", ["samples", "suite"])
+def test_a_training_text_that_is_not_there_is_reported_before_the_work(
+    measure: str, tiny_run: Path, own_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azllm_lightning.inference import free_samples, text_scores
+
+    def work(*_: object) -> None:
+        pytest.fail("the work began")
+
+    folder = text_scores.prepared_folder_of(tiny_run / "checkpoints" / "best.ckpt")
+    shutil.copytree(folder, "verilənlər")
+    for shard in Path("verilənlər").glob("train_*"):
+        shard.unlink()
+    monkeypatch.setattr(text_scores, "score_by_source", work)
+    monkeypatch.setattr(free_samples, "own_samples", work)
+    with pytest.raises((ValueError, OSError), match="train_"):
+        run(f"{measure}=true", "data.dir=verilənlər")
 
 
 @pytest.mark.slow

@@ -41,6 +41,8 @@ def suite_rows(results: Mapping[str, Any]) -> list[Row]:
         _pairs(tr("spelling, {count:,} pairs"), results["pairs"]["groups"]["spelling"]),
         _pairs(tr("Azerbaijani, not Turkish, {count:,} pairs"), results["turkish"]["all"]),
     ]
+    if results["samples"] is None:
+        return rows
     ours = results["samples"]["model"]
     theirs = results["samples"]["held_out"] or {}
     for key, name, form in (
@@ -58,6 +60,11 @@ def suite_rows(results: Mapping[str, Any]) -> list[Row]:
 def _pairs(name: str, row: Mapping[str, Any]) -> Row:
     interval = f"{row['low']:.1%}-{row['high']:.1%}"
     return Row(name.format(count=row["pairs"]), f"{row['accuracy']:.1%}", interval)
+
+
+def no_samples() -> str:
+    """What stands in place of the samples of a model that cannot begin a text."""
+    return tr("no samples: the model has no start token")
 
 
 def is_suite_page(path: Path) -> bool:
@@ -83,9 +90,13 @@ def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         (tr("training text"), results["training_text"]),
         (tr("fingerprint of the data"), results["data_fingerprint"]),
         (tr("commit"), results["commit"]),
-        (tr("seed of the samples"), results["samples"]["seed"]),
     ]
+    samples = results["samples"]
+    if samples is not None:
+        origin.append((tr("seed of the samples"), samples["seed"]))
     lines = [f"- {name}: {value}" for name, value in origin if value is not None]
+    if samples is None:
+        lines.append(f"- {no_samples()}")
     heads = (tr("phenomenon"), tr("total"), tr("per byte"), tr("word"), tr("pairs"))
     phenomena = {**results["pairs"]["phenomena"], **results["turkish"]["phenomena"]}
     rows = [

@@ -71,14 +71,15 @@ def own_samples(model: GPT, tokenizer: Tokenizer) -> list[str]:
     )
 
 
-@torch.inference_mode()
-def hf_samples(model: Any, tokenizer: Any, start: list[int], block_size: int) -> list[str]:
-    """The same of a model of transformers; it must have a start token.
+def hf_length(model: Any, start: list[int]) -> int:
+    """MAX_NEW_TOKENS, or as many as the context of a model of transformers has after `start`."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    return min(MAX_NEW_TOKENS, context - len(start)) if context else MAX_NEW_TOKENS
 
-    Raises ValueError if it has none.
-    """
-    if not start:
-        raise ValueError(tr("no start token: the model cannot begin a text by itself"))
+
+@torch.inference_mode()
+def hf_samples(model: Any, tokenizer: Any, start: list[int], max_new_tokens: int) -> list[str]:
+    """The same of a model of transformers, after its start token."""
     prompt = torch.tensor([start] * NUM_SAMPLES, device=model.device)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(SEED)
@@ -89,22 +90,24 @@ def hf_samples(model: Any, tokenizer: Any, start: list[int], block_size: int) ->
             temperature=TEMPERATURE,
             top_k=0,
             top_p=1.0,
-            max_length=min(block_size, MAX_NEW_TOKENS + len(start)),
+            max_new_tokens=max_new_tokens,
             pad_token_id=start[0],
         )
     texts: list[str] = tokenizer.batch_decode(ids[:, len(start) :], skip_special_tokens=True)
     return texts
 
 
-def sample_results(texts: Sequence[str], folder: Path | None) -> dict[str, Any]:
+def sample_results(
+    texts: Sequence[str], folder: Path | None, max_new_tokens: int = MAX_NEW_TOKENS
+) -> dict[str, Any]:
     """The figures of `texts`, and those of held-out text if the prepared data in `folder` is given.
 
-    Without `folder`, words are judged by the morphology alone, and nothing is compared with the
-    training text.
+    `max_new_tokens` is their largest length. Without `folder`, words are judged by the morphology
+    alone, and nothing is compared with the training text.
     """
     settings = {
         "samples": len(texts),
-        "max_new_tokens": MAX_NEW_TOKENS,
+        "max_new_tokens": max_new_tokens,
         "temperature": TEMPERATURE,
         "seed": SEED,
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.data.shards import Manifest
+from azllm_lightning.data.shards import Manifest, TokenShards
+from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.formats.load import load
-from azllm_lightning.formats.suite_card import suite_markdown
+from azllm_lightning.formats.suite_card import no_samples, suite_markdown
 from azllm_lightning.inference import free_samples, pair_scores, second_half, text_scores
 from azllm_lightning.inference.scoring import Scorer, gpt_scorer, load_hf, scorer_of
 
@@ -21,38 +23,56 @@ Measured = tuple[dict[str, Any], str]
 """What is stored as JSON, and what is printed."""
 
 
+class Writer(NamedTuple):
+    """`write` gives the texts that a model writes by itself, of up to `max_new_tokens` tokens."""
+
+    write: Callable[[], list[str]]
+    max_new_tokens: int
+
+
 class Subject(NamedTuple):
-    """A model to measure: `checkpoint` is that of our run whose text is scored, if there is one."""
+    """A model to measure.
+
+    `writer` is None if it cannot begin a text, and `checkpoint` is that of our run whose text is
+    scored, if there is one.
+    """
 
     name: str
     scorer: Scorer
-    write: Callable[[], list[str]]
+    writer: Writer | None
     checkpoint: Path | None
 
 
 def open_subject(config: EvaluateConfig, checkpoint: Path | None, device: str) -> Subject:
     """The model of `hf`, else that of the checkpoint.
 
-    Raises ValueError if it cannot be loaded, or a window is too long for it.
+    Raises ValueError if it cannot be loaded, a window is too long for it, or samples are asked for
+    that it cannot begin.
     """
+    block_size = None if config.samples else config.block_size  # samples have no windows
     if config.hf is not None:
         peer, its_tokenizer = load_hf(config.hf, device)
-        scorer = scorer_of(peer, its_tokenizer, config.hf, config.block_size)
-        start, block_size = scorer.start, scorer.block_size
-
-        def peer_writes() -> list[str]:
-            return free_samples.hf_samples(peer, its_tokenizer, start, block_size)
-
-        return Subject(config.hf, scorer, peer_writes, checkpoint)
+        scorer = scorer_of(peer, its_tokenizer, config.hf, block_size)
+        if config.samples and not scorer.start:
+            raise ValueError(
+                tr(
+                    "hf={folder} has no start token, so the model cannot begin a text by itself: "
+                    "choose another measure than samples=true",
+                    folder=config.hf,
+                )
+            )
+        writer = _peer_writer(peer, its_tokenizer, scorer.start) if scorer.start else None
+        return Subject(config.hf, scorer, writer, checkpoint)
     assert checkpoint is not None
     model, tokenizer = load(checkpoint, device)
+    write = partial(free_samples.own_samples, model, tokenizer)
+    own = Writer(write, free_samples.MAX_NEW_TOKENS)
+    return Subject(str(checkpoint), gpt_scorer(model, tokenizer, block_size), own, checkpoint)
 
-    def writes() -> list[str]:
-        return free_samples.own_samples(model, tokenizer)
 
-    return Subject(
-        str(checkpoint), gpt_scorer(model, tokenizer, config.block_size), writes, checkpoint
-    )
+def _peer_writer(peer: Any, tokenizer: Any, start: list[int]) -> Writer:
+    length = free_samples.hf_length(peer, start)
+    return Writer(partial(free_samples.hf_samples, peer, tokenizer, start, length), length)
 
 
 def measured(config: EvaluateConfig, subject: Subject) -> Measured:
@@ -96,19 +116,26 @@ def pairs(config: EvaluateConfig, subject: Subject, which: bool | str) -> Measur
 
 def samples(config: EvaluateConfig, subject: Subject) -> Measured:
     """What the model writes by itself."""
-    results = free_samples.sample_results(subject.write(), _training_folder(config, subject))
+    assert subject.writer is not None
+    write, length = subject.writer
+    folder = _compared_folder(config, subject)
+    results = free_samples.sample_results(write(), folder, length)
     return results, free_samples.sample_report(results)
 
 
 def suite(config: EvaluateConfig, subject: Subject) -> Measured:
-    """All of them."""
-    folder = _training_folder(config, subject)
-    parts = {
+    """All of them; the samples are None if the model cannot begin a text.
+
+    Raises ValueError, before the work, if the samples cannot be compared with the training text.
+    """
+    read = _compared_folder if subject.writer else _training_folder
+    folder = read(config, subject)
+    parts: dict[str, tuple[dict[str, Any] | None, str]] = {
         "text": text(config, subject),
         "second_half": halves(config, subject),
         "pairs": pairs(config, subject, True),
         "turkish": pairs(config, subject, pair_scores.TURKISH),
-        "samples": samples(config, subject),
+        "samples": samples(config, subject) if subject.writer else (None, no_samples()),
     }
     results: dict[str, Any] = {
         "training_text": str(folder) if folder else None,
@@ -124,6 +151,15 @@ def suite_page(results: dict[str, Any]) -> str:
     names = {key: pair_scores.named(key) for key in results["pairs"]["phenomena"]}
     names |= {key: pair_scores.named(key) for key in results["turkish"]["phenomena"]}
     return suite_markdown(results, names)
+
+
+def _compared_folder(config: EvaluateConfig, subject: Subject) -> Path | None:
+    """`_training_folder`; ValueError if samples cannot be compared with the text there."""
+    folder = _training_folder(config, subject)
+    if folder is not None:
+        for split in ("train", "val"):
+            TokenShards.open(folder, split, Tokenizer.from_file(folder))
+    return folder
 
 
 def _training_folder(config: EvaluateConfig, subject: Subject) -> Path | None:

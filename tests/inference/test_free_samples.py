@@ -106,10 +106,12 @@ def test_a_model_of_transformers_writes_the_same_texts_each_time(
     size = {"vocab_size": 20, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=0)).eval()
     state = torch.get_rng_state()
-    first = free_samples.hf_samples(model, Letters(), [0], 16)
-    assert first == free_samples.hf_samples(model, Letters(), [0], 16)
+    length = free_samples.hf_length(model, [0])
+    assert length == 15  # the context without the start token
+    first = free_samples.hf_samples(model, Letters(), [0], length)
+    assert first == free_samples.hf_samples(model, Letters(), [0], length)
     assert torch.equal(torch.get_rng_state(), state)
     assert len(set(first)) == 2
     assert max(map(len, first)) <= 15
-    with pytest.raises(ValueError, match="no start token: the model cannot begin a text"):
-        free_samples.hf_samples(model, Letters(), [], 16)
+    monkeypatch.setattr(free_samples, "MAX_NEW_TOKENS", 4)
+    assert free_samples.hf_length(model, [0]) == 4

@@ -259,6 +259,18 @@ def test_pairs_of_others(tiny_run: Path) -> None:
     assert json.loads((tiny_run / "pairs-cütlər.json").read_text(encoding="utf-8")) == found
 
 
+def test_each_model_of_transformers_has_files_of_its_own(tiny_run: Path, own_text: str) -> None:
+    Path("cütlər.tsv").write_text("right\twrong\nMən gəldim.\tMən gəldin.\n", encoding="utf-8")
+    found = {}
+    for folder in ("a", "b", "a"):
+        save_peer(folder, tiny_run / "tokenizer.json", 0)
+        for typed in (["pairs=cütlər.tsv"], [f"data.path={own_text}", "data.text_field=mətn"]):
+            found[folder, typed[0]] = run(f"hf={folder}", *typed)
+    stored = [json.loads(path.read_text(encoding="utf-8")) for path in Path().glob("*.json")]
+    assert len(stored) == len(found) == 4
+    assert all(results in stored for results in found.values())
+
+
 def test_second_halves_of_lines(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from azllm_lightning import load
     from azllm_lightning.inference.scoring import gpt_scorer

@@ -21,6 +21,7 @@ from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.evaluate import evaluate
 from azllm_lightning.export import export
 from azllm_lightning.formats.new_folder import new_folder
+from azllm_lightning.inference import result_files
 from azllm_lightning.inference.result_files import result_file
 from azllm_lightning.runs.folder import claim, reopen
 
@@ -140,6 +141,70 @@ def test_results_on_another_text_keep_those_on_the_runs_own(tiny_run: Path) -> N
     assert stored.pop("evaluation.json") == own
     assert stored.pop("evaluation-kitab.json") == other
     assert list(stored.values()) == [namesake]
+
+
+SCORED = "başqa, validation split"
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "other"),
+    [
+        ("hf=a pairs=true", "pairs.json", {"model": "b"}),
+        ("hf=a pairs=true", "pairs.json", {"model": "x/a"}),
+        ("hf=a pairs=true", "pairs.json", {"model": "b", "step": 5}),
+        ("hf=a samples=true data.dir=d", "samples.json", {"model": "b"}),
+        ("hf=a data.path=k.txt", "evaluation-k.json", {"model": "b", "text": "k.txt"}),
+        ("hf=a data.dir=x/d", "evaluation-d.json", {"model": "a", "text": SCORED}),
+        ("hf=a", "evaluation.json", {"model": "b", "text": "d, validation split"}),
+        ("hf=a", "evaluation.json", {"model": "a", "text": SCORED}),
+        ("hf=a suite=true", "suite.json", {"model": "b", "text": {"text": "d, val"}}),
+        ("hf=a suite=true", "suite.json", {"model": "a", "text": {"text": SCORED}}),
+        ("ckpt_path=a pairs=true", "pairs.json", {"model": "b", "step": 5}),
+        ("ckpt_path=a pairs=true", "pairs.json", {"model": "x/a"}),
+        ("ckpt_path=a.ckpt pairs=true", "pairs.json", {"model": "b.ckpt", "step": 5}),
+    ],
+)
+def test_results_of_one_model_do_not_replace_those_of_another(
+    typed: str,
+    name: str,
+    other: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same holds for the text that a model of transformers is measured on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(result_files, "prepared_folder_of", lambda _: Path("d"))
+    config = composed_evaluation(*typed.split())
+    checkpoint = Path("a.ckpt" if config.ckpt_path == "a.ckpt" else "a")
+    place = result_file(config, checkpoint)
+    assert place.name == name
+    stored = json.dumps({"start_token": True, **other}, ensure_ascii=False)
+    place.write_text(stored, encoding="utf-8")
+    again = result_file(config, checkpoint)
+    assert re.fullmatch(rf"{place.stem}-[0-9a-f]{{8}}\.json", again.name)
+    # The same command replaces its own results.
+    own = {"model": "a", "start_token": True, "text": SCORED}
+    again.write_text(json.dumps(own), encoding="utf-8")
+    assert result_file(config, checkpoint) == again
+
+
+def test_the_same_model_and_text_have_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(result_files, "prepared_folder_of", lambda _: Path("d"))
+    for typed, other in (
+        ("hf=./a/ pairs=true", {"model": str(tmp_path / "a")}),
+        ("hf=a data.dir=x/d", {"model": "a", "text": f"{Path('x/d')}, validasiya hissəsi"}),
+        ("hf=a suite=true", {"model": "a", "text": {"text": "d, validation split"}}),
+        ("ckpt_path=a pairs=true", {"model": "elsewhere/a", "step": 5}),
+    ):
+        config = composed_evaluation(*typed.split())
+        place = result_file(config, Path("a"))
+        stored = json.dumps({"start_token": True, **other}, ensure_ascii=False)
+        place.write_text(stored, encoding="utf-8")
+        assert result_file(config, Path("a")) == place
+        place.unlink()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs permissions")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
 
-SUITE = "suite.json"
-"""The file that `evaluate suite=true` writes into a run's folder."""
+SUITE = re.compile(r"suite(-[0-9a-f]{8})?\.json")
+"""The files that `evaluate suite=true` writes into a run's folder, or next to one of several
+checkpoints.
+"""
 
 PAGE_MARK = "<!-- azllm_lightning.evaluate suite=true -->"
 """The first line of a page, by which it is known to be one."""
@@ -130,10 +133,16 @@ def _markdown_table(rows: list[Any]) -> str:
 def card_section(checkpoint: Path) -> str:
     """The section of the model card about a suite of this checkpoint; "" if it has none."""
     folder = checkpoint.absolute().parent
-    path = (folder.parent if folder.name == "checkpoints" else folder) / SUITE
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    paths = [path for path in folder.glob("suite*.json") if SUITE.fullmatch(path.name)]
+    paths.sort(key=lambda path: len(path.name))  # suite.json first
+    return next(filter(None, (_section(path, checkpoint) for path in paths)), "")
+
+
+def _section(path: Path, checkpoint: Path) -> str:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if Path(results["model"]).name != checkpoint.name:  # of other weights of the run
+        if Path(results["model"]).name != checkpoint.name:  # of other weights
             return ""
         table = suite_table(results)
         origin = tr(

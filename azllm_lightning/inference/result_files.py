@@ -13,6 +13,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.verbs import MEASURES, EvaluateConfig
 from azllm_lightning.data.folders import special_kind
 from azllm_lightning.formats.suite_card import is_suite_page
+from azllm_lightning.inference.text_scores import prepared_folder_of
 
 ENDINGS = frozenset(".txt .jsonl .json .csv .tsv .parquet .gz .zst .bz2 .xz".split())
 """Endings that the name of a text loses; any other dot is a part of the name."""
@@ -25,7 +26,8 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
     folder for a transformers model. Results on the model's own validation split are in
     evaluation.json (second_half.json, suite.json), those on another text in evaluation-NAME.json,
     minimal pairs in pairs.json, those of others in pairs-NAME.json, samples in samples.json. Each
-    text has its own file: where NAME is that of another text, a digest is added to it.
+    text has its own file, and so has each model outside the folder of a run: where there is a file
+    with results of another one, a digest is added to its name.
 
     Raises ValueError if it cannot be written, or if it exists and is not an earlier result.
     """
@@ -37,8 +39,11 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
             folder = checkpoint.absolute().parent
             folder = folder.parent if folder.name == "checkpoints" else folder
         out = folder / _file_name(config)
-        if _has_another_text(out, config):
-            out = out.with_stem(f"{out.stem}-{_digest(config)}")
+        found = _read(out)
+        if _has_another_text(found, config, checkpoint) or _has_another_model(
+            found, config, checkpoint
+        ):
+            out = out.with_stem(f"{out.stem}-{_digest(config, checkpoint)}")
     _check_writable(out)
     _check_earlier(out)
     if config.suite:
@@ -100,22 +105,64 @@ def _texts(config: EvaluateConfig) -> list[str]:
     return config.data.paths or ([config.data.dir] if config.data.dir is not None else [])
 
 
-def _digest(config: EvaluateConfig) -> str:
+def _prepared(config: EvaluateConfig, checkpoint: Path | None) -> Path | None:
+    """The folder of prepared data that is scored, if the place of the results allows another."""
+    if config.data.dir is not None:
+        return Path(config.data.dir)
+    if config.hf is None or not config.needs_run:
+        return None
+    assert checkpoint is not None
+    return prepared_folder_of(checkpoint)
+
+
+def _model(config: EvaluateConfig, checkpoint: Path | None) -> Path | None:
+    """The model, if its results are in a folder that other models may have theirs in."""
+    if config.hf is not None:
+        return Path(config.hf)
+    is_of_run = checkpoint is None or checkpoint.absolute().parent.name == "checkpoints"
+    return None if is_of_run else checkpoint
+
+
+def _digest(config: EvaluateConfig, checkpoint: Path | None) -> str:
     places = [text if "://" in text else str(Path(text).absolute()) for text in _texts(config)]
+    folder, model = _prepared(config, checkpoint), _model(config, checkpoint)
+    if folder is not None and not places:
+        places.append(str(folder.absolute()))
+    if model is not None:
+        places.append(str(model.resolve()))
     text = "\n".join(places).encode("utf-8", "surrogatepass")
     return blake2b(text, digest_size=4).hexdigest()
 
 
-def _has_another_text(out: Path, config: EvaluateConfig) -> bool:
-    """Whether `out` has earlier results, of another text than that of `config`."""
+def _has_another_text(
+    found: dict[str, Any], config: EvaluateConfig, checkpoint: Path | None
+) -> bool:
+    """Whether the earlier results `found` are of another text than that of `config`."""
     is_list = isinstance(config.pairs, str)
-    text = ", ".join(_texts(config) if is_list else config.data.paths)
-    if not text or not out.is_file():
-        return False
-    scored = _read(out).get("pairs" if is_list else "text")
+    scored = found.get("pairs" if is_list else "text")
     if isinstance(scored, dict):  # of a suite
         scored = scored.get("text")
-    return scored not in (None, text)
+    if not isinstance(scored, str):
+        return False
+    text = ", ".join(_texts(config) if is_list else config.data.paths)
+    if text:
+        return scored != text
+    folder = _prepared(config, checkpoint)
+    # Its name is followed by the split, in the language of that time.
+    return folder is not None and scored.rpartition(", ")[0] != str(folder)
+
+
+def _has_another_model(
+    found: dict[str, Any], config: EvaluateConfig, checkpoint: Path | None
+) -> bool:
+    """Whether the earlier results `found` are of another model than that of `config`."""
+    model = _model(config, checkpoint)
+    if model is None or "model" not in found:
+        return False
+    measured = Path(str(found["model"]))
+    if config.hf is None and "step" in found:  # ours, next to its results, from whatever folder
+        return measured.name != model.name
+    return measured.resolve() != model.resolve()
 
 
 def _check_earlier(out: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from azllm_lightning.formats.model_card import (
     state_dict_usage,
     training_rows,
 )
+from azllm_lightning.formats.suite_card import card_section
 
 CONFIG = """run_name: nağıl
 data: {name: text, path: ["/home/mən/gizli yer/kitab.txt", "https://az.example/mətn.txt"]}
@@ -80,3 +83,21 @@ def test_the_name_in_ollama_is_the_runs_name(checkpoint: dict[str, object]) -> N
 )
 def test_names_are_spelt_as_ollama_takes_them(name: str, expected: str) -> None:
     assert ollama_name(name) == expected
+
+
+def test_each_of_several_checkpoints_has_the_figures_of_its_own_suite(tmp_path: Path) -> None:
+    share = {"accuracy": 0.6, "low": 0.5, "high": 0.7, "pairs": 200}
+    figures = {
+        "commit": "abc",
+        "second_half": {"all": {"bits": 90.0, "low": 80.0, "high": 100.0}},
+        "pairs": {"groups": {"grammar": share, "spelling": share}},
+        "turkish": {"all": share},
+        "samples": None,
+    }
+    for name, model, bpb in (("suite", "a", 1.5), ("suite-0123abcd", "b", 1.25)):
+        text = {"text": "mətn", "all": {"val_bpb": bpb, "tokens_per_word": 2.0}}
+        results = {**figures, "model": f"models/{model}.ckpt", "text": text}
+        (tmp_path / f"{name}.json").write_text(json.dumps(results), encoding="utf-8")
+    assert "| bits per byte | 1.5000 |" in card_section(tmp_path / "a.ckpt")
+    assert "| bits per byte | 1.2500 |" in card_section(tmp_path / "b.ckpt")
+    assert card_section(tmp_path / "c.ckpt") == ""

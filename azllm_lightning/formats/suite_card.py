@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.formats.load import step_of
 
 SUITE = re.compile(r"suite(-[0-9a-f]{8})?\.json")
 """The files that `evaluate suite=true` writes into a run's folder, or next to one of several
@@ -131,7 +132,9 @@ def _markdown_table(rows: list[Any]) -> str:
 
 
 def card_section(checkpoint: Path) -> str:
-    """The section of the model card about a suite of this checkpoint; "" if it has none."""
+    """The section of the model card about a suite of this checkpoint, at its present step; "" if
+    it has none.
+    """
     folder = checkpoint.absolute().parent
     folder = folder.parent if folder.name == "checkpoints" else folder
     paths = [path for path in folder.glob("suite*.json") if SUITE.fullmatch(path.name)]
@@ -143,6 +146,9 @@ def _section(path: Path, checkpoint: Path) -> str:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         if Path(results["model"]).name != checkpoint.name:  # of other weights
+            return ""
+        # best.ckpt keeps its name when a run goes on
+        if "step" in results and results["step"] != step_of(checkpoint):
             return ""
         table = suite_table(results)
         origin = tr(

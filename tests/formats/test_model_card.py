@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from azllm_lightning.cli.messages import use_language
@@ -85,19 +86,33 @@ def test_names_are_spelt_as_ollama_takes_them(name: str, expected: str) -> None:
     assert ollama_name(name) == expected
 
 
-def test_each_of_several_checkpoints_has_the_figures_of_its_own_suite(tmp_path: Path) -> None:
+def write_suite(path: Path, model: str, bpb: float, **more: object) -> None:
     share = {"accuracy": 0.6, "low": 0.5, "high": 0.7, "pairs": 200}
-    figures = {
+    results = {
+        "model": f"models/{model}.ckpt",
         "commit": "abc",
+        "text": {"text": "mətn", "all": {"val_bpb": bpb, "tokens_per_word": 2.0}},
         "second_half": {"all": {"bits": 90.0, "low": 80.0, "high": 100.0}},
         "pairs": {"groups": {"grammar": share, "spelling": share}},
         "turkish": {"all": share},
         "samples": None,
+        **more,
     }
-    for name, model, bpb in (("suite", "a", 1.5), ("suite-0123abcd", "b", 1.25)):
-        text = {"text": "mətn", "all": {"val_bpb": bpb, "tokens_per_word": 2.0}}
-        results = {**figures, "model": f"models/{model}.ckpt", "text": text}
-        (tmp_path / f"{name}.json").write_text(json.dumps(results), encoding="utf-8")
+    path.write_text(json.dumps(results), encoding="utf-8")
+
+
+def test_each_of_several_checkpoints_has_the_figures_of_its_own_suite(tmp_path: Path) -> None:
+    write_suite(tmp_path / "suite.json", "a", 1.5)
+    write_suite(tmp_path / "suite-0123abcd.json", "b", 1.25)
     assert "| bits per byte | 1.5000 |" in card_section(tmp_path / "a.ckpt")
     assert "| bits per byte | 1.2500 |" in card_section(tmp_path / "b.ckpt")
     assert card_section(tmp_path / "c.ckpt") == ""
+
+
+def test_weights_of_a_later_step_do_not_have_the_figures_of_an_earlier_one(tmp_path: Path) -> None:
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    write_suite(tmp_path / "suite.json", "best", 1.5, step=500)
+    for step, has_figures in ((500, True), (5000, False)):
+        torch.save({"azllm": {"format": 1, "tokenizer": "", "step": step}}, best)
+        assert ("1.5000" in card_section(best)) == has_figures

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.rows import plain_name
 
 _TOKEN = re.compile(r'[\[\]{},:"]')
 _STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
@@ -25,20 +26,28 @@ _MAX_KEY = 1 << 16
 class JsonScanner:
     """Reads one JSON value from `pieces`, which together are the value and what follows it.
 
-    `text_path` and `source_path` are keys from the outermost object inwards; arrays on the way are
-    passed through. Strings are returned in parts of about `part_chars` characters.
+    `text_field` and `source_field` are keys, or keys joined by dots; arrays on the way are passed
+    through. As in `rows.values_at`, keys may look different; here, where what follows is unknown,
+    texts of such keys are left out if others of the value have exactly the name. Strings are
+    returned in parts of about `part_chars` characters.
     """
 
     def __init__(
         self,
         pieces: Iterator[str],
-        text_path: tuple[str, ...],
-        source_path: tuple[str, ...] | None,
+        text_field: str,
+        source_field: str | None,
         part_chars: int,
     ) -> None:
         self._pieces = pieces
-        self._text_path = text_path
-        self._source_path = source_path
+        self._text_field = text_field
+        self._source_field = source_field
+        self._plain_text = plain_name(text_field)
+        self._plain_source = None if source_field is None else plain_name(source_field)
+        # how many objects are open there; fewer where a key itself has dots
+        self._text_depth = text_field.count(".") + 1
+        self._source_depth = (source_field or "").count(".") + 1
+        self._max_depth = max(self._text_depth, self._source_depth)
         self._part_chars = part_chars
         self._buffer = ""
         self._at = 0
@@ -46,7 +55,10 @@ class JsonScanner:
         self._keys: list[str] = []  # the key of each open object, as deep as a path may go
         self._objects = 0
         self._source: str | None = None
+        self._is_exact_source = False
+        self._is_exact = False  # whether the key of the text at hand is exactly its field
         self._lengths: list[int] = []
+        self._exact: list[bool] = []
         self._sources: list[str | None] = []
         self.fields: list[str] = []
         """Keys of the outermost object."""
@@ -72,10 +84,15 @@ class JsonScanner:
                 text = _SURROGATES.sub("\ufffd", part)
                 kept.write(text)
                 self._lengths.append(len(text))
+                self._exact.append(self._is_exact)
             kept.seek(0)
             self._set_sources()
-            for length, source in zip(self._lengths, self._sources, strict=True):
-                yield kept.read(length), source or self._source
+            best = any(self._exact)
+            found = zip(self._lengths, self._exact, self._sources, strict=True)
+            for length, is_exact, source in found:
+                text = kept.read(length)
+                if is_exact == best:
+                    yield text, source or self._source
 
     def _set_sources(self) -> None:
         """The texts of the object that ends here have the source that was found in it."""
@@ -102,29 +119,39 @@ class JsonScanner:
 
     def _value(self) -> Iterator[str]:
         """The parts of the string that begins here, if it is a text."""
-        if self._is_at(self._text_path):
-            yield from self._string(self._part_chars)
-        elif self._source_path is not None and self._is_at(self._source_path):
-            self._source = "".join(self._string(_MAX_KEY))
-        else:
-            for _ in self._raw_string(1):
-                pass
+        if self._open[-1:] == b"{" and self._objects == len(self._keys):
+            keys = ".".join(self._keys)
+            plain = plain_name(keys)
+            if plain == self._plain_text:
+                self._text_depth = self._objects
+                self._is_exact = keys == self._text_field
+                yield from self._string(self._part_chars)
+                return
+            is_exact = keys == self._source_field
+            if plain == self._plain_source and (is_exact or not self._is_exact_source):
+                self._source_depth = self._objects
+                self._is_exact_source = is_exact
+                self._source = "".join(self._string(_MAX_KEY))
+                return
+        for _ in self._raw_string(1):
+            pass
 
     def _enter(self, bracket: str) -> None:
         self._open.append(ord(bracket))
         if bracket == "{":
             self._objects += 1
-            if self._objects <= len(self._text_path) + 1:
+            if self._objects <= self._max_depth:
                 self._keys.append("")
 
     def _close(self, bracket: str) -> None:
         if not self._open or self._open.pop() != ord(_CLOSES[bracket]):
             raise ValueError(tr("brackets do not match"))
         if bracket == "}":
-            if self._objects == len(self._text_path) and self._source is not None:
+            if self._objects == self._text_depth and self._source is not None:
                 self._set_sources()
-                if len(self._source_path or ()) == self._objects and self._objects > 1:
+                if self._objects == self._source_depth and self._objects > 1:
                     self._source = None
+                    self._is_exact_source = False
             if self._objects <= len(self._keys):
                 self._keys.pop()
             self._objects -= 1
@@ -134,9 +161,6 @@ class JsonScanner:
             self._keys[-1] = key
         if self._objects == 1 and len(self.fields) < 100 and key not in self.fields:
             self.fields.append(key)
-
-    def _is_at(self, path: tuple[str, ...]) -> bool:
-        return self._objects == len(path) and self._open[-1:] == b"{" and tuple(self._keys) == path
 
     def _more(self) -> bool:
         """Replace what was used by the next piece; False at the end."""

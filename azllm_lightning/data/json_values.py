@@ -56,8 +56,8 @@ class _JsonReader:
     def __init__(self, address: str, rows: Rows, config: DataConfig) -> None:
         self._address = address
         self._rows = rows
-        self._text_path = tuple(config.text_field.split("."))
-        self._source_path = tuple(config.source_field.split(".")) if config.source_field else None
+        self._text_field = config.text_field
+        self._source_field = config.source_field or None
 
     def lines(self, blocks: Iterator[Block]) -> Iterator[Record]:
         """One value per line."""
@@ -125,7 +125,7 @@ class _JsonReader:
             raise _invalid(place, tr("more follows the object"))
 
     def _scanner(self, pieces: Iterator[str]) -> JsonScanner:
-        return JsonScanner(pieces, self._text_path, self._source_path, MAX_BLOCK_BYTES)
+        return JsonScanner(pieces, self._text_field, self._source_field, MAX_BLOCK_BYTES)
 
     def _scan(self, scanner: JsonScanner, place: str) -> Iterator[Record]:
         found = False

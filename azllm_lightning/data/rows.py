@@ -184,9 +184,11 @@ def matching(names: Iterable[str], wanted: str) -> str | None:
     """The name that is `wanted`, or looks like it: in another case, with spaces around it."""
     if wanted in names:
         return wanted
-    plain = _plain(wanted)
-    return next((name for name in names if _plain(name) == plain), None)
+    plain = plain_name(wanted)
+    return next((name for name in names if plain_name(name) == plain), None)
 
 
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip("\ufeff \t\r\n\"'").casefold()
+def plain_name(name: str) -> str:
+    """What names that look alike have in common; `name` may be several, joined by dots."""
+    parts = unicodedata.normalize("NFC", name).split(".")
+    return ".".join(part.strip("\ufeff \t\r\n\"'").casefold() for part in parts)

@@ -193,10 +193,38 @@ def test_long_values_are_read_in_parts(tmp_path: Path, is_array: bool, ascii_onl
     assert found["s3"] == "son"
 
 
+LONG = "söz " * 99 + "söz"
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("field", "source", "row"),
+    [
+        ("text", "site", {"Text": LONG, " SITE ": "x"}),
+        ("text", "a.b", {" text\t": LONG, "a.b": "x"}),
+        ("a.b", "a.c", {"a.b": LONG, "A": {"C": "x"}}),
+        ("a.b.c", "a.b.d", {"a.b": {"c": LONG, "d": "x"}}),
+        ("text", "a.b.c", {"a": {"b": {"c": "x"}}, "text": LONG}),
+        ("text", "site", {"Text": "yox", "text": LONG, "site": "x", "Site": "yox"}),
+    ],
+)
+@pytest.mark.parametrize("is_long", [True, False])
+def test_fields_of_long_rows_are_found_as_those_of_others(
+    tmp_path: Path, field: str, source: str, row: dict[str, Any], is_long: bool
+) -> None:
+    content = jsonl([row]).decode().replace(LONG, LONG if is_long else "söz")
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
+    config = DataConfig(path=str(tmp_path), text_field=field, source_field=source)
+    (file,) = find_files([str(tmp_path)], "data.path")
+    found = list(read_records(file, config, Counter()))
+    assert "".join(text for text, _ in found) == (LONG if is_long else "söz")
+    assert {place for _, place in found} == {"x"}
+
+
 def scan(text: str, path: str, part_chars: int, piece: int = 7) -> tuple[str, str]:
     """(text found, what follows) of a JSON value that comes in small pieces."""
     pieces = iter([text[i : i + piece] for i in range(0, len(text), piece)])
-    scanner = JsonScanner(pieces, tuple(path.split(".")), None, part_chars)
+    scanner = JsonScanner(pieces, path, None, part_chars)
     found = "".join(part for part, _ in scanner.texts())
     return found, scanner.rest() + "".join(pieces)
 

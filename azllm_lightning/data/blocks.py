@@ -193,8 +193,11 @@ def write_block(block: CleanBlock, path: Path) -> None:
 
 
 def read_block(path: Path, with_text: bool = True) -> CleanBlock | None:
-    """The block in the file `path`, or None if that is missing or damaged."""
-    content = read_arrays(path, _ARRAYS if with_text else _ARRAYS[1:])
+    """The block in the file `path`, or None if that is missing or damaged.
+
+    Without its text, that is checked all the same.
+    """
+    content = read_arrays(path, _ARRAYS if with_text else _ARRAYS[1:], check_all=not with_text)
     if content is None:
         return None
     header, arrays = content
@@ -214,11 +217,16 @@ def write_arrays(path: Path, header: dict[str, Any], arrays: Mapping[str, np.nda
 
 
 def read_arrays(
-    path: Path, names: Iterable[str]
+    path: Path, names: Iterable[str], check_all: bool = False
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """The header of `path` and its arrays of these `names`; None as for `read_block`."""
+    """The header of `path` and its arrays of these `names`; None as for `read_block`.
+
+    With `check_all`, also None if another array is damaged.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if check_all and file.zip.testzip() is not None:
+                return None
             header = json.loads(file["header"].tobytes())
             return header, {name: file[name] for name in names}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):

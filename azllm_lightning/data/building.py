@@ -6,6 +6,7 @@ interrupted build goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections import Counter, defaultdict
@@ -45,6 +46,7 @@ from azllm_lightning.data.removed import REMOVED, FrequentLines, Removal, add_li
 from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, ShardWriter, Span, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.workers import Workers, num_cores
+from azllm_lightning.disk.sync import sync
 
 log = logging.getLogger(__name__)
 
@@ -253,14 +255,17 @@ def _clean(config: DataConfig, task: tuple[Path, RawBlock]) -> tuple[Path, Clean
 def make_tokenizer(config: DataConfig, folder: Path, selected: Selected) -> Tokenizer:
     """The tokenizer of the data, also saved in `folder`."""
     path = folder / "tokenizer.json"
-    if path.is_file():
+    with contextlib.suppress(ValueError):  # it is missing, or damaged
         return Tokenizer.from_file(path)
     if config.tokenizer:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     else:
         tokenizer = _train_tokenizer(config, selected)
-    tokenizer.save(path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    temporary = path.with_suffix(".tmp")
+    tokenizer.save(temporary)
+    with temporary.open("rb+") as file:
+        sync(file)  # the folder may be published with it before a power cut
+    temporary.replace(path)
     return tokenizer
 
 
@@ -308,7 +313,7 @@ def tokenize(
 
 def _encode(tokenizer_path: str, fingerprint: str, part: Part) -> list[Segment]:
     """Write the tokens of a part to its file, unless that exists."""
-    written = read_arrays(part.tokens_path, ())
+    written = read_arrays(part.tokens_path, (), check_all=True)
     if written is not None and written[0]["tokenizer"] == fingerprint:
         return [Segment(*values) for values in written[0]["segments"]]
     block = read_block(part.path)

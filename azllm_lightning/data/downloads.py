@@ -10,7 +10,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from email.message import Message
 from hashlib import blake2b
@@ -22,6 +23,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.disk.lock import Lock
+from azllm_lightning.disk.sync import sync
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,10 @@ class _State:
         return self.version == other.version and self.size == other.size
 
 
+class _BrokenError(Exception):
+    """The connection failed, as its text says."""
+
+
 def is_web(address: str) -> bool:
     """Whether `address` is that of a web server."""
     return address.lower().startswith(("http://", "https://"))
@@ -82,16 +88,20 @@ def fetch(url: str) -> Download:
     """The file at `url`, from the cache if the server says that it has not changed.
 
     A broken download continues where it broke if the server knows ranges, in a later process too.
-    Without a connection, a copy from before is used. Raises ValueError if the file cannot be had.
+    Without a connection, a copy from before is used. Raises ValueError if the file cannot be had,
+    or cannot be written into the cache.
     """
     folder = cache_folder() / "downloads" / blake2b(url.encode("utf-8"), digest_size=10).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder / "lock")
-    lock.wait(tr("another process downloads {url}: waiting", url=shown(url)))
     try:
-        return _Transfer(url, folder).run()
-    finally:
-        lock.release()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder / "lock")
+        lock.wait(tr("another process downloads {url}: waiting", url=shown(url)))
+        try:
+            return _Transfer(url, folder).run()
+        finally:
+            lock.release()
+    except OSError as error:  # of this machine: what fails on the way is a _BrokenError
+        raise not_kept(shown(url), folder, error, "$AZLLM_DATA_DIR") from error
 
 
 class _Transfer:
@@ -117,8 +127,8 @@ class _Transfer:
                     raise _failed(self._url, _status(error)) from error
                 reason = _status(error)
                 wait = _asked_to_wait(error.headers)
-            except (OSError, HTTPException) as error:
-                reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+            except _BrokenError as error:
+                reason = str(error)
                 wait = None
             failures = 1 if self._received() > most else failures + 1
             most = max(most, self._received())
@@ -150,13 +160,17 @@ class _Transfer:
 
     def _complete(self) -> _State | None:
         kept = _read_state(self._complete_state)
-        return kept if kept is not None and (self._file / kept.name).exists() else None
+        if kept is None:
+            return None
+        path = self._file / kept.name
+        is_whole = path.is_file() and path.stat().st_size == kept.size
+        return kept if is_whole else None
 
     def _download(self, state: _State) -> Download:
         return Download(self._file / state.name, state.name, state.version)
 
     def _try(self) -> Download:
-        """Ask once; OSError if the connection breaks."""
+        """Ask once; _BrokenError if the connection breaks, OSError if a file cannot be written."""
         kept = self._complete()
         partial = _read_state(self._partial_state) if self._received() else None
         if partial and not (partial.etag or partial.modified or self._has_started):
@@ -173,14 +187,14 @@ class _Transfer:
                 return self._download(kept)
             if error.code == 416:  # the file has become shorter
                 self._partial.unlink(missing_ok=True)
-                raise OSError(_status(error)) from error
+                raise _BrokenError(_status(error)) from error
             raise
         with response:
             start = self._received() if response.status == 206 else 0
             state = _state(self._url, response, start)
             if start and (partial is None or not state.is_same(partial)):
                 self._partial.unlink()
-                raise OSError(tr("the file has changed during the download"))
+                raise _BrokenError(tr("the file has changed during the download"))
             if kept is not None and kept.size is not None and state.is_same(kept):
                 return self._download(kept)
             return self._receive(response, state, start)
@@ -195,12 +209,13 @@ class _Transfer:
             Progress(tr("downloading {name}", name=state.name), state.size) as progress,
         ):
             progress.skip(start)
-            while chunk := response.read(_CHUNK_BYTES):
+            while chunk := _next_chunk(response):
                 file.write(chunk)
                 done += len(chunk)
                 progress.add(len(chunk))
+            sync(file)
         if state.size is not None and done < state.size:
-            raise OSError(
+            raise _BrokenError(
                 tr(
                     "the connection broke after {done:,} of {size:,} bytes",
                     done=done,
@@ -233,7 +248,25 @@ def _open(url: str, headers: Mapping[str, str]) -> HTTPResponse:
         )
     )
     request = urllib.request.Request(address, headers=sent)
-    return cast(HTTPResponse, urllib.request.urlopen(request, timeout=TIMEOUT))
+    with _connection():
+        return cast(HTTPResponse, urllib.request.urlopen(request, timeout=TIMEOUT))
+
+
+def _next_chunk(response: HTTPResponse) -> bytes:
+    with _connection():
+        return response.read(_CHUNK_BYTES)
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """Raise _BrokenError for what fails on the way, so that it is no error of this machine."""
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, HTTPException) as error:
+        reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+        raise _BrokenError(reason) from error
 
 
 def _unless_same(kept: _State) -> dict[str, str]:
@@ -259,7 +292,7 @@ def _state(url: str, response: HTTPResponse, start: int) -> _State:
     given = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", headers.get("Content-Range", ""))
     if start:
         if given is None or int(given[1]) != start:
-            raise OSError(tr("the server sent another part of the file than asked for"))
+            raise _BrokenError(tr("the server sent another part of the file than asked for"))
         total = total if given[2] == "*" else int(given[2])
     return _State(
         url=shown(url),
@@ -307,6 +340,20 @@ def _write_state(path: Path, state: _State) -> None:
 def shown(url: str) -> str:
     """`url` without a password."""
     return re.sub(r"(?<=://)[^/@]*@", "", url)
+
+
+def not_kept(place: str, folder: Path, error: OSError, setting: str) -> ValueError:
+    """The error that what is at `place` cannot be written into `folder`; `setting` moves that."""
+    return ValueError(
+        tr(
+            "{place}: cannot be written into {folder} ({error}): free some disk space, or choose "
+            "another folder with {setting}",
+            place=place,
+            folder=folder,
+            error=error.strerror or error,
+            setting=setting,
+        )
+    )
 
 
 def _failed(url: str, reason: str) -> ValueError:

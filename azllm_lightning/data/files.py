@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import lzma
 import re
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.data.content import HEAD_BYTES, decompressed, why_not_text
-from azllm_lightning.data.downloads import Download, fetch, is_web, shown
+from azllm_lightning.data.downloads import Download, fetch, is_web, not_kept, shown
 from azllm_lightning.data.folders import (
     COMPRESSIONS,
     FORMATS,
@@ -34,6 +35,7 @@ DIGEST_BYTES = 100_000_000
 
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 _MAX_PROBLEMS = 5
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass
@@ -102,18 +104,24 @@ class TextFile:
 
     def _open_local_copy(self) -> Any:
         if "hf" in _protocols(self.filesystem):
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import constants, hf_hub_download
 
             found = self.filesystem.resolve_path(self.path)
             if hasattr(found, "repo_id"):
-                copy = hf_hub_download(
-                    found.repo_id,
-                    found.path_in_repo,
-                    repo_type=found.repo_type,
-                    revision=found.revision,
-                    endpoint=self.filesystem.endpoint,
-                    token=self.filesystem.token,
-                )
+                try:
+                    copy = hf_hub_download(
+                        found.repo_id,
+                        found.path_in_repo,
+                        repo_type=found.repo_type,
+                        revision=found.revision,
+                        endpoint=self.filesystem.endpoint,
+                        token=self.filesystem.token,
+                    )
+                except OSError as error:
+                    if error.errno not in _CANNOT_WRITE:  # of the connection
+                        raise
+                    cache = Path(constants.HF_HUB_CACHE)
+                    raise not_kept(self.address, cache, error, "$HF_HOME") from error
                 return Path(copy).open("rb")
         return self.filesystem.open(self.path, "rb")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_texts import ROWS, TEXTS, jsonl, make_texts, parquet_bytes, read
@@ -171,6 +174,40 @@ def test_without_a_connection_the_copy_is_used(caplog: pytest.LogCaptureFixture)
     assert "using the copy from before" in caplog.text
 
 
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_no_failure_of_the_connection(
+    site: WebSite, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files = {"/a.txt": PLAIN}
+    url = f"{site.url}/a.txt"
+    assert read(url) == TEXTS
+    site.files = {"/a.txt": LONG}  # what was kept is old
+    monkeypatch.setattr("azllm_lightning.data.downloads.sync", full)
+    wanted = rf"a\.txt: cannot be written into {re.escape(str(cache))}.*No space.*\$AZLLM_DATA_DIR"
+    with pytest.raises(ValueError, match=wanted):
+        read(url)
+    assert len(site.requests) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(site: WebSite, cache: Path) -> None:
+    site.files = {"/a.txt": PLAIN}
+    cache.mkdir(exist_ok=True)
+    (cache / "downloads").write_text("a file", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot be written into .*\$AZLLM_DATA_DIR"):
+        read(f"{site.url}/a.txt")
+
+
+def test_a_copy_that_was_cut_short_is_downloaded_again(site: WebSite, cache: Path) -> None:
+    site.files = {"/a.txt": PLAIN}
+    assert read(f"{site.url}/a.txt") == TEXTS
+    (copy,) = cache.rglob("a.txt")
+    copy.write_bytes(PLAIN[:20])
+    assert read(f"{site.url}/a.txt") == TEXTS
+
+
 def test_a_web_page_is_refused(site: WebSite) -> None:
     site.files = {"/a.txt": b"<!DOCTYPE html><html><p>salam</html>", "/view": b" <html>x</html>"}
     for path in ("/a.txt", "/view"):
@@ -220,6 +257,15 @@ def test_text_of_the_hub_is_downloaded_once(hub: HubSite) -> None:
     assert read("hf://datasets/u/d/a.jsonl") == TEXTS
     assert hub.sent - sent < len(hub.files["a.jsonl"])
     assert read("hf://datasets/u/d") == [*TEXTS, "bir", "iki", "altı"]
+
+
+def test_a_full_disk_is_no_failure_of_the_hub(
+    hub: HubSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files = {"a.jsonl": jsonl(ROWS)}
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(ValueError, match=r"a\.jsonl: cannot be written into .*hub.*\$HF_HOME"):
+        read("hf://datasets/u/d/a.jsonl")
 
 
 def test_parquet_of_the_hub_is_read(hub: HubSite) -> None:

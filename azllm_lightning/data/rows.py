@@ -115,7 +115,10 @@ class Rows:
             log.warning(tr("{message}; this row is skipped", message=message))
 
     def finish(self) -> None:
-        """Count what was skipped; NoTextError if the file has rows, but none of use."""
+        """Count what was skipped; NoTextError if the file has rows, but none of use.
+
+        Raises ValueError if its texts, which have been used by then, have no source.
+        """
         config = self._config
         if self._first_rejected and not self._texts:
             raise NoTextError(self._first_rejected)
@@ -129,7 +132,7 @@ class Rows:
     def column(self, names: list[str], setting: str, field: str) -> str:
         """The one of the `names` of columns that data.`setting`=`field` means.
 
-        Raises NoTextError if there is none, and ValueError if there are several.
+        Raises NoTextError if there is no text, and ValueError if there is no source, or several.
         """
         name = matching(names, field)
         if name is None:
@@ -145,9 +148,10 @@ class Rows:
             )
         return name
 
-    def no_field(self, setting: str, field: str) -> NoTextError:
-        """The error of a file without a field."""
-        return NoTextError(
+    def no_field(self, setting: str, field: str) -> ValueError:
+        """The error of a file without a field; NoTextError if that is the one of the text."""
+        kind = NoTextError if setting == "text_field" else ValueError
+        return kind(
             tr(
                 "{place}: no field '{field}'; the fields are {names}. Set data.{setting}=",
                 place=self._address,

@@ -115,6 +115,15 @@ def test_a_row_without_source_belongs_to_its_file(tmp_path: Path) -> None:
     assert [d.source for d in documents(config)] == ["x", "a.jsonl", "a.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_a_file_in_which_no_text_has_a_source_is_an_error(tmp_path: Path, name: str) -> None:
+    content = "text\nbir\n" if name == "a.csv" else '{"text": "bir"}'
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_bytes(jsonl([{"text": "iki", "site": "x"}]))
+    with pytest.raises(ValueError, match=rf"{name}: no field 'site'; .*Set data\.source_field="):
+        read(tmp_path, source_field="site")
+
+
 DEEP = '{"m": %s, "text": "bir", "site": "x"}' % ("[" * 100_000 + "]" * 100_000)
 LONG_NUMBER = '{"text": "bir", "n": %s, "site": "x"}' % ("7" * 5000)
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.local_paths import escape_surrogates
 from azllm_lightning.data.blocks import read_block
 from azllm_lightning.data.repeated_lines import line_digest
 
@@ -73,8 +74,7 @@ def write_removed(path: Path, removals: Sequence[Removal], blocks: Sequence[Path
                     "similarity": round(removal.similarity, 3),
                     "similar_to": texts[removal.similar][0],
                 }
-            file.write(json.dumps({**row, "source": source, "text": text}, ensure_ascii=False))
-            file.write("\n")
+            file.write(_json_line({**row, "source": source, "text": text}))
 
 
 def add_lines(path: Path, frequent: FrequentLines, blocks: Sequence[Path]) -> None:
@@ -91,7 +91,11 @@ def add_lines(path: Path, frequent: FrequentLines, blocks: Sequence[Path]) -> No
         for digest, count in documents.items():
             if digest in found:
                 row = {"reason": "repeated_line", "documents": count, "text": found[digest]}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(_json_line(row))
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    return escape_surrogates(json.dumps(row, ensure_ascii=False)) + "\n"
 
 
 def _lines(path: Path, wanted: npt.NDArray[np.uint64]) -> Iterator[tuple[int, str]]:

@@ -18,13 +18,13 @@ from sentences import AZERBAIJANI, OTHERS, TURKISH
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data import building
-from azllm_lightning.data.blocks import Position, RawBlock, clean_block
+from azllm_lightning.data.blocks import Position, RawBlock, clean_block, write_block
 from azllm_lightning.data.corpus import documents
 from azllm_lightning.data.filters import without_repeated_lines
 from azllm_lightning.data.languages import other_languages
 from azllm_lightning.data.near_duplicates import SignatureIndex, shingles, signatures
 from azllm_lightning.data.pipeline import prepare, prepared_folder
-from azllm_lightning.data.removed import read_removed
+from azllm_lightning.data.removed import Place, Removal, read_removed, write_removed
 from azllm_lightning.data.repeated_lines import LineCounter, line_digest, without_lines
 from azllm_lightning.data.shards import Manifest
 from azllm_lightning.prepare import prepare as prepare_verb
@@ -324,6 +324,16 @@ def test_a_missing_package_is_named(
     with pytest.raises(ValueError, match=wanted):
         list(documents(config))
     prepare(small)
+
+
+def test_removed_text_of_a_file_whose_name_is_not_utf8_is_listed(tmp_path: Path) -> None:
+    name = "kitab\udcff.txt"
+    block = clean_block(RawBlock(["Bir."], [name], Position(), True), 1000)
+    write_block(block, tmp_path / "0.npz")
+    removals = [Removal(Place(0, 0), language="tr")]
+    write_removed(tmp_path / "removed.jsonl", removals, [tmp_path / "0.npz"])
+    (row,) = read_removed(tmp_path)
+    assert (row["source"], row["text"]) == (name, "Bir.")
 
 
 def test_an_unknown_language_is_refused(small: DataConfig) -> None:

@@ -41,10 +41,12 @@ def export(config: ExportConfig) -> Path:
     out = Path(config.out or "")
     name = out.name
     training: dict[str, str] = {}
+    from_scratch = False
     if path.is_file():
         checkpoint = read_checkpoint(path)
         name = stored_config(checkpoint).get("run_name", name)
         training = model_card.training_rows(checkpoint, model.config.block_size)
+        from_scratch = model_card.is_from_scratch(checkpoint)
     with new_folder(out) as folder:
         usage = _write(model, tokenizer, folder, config, name)
         picture = training_picture(path)
@@ -56,6 +58,7 @@ def export(config: ExportConfig) -> Path:
             config.license,
             usage,
             training,
+            from_scratch,
             evaluation=card_section(path),
             picture=None if picture is None else PICTURE,
         )

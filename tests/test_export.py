@@ -59,6 +59,7 @@ def test_a_run_becomes_a_folder_with_a_card(
     _, front, card = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert "](training.svg)" in card
     assert yaml.safe_load(front)["license"] == "cc-by-4.0"
+    assert "trained from scratch" in card
     rows = dict(re.findall(r"^\| (.+) \| (.+) \|$", card, re.MULTILINE))
     best = torch.load(tiny_run / "checkpoints" / "best.ckpt", weights_only=True)["azllm"]
     step = best["step"]
@@ -96,7 +97,9 @@ def test_an_exported_folder_is_a_checkpoint_to_all_verbs(
     first = capsys.readouterr().out
     again = exported("out=yenə", f"ckpt_path={out}")
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
-    assert "val_loss" not in (again / "README.md").read_text(encoding="utf-8")
+    card = (again / "README.md").read_text(encoding="utf-8")
+    assert "val_loss" not in card
+    assert "from scratch" not in card  # the folder does not say
     rates = [f"optimizer.{name}=1e-12" for name in ("lr", "adam_lr", "head_lr")]
     unchanging = [*rates, "trainer.max_steps=1"]
     tuned = train_tiny("run_name=davam", f"init_from={out}", *unchanging)

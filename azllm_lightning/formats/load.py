@@ -197,6 +197,15 @@ def origin(path: Path) -> str:
     return tr("{path}, step {step:,}", path=path, step=step)
 
 
+def name_of(path: Path) -> str:
+    """What to call the model that `load` reads for `path`: as its run, or else as its file or
+    folder.
+    """
+    found = checkpoint_of(path)
+    config = {} if found.is_dir() else stored_config(read_checkpoint(found))
+    return str(config.get("run_name") or path.absolute().name)
+
+
 def step_of(path: Path) -> int | None:
     """The optimizer step of a checkpoint file; None for an exported folder, which has none."""
     if path.is_dir():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.verbs import UNKNOWN
 from azllm_lightning.data.cleaning import EOT
+from azllm_lightning.data.downloads import shown
 from azllm_lightning.formats.gguf import gguf_name
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.formats.state_dict import STATE_DICT
@@ -28,14 +29,16 @@ def model_card(
     license: str,
     usage: str,
     training: dict[str, str],
+    from_scratch: bool = False,
     evaluation: str = "",
     picture: str | None = None,
 ) -> str:
     """The card of model `name` in the language in use, with Hugging Face's front matter.
 
     `usage` is a section of Markdown (`hf_usage`, `gguf_usage`, `state_dict_usage`), and `training`
-    the rows of `training_rows`. `evaluation` is another section (`suite_card.card_section`).
-    `picture` is the file next to the card that shows the training.
+    the rows of `training_rows`; `from_scratch` is what `is_from_scratch` says. `evaluation` is
+    another section (`suite_card.card_section`). `picture` is the file next to the card that shows
+    the training.
     """
     rows = {
         tr("parameters"): f"{model.num_params():,}",
@@ -61,6 +64,9 @@ def model_card(
         "repeats the mistakes and biases of its training text, and its output may be false. Not "
         "for use where anyone relies on its output."
     )
+    kind = tr("An Azerbaijani language model, trained with azllm-lightning.")
+    if from_scratch:
+        kind = tr("An Azerbaijani language model, trained from scratch with azllm-lightning.")
     return f"""---
 language: az
 license: {json.dumps(license, ensure_ascii=False)}
@@ -69,7 +75,7 @@ tags: [azllm-lightning]
 ---
 # {name}
 
-{tr("An Azerbaijani language model, trained from scratch with azllm-lightning.")}
+{kind}
 
 | | |
 |---|---|
@@ -107,19 +113,30 @@ def code_of(usage: str) -> str:
     return usage.partition("```python\n")[2].partition("\n```")[0]
 
 
-def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]:
-    """Rows of the card's table: training text, tokens seen, and the losses of the last validation.
+def is_from_scratch(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint says that it began with random weights, and learned from text alone."""
+    saved = checkpoint["azllm"]
+    return saved.get("started_from") == "" and not saved.get("teachers")
 
-    Of local files only the name is shown: cards are made to be published.
+
+def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]:
+    """Rows of the card's table: training text, the models it began with and learned from, tokens
+    seen, and the losses of the last validation.
+
+    Of local files only the name is shown, and no password: cards are made to be published.
     """
     rows = {}
     config = stored_config(checkpoint)
     if config:
         data = config["data"]
         paths = [data["path"]] if isinstance(data["path"], str) else data["path"] or []
-        files = [path if "://" in path else Path(path).name for path in paths]
+        files = [shown(path) if "://" in path else Path(path).name for path in paths]
         rows[tr("training text")] = ", ".join([data["name"], *files])
     saved = checkpoint["azllm"]
+    if saved.get("started_from"):
+        rows[tr("initial weights")] = saved["started_from"]
+    if saved.get("teachers"):
+        rows[tr("teacher models")] = str(len(saved["teachers"]))
     windows = saved["step"] * checkpoint["TokenDataModule"]["global_batch_size"]
     rows[tr("tokens seen")] = trn(
         "{tokens:,} in {count:,} step",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import datamodule_of
-from azllm_lightning.formats.load import FORMAT, load
+from azllm_lightning.formats.load import FORMAT, load, name_of
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.compiled import uncompiled
 from azllm_lightning.training.hardware import muon_dtype
@@ -114,6 +115,10 @@ class CausalLM(LightningModule):
         """Whether `net` is compiled."""
         self.teachers: Teachers | None = None
         """The models that this one learns from, if it is a student."""
+        self.started_from: str | None = ""
+        """The name of the model whose weights were the first; "" if they were random, None if that
+        is not known.
+        """
         self.run_config = ""
         """The settled config of the run as YAML, for its checkpoints."""
         self.requests: Callable[[], Requests] = Requests
@@ -387,6 +392,7 @@ class CausalLM(LightningModule):
                 )
             )
         self.net.load_state_dict(net.state_dict())
+        self.started_from = name_of(Path(path))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file usable on its own (tokenizer, config as YAML), and what a resume
@@ -403,13 +409,15 @@ class CausalLM(LightningModule):
             "train_steps": self._train_steps,
             "metrics": self.last_validation,
             "teachers": self.teachers.digests if self.teachers else [],
+            "started_from": self.started_from,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore a state between two optimizer steps, whichever hook of Lightning saved it."""
+        state = checkpoint["azllm"]
+        self.started_from = state.get("started_from")
         if self._trainer is None:  # load_from_checkpoint needs only the weights
             return
-        state = checkpoint["azllm"]
         self.validated_step = state["validated_step"]
         self._train_loss_sum = state["train_loss_sum"]
         self._train_steps = state["train_steps"]

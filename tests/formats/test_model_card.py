@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.formats.model_card import (
     gguf_usage,
     hf_usage,
+    is_from_scratch,
     model_card,
     ollama_name,
     state_dict_usage,
@@ -21,31 +23,34 @@ from azllm_lightning.formats.model_card import (
 from azllm_lightning.formats.suite_card import card_section
 
 CONFIG = """run_name: nağıl
-data: {name: text, path: ["/home/mən/gizli yer/kitab.txt", "https://az.example/mətn.txt"]}
+data: {name: text, path: ["/home/mən/gizli yer/kitab.txt", "https://ad:gizli@az.example/mətn.txt"]}
 """
 
 
 @pytest.fixture
-def checkpoint() -> dict[str, object]:
+def checkpoint() -> dict[str, Any]:
     saved = {
         "config": CONFIG,
         "step": 2000,
         "validated_step": 1500,
         "metrics": {"val_loss": 3.25, "val_bpb": 1.125},
+        "teachers": [],
+        "started_from": "",
     }
     return {"azllm": saved, "TokenDataModule": {"global_batch_size": 8}}
 
 
-def card(checkpoint: dict[str, object], usage: str) -> str:
+def card(checkpoint: dict[str, Any], usage: str) -> str:
     shape = GPTConfig(vocab_size=2048, block_size=256, n_layer=4, n_head=2, n_embd=64)
-    return model_card("nağıl", shape, "cc-by-4.0", usage, training_rows(checkpoint, 256))
+    training = training_rows(checkpoint, 256)
+    return model_card("nağıl", shape, "cc-by-4.0", usage, training, is_from_scratch(checkpoint))
 
 
 def rows(text: str) -> dict[str, str]:
     return dict(re.findall(r"^\| (.+) \| (.+) \|$", text, re.MULTILINE))
 
 
-def test_a_card_in_english(checkpoint: dict[str, object]) -> None:
+def test_a_card_in_english(checkpoint: dict[str, Any]) -> None:
     text = card(checkpoint, hf_usage("model"))
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "cc-by-4.0"
@@ -55,7 +60,7 @@ def test_a_card_in_english(checkpoint: dict[str, object]) -> None:
     assert "separated by `<|endoftext|>`: start a prompt with it" in body
 
 
-def test_a_card_in_azerbaijani(checkpoint: dict[str, object]) -> None:
+def test_a_card_in_azerbaijani(checkpoint: dict[str, Any]) -> None:
     use_language("az")
     text = card(checkpoint, gguf_usage("model", "f16", "nağıl", 256))
     assert rows(text)["val_loss (1,500 addımında)"] == "token başına 3.2500 nat"
@@ -65,14 +70,32 @@ def test_a_card_in_azerbaijani(checkpoint: dict[str, object]) -> None:
     assert english.isdisjoint(code.sub("", text).lower().split())
 
 
-def test_a_card_names_local_text_by_its_last_part(checkpoint: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"started_from": "kitablar"}, {"initial weights": "kitablar"}),
+        ({"teachers": ["a1", "b2"]}, {"teacher models": "2"}),
+        ({"started_from": None}, {}),  # a run begun before this was recorded
+    ],
+)
+def test_a_model_that_learned_from_others_is_not_called_from_scratch(
+    checkpoint: dict[str, Any], saved: dict[str, Any], expected: dict[str, str]
+) -> None:
+    before = rows(card(checkpoint, hf_usage("model")))
+    checkpoint["azllm"] |= saved
+    text = card(checkpoint, hf_usage("model"))
+    assert "from scratch" not in text
+    assert rows(text) == before | expected
+
+
+def test_a_card_names_local_text_by_its_last_part(checkpoint: dict[str, Any]) -> None:
     shape = GPTConfig(vocab_size=300, block_size=32, n_layer=1, n_head=2, n_embd=32)
     text = card(checkpoint, state_dict_usage("model", shape))
     assert rows(text)["training text"] == "text, kitab.txt, https://az.example/mətn.txt"
-    assert "gizli yer" not in text
+    assert "gizli" not in text
 
 
-def test_the_name_in_ollama_is_the_runs_name(checkpoint: dict[str, object]) -> None:
+def test_the_name_in_ollama_is_the_runs_name(checkpoint: dict[str, Any]) -> None:
     usage = gguf_usage("model", "q8_0", "nağıl", 256)
     assert "`ollama create nagil -f Modelfile`" in usage
     assert '`ollama run nagil "Bir gün"`' in usage

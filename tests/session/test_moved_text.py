@@ -12,6 +12,7 @@ import pytest
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.config.verbs import EvaluateConfig
 from azllm_lightning.evaluate import evaluate
+from azllm_lightning.formats.load import name_of, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import step_files
 
 Train = Callable[..., Path]
@@ -90,4 +91,8 @@ def test_weights_of_another_tokenizer_of_the_same_size_are_refused(train_tiny: T
         train_tiny(*other)
     assert f"data.tokenizer={first}" in str(refusal.value)
     assert not Path("lightning_logs/other").exists()
-    train_tiny(*other, f"data.tokenizer={first}")
+    resumed = ["run_name=other", "ckpt_path=last", "trainer.max_steps=2", "schedule.total_steps=2"]
+    for typed in ([*other, f"data.tokenizer={first}"], resumed):
+        _, newest = step_files(train_tiny(*typed) / "checkpoints")[0]
+        # for the model card; a resume has no init_from
+        assert read_checkpoint(newest)["azllm"]["started_from"] == name_of(first)

@@ -468,11 +468,13 @@ def test_a_tied_head_may_start_a_head_of_its_own(
     shape = GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16)
     theirs = GPT(replace(shape, tie_embeddings=theirs_is_tied))
     monkeypatch.setattr(causal_lm, "load", lambda path: (theirs, None))
+    monkeypatch.setattr(causal_lm, "name_of", str)
     module = CausalLM(replace(shape, tie_embeddings=ours_is_tied), MUON, COSINE)
     if ours_is_tied and not theirs_is_tied:
         with pytest.raises(ValueError, match="tie_embeddings is False there and True here"):
             module.start_from("run")
         return
     module.start_from("run")
+    assert module.started_from == "run"
     ids = torch.randint(300, (1, 8))
     assert torch.equal(module.net(ids), theirs(ids))

@@ -64,6 +64,7 @@ class Decoder:
     ) -> None:
         self.address = address
         self._encoding = encoding
+        self._converted_from = "utf-8"
         self._refuse = refuse
         self._counts = counts
         self._broken = 0
@@ -72,7 +73,8 @@ class Decoder:
         """The text of `stream`, with line breaks as they are in the file.
 
         Carriage returns become newlines where the first line ends in one alone (old Macs).
-        Raises ValueError if the file is in another encoding that cannot be found out.
+        Raises ValueError if the file is in another encoding that cannot be found out, or that is
+        broken and not to be replaced.
         """
         number = 1
         rest = b""
@@ -97,6 +99,7 @@ class Decoder:
         converter: codecs.IncrementalDecoder | None = None
         is_decided = False
         ends_in_returns: bool | None = None
+        line = 1
         while chunk := stream.read(CHUNK_BYTES):
             if ends_in_returns is None:
                 mark = next((mark for mark in _BOMS if chunk.startswith(mark)), b"")
@@ -109,20 +112,40 @@ class Decoder:
                 converter = self._converter(self._found_encoding(chunk))
                 is_decided = True
             if converter is not None:
-                chunk = converter.decode(chunk).encode("utf-8")
+                chunk = self._converted(converter, chunk, line)
             if ends_in_returns is None:
                 ends_in_returns = _FIRST_LINE.match(chunk) is not None
             if ends_in_returns:
                 chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            line += chunk.count(b"\n")
             yield chunk
-        if converter is not None and (last := converter.decode(b"", final=True)):
-            yield last.encode("utf-8")
+        if converter is not None and (last := self._converted(converter, b"", line, final=True)):
+            yield last
+
+    def _converted(
+        self, converter: codecs.IncrementalDecoder, data: bytes, line: int, final: bool = False
+    ) -> bytes:
+        """`data`, which begins in line number `line`, as UTF-8."""
+        try:
+            return converter.decode(data, final).encode("utf-8")
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].decode(self._converted_from, errors="ignore")
+            line += max(before.count("\n"), before.count("\r"))
+            raise ValueError(
+                tr(
+                    "{place}: broken {encoding} ({reason}); data.on_bad_utf8=replace accepts it",
+                    place=f"{self.address}:{line}",
+                    encoding=self._converted_from,
+                    reason=error.reason,
+                )
+            ) from None
 
     def _converter(self, encoding: str) -> codecs.IncrementalDecoder | None:
         """A decoder of `encoding`; None for UTF-8."""
         if codecs.lookup(encoding).name == "utf-8":
             return None
         self._counts["converted_files"] += 1
+        self._converted_from = encoding
         log.warning(tr("{path}: converted from {encoding}", path=self.address, encoding=encoding))
         return codecs.getincrementaldecoder(encoding)("strict" if self._refuse else "replace")
 

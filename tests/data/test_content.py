@@ -109,6 +109,25 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("content", "encoding", "name"),
+    [
+        ("\ufeffbir\niki".encode("utf-16-le")[:-1], None, "utf-16-le"),
+        ("\ufeffbir\r\niki".encode("utf-16-be")[:-1], None, "utf-16-be"),
+        ("çörək\nşəkər".replace("ə", "e").encode("cp1254") + b"\x9d", "cp1254", "cp1254"),
+        ("çorek\rşeker".encode("cp1254") + b"\x9d", "cp1254", "cp1254"),
+    ],
+)
+def test_what_breaks_another_encoding_is_named_with_its_line(
+    tmp_path: Path, content: bytes, encoding: str | None, name: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    assert read(tmp_path, encoding=encoding)
+    wanted = rf"a\.txt:2: broken {name} \(.*\); data\.on_bad_utf8=replace accepts it"
+    with pytest.raises(ValueError, match=wanted):
+        read(tmp_path, encoding=encoding, on_bad_utf8="refuse")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 def test_what_is_no_text_is_refused_with_the_way_out(tmp_path: Path, kind: str, name: str) -> None:

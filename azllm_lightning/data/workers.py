@@ -11,8 +11,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from typing import TypeVar
+
+from azllm_lightning.cli.messages import tr
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +42,8 @@ class Workers:
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """`function` of each item, in order; a few items and results are in memory at once.
 
-        An exception of `function` or of `items` is raised when its turn comes.
+        An exception of `function` or of `items` is raised when its turn comes. Raises ValueError
+        if a process was killed.
         """
         iterator = iter(items)
         first = list(_take(iterator, 2))
@@ -47,15 +51,23 @@ class Workers:
         if self.count == 1 or len(first) < 2:
             yield from map(function, items)
             return
-        pool = self._start()
         pending: deque[Future[Result]] = deque()
         try:
+            pool = self._start()
             for item in items:
                 pending.append(pool.submit(function, item))
                 if len(pending) > 2 * self.count:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                tr(
+                    "a process that prepares the text ended, most likely because memory ran out: "
+                    "close other programs, or use fewer processes (data.prepare_workers=1); what "
+                    "is finished is kept"
+                )
+            ) from error
         finally:
             for future in pending:
                 future.cancel()

@@ -45,6 +45,15 @@ def test_an_error_comes_at_its_turn(count: int) -> None:
             next(results)
 
 
+def end_the_process(_: int) -> None:
+    os._exit(1)
+
+
+def test_a_process_that_is_killed_is_an_error_with_the_way_out() -> None:
+    with Workers(2) as workers, pytest.raises(ValueError, match=r"data\.prepare_workers=1"):
+        list(workers.map(end_the_process, range(3)))
+
+
 def test_few_items_are_taken_ahead() -> None:
     taken = []
 

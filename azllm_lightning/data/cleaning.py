@@ -12,10 +12,11 @@ EOT = "<|endoftext|>"
 
 _LINE_BREAKS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-# Controls, soft hyphens, zero-width spaces, marks of direction, byte order marks, tags.
+# Controls, soft hyphens, zero-width spaces, marks of direction, byte order marks, tags. Letters and
+# marks of other scripts that are invisible (fillers of Hangul, variation selectors) stay.
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufeff\ufff0-\ufffb\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
 )
 # Joiners shape Arabic letters and emoji, and mean nothing next to letters of ours.
 _JOINERS = re.compile("(?<=[\x20-\u052f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x20-\u052f])")
@@ -54,7 +55,7 @@ _MARKER = re.compile(
 
 
 def clean(text: str, counts: Counter[str] | None = None) -> str:
-    """`text` in NFC, without what is invisible, and with each word in one script.
+    """`text` in NFC, without controls and other invisible signs, and with each word in one script.
 
     There is one kind of line break and of space, and no control but newline and tab. A word of
     Latin letters with Cyrillic look-alikes among them becomes Latin, and the other way round; a

@@ -59,6 +59,15 @@ def test_a_single_unusual_character_is_enough_to_clean_a_text() -> None:
             assert (clean(f"a{chr(code)}b") == f"a{chr(code)}b") == kept, hex(code)
 
 
+def test_the_rest_of_a_text_does_not_decide_what_becomes_of_a_character() -> None:
+    """The quick check, which a control fails, leaves no character to chance."""
+    codes = [*range(0x10000), *range(0xE0000, 0xE1000)]
+    raw = [f"a{chr(code)}b" for code in codes if chr(code) != "|"]
+    thorough = clean("\0" + "|".join(raw)).split("|")
+    for text, cleaned in zip(raw, thorough, strict=True):
+        assert text == cleaned or clean(text) == cleaned, ascii(text)
+
+
 def test_mended_words_are_counted() -> None:
     counts: Counter[str] = Counter()
     clean("Bаkı кgün səhər сəmi ушаг", counts)

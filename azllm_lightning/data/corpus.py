@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 MAX_SOURCES = 256
 
+VALIDATED_SOURCES = 12
+"""Sources with a validation loss of their own, the largest; more curves would be unreadable."""
+
 
 class Document(NamedTuple):
     """A clean text of at most data.max_document_bytes; `split` is "train" or "val"."""

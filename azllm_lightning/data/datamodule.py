@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig, Weight
+from azllm_lightning.data.corpus import VALIDATED_SOURCES
 from azllm_lightning.data.cuts import Rings, cut_offset
 from azllm_lightning.data.mix import Mix, mix_of
 from azllm_lightning.data.pipeline import prepare
@@ -39,9 +40,6 @@ each step of a small model."""
 ORDER = 2
 """The version of the training order, which checkpoints hold: 1, of runs begun before it was stored,
 cuts the same windows in every pass, and 2 others in each; the first pass is the same."""
-
-MAX_SOURCES = 12
-"""Sources with a validation loss of their own; more curves would be unreadable."""
 
 
 class Windows(Dataset[Tensor]):
@@ -216,7 +214,7 @@ class TokenDataModule(LightningDataModule):
     def val_sources(self) -> tuple[list[str], Tensor | None]:
         """The sources with a validation loss of their own, and the source of each validation label.
 
-        The sources are the MAX_SOURCES with the most tokens in the validation windows of all
+        The sources are the VALIDATED_SOURCES with the most tokens in the validation windows of all
         processes, largest first. The tensor (W, T), uint8, is for the windows of this process; it
         gives each label the index of its source in that list, or the length of the list for any
         other source. ([], None) if there is only one source.
@@ -235,7 +233,7 @@ class TokenDataModule(LightningDataModule):
             ]
         )
         tokens = np.bincount(sources.ravel(), minlength=len(names))
-        largest = [i for i in np.argsort(-tokens, kind="stable")[:MAX_SOURCES] if tokens[i]]
+        largest = [i for i in np.argsort(-tokens, kind="stable")[:VALIDATED_SOURCES] if tokens[i]]
         if len(largest) < 2:
             return [], None
         indices = np.full(len(names), len(largest), dtype=np.uint8)

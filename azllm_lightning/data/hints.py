@@ -6,14 +6,19 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import MAX_SOURCES, stream_files, streams
-from azllm_lightning.data.files import TextFile
+from azllm_lightning.data.corpus import (
+    MAX_SOURCES,
+    VALIDATED_SOURCES,
+    stream_files,
+    streams,
+)
+from azllm_lightning.data.files import Meter, TextFile
 from azllm_lightning.data.records import read_records
 from azllm_lightning.data.repeated_lines import line_digest
 from azllm_lightning.data.rows import Record
@@ -42,6 +47,8 @@ class Look:
     """What was found in the first `documents` documents."""
 
     documents: int
+    all_documents: int
+    """How many there are, as far as the bytes read of those of the files say."""
     is_complete: bool
     """Whether that is all of the text."""
     field: str | None = None
@@ -77,16 +84,20 @@ def _look(config: DataConfig, seconds: float) -> Look:
     seen: set[int] = set()
     end = time.monotonic() + seconds
     is_complete = True
-    for file in files:
-        for text, source in _records(file, replace(config, source_field=field)):
-            if time.monotonic() > end:
-                is_complete = False
-                break
-            if source is not None and len(sources) <= MAX_SOURCES:
-                sources.add(source)
-            if hash(text) not in seen:
-                seen.add(hash(text))
-                _count(text, lines, examples)
+    meters: list[Meter] = []
+    for text, source in _all_records(files, replace(config, source_field=field), meters):
+        if time.monotonic() > end:
+            is_complete = False
+            break
+        if source is not None and len(sources) <= MAX_SOURCES:
+            sources.add(source)
+        if hash(text) not in seen:
+            seen.add(hash(text))
+            _count(text, lines, examples)
+    read = max(1, sum(meter.num_bytes for meter in meters))
+    size = read if is_complete else max(read, sum(file.size() for file in files))
+    if config.max_bytes is not None:
+        size = min(size, config.max_bytes)
     if not 2 <= len(sources) <= MAX_SOURCES:
         field = None
     repeated: list[int] = []
@@ -94,6 +105,7 @@ def _look(config: DataConfig, seconds: float) -> Look:
         repeated = [line for line, count in lines.most_common() if count > REPEATED * len(seen)]
     return Look(
         documents=len(seen),
+        all_documents=round(len(seen) * size / read),
         is_complete=is_complete,
         field=field,
         values=len(sources) if field is not None else 0,
@@ -109,16 +121,23 @@ def hints(found: Look) -> list[str]:
         values = trn("{count} value", "{count} values", found.values)
         if not found.is_complete:
             values = tr("at least {values}", values=values)
-        sentences.append(
-            tr(
+        message = tr(
+            "The records have a field '{field}' with {values}: data.source_field={field} gives "
+            "val_loss for each of them.",
+            field=found.field,
+            values=values,
+        )
+        if found.values > VALIDATED_SOURCES:
+            message = tr(
                 "The records have a field '{field}' with {values}: data.source_field={field} gives "
-                "val_loss for each of them.",
+                "val_loss for each of the {count} largest.",
                 field=found.field,
                 values=values,
+                count=VALIDATED_SOURCES,
             )
-        )
+        sentences.append(message)
     if found.lines:
-        least = max(2, round(REPEATED * found.documents))
+        least = max(2, round(REPEATED * found.all_documents))
         sentences.append(
             trn(
                 "{count} line is in more than {share:.0%} of the documents (“{example}”): "
@@ -149,10 +168,19 @@ def _has(file: TextFile, config: DataConfig, field: str) -> bool:
     return any(source is not None for _, source in islice(records, FIRST))
 
 
-def _records(file: TextFile, config: DataConfig) -> Iterator[Record]:
+def _all_records(
+    files: Sequence[TextFile], config: DataConfig, meters: list[Meter]
+) -> Iterator[Record]:
+    """The records of file after file; `meters` receives one for each file that is opened."""
+    for file in files:
+        meters.append(Meter())
+        yield from _records(file, config, meters[-1])
+
+
+def _records(file: TextFile, config: DataConfig, meter: Meter | None = None) -> Iterator[Record]:
     """The records of a file, as far as it can be read."""
     with contextlib.suppress(ValueError, OSError), file.explained_errors():
-        yield from read_records(file, config, Counter())
+        yield from read_records(file, config, Counter(), meter)
 
 
 def _count(text: str, lines: Counter[int], examples: dict[int, str]) -> None:

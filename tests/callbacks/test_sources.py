@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.datamodule import MAX_SOURCES, TokenDataModule
+from azllm_lightning.data.corpus import VALIDATED_SOURCES
+from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.formats.load import load
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import read_run, read_scalars
@@ -153,8 +154,8 @@ def test_of_many_sources_the_largest_are_named(tmp_path: Path) -> None:
     source = sources_by_hand(module)
     labels = np.concatenate([source[32 * w + 1 : 32 * w + 33] for w in module.chosen_val_windows()])
     counts = {name: int((labels == name).sum()) for name in names}
-    assert found == sorted(names, key=lambda name: (-counts[name], name))[:MAX_SOURCES]
-    expected = [found.index(name) if name in found else MAX_SOURCES for name in labels]
+    assert found == sorted(names, key=lambda name: (-counts[name], name))[:VALIDATED_SOURCES]
+    expected = [found.index(name) if name in found else VALIDATED_SOURCES for name in labels]
     assert places.flatten().tolist() == expected
 
 

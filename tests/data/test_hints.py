@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from azllm_lightning.config.compose import compose
+from azllm_lightning.data.files import TextFile
 from azllm_lightning.data.hints import Look, hints, look
 from azllm_lightning.prepare import prepare
 
@@ -60,6 +62,39 @@ def test_lines_of_many_documents_are_named_with_the_setting(tmp_path: Path) -> N
     assert hints(found(path, "data.repeated_lines=50")) == []
     few = written(tmp_path / "b.jsonl", rows("title", 7, "\nBütün hüquqlar qorunur")[:50])
     assert hints(found(few)) == []
+
+
+def test_the_limit_is_that_of_all_documents_where_only_some_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = rows("title", 7, "\nBütün hüquqlar qorunur")
+    for number in range(20):
+        written(
+            tmp_path / f"{number:02d}.jsonl", [{"text": f"{number} {row['text']}"} for row in texts]
+        )
+    opened = set()
+    original = TextFile.open_text
+
+    def opening(file: TextFile, *more: Any) -> Any:
+        opened.add(file.name)
+        return original(file, *more)
+
+    monkeypatch.setattr(TextFile, "open_text", opening)
+    now = itertools.count()
+    monkeypatch.setattr("azllm_lightning.data.hints.time.monotonic", lambda: next(now))
+    looked = look(compose(["data=text", f"data.path={tmp_path}"]).data, seconds=599)
+    assert not looked.is_complete
+    assert opened == {"00.jsonl", "01.jsonl"}
+    assert looked.documents == 599
+    assert looked.all_documents == pytest.approx(6000, rel=0.02)
+    assert "data.repeated_lines=60" in hints(looked)[0]
+    half = compose(["data=text", f"data.path={tmp_path}", "data.max_bytes=20_000"]).data
+    assert look(half).all_documents < looked.all_documents / 2
+
+
+def test_no_more_losses_are_promised_than_there_will_be(tmp_path: Path) -> None:
+    (hint,) = hints(found(written(tmp_path / "a.jsonl", rows("source", 30))))
+    assert hint.endswith("gives val_loss for each of the 12 largest.")
 
 
 def test_the_same_document_many_times_is_no_repeated_line(tmp_path: Path) -> None:

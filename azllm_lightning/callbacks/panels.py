@@ -33,7 +33,7 @@ from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.runs.paths import REPORT
+from azllm_lightning.runs.paths import REPORT, address_of, resume_address_of
 from azllm_lightning.training.saving import KEEP
 
 MAX_ROWS = 12
@@ -226,9 +226,10 @@ def end_panel(
         rows.append(verbatim(tr("page"), str(run.folder / REPORT)))
     rows.append(verbatim(tr("watch"), f"tensorboard --logdir {shlex.quote(str(run.logs))}"))
     rows.append(verbatim("", ADDRESS))
-    rows.append(verbatim(tr("talk"), command("generate", run.address)))
-    rows.append(verbatim("", command("chat", run.address)))
-    export = command("export", [*run.address, f"out={run.name}_hf"])
+    address = address_of(run.folder)
+    rows.append(verbatim(tr("talk"), command("generate", address)))
+    rows.append(verbatim("", command("chat", address)))
+    export = command("export", [*address, f"out={run.name}_hf"])
     rows.append(verbatim(tr("export"), export))
     if extendable:
         rows.append(verbatim(tr("train longer"), longer_command(run, 2 * summary.steps)))
@@ -254,7 +255,7 @@ def _best(summary: RunSummary) -> str:
 def longer_command(run: Run, steps: int) -> str:
     """The command that extends a finished run to `steps`, its schedule included."""
     settings = [f"trainer.max_steps={steps}", f"schedule.total_steps={steps}"]
-    return command("train", [*run.address, "ckpt_path=last", *settings])
+    return command("train", [*resume_address_of(run.folder), *settings])
 
 
 def table(validations: Sequence[Validation]) -> list[str]:

@@ -34,7 +34,7 @@ from azllm_lightning.report.run_charts import (
     source_chart,
 )
 from azllm_lightning.report.written import Written
-from azllm_lightning.runs.paths import LOGS, versions
+from azllm_lightning.runs.paths import address_of, name_address_of, resume_address_of
 
 MOST_ROWS = 60
 """Validations in the table of the page."""
@@ -262,7 +262,7 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
     address = address_of(record.folder)
     rows = []
     if record.status in ("stopped", "unfinished"):
-        rows.append((tr("resume"), command("train", _resume_address(record.folder))))
+        rows.append((tr("resume"), command("train", resume_address_of(record.folder))))
     if (record.folder / "checkpoints").is_dir():
         name = record.name.partition("/")[0]
         rows.append((tr("talk"), command("generate", address)))
@@ -275,35 +275,10 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
     if record.status == "done" and is_longer_better and record.step:
         steps = 2 * record.step
         settings = [f"trainer.max_steps={steps}", f"schedule.total_steps={steps}"]
-        longer = [*_resume_address(record.folder), *settings]
+        longer = [*resume_address_of(record.folder), *settings]
         rows.append((tr("train longer"), command("train", longer)))
-    rows.append((tr("this page again"), command("report", _name_address(record.folder))))
+    rows.append((tr("this page again"), command("report", name_address_of(record.folder))))
     return rows
-
-
-def address_of(folder: Path) -> list[str]:
-    """The settings by which a command finds the best weights of a run."""
-    if _is_newest(folder):
-        return _name_address(folder)
-    return [f"ckpt_path={folder}"]
-
-
-def _resume_address(folder: Path) -> list[str]:
-    if _is_newest(folder):
-        return [*_name_address(folder), "ckpt_path=last"]
-    return [f"ckpt_path={folder}"]
-
-
-def _name_address(folder: Path) -> list[str]:
-    name = folder.absolute().parent.name
-    if not _is_newest(folder):
-        name = f"{name}/{folder.name}"
-    logs = folder.parent.parent
-    return [f"run_name={name}", *([] if logs == LOGS else [f"logs_dir={logs}"])]
-
-
-def _is_newest(folder: Path) -> bool:
-    return [path.name for path in versions(folder.absolute().parent)[:1]] == [folder.name]
 
 
 def _details(record: RunRecord) -> Iterator[str]:

@@ -54,12 +54,6 @@ class Run:
         return self.folder.parent.parent
 
     @property
-    def address(self) -> list[str]:
-        """The settings by which a command finds this run."""
-        name = f"run_name={self.name}"
-        return [name] if self.logs == LOGS else [name, f"logs_dir={self.logs}"]
-
-    @property
     def checkpoints(self) -> Path:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints"

@@ -1,4 +1,4 @@
-"""The paths of run folders: lightning_logs/NAME/version_K."""
+"""The paths of run folders, lightning_logs/NAME/version_K, and the settings that name them."""
 
 from __future__ import annotations
 
@@ -38,3 +38,32 @@ def version_of(folder: Path) -> int:
 def is_version(folder: Path) -> bool:
     """Whether a folder's name is that of a run folder."""
     return re.fullmatch(r"version_\d+", folder.name) is not None
+
+
+def address_of(folder: Path) -> list[str]:
+    """The settings by which a command finds the best weights of a run.
+
+    A name alone means the newest version, so that an older one is named by its folder.
+    """
+    return name_address_of(folder) if _is_newest(folder) else [f"ckpt_path={folder}"]
+
+
+def resume_address_of(folder: Path) -> list[str]:
+    """The settings by which `train` resumes a run from its newest full state."""
+    address = address_of(folder)
+    return [*address, "ckpt_path=last"] if _is_newest(folder) else address
+
+
+def name_address_of(folder: Path) -> list[str]:
+    """The settings by which `report`, which takes NAME/version_K too, finds a run."""
+    name = folder.absolute().parent.name
+    if not _is_newest(folder):
+        name = f"{name}/{folder.name}"
+    logs = folder.parent.parent
+    return [f"run_name={name}", *([] if logs == LOGS else [f"logs_dir={logs}"])]
+
+
+def _is_newest(folder: Path) -> bool:
+    """Whether no run of the same name has a higher version, by now."""
+    newest = versions(folder.absolute().parent)[:1]
+    return all(version_of(found) <= version_of(folder) for found in newest)

@@ -24,6 +24,7 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.paths import resume_address_of
 from azllm_lightning.session.build import Parts, build
 from azllm_lightning.session.open import describe
 from azllm_lightning.session.outcome import SmallerBatch
@@ -176,7 +177,7 @@ def leave_after_out_of_memory(parts: Parts, start: Start, run: Run) -> NoReturn:
     size = f"trainer.micro_batch_size={config.trainer.micro_batch_size}"
     Notes().write("micro_batch_size", str(config.trainer.micro_batch_size))
     has_checkpoint = bool(step_files(run.checkpoints))
-    settings = [*run.address, "ckpt_path=last"] if has_checkpoint else start.config.overrides
+    settings = resume_address_of(run.folder) if has_checkpoint else start.config.overrides
     resume = command("train", [*settings, size])
     message = tr(
         "process {rank} of {count} is out of memory with trainer.micro_batch_size={size}\n"

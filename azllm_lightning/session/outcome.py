@@ -9,6 +9,7 @@ from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.paths import resume_address_of
 
 Kind = Literal["done", "stopped", "error", "crash", "memory", "killed", "lost"]
 
@@ -37,4 +38,4 @@ def resume_command(run: Run) -> str | None:
     """The command that resumes `run` from its newest checkpoint; None if it has none."""
     if not step_files(run.checkpoints):
         return None
-    return command("train", [*run.address, "ckpt_path=last"])
+    return command("train", resume_address_of(run.folder))

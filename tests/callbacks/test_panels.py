@@ -270,6 +270,16 @@ def test_the_end_panel() -> None:
     ]
 
 
+def test_the_end_panel_of_an_older_version_names_its_folder(tmp_path: Path) -> None:
+    for version in (0, 1):
+        (tmp_path / "tales" / f"version_{version}").mkdir(parents=True)
+    run = Run(tmp_path / "tales" / "version_0")
+    commands = [line for line in end(run) if "python -m azllm_lightning." in line]
+    assert len(commands) == 4
+    assert all(f" ckpt_path={run.folder}" in line for line in commands)
+    assert not any("run_name=" in line for line in commands)
+
+
 def test_the_end_panel_in_azerbaijani() -> None:
     use_language("az")
     assert end()[6:9] == [

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from azllm_lightning.callbacks.history import Validation
+from azllm_lightning.callbacks.panels import longer_command
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.runs.folder import Run, claim
+from azllm_lightning.runs.paths import address_of, name_address_of
+from azllm_lightning.session.outcome import resume_command
 from azllm_lightning.session.report import better_command, is_past_best, remedy
 
 
@@ -76,3 +81,28 @@ def test_the_command_of_the_next_run_keeps_what_was_typed() -> None:
     )
     parts.diagnosis.present = frozenset()
     assert better_command(parts, config) is None
+
+
+@pytest.mark.parametrize("logs", ["lightning_logs", "elsewhere"])
+def test_commands_name_the_folder_of_a_run_that_is_not_the_newest_of_its_name(
+    logs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = [] if logs == "lightning_logs" else [f"logs_dir={logs}"]
+    old = claim("kitab", Path(logs))
+    (old.checkpoints / "step_00000004.ckpt").touch()
+    train = "python -m azllm_lightning.train"
+    by_name = " ".join([train, "run_name=kitab", *where, "ckpt_path=last"])
+    assert resume_command(old) == by_name
+    assert longer_command(old, 8).startswith(by_name)
+    new = claim("kitab", Path(logs))  # another terminal trains the same name meanwhile
+    assert resume_command(old) == f"{train} ckpt_path={old.folder}"
+    assert longer_command(old, 8).startswith(f"{train} ckpt_path={old.folder} ")
+    assert address_of(old.folder) == [f"ckpt_path={old.folder}"]
+    assert address_of(new.folder) == ["run_name=kitab", *where]
+    assert name_address_of(old.folder) == ["run_name=kitab/version_0", *where]
+    # On the disk of another machine nothing is known of other versions.
+    far_off = Run(Path("lightning_logs/yox/version_3"))
+    assert address_of(far_off.folder) == ["run_name=yox"]
+    for run in (old, new):
+        run.release()

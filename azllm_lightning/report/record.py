@@ -307,8 +307,10 @@ def _timeline(events: RunEvents) -> tuple[Floats, Floats]:
     passed = np.maximum(0.0, np.diff(times))
     usual = float(np.median(passed / np.diff(steps))) * np.diff(steps)
     passed = np.where(passed > np.maximum(600.0, LONG_PAUSE * usual), usual, passed)
-    for tag in (RESUME, ROLLBACK):
-        for start in (entry.time for entry in events.texts.get(tag, {}).values()):
-            around = (times[:-1] < start) & (start <= times[1:])
-            passed[around] = (times[1:] - start)[around]
+    starts = [
+        entry.time for tag in (RESUME, ROLLBACK) for entry in events.texts.get(tag, {}).values()
+    ]
+    for start in sorted(starts):  # of several between two points, the last one led to the second
+        around = (times[:-1] < start) & (start <= times[1:])
+        passed[around] = (times[1:] - start)[around]
     return steps, np.concatenate(([0.0], np.cumsum(passed))) / 60

@@ -58,7 +58,7 @@ def carry_curve(source: Path, target: Path, last_step: int) -> None:
     if not old_files:
         return
     try:
-        records = list(_up_to(old_files, last_step))
+        records = _up_to(old_files, last_step)
         with replacing(target / old_files[0].name) as file:
             writer = RecordWriter(file)
             for raw in records:
@@ -105,17 +105,19 @@ def write_description(folder: Path, values: Iterable[Any]) -> None:
         writer.flush()
 
 
-def _up_to(files: list[Path], last_step: int) -> Iterator[bytes]:
-    """The records of the curve up to `last_step`, each point once."""
-    seen: set[tuple[str, int]] = set()
-    for raw, event in _read_events(files):
+def _up_to(files: list[Path], last_step: int) -> list[bytes]:
+    """The records of the curve up to `last_step`, each point once: the last one, in the place of
+    the first.
+
+    Two resumes from one checkpoint each log their start at its step; only the last one's lasted.
+    """
+    found: dict[object, bytes] = {}
+    for number, (raw, event) in enumerate(_read_events(files)):
         if event.step > last_step or any(map(_describes_run, event.summary.value)):
             continue
-        tags = {(value.tag, event.step) for value in event.summary.value}
-        if tags and tags <= seen:
-            continue
-        seen |= tags
-        yield raw
+        points = frozenset((value.tag, event.step) for value in event.summary.value)
+        found[points or number] = raw  # without points, it is the start of a file
+    return list(found.values())
 
 
 def _purge(newest: Path, last_step: int) -> None:

@@ -207,6 +207,24 @@ def test_pauses_between_sessions_do_not_count_as_time(write_run: WriteRun) -> No
     assert math.isclose(minutes[-1], 450 / 60 + 10 / 60, abs_tol=0.2)
 
 
+@pytest.mark.parametrize("second", ["resume", "rollback"])
+def test_a_start_that_led_nowhere_does_not_hide_the_pause_before_the_next(
+    second: str, write_run: WriteRun
+) -> None:
+    """Killed before the first point after its start, and started again a week later."""
+    from run_folders import START, append, scalar, text
+
+    folder = write_run()
+    day = 86_400
+    first = "rollback" if second == "resume" else "resume"
+    file = folder / "events.out.tfevents.2"
+    append(file, [text(first, 400, "a.ckpt", START + 400 + day)])
+    append(file, [text(second, 400, "a.ckpt", START + 400 + 2 * day)])
+    append(file, [scalar("train_loss", 460, 2.0, START + 460 + 2 * day)])
+    _, minutes = read_record(folder).timeline
+    assert math.isclose(minutes[-1], 450 / 60, abs_tol=0.2)
+
+
 def test_the_forecast_of_another_part_is_shown_with_its_error(write_run: WriteRun) -> None:
     class Guess:
         val_loss = 1.2345

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.history import History
 from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.text import paragraph
+from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK
@@ -65,13 +67,20 @@ class LivePage(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """The run no longer trains: a page that says it does would be wrong."""
+        """Write the page: the run no longer trains, unless another fit of the session follows.
+
+        It does after a rollback and with a smaller micro-batch; `session.attempts`, which may find
+        that it cannot, then writes the last page.
+        """
+        is_training = isinstance(exception, RollBack) or is_out_of_memory(exception)
         for writer in writers(trainer):
             writer.flush()
-            self._write(is_training=False)
+            self._write(is_training)
 
     def write_last(self, trainer: Trainer) -> None:
-        """Write the page after the end of training, with the status in summary.json."""
+        """Write the page after the end of training, with the status in summary.json if there is
+        one.
+        """
         if trainer.is_global_zero:
             self._write(is_training=False)
 

@@ -87,12 +87,7 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
         outcome = attempt(parts, start, run, stop)
         if isinstance(outcome, Done):
             return parts
-        if isinstance(outcome, RolledBack):
-            start = after_rollback(parts, start, run, outcome.broken)
-        elif resolved.devices > 1:
-            leave_after_out_of_memory(parts, start, run)
-        else:
-            start = after_out_of_memory(parts, start, run)
+        start = next_start(outcome, parts, start, run, resolved.devices)
         parts.data.trainer = None
         del parts, outcome
         batch.free_memory()  # the exception, whose frames kept tensors alive, has been dropped
@@ -124,6 +119,25 @@ def attempt(parts: Parts, start: Start, run: Run, stop: StopRequest) -> Outcome:
             raise
         return OutOfMemory()
     return Done()
+
+
+def next_start(
+    outcome: RolledBack | OutOfMemory, parts: Parts, start: Start, run: Run, devices: int
+) -> Start:
+    """Where to restart after `outcome`.
+
+    Raises SmallerBatch where all processes have to be started again, and ValueError if the run
+    cannot continue, as its page then says.
+    """
+    try:
+        if isinstance(outcome, RolledBack):
+            return after_rollback(parts, start, run, outcome.broken)
+        if devices > 1:
+            leave_after_out_of_memory(parts, start, run)
+        return after_out_of_memory(parts, start, run)
+    except (ValueError, OSError):
+        parts.page.write_last(parts.trainer)
+        raise
 
 
 def _built(start: Start, resolved: Resolved, run: Run, stop: StopRequest) -> Parts:

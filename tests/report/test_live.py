@@ -9,11 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from run_folders import WriteRun
 from seen import Seen
 from training_runs import Probe
 
+from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.history import History
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
@@ -22,6 +24,7 @@ from azllm_lightning.report.__main__ import report
 from azllm_lightning.report.page import page
 from azllm_lightning.runs.paths import REPORT
 from azllm_lightning.training.saving import AtomicCheckpointIO
+from azllm_lightning.training.stopping import Stopped
 
 Train = Callable[..., Path]
 
@@ -75,6 +78,25 @@ def test_a_resumed_and_rolled_back_run_shows_it(
     assert found.chart("loss")["lines"][0]["x"] == list(range(1, 9))
 
 
+def test_a_rollback_is_no_end_and_the_last_of_too_many_is_one(
+    train_with_page: Train, probe: Probe
+) -> None:
+    Reader.pages.clear()
+    reader = [f"+callbacks.reader._target_={Reader.__module__}.Reader"]
+    health = ["callbacks.health.patience=1", "callbacks.health.max_rollbacks=1"]
+    probe.factor = lambda step, batch: math.nan if step >= 5 else 1.0
+    with pytest.raises(ValueError, match="the same happened after 1 rollback"):
+        train_with_page(*reader, *health)
+    # The second fit begins at step 4 with what the first one's page said after its exception.
+    again = Seen(Reader.pages[4])
+    assert "● training" in again.text
+    assert 5 in again.chart("loss")["lines"][0]["x"]
+    assert "ckpt_path=last" not in again.text
+    ended = Seen(Path("lightning_logs/tiny/version_0", REPORT).read_text(encoding="utf-8")).text
+    assert "▲ unfinished" in ended
+    assert "ckpt_path=last" in ended
+
+
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A trainer whose logger has written everything."""
@@ -101,6 +123,30 @@ def test_a_page_that_fails_is_one_warning(
     page_of.on_exception(trainer, None, ValueError())  # type: ignore[arg-type]
     assert [text.count("no ink") for text in warnings] == [1]
     assert not (page_of.folder / REPORT).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_training"),
+    [
+        (RollBack(3, 5), True),
+        (torch.OutOfMemoryError(), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("wrong shape"), False),
+        (Stopped("Ctrl+C"), False),
+    ],
+    ids=repr,
+)
+def test_only_what_another_fit_follows_is_no_end(
+    error: BaseException,
+    is_training: bool,
+    write_run: WriteRun,
+    trainer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[bool] = []
+    monkeypatch.setattr(live, "page", lambda record: written.append(record.is_training) or "")
+    live_page(write_run()).on_exception(trainer, None, error)  # type: ignore[arg-type]
+    assert written == [is_training]
 
 
 def test_without_curves_there_is_no_page(trainer: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ RECENT = 50
 
 
 class Clock:
-    """Times a session in seconds; `History` calls it from Lightning's hooks.
+    """Times a fit in seconds; `History` calls it from Lightning's hooks.
 
     The time of a step includes its wait for data, but neither validation nor saving. The first step
     of a session compiles and warms up, so that no mean or prediction counts it.
@@ -26,9 +26,9 @@ class Clock:
         self.validation_seconds = 0.0
         """Duration of the last validation, with all that callbacks do in it except saving."""
         self.earlier_seconds = 0.0
-        """Wall time of the sessions before this one."""
+        """Wall time of the sessions before this one, and of earlier fits of this one."""
         self._io = io
-        self._session_started = time.monotonic()
+        self._started = time.monotonic()
         self._mark = 0.0  # start of the current step
         self._saving_at_mark = 0.0
         self._paused = False
@@ -45,7 +45,17 @@ class Clock:
     @property
     def wall_seconds(self) -> float:
         """Wall time of all sessions of the run, as far as the checkpoints recorded them."""
-        return self.earlier_seconds + time.monotonic() - self._session_started
+        return self.earlier_seconds + time.monotonic() - self._started
+
+    def follow(self, before: Clock) -> None:
+        """Add the wall time of the fit before, of the same session: what it did after its last
+        checkpoint is lost, but took its time.
+        """
+        self.earlier_seconds = before.earlier_seconds + self._started - before._started
+
+    def add_earlier(self, seconds: float) -> None:
+        """Add the wall time that a checkpoint records, unless `follow` has done so."""
+        self.earlier_seconds = max(self.earlier_seconds, seconds)
 
     def start(self) -> None:
         """Training begins."""

@@ -101,7 +101,7 @@ class History(Callback):
         self.lowest = None if state_dict["lowest"] is None else Mean(*state_dict["lowest"])
         self.scales = list(state_dict["scales"])
         self.clock.validation_seconds = state_dict["validation_seconds"]
-        self.clock.earlier_seconds = state_dict["wall_seconds"]
+        self.clock.add_earlier(state_dict["wall_seconds"])
         self.resumed_from = list(state_dict["resumed_from"])
 
     def median_tokens_per_sec(self) -> float | None:

@@ -79,8 +79,12 @@ def attempts(resolved: Resolved, config: RunConfig, run: Run, stop: StopRequest)
     source = resolved.source
     path = source.path if source else None
     start = Start(config, path, source.step if source else -1, path)
+    clock = None
     while True:
         parts = _built(start, resolved, run, stop)
+        if clock is not None:
+            parts.history.clock.follow(clock)
+        clock = parts.history.clock
         parts.health.rollbacks = start.rollbacks
         parts.history.starts_from = str(start.resumed_from) if start.resumed_from else None
         parts.page.rolled_back = start.rolled_back

@@ -117,6 +117,19 @@ def test_wall_time_adds_the_sessions_before(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("time.monotonic", lambda: now)
     io: Any = SimpleNamespace(seconds=0.0)
     clock = Clock(io)
-    clock.earlier_seconds = 100.0
+    clock.add_earlier(100.0)
     now = 57.0
     assert clock.wall_seconds == pytest.approx(107.0)
+    # Another fit of the session, from a checkpoint that was written 3 seconds ago, and began 2
+    # seconds before it was loaded.
+    now = 60.0
+    again = Clock(io)
+    again.follow(clock)
+    again.add_earlier(107.0)
+    now = 62.0
+    assert again.wall_seconds == pytest.approx(112.0)
+    # The first fit ran out of memory before it loaded the checkpoint of an earlier session.
+    other = Clock(io)
+    other.follow(Clock(io))
+    other.add_earlier(100.0)
+    assert other.wall_seconds == pytest.approx(100.0)

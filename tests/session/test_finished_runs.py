@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +63,28 @@ def test_a_run_whose_report_is_missing_gets_it(train_tiny: Train) -> None:
     (folder / "summary.json").unlink()
     assert train_tiny("ckpt_path=last") == folder
     assert (folder / "summary.json").is_file()
+
+
+def test_the_time_that_a_rollback_undoes_was_needed_all_the_same(
+    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monotonic = time.monotonic
+    broken = iter([True])
+    late = 0.0
+
+    def factor(step: int, batch: object) -> float:
+        nonlocal late
+        if step == 5 and next(broken, False):
+            late = 1000.0  # after the checkpoint of step 4
+            return math.nan
+        return 1.0
+
+    monkeypatch.setattr("time.monotonic", lambda: monotonic() + late)
+    probe.factor = factor
+    folder = train_tiny("callbacks.health.patience=1")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 8
+    assert 1000 <= summary["wall_seconds"] < 2000
 
 
 def test_a_renamed_run_folder_brings_its_curve_and_its_best_weights(

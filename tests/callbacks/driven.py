@@ -56,6 +56,7 @@ class DrivenRun:
         )
         self.module.schedule_config = SimpleNamespace(warmup_steps=warmup)
         self.module.optimizer_config = SimpleNamespace(lr=3e-3)
+        self.module.teachers = None
         self.module.device = SimpleNamespace(type="cpu")
         self.module.logs_now = False
         self.module.step_report = None

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 OVER = 0.5
 """Below this severity a problem is over; if it comes back, it is reported again."""
 
+AT_THE_END = ("undertrained", "too_small")
+"""Problems of a run as a whole, judged at its end: over as soon as it is trained longer."""
+
 
 class Diagnosis(Callback):
     """Asks `rules` about the history, and reports each problem once per episode.
@@ -70,6 +73,8 @@ class Diagnosis(Callback):
         report = pl_module.step_report
         if report is None:
             return
+        for name in AT_THE_END:
+            self._reported.pop(name, None)
         is_check_step = trainer.global_step % CHECK_EVERY == 0
         if report.finite:
             self._check_learning_rate(trainer, pl_module, is_check_step)

@@ -252,6 +252,11 @@ def test_underfitting_is_reported_at_the_end(curve: list[Row], name: str) -> Non
     for row in curve:
         run.validate(row)
     assert run.marks == [(name, 400)]
+    run.restart()
+    assert run.diagnosis.present == {name}  # a session that only reports the end
+    run.trainer.max_steps = 800
+    run.step()
+    assert run.diagnosis.present == set()  # the run is trained longer
 
 
 @pytest.mark.parametrize("restart", [None, 4, 5])

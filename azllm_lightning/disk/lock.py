@@ -33,6 +33,9 @@ OLD_SECONDS = 600.0
 SETTLE_SECONDS = 0.3
 """Between writing a marker and reading it again: of two processes that write one, one remains."""
 
+LOOK_SECONDS = 0.05
+"""`Lock.is_held` has a free lock for much less than this."""
+
 RECORD_BYTES = 512
 """A marker has a fixed size, so that a renewal never shows half a record."""
 
@@ -114,6 +117,9 @@ class Lock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             locked = _lock_descriptor(descriptor)
+            if not locked:
+                time.sleep(LOOK_SECONDS)  # it may be another process that only looks
+                locked = _lock_descriptor(descriptor)
         except OSError:
             os.close(descriptor)
             _warn_without_locks(self.path.parent)
@@ -124,6 +130,26 @@ class Lock:
         self._descriptor = descriptor
         self._pid = os.getpid()
         return State.HELD
+
+    def is_held(self) -> bool | None:
+        """Whether a process holds the lock, this one included; None where there is no lock.
+
+        This creates nothing, takes no marker over, and works in a folder that cannot be written.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            is_free = _lock_descriptor(descriptor, is_shared=True)
+            if is_free:
+                _unlock_descriptor(descriptor)
+        except OSError:  # without flock, the marker alone counts
+            is_free = True
+        finally:
+            os.close(descriptor)
+        marker = _read_marker(self.marker)
+        return not is_free or (marker is not None and not marker.is_dead)
 
     def wait(self, message: str) -> None:
         """Get the lock, however long that takes; `message` is logged if it takes any time."""
@@ -234,8 +260,11 @@ def _warn_without_locks(folder: Path) -> None:
         )
 
 
-def _lock_descriptor(descriptor: int) -> bool:
-    """Lock an open file; False if another process has it. Raises OSError if it cannot be locked."""
+def _lock_descriptor(descriptor: int, is_shared: bool = False) -> bool:
+    """Lock an open file; False if another process has it. Raises OSError if it cannot be locked.
+
+    Several may have it with `is_shared`, except on Windows.
+    """
     busy = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
     try:
         if sys.platform == "win32":
@@ -245,7 +274,8 @@ def _lock_descriptor(descriptor: int) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in busy:
             return False

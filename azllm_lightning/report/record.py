@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,8 @@ from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, marks_of
 from azllm_lightning.report.written import Written, written_by
+from azllm_lightning.runs import listing
 from azllm_lightning.runs.curves import EVENTS, SESSION
-from azllm_lightning.runs.listing import QUIET_SECONDS, read_summary
 from azllm_lightning.runs.paths import folder_of, is_version, run_names, versions
 
 LONG_PAUSE = 20.0
@@ -194,11 +193,11 @@ def read_record(
 ) -> RunRecord:
     """The run in `folder`; `events` continues what was read before.
 
-    Without `is_training`, a run that is not done and was alive a moment ago counts as training.
+    Without `is_training`, a run trains if its folder is locked.
     """
     events = events or RunEvents(folder)
     events.update()
-    summary = read_summary(folder)
+    summary = listing.read_summary(folder)
     config = _read_config(folder)
     curve = events.curve("val_loss")
     steps = [*curve.steps, *events.curve("train_loss").steps[-1:]]
@@ -206,7 +205,7 @@ def read_record(
         summary = {}
     alive_at = events.last_time
     if is_training is None:
-        is_training = not summary and time.time() - alive_at < QUIET_SECONDS
+        is_training = listing.is_training(folder, -math.inf if summary else alive_at)
     record = RunRecord(
         folder=folder,
         events=events,

@@ -18,6 +18,7 @@ from azllm_lightning.runs.atomic import replacing, sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve, read_scalars
 from azllm_lightning.runs.paths import (
+    LOCK,
     LOGS,
     folder_of,
     is_version,
@@ -310,7 +311,7 @@ def _lock(folder: Path) -> Run:
 
     Raises ValueError if another process trains the run, and OSError if the folder is not writable.
     """
-    lock = Lock(folder / ".lock")
+    lock = Lock(folder / LOCK)
     state = lock.try_acquire()
     if state is State.UNKNOWN and lock.holder:
         log.warning(

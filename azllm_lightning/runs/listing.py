@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from azllm_lightning.disk.lock import Lock
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import EVENTS, read_scalars
-from azllm_lightning.runs.paths import versions
+from azllm_lightning.runs.paths import LOCK, versions
 
 QUIET_SECONDS = 600.0
-"""A run that has written nothing for so long is not training."""
+"""A run without a lock that has written nothing for so long is not training."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,40 @@ def _row(folder: Path) -> RunRow:
     summary = read_summary(folder)
     newest = [step for step, _ in step_files(folder / "checkpoints")[:1]]
     step = max([*newest, *([summary["steps"]] if summary else [])], default=None)
-    # A summary older than the newest checkpoint was written by an earlier session.
-    is_current = bool(summary) and step == summary["steps"]
+    written = max((file.stat().st_mtime for file in folder.glob(EVENTS)), default=-math.inf)
+    if summary and (step != summary["steps"] or _goes_on(folder, summary["steps"], written)):
+        summary = {}  # it is that of an earlier session
+    trains = is_training(folder, -math.inf if summary else written)
+    if trains:
+        summary = {}
     files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     return RunRow(
         name=f"{folder.parent.name}/{folder.name}",
-        status=str(summary["status"]) if is_current else _status(folder),
+        status="training" if trains else str(summary.get("status", "unfinished")),
         step=step,
-        best_val_loss=summary.get("best_val_loss") if is_current else _best_val_loss(folder),
+        best_val_loss=summary.get("best_val_loss") if summary else _best_val_loss(folder),
         num_bytes=sum(file.stat().st_size for file in files),
     )
 
 
-def _status(folder: Path) -> str:
-    """Of a run without a current summary: training, if its curves grew a moment ago."""
-    written = max((file.stat().st_mtime for file in folder.glob(EVENTS)), default=-math.inf)
-    return "training" if time.time() - written < QUIET_SECONDS else "unfinished"
+def _goes_on(folder: Path, step: int, written: float) -> bool:
+    """Whether the curves, last written at `written`, go on after the summary of `step`.
+
+    Reading them takes long, and those that are older than the summary do not.
+    """
+    if written < (folder / "summary.json").stat().st_mtime:
+        return False
+    return max(read_scalars(folder).get("train_loss", {}), default=0) > step
+
+
+def is_training(folder: Path, last_sign: float) -> bool:
+    """Whether a process trains the run in `folder`: it holds the lock of the folder.
+
+    A folder without a lock, such as a copy, counts as training for a while after its `last_sign`
+    of life, in seconds since 1970.
+    """
+    is_held = Lock(folder / LOCK).is_held()
+    return time.time() - last_sign < QUIET_SECONDS if is_held is None else is_held
 
 
 def _best_val_loss(folder: Path) -> float | None:

@@ -9,6 +9,8 @@ from unicodedata import normalize
 LOGS = Path("lightning_logs")
 """The folder of all runs, unless logs_dir names another."""
 
+LOCK = ".lock"
+"""The file in a run folder that is locked while the run trains."""
 
 REPORT = "report.html"
 """The page of a run in its folder; that of several is in the folder of all runs."""

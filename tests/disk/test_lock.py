@@ -51,6 +51,43 @@ def test_a_lock_has_one_holder_until_it_is_released(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_a_look_at_a_lock_disturbs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, looks = Lock(tmp_path / ".lock"), Lock(tmp_path / ".lock")
+    assert looks.is_held() is None
+    assert list(tmp_path.iterdir()) == []
+    assert lock.try_acquire() is State.HELD
+    assert looks.is_held() is True
+    assert lock.is_held() is True
+    lock.release()
+    assert looks.is_held() is False
+    # Another process looks exactly while this one wants the lock.
+    real = module._lock_descriptor
+    answers = iter([False])
+    monkeypatch.setattr(module, "_lock_descriptor", lambda d, **_: next(answers, None) or real(d))
+    assert lock.try_acquire() is State.HELD
+    lock.release()
+
+
+def test_without_flock_a_look_at_a_lock_asks_its_marker(
+    without_flock: Fail, tmp_path: Path
+) -> None:
+    without_flock(errno.ENOLCK)
+    lock, looks = Lock(tmp_path / ".lock"), Lock(tmp_path / ".lock")
+    assert lock.try_acquire() is State.HELD
+    assert looks.is_held() is True
+    lock.release()
+    assert looks.is_held() is False
+    for host, pid, age, expected in (
+        ("vm1", 77, 30.0, True),
+        ("vm1", 77, 700.0, False),
+        (socket.gethostname(), ended_process(), 0.0, False),
+    ):
+        write_marker(lock, host, pid, age)
+        content = lock.marker.read_bytes()
+        assert looks.is_held() is expected
+        assert lock.marker.read_bytes() == content
+
+
 @pytest.mark.parametrize("number", NONE, ids=errno.errorcode.get)
 def test_without_flock_a_marker_that_is_renewed_keeps_the_lock(
     number: int,

@@ -10,6 +10,7 @@ import numpy as np
 
 from azllm_lightning.callbacks.text import count_text, duration, loss_text
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.report.charts import Chart, Line
 from azllm_lightning.report.document import (
     HALF,
@@ -37,18 +38,20 @@ def comparison(records: Sequence[RunRecord]) -> str:
     """The page of several runs, in the language in use."""
     names = ", ".join(record.name for record in records)
     count = len(records)
+    are_comparable = _have_one_tokenizer(records)
     title = trn("{count} run compared", "{count} runs compared", count)
     parts = [
         f'<header><div class="title"><h1>{escape(title)}</h1></div>'
         f'<p class="facts">{escape(names)}</p></header>',
-        section(tr("Results"), [_results(records)], name="results"),
-        *_charts(records),
+        section(tr("Results"), [_results(records, are_comparable)], name="results"),
+        *_charts(records, are_comparable),
         section(tr("Settings that differ"), [_differences(records)], name="differences"),
     ]
     return document(f"{title}: {names}", parts)
 
 
-def _results(records: Sequence[RunRecord]) -> str:
+def _results(records: Sequence[RunRecord], are_comparable: bool) -> str:
+    """A row per run; the lowest val_loss is marked only if the losses are comparable."""
     head = [
         tr("run"),
         tr("status"),
@@ -70,7 +73,7 @@ def _results(records: Sequence[RunRecord]) -> str:
             [
                 _key(number, record),
                 Markup(pill(record.status)),
-                _marked(losses, number),
+                _marked(losses, number, are_comparable),
                 f"{best[0]:,}" if best else "-",
                 _marked(bpbs, number),
                 f"{record.step:,}",
@@ -93,25 +96,39 @@ def _best_bpb(record: RunRecord) -> float:
     return math.inf if value is None or not math.isfinite(value) else value
 
 
-def _marked(values: Sequence[float], number: int) -> str:
-    """A value of a column, in bold if it is the lowest."""
+def _have_one_tokenizer(records: Sequence[RunRecord]) -> bool:
+    """Whether the tokens of all runs are the same, so that their losses per token compare."""
+    return len({_tokenizer(record) for record in records}) == 1
+
+
+def _tokenizer(record: RunRecord) -> str:
+    """The fingerprint of a run's tokenizer; without it, the size of the vocabulary."""
+    try:
+        return Tokenizer.from_file(record.folder).fingerprint
+    except (ValueError, OSError):
+        return str(record.setting("data.vocab_size"))
+
+
+def _marked(values: Sequence[float], number: int, are_comparable: bool = True) -> str:
+    """A value of a column, in bold if it is the lowest of comparable ones."""
     value = values[number]
     if not math.isfinite(value):
         return "-"
     text = loss_text(value)
-    return Markup(f'<b class="lowest">{text}</b>') if value == min(values) else text
+    is_lowest = are_comparable and value == min(values)
+    return Markup(f'<b class="lowest">{text}</b>') if is_lowest else text
 
 
-def _charts(records: Sequence[RunRecord]) -> Iterator[str]:
+def _charts(records: Sequence[RunRecord], are_comparable: bool) -> Iterator[str]:
     axes = {"step": tr("by step"), "tokens": tr("by tokens"), "minutes": tr("by minutes")}
     buttons = "".join(
         f'<button type="button" data-axis="{axis}">{escape(text)}</button>'
         for axis, text in axes.items()
     )
     note = ""
-    if len({record.setting("data.vocab_size") for record in records}) > 1:
+    if not are_comparable:
         note = tr(
-            "The runs have different vocabularies: compare their bits per byte, not their losses."
+            "The runs have different tokenizers: compare their bits per byte, not their losses."
         )
     remark = f'<p class="note">{escape(note)}</p>' if note else ""
     yield f'<div class="switch">{buttons}</div>{remark}'

@@ -10,6 +10,7 @@ from run_folders import WriteRun, healthy
 from seen import Seen
 
 from azllm_lightning import plot_runs
+from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.report.comparison import comparison
 from azllm_lightning.report.record import read_record
 
@@ -34,7 +35,7 @@ def test_runs_are_on_the_same_axes_with_what_differs(write_run: WriteRun) -> Non
     assert names == ["good/version_0", "worse/version_0"]
     assert "optimizer.lr 0.01 0.1" in found.text
     assert "optimizer.name" not in found.text
-    assert "different vocabularies" not in found.text
+    assert "different tokenizers" not in found.text
     best = [attrs for tag, attrs in found.elements if tag == "b" and attrs.get("class") == "lowest"]
     assert (
         len(best) == 3
@@ -47,8 +48,26 @@ def test_runs_with_nothing_in_common_have_a_page(write_run: WriteRun) -> None:
         write_run("b", {"train_loss": {1: float("nan")}}, config={"data": {"vocab_size": 400}}),
     ]
     found = Seen(comparison([read_record(folder) for folder in folders]))
-    assert "different vocabularies" in found.text
+    assert "different tokenizers" in found.text
     assert "b/version_0" in found.text
+
+
+def test_losses_of_different_tokenizers_of_one_size_are_not_compared(write_run: WriteRun) -> None:
+    folders = [write_run(name, config={"data": {"vocab_size": 300}}) for name in ("a", "b")]
+    texts = ["bir gün " * 50 + "kənddə " * 40 + "bağ " * 30, "qış gəldi " * 50 + "dağ " * 40]
+    tokenizers = [Tokenizer.train([text], 260) for text in texts]
+
+    def lowest(*chosen: Tokenizer) -> int:
+        """How many values are in bold: each column of two equal runs has two."""
+        for folder, tokenizer in zip(folders, chosen, strict=True):
+            tokenizer.save(folder / "tokenizer.json")
+        found = Seen(comparison([read_record(folder) for folder in folders]))
+        differ = chosen[0] is not chosen[1]
+        assert ("different tokenizers: compare their bits per byte" in found.text) == differ
+        return sum(attrs.get("class") == "lowest" for _, attrs in found.elements)
+
+    assert lowest(tokenizers[0], tokenizers[0]) == 4
+    assert lowest(*tokenizers) == 2  # bits per byte alone
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate, pairwise
 
 from azllm_lightning.callbacks.history import KEPT, LONG, Mean, Validation, best_of
@@ -28,6 +28,9 @@ EVIDENCE = 4.0
 
 FALL = 0.02
 """Fall of train_loss since the best, as a share of val_loss, above which it is not noise."""
+
+UNHELPED = frozenset({"too_small", "dead"})
+"""Problems that more steps do not solve; overfitting shows in the validations."""
 
 DECAY = 3.0
 """Weight decay that keeps a model larger than its text from memorizing it."""
@@ -115,6 +118,19 @@ def overfitting(history: Sequence[Validation], share: float) -> float:
     train_falls = _train_loss(best) - train_loss > FALL * best.val_loss
     apart = since[-1].val_loss - train_loss > CLOSE * best.val_loss
     return severity if train_falls and apart and not recovers else min(severity, 0.9)
+
+
+def more_steps_help(history: Sequence[Validation], present: Collection[str]) -> bool:
+    """Whether a run at its last step, with the problems `present`, can get better by more steps.
+
+    It cannot after a divergence, once IN_A_ROW validations or more are worse than the best, nor
+    with one of the problems UNHELPED.
+    """
+    best = best_of(history)
+    if best is None or not math.isfinite(history[-1].val_loss):
+        return False
+    since = sum(row.step > best.step for row in history)
+    return since < IN_A_ROW and UNHELPED.isdisjoint(present)
 
 
 def against_overfitting(

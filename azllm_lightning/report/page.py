@@ -270,9 +270,7 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
         if record.status != "training":
             export = command("export", [*address, f"out={name}_hf"])
             rows.append((tr("export"), export))
-    names = {mark.name for mark in record.marks}
-    is_longer_better = not names & {"overfitting", "early_stop", "too_small", "dead"}
-    if record.status == "done" and is_longer_better and record.step:
+    if record.can_be_extended:
         steps = 2 * record.step
         settings = [f"trainer.max_steps={steps}", f"schedule.total_steps={steps}"]
         longer = [*resume_address_of(record.folder), *settings]

@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 
 from azllm_lightning.callbacks.gap import Point, gap_text
+from azllm_lightning.callbacks.history import Validation
+from azllm_lightning.callbacks.rules import more_steps_help
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.report.events import RunEvents
@@ -105,6 +107,21 @@ class RunRecord:
         if self.is_training:
             return "training"
         return str(self.summary.get("status", "unfinished"))
+
+    @property
+    def can_be_extended(self) -> bool:
+        """Whether the run is done and more steps would help, as the terminal said at its end."""
+        best = self.best
+        if self.status != "done" or best is None or self.summary["steps"] != self.max_steps:
+            return False
+        curve = self.events.curve("val_loss")
+        history = [
+            Validation(step, None, loss, math.nan, math.nan)
+            for step, loss in zip(curve.steps, curve.values, strict=True)
+        ]
+        # A problem is over once the loss has fallen below what it was until then.
+        present = {mark.name for mark in self.marks if mark.step >= best[0]}
+        return more_steps_help(history, present)
 
     @property
     def seconds_left(self) -> float | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from azllm_lightning.callbacks.gap import Point, gap_text
-from azllm_lightning.callbacks.history import Validation, best_of
 from azllm_lightning.callbacks.panels import end_panel
-from azllm_lightning.callbacks.rules import IN_A_ROW, against_overfitting
+from azllm_lightning.callbacks.rules import against_overfitting, more_steps_help
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
@@ -83,8 +82,8 @@ def report(parts: Parts, run: Run, config: RunConfig) -> None:
         )
         raise OSError(message)
     validations = parts.history.validations
-    helpful = parts.io.diverged is None and summary.steps == parts.trainer.max_steps
-    extendable = helpful and not parts.diagnosis.overfitting and not is_past_best(validations)
+    is_complete = parts.io.diverged is None and summary.steps == parts.trainer.max_steps
+    extendable = is_complete and more_steps_help(validations, parts.diagnosis.present)
     sample = parts.samples.latest if parts.samples is not None else ""
     last = parts.module.last_validation
     better = better_command(parts, config)
@@ -101,12 +100,6 @@ def _gap(parts: Parts) -> str:
     windows = parts.data.train_windows.num_windows
     steps_per_pass = windows / parts.data.global_batch_size
     return gap_text(points, steps_per_pass, parts.module.teachers is not None)
-
-
-def is_past_best(validations: Sequence[Validation]) -> bool:
-    """Whether the last two validations or more are worse than the best: more steps do not help."""
-    best = best_of(validations)
-    return best is not None and sum(row.step > best.step for row in validations) >= IN_A_ROW
 
 
 def better_command(parts: Parts, config: RunConfig) -> str | None:

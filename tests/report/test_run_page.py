@@ -250,6 +250,21 @@ def test_the_commands_fit_what_happened(write_run: WriteRun) -> None:
     done = {"status": "done", "steps": 400}
     assert "train longer" in named(write_run("a", summary=done))
     assert "train longer" not in named(write_run("b", overfitted(), REPORTED, summary=done))
+    # Past its best, diverged, stopped early, or with too small a model.
+    late = healthy()
+    late["val_loss"] |= {300: late["val_loss"][200] + 0.1, 400: late["val_loss"][200] + 0.1}
+    assert "train longer" not in named(write_run("late", late, summary=done))
+    diverged = healthy()
+    diverged["val_loss"][400] = math.nan
+    assert "train longer" not in named(write_run("diverged", diverged, summary=done))
+    early = {**done, "steps": 300}
+    until = healthy(300)
+    assert "train longer" not in named(write_run("early", until, summary=early))
+    small = {"diagnosis/too_small": {400: "step 400: underfitting. So"}}
+    assert "train longer" not in named(write_run("small", texts=small, summary=done))
+    # A problem that was over at the end.
+    past = {"diagnosis/dead": {100: "step 100: dead"}, **REPORTED}
+    assert "train longer" in named(write_run("past", texts=past, summary=done))
     stopped = write_run("c d", summary={"status": "stopped", "steps": 400})
     rows = dict(next_commands(read_record(stopped)))
     assert "'run_name=c d'" in rows["resume"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 
 from azllm_lightning.callbacks.history import Validation
 from azllm_lightning.callbacks.panels import longer_command
+from azllm_lightning.callbacks.rules import more_steps_help
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.runs.folder import Run, claim
 from azllm_lightning.runs.paths import address_of, name_address_of
 from azllm_lightning.session.outcome import resume_command
-from azllm_lightning.session.report import better_command, is_past_best, remedy
+from azllm_lightning.session.report import better_command, remedy
 
 
 def validations(*losses: float) -> list[Validation]:
@@ -25,16 +27,18 @@ def validations(*losses: float) -> list[Validation]:
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ((7.0, 3.0, 2.5), False),
-        ((7.0, 3.0, 2.5, 2.6), False),  # one may be noise
-        ((7.0, 3.0, 2.5, 2.6, 2.55), True),
+        ((7.0, 3.0, 2.5), True),
+        ((7.0, 3.0, 2.5, 2.6), True),  # one may be noise
+        ((7.0, 3.0, 2.5, 2.6, 2.55), False),
+        ((7.0, 3.0, math.nan), False),
         ((7.0,), False),
     ],
 )
-def test_more_steps_are_not_offered_past_the_best(
+def test_more_steps_are_not_offered_past_the_best_or_after_a_divergence(
     losses: tuple[float, ...], expected: bool
 ) -> None:
-    assert is_past_best(validations(*losses)) is expected
+    assert more_steps_help(validations(*losses), {"data_bound"}) is expected
+    assert not more_steps_help(validations(*losses), {"too_small"})
 
 
 MUON = compose(["optimizer=muon", "optimizer.lr=3e-3"]).optimizer

@@ -25,8 +25,11 @@ FEW_POINTS = 60
 """Up to so many points of a curve are marked with dots."""
 
 EARLY = 0.08
-"""Share of a run whose falling loss may leave the chart at the top, where it would flatten the
-rest."""
+"""Share of a run whose falling loss may leave the chart at the top, and whose rising gap at the
+bottom, where it would flatten the rest."""
+
+MARGIN = 0.06
+"""Share of the height of the rest that is added there, so that one sees where it comes from."""
 
 FLATTENED = 1.4
 """Times the height of the rest from which the start does so."""
@@ -85,7 +88,7 @@ class Chart:
     band: tuple[tuple[float, float], ...] = ()
     """The corners of a shaded area."""
     hides_start: bool = False
-    """Whether the start may leave the chart at the top."""
+    """Whether the start may leave the chart, at the side that it comes from."""
     from_zero: bool = False
 
     @property
@@ -180,10 +183,17 @@ class _Scale:
         finite = values[np.isfinite(values) & ((values > 0) | (not chart.log))]
         lowest, highest = float(finite.min()), float(finite.max())
         if chart.hides_start:
-            rest = values[(xs >= late) & np.isfinite(values)]
+            known = np.isfinite(values)
+            first = values[known][xs[known].argmin()]
+            rest = values[known & (xs >= late)]
             if len(rest) >= ENOUGH and highest - lowest > FLATTENED * (rest.max() - rest.min()) > 0:
-                lowest, highest = float(rest.min()), float(rest.max())
-                highest += 0.06 * (highest - lowest)  # so that one sees where it comes from
+                # Only on the side that it comes from: an early best must stay on the chart.
+                if first > rest.max():
+                    highest = float(rest.max())
+                    highest += MARGIN * (highest - lowest)
+                elif first < rest.min():
+                    lowest = float(rest.min())
+                    lowest -= MARGIN * (highest - lowest)
         if chart.log:
             lowest, highest = lowest / 1.05, highest * 1.05
             if highest / lowest < 1.5:

@@ -238,7 +238,9 @@ def read_record(
     best = record.best
     validations = list(zip(curve.steps, curve.values, strict=True))
     expected = None
-    if is_training and record.max_steps:
+    # What is known is how runs end whose learning rate has come down just then.
+    falls_until = record.setting("schedule.total_steps")
+    if is_training and record.max_steps and falls_until in (None, record.max_steps):
         name = str(record.setting("schedule.name"))
         decay = float(record.setting("optimizer.weight_decay") or 0.0)
         expected = forecaster(validations, record.max_steps, name, decay)

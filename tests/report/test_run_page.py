@@ -236,9 +236,18 @@ def test_the_forecast_of_another_part_is_shown_with_its_error(write_run: WriteRu
         asked.append((list(curve), steps, schedule))
         return Guess()
 
-    folder = write_run(config={"trainer": {"max_steps": 800}, "schedule": {"name": "linear"}})
+    trainer = {"max_steps": 800}
+    # Of a run that ends before its schedule, or after it, nothing is known.
+    for steps in (400, 1600):
+        schedule = {"name": "linear", "total_steps": steps}
+        folder = write_run(f"to_{steps}", config={"trainer": trainer, "schedule": schedule})
+        found = seen(folder, is_training=True, forecaster=forecaster)
+        assert "forecast of val_loss" not in found.text
+    assert asked == []
+    schedule = {"name": "linear", "total_steps": 800}
+    folder = write_run(config={"trainer": trainer, "schedule": schedule})
     found = seen(folder, is_training=True, forecaster=forecaster)
-    assert "1.234 ± 0.050, at step 800" in found.text
+    assert "forecast of val_loss 1.234 ± 0.050, at step 800" in found.text
     ((curve, steps, schedule),) = asked
     assert (curve[-1][0], steps, schedule) == (400, 800, "linear")
 

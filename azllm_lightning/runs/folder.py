@@ -248,12 +248,27 @@ def _last(name: str | None, logs: Path) -> Path:
     for folder in candidates:
         for _, path in valid_steps(folder / "checkpoints"):
             return path
-    where = folder_of(name, logs) if name is not None else logs
+    where = folder_of(name, logs) if name is not None else candidates[0]
     message = tr(
         "ckpt_path=last: no complete checkpoint in {folder}; to start a new run, omit ckpt_path",
         folder=where.absolute(),
     )
-    raise ValueError(_with_runs(message, logs))
+    if name is not None:
+        raise ValueError(_with_runs(message, logs))
+    others = [other for other in run_names(logs) if _has_states(other, logs, where)]
+    if others:
+        message = tr(
+            "{message}. Other runs have one; resume them with run_name=NAME: {names}",
+            message=message,
+            names=", ".join(others),
+        )
+    raise ValueError(message)
+
+
+def _has_states(name: str, logs: Path, but: Path) -> bool:
+    """Whether a version of run `name` other than `but` has a full state."""
+    folders = (folder for folder in versions(logs / name) if folder != but)
+    return any(step_files(folder / "checkpoints") for folder in folders)
 
 
 def _with_runs(message: str, logs: Path) -> str:

@@ -15,7 +15,7 @@ from training_runs import Probe, Uninterrupted, assert_same_end, curve
 
 from azllm_lightning.runs import folder as run
 from azllm_lightning.runs.checkpoint_files import step_files
-from azllm_lightning.runs.folder import find_checkpoint
+from azllm_lightning.runs.folder import claim, find_checkpoint
 from azllm_lightning.training import saving
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.saving import AtomicCheckpointIO, BestCheckpoint
@@ -120,6 +120,27 @@ def test_last_is_in_the_newest_version_that_has_a_complete_checkpoint(train_tiny
     )
     with pytest.raises(ValueError, match=r"no complete checkpoint in .*other"):
         find_checkpoint("last", "other")
+
+
+def test_without_a_name_last_says_which_run_it_looked_into_and_which_have_states(
+    tmp_path: Path,
+) -> None:
+    def made(name: str, file: str) -> Path:
+        run = claim(name, tmp_path)
+        run.release()
+        (run.checkpoints / file).touch()
+        return run.folder
+
+    newest = made("c", "best.ckpt")
+    with pytest.raises(ValueError, match="no complete checkpoint in") as no:
+        find_checkpoint("last", logs=tmp_path)
+    assert str(newest) in str(no.value)
+    assert "run_name" not in str(no.value)
+    for folder in (made("a", "step_00000004.ckpt"), made("b", "best.ckpt")):
+        os.utime(folder / "checkpoints", (1.0, 1.0))
+    with pytest.raises(ValueError, match=r"run_name=NAME: a$") as no:
+        find_checkpoint("last", logs=tmp_path)
+    assert f"no complete checkpoint in {newest};" in str(no.value)
 
 
 @pytest.mark.parametrize("fails", [True, False])

@@ -106,18 +106,21 @@ def write_description(folder: Path, values: Iterable[Any]) -> None:
 
 
 def _up_to(files: list[Path], last_step: int) -> list[bytes]:
-    """The records of the curve up to `last_step`, each point once: the last one, in the place of
+    """The records of the curve up to `last_step`, each point once: the newest one, in the place of
     the first.
 
     Two resumes from one checkpoint each log their start at its step; only the last one's lasted.
     """
-    found: dict[object, bytes] = {}
+    found: dict[object, tuple[float, bytes]] = {}
     for number, (raw, event) in enumerate(_read_events(files)):
         if event.step > last_step or any(map(_describes_run, event.summary.value)):
             continue
         points = frozenset((value.tag, event.step) for value in event.summary.value)
-        found[points or number] = raw  # without points, it is the start of a file
-    return list(found.values())
+        point = points or number  # without any, it is the start of a file
+        # By its time: the names of files of one second do not sort as they were written.
+        if point not in found or event.wall_time >= found[point][0]:
+            found[point] = (event.wall_time, raw)
+    return [raw for _, raw in found.values()]
 
 
 def _purge(newest: Path, last_step: int) -> None:

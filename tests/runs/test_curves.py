@@ -51,9 +51,7 @@ def test_a_kill_between_the_new_file_and_the_removal_of_the_old_doubles_nothing(
     assert raw_points(tmp_path) == [("loss", step) for step in range(6)]
 
 
-def test_of_two_resumes_from_one_step_the_last_one_is_kept_in_the_place_of_the_first(
-    tmp_path: Path,
-) -> None:
+def test_of_two_resumes_from_one_step_the_last_one_is_kept(tmp_path: Path) -> None:
     write(tmp_path, range(5))
     for text in ("first", "second"):
         carry_curve(tmp_path, tmp_path, 4)
@@ -64,8 +62,9 @@ def test_of_two_resumes_from_one_step_the_last_one_is_kept_in_the_place_of_the_f
     (file,) = tmp_path.glob(EVENTS)
     assert b"second" in file.read_bytes()
     assert b"first" not in file.read_bytes()
-    points = [("loss", step) for step in range(5)]
-    assert raw_points(tmp_path) == [*points, ("resume/text_summary", 4), ("loss", 5)]
+    points = [("loss", step) for step in range(6)]
+    # In any order: the names of files of one second do not sort as they were written.
+    assert sorted(raw_points(tmp_path)) == [*points, ("resume/text_summary", 4)]
 
 
 def test_a_record_that_a_kill_cut_off_ends_its_file(tmp_path: Path) -> None:

@@ -336,8 +336,9 @@ def test_what_the_messages_advise(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_late_steps_and_long_remedies_fit_two_lines(lang: str) -> None:
     use_language(lang)
     optimizer = compose(["optimizer=muon"]).optimizer
-    model = SimpleNamespace(optimizer_config=optimizer, model_config=SimpleNamespace(dropout=0.0))
-    module: Any = model
+    module: Any = SimpleNamespace(
+        optimizer_config=optimizer, model_config=SimpleNamespace(dropout=0.0), teachers=None
+    )
     best, middle, last = (
         Validation(step, 12.345, 12.345, 2e5, 4.1) for step in (98_000, 50_000, 100_000)
     )

@@ -102,7 +102,7 @@ def measured(name: str, text: Path, minutes: float, work: Path, settings: Sequen
     return {
         "name": name,
         "machine": machine["name"],
-        "busy": how_busy(machine["load_average"], machine["cores"], machine["cpu_share"]),
+        "busy": how_busy(machine["cpu_share"], machine["others_share"]),
         "load": load,
         "model": plan["model"],
         "steps": plan["steps"],

@@ -93,6 +93,7 @@ def findings(**changes: dict[str, Any]) -> dict[str, Any]:
             "step_seconds": 1.9,
             "optimizer_seconds": 0.1,
             "cpu_share": None,
+            "others_share": None,
             "startup_seconds": 20.0,
             "tokens_per_second": 13_000.0,
             "is_computed": False,

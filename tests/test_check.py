@@ -15,6 +15,7 @@ from azllm_lightning.check import check
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.verbs import CheckConfig
 from azllm_lightning.machine import checkup, experiment, loading, products, storage
+from azllm_lightning.machine.busy import processor_times
 from azllm_lightning.machine.checkup import PARTS
 from azllm_lightning.train import train
 
@@ -151,6 +152,8 @@ def test_random_text_has_the_tokenizer_of_the_models_that_a_run_needs(
     assert [found[part]["reason"] for part in ("data", "steps", "resume")] == [None] * 3
     assert found["resume"]["is_exact"]
     assert not any("init_from" in text for text in in_process[-1])
+    # What other programs did meanwhile is in it, where the system says that.
+    assert (found["steps"]["others_share"] is None) == (processor_times() is None)
 
 
 def test_a_model_that_is_not_there_is_a_row(small: None, tiny: list[str]) -> None:

@@ -81,7 +81,7 @@ def _mend(findings: Figures) -> str:
     machine, steps = findings["machine"], findings["steps"]
     for problem in (
         _unused_gpu(machine),
-        _busy(machine, steps),
+        _busy(steps),
         _wrong_products(findings["products"]),
         _no_compile(findings["compile"]),
         _disk(findings["disk"]),
@@ -101,8 +101,8 @@ def _unused_gpu(machine: Figures) -> str:
     )
 
 
-def _busy(machine: Figures, steps: Figures) -> str:
-    how = how_busy(machine["load_average"], machine["cpu_cores"], steps.get("cpu_share"))
+def _busy(steps: Figures) -> str:
+    how = how_busy(steps.get("cpu_share"), steps.get("others_share"))
     if not how:
         return ""
     return tr(

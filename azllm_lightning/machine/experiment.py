@@ -136,6 +136,7 @@ def measure_steps(
         "step_seconds": step,
         "optimizer_seconds": statistics.median(times["seconds"]["optimizer"][1:]),
         "cpu_share": cpu_share(times) if experiment.device == "cpu" else None,
+        "others_share": times["others_share"] if experiment.device == "cpu" else None,
         "startup_seconds": wall_seconds - sum(times["seconds"]["step"]),
         "tokens_per_second": rate,
         "is_computed": sample.sequences != batch,

@@ -192,7 +192,7 @@ def _columns(label: str, *cells: str) -> str:
 def _notes(findings: Figures) -> Iterator[str]:
     plan = findings["plan"]
     machine = findings["machine"]
-    if how := how_busy(machine["load_average"], machine["cores"], machine["cpu_share"]):
+    if how := how_busy(machine["cpu_share"], machine["others_share"]):
         yield tr(
             "Other programs kept the machine busy ({how}): alone it is faster, so plan again when "
             "it is idle.",

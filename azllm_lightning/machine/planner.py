@@ -30,7 +30,7 @@ from azllm_lightning.planning.speed import EFFICIENCY, Speed
 from azllm_lightning.planning.survey import Text, prepared, survey
 from azllm_lightning.training import hardware
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Increased when a key of the JSON changes its meaning or is removed."""
 
 MEASURED = ("products", "disk", "data", "steps")
@@ -79,8 +79,8 @@ def make_plan(config: PlanConfig) -> Figures:
         "machine": {
             **asdict(task.speed),
             "not_measured": findings["steps"]["reason"],
-            "load_average": findings["machine"].get("load_average"),
             "cpu_share": findings["steps"].get("cpu_share"),
+            "others_share": findings["steps"].get("others_share"),
         },
         "plan": figures(config, chosen),
         "half_the_time": figures(config, half),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from azllm_lightning.machine.busy import ProcessorTimes, others_share, processor_times
 from azllm_lightning.training.causal_lm import CausalLM
 
 
@@ -26,6 +27,7 @@ class Stopwatch(Callback):
         self.non_finite = 0
         self.cpu_seconds: list[float] = []
         """Processor time of each step, of all threads."""
+        self._second_step: ProcessorTimes | None = None
         self._cpu_started = 0.0
         self._batch_started = 0.0
         self._step_started = 0.0
@@ -35,16 +37,21 @@ class Stopwatch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock of a micro-batch, or stop."""
+        is_first = batch_idx % trainer.accumulate_grad_batches == 0
+        if is_first and len(self.times["step"]) == 1:  # the first step compiles and starts threads
+            self._second_step = processor_times()
         self._batch_started = time.perf_counter()
-        if batch_idx % trainer.accumulate_grad_batches:
+        if not is_first:
             return
         self._step_started = self._batch_started
         self._cpu_started = time.process_time()
         if trainer.global_step == self.stop_after and trainer.is_global_zero:
+            threads = torch.get_num_threads()
             report = {
                 "seconds": self.times,
                 "cpu_seconds": self.cpu_seconds,
-                "threads": torch.get_num_threads(),
+                "threads": threads,
+                "others_share": self._others(threads) if trainer.world_size == 1 else None,
                 "non_finite_steps": self.non_finite,
             }
             Path(self.path).write_text(json.dumps(report), encoding="utf-8")
@@ -70,6 +77,13 @@ class Stopwatch(Callback):
         self.times["optimizer"].append(done - self._backward_done)
         self.times["step"].append(done - self._step_started)
         self.cpu_seconds.append(time.process_time() - self._cpu_started)
+
+    def _others(self, threads: int) -> float | None:
+        """What other programs took of the cores since the first step; None if it is unknown."""
+        end = processor_times()
+        if self._second_step is None or end is None or len(self.times["step"]) < 2:
+            return None
+        return others_share(self._second_step, end, threads)
 
 
 def _now(module: LightningModule) -> float:

@@ -40,7 +40,6 @@ def check(folder: Path) -> Path:
     """What a check of a machine with a GPU found, without steps."""
     gpu = {"name": "NVIDIA T4", "memory_bytes": 15.8e9, "compute_capability": "7.5"}
     machine = {"device": "cuda", "gpus": [gpu], "cpu_cores": 2, "cpu_model": "CPU"}
-    machine["load_average"] = 0.1
     rates = {"fp32": 8e12, "bf16": None, "fp16": 24e12}
     findings: dict[str, Any] = {
         "format_version": 1,
@@ -159,7 +158,7 @@ def test_a_plan_says_what_its_figures_are_worth(planned: dict[str, Any]) -> None
     assert "busy" not in plan_table(planned)
     text = {**planned["text"], "vocab_size": 2048}
     assert "about" not in plan_table({**planned, "text": text}).splitlines()[0]
-    busy = {**planned["machine"], "cpu_share": 0.4}
+    busy = {**planned["machine"], "cpu_share": 0.4, "others_share": 0.5}
     assert "busy (the measured steps got 40% of its cores)" in " ".join(
         plan_table({**planned, "machine": busy}).split()
     )

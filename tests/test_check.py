@@ -14,6 +14,7 @@ from training_runs import Probe
 from azllm_lightning.check import check
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.verbs import CheckConfig
+from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.machine import checkup, experiment, loading, products, storage
 from azllm_lightning.machine.busy import processor_times
 from azllm_lightning.machine.checkup import PARTS
@@ -156,6 +157,24 @@ def test_random_text_has_the_tokenizer_of_the_models_that_a_run_needs(
     assert (found["steps"]["others_share"] is None) == (processor_times() is None)
 
 
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_mix_is_left_out_where_the_text_is_random(
+    is_prepared: bool, small: None, in_process: list[list[str]], tiny: list[str]
+) -> None:
+    documents = [f"{i}. Bakı Xəzər dənizinin sahilindədir, {i * i} il." for i in range(900)]
+    Path("kitab.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    text = ["data=text", "data.path=kitab.txt", "data.mix=kitab.txt: 2"]
+    kept = [setting for setting in tiny if "tales" not in setting and "val_" not in setting]
+    if is_prepared:
+        text.append(f"data.dir={Path('shards').absolute()}")
+        prepare(compose([*kept, *text]).data)
+    check(settings(kept, *text, "minutes=20"))
+    found = report()
+    assert found["data"]["is_random_text"] != is_prepared
+    assert [found[part]["reason"] for part in ("data", "steps", "resume")] == [None] * 3
+    assert compose(in_process[-1]).data.mix == ("kitab.txt: 2" if is_prepared else None)
+
+
 def test_a_model_that_is_not_there_is_a_row(small: None, tiny: list[str]) -> None:
     check(settings(tiny, "init_from=yoxdur"))
     found = report()
@@ -240,6 +259,21 @@ def test_a_run_that_cannot_start_is_a_row(
     assert (found["steps"]["status"], found["steps"]["reason"]) == ("failed", "no memory: buy")
     assert found["resume"]["status"] == "skipped"
     assert "does not run here" in found["advice"]
+
+
+def test_a_run_that_takes_too_long_is_not_called_slow(
+    small: None, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*args: object) -> None:
+        raise TimeoutError("not done after 20 s")
+
+    monkeypatch.setattr(experiment, "train_in_child", hang)
+    check(settings(tiny))
+    found = report()
+    assert (found["steps"]["status"], found["steps"]["timed_out"]) == ("skipped", True)
+    assert not found["resume"]["timed_out"]
+    assert "set a larger minutes=" in found["advice"]
+    assert "very slow" not in found["advice"]
 
 
 def test_ctrl_c_ends_it_with_what_there_is(

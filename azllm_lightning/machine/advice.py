@@ -35,7 +35,7 @@ def _verdict(findings: Figures) -> str:
     """Whether the experiment can be trained here."""
     steps = findings["steps"]
     if steps["status"] == "skipped":
-        return _too_slow(findings["experiment"])
+        return _not_measured(findings["experiment"], steps)
     if steps["status"] != "ok":
         return tr("This experiment does not run here: see the row steps.")
     if findings["resume"].get("is_exact") is False:
@@ -63,10 +63,16 @@ def _verdict(findings: Figures) -> str:
     )
 
 
-def _too_slow(experiment: Figures | None) -> str:
+def _not_measured(experiment: Figures | None, steps: Figures) -> str:
     """For what could not be measured in the time."""
     if experiment is None:
         return tr("This experiment could not be tried: see the row data.")
+    if steps["timed_out"]:
+        return tr(
+            "The steps of {name} were not done in {seconds:.0f} s: set a larger minutes=.",
+            name=experiment["run_name"],
+            seconds=steps["seconds"],
+        )
     return tr(
         "{name} is very slow here: even at the full speed of the products, its {steps:,} steps "
         "would take {duration}.",
@@ -85,7 +91,7 @@ def _mend(findings: Figures) -> str:
         _wrong_products(findings["products"]),
         _no_compile(findings["compile"]),
         _disk(findings["disk"]),
-        _slow_data(findings["data"], steps),
+        _slow_data(findings["data"], steps, machine["cpu_cores"]),
     ):
         if problem:
             return problem
@@ -142,12 +148,15 @@ def _disk(part: Figures) -> str:
     return ""
 
 
-def _slow_data(data: Figures, steps: Figures) -> str:
+def _slow_data(data: Figures, steps: Figures, cores: int) -> str:
     if data["status"] != "ok" or steps["status"] != "ok":
         return ""
     if steps["tokens_per_second"] < WAITING_SHARE * data["tokens_per_second"]:
         return ""
-    return tr("Loading data is slow for this model: set data.num_workers=2.")
+    workers = max(2, min(2 * data["num_workers"], cores))
+    if workers <= data["num_workers"]:
+        return ""
+    return tr("Loading data is slow for this model: set data.num_workers={count}.", count=workers)
 
 
 def _larger(machine: Figures, steps: Figures) -> str:

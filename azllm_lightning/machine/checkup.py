@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class Checkup:
     """The measurements of one check, of `parts`; `run` returns the content of check.json.
 
     A part is a mapping with "status" (ok, failed, skipped, interrupted), "reason" (None if ok),
-    "seconds", and its figures if it is ok.
+    "timed_out" (whether it was skipped because it took too long), "seconds", and its figures if it
+    is ok.
     """
 
     def __init__(self, config: CheckConfig, parts: Sequence[str] = PARTS) -> None:
@@ -122,7 +124,7 @@ class Checkup:
         """One part; whatever happens in it becomes its status."""
         started = time.monotonic()
         figures: dict[str, Any] = {}
-        status, reason = "ok", None
+        status, reason, timed_out = "ok", None, False
         try:
             if self.findings["interrupted"]:
                 raise KeyboardInterrupt
@@ -134,10 +136,17 @@ class Checkup:
             status, reason = "interrupted", tr("not measured: stopped by Ctrl+C")
         except (Skipped, TimeoutError) as why:
             status, reason = "skipped", str(why)
+            timed_out = isinstance(why, TimeoutError)
         except Exception as error:
             status, reason = "failed", one_line(error)
         seconds = time.monotonic() - started
-        self.findings[part] = {"status": status, "reason": reason, "seconds": seconds, **figures}
+        self.findings[part] = {
+            "status": status,
+            "reason": reason,
+            "timed_out": timed_out,
+            "seconds": seconds,
+            **figures,
+        }
 
     def _device(self) -> tuple[str, str | None]:
         """The device type of the run, and the reason if it is not the one that it asks for."""
@@ -170,13 +179,13 @@ class Checkup:
             source = {"name": data.name, "path": data.path, "val_path": data.val_path}
             vocabulary = _tokenizer(self.config.run) or data.vocab_size
             random_text(folder, vocabulary, documents, source)
-        figures = measure_data(self.config.run, folder)
-        self._experiment = self._opened(folder)
+        run = _without_mix(self.config.run) if is_random else self.config.run
+        figures = measure_data(run, folder)
+        self._experiment = self._opened(run, folder)
         self.findings["experiment"] = self._size(self._experiment)
         return {**figures, "is_random_text": is_random}
 
-    def _opened(self, folder: Path) -> Experiment:
-        run = self.config.run
+    def _opened(self, run: RunConfig, folder: Path) -> Experiment:
         tokenizer = Tokenizer.from_file(folder)
         shape = run.model.for_data(tokenizer.vocab_size, run.data.block_size, tokenizer.eot_id)
         device = self.findings["machine"]["device"]
@@ -266,6 +275,12 @@ class Checkup:
     def _announce(self, what: str) -> None:
         elapsed = duration(time.monotonic() - self._started)
         print(f"{elapsed:>10}  {what}", file=sys.stderr, flush=True)
+
+
+def _without_mix(run: RunConfig) -> RunConfig:
+    """`run` on text without sources; a mix only chooses windows, which takes no time."""
+    overrides = (*run.overrides, "data.mix=null")
+    return replace(run, data=replace(run.data, mix=None), overrides=overrides)
 
 
 def _tokenizer(run: RunConfig) -> Tokenizer | None:

@@ -213,6 +213,11 @@ def _notes(findings: Figures) -> Iterator[str]:
             duration=duration(plan["seconds"]),
         )
     yield from _purpose(findings["text"])
+    if findings["text"]["mix"] is not None:
+        yield tr(
+            "data.mix is not counted: passes and losses are those of the text with each source "
+            "read equally often."
+        )
     for more in findings["more_text"]:
         if more["val_bpb"] < (1 - GAINS) * plan["val_bpb"]:
             yield tr(

@@ -75,6 +75,7 @@ def make_plan(config: PlanConfig) -> Figures:
             **asdict(text),
             "unique_tokens": round(chosen.size.unique_tokens),
             "unused": asdict(look(config.run.data)),
+            "mix": config.run.data.mix,
         },
         "machine": {
             **asdict(task.speed),

@@ -82,6 +82,10 @@ def test_what_failed_is_a_row_with_its_reason() -> None:
         ({"interrupted": True}, "stopped early"),
         ({"steps": without("failed", "out of memory")}, "does not run here"),
         ({"steps": without("skipped", "no time")}, "t4 is very slow here"),
+        (
+            {"steps": {**without("skipped", "no time"), "timed_out": True, "seconds": 61.3}},
+            "The steps of t4 were not done in 61 s: set a larger minutes=.",
+        ),
         ({"resume": {"is_exact": False}}, "A resumed run differs"),
         ({"steps": {"run_hours": 30.0}}, "t4 is long for this GPU"),
         ({"steps": {"run_hours": 700.0, "device": "cpu"}}, "too large for this CPU"),
@@ -95,12 +99,33 @@ def test_what_failed_is_a_row_with_its_reason() -> None:
         ({"disk": {"write_bytes_per_second": 5e6}}, "The disk is slow"),
         ({"disk": {"locks": False}}, "The disk has no locks"),
         ({"disk": without("failed", "read-only")}, "Nothing can be saved there"),
-        ({"data": {"tokens_per_second": 20_000.0}}, "data.num_workers=2"),
+        ({"data": {"tokens_per_second": 20_000.0}}, "data.num_workers=2."),
+        (
+            {
+                "data": {"tokens_per_second": 20_000.0, "num_workers": 3},
+                "machine": {"cpu_cores": 8},
+            },
+            "set data.num_workers=6.",
+        ),
+        (
+            {
+                "data": {"tokens_per_second": 20_000.0, "num_workers": 3},
+                "machine": {"cpu_cores": 4},
+            },
+            "set data.num_workers=4.",
+        ),
         ({"steps": {"run_name": "tales"}}, "try check experiment=t4"),
     ],
 )
 def test_advice_names_what_matters_most(changes: dict[str, Any], expected: str) -> None:
     assert expected in advice(findings(**changes))
+
+
+def test_no_more_workers_are_advised_than_there_are_cores() -> None:
+    slow = {"tokens_per_second": 20_000.0}
+    for workers in (2, 3, 8):
+        case = findings(data={**slow, "num_workers": workers}, machine={"cpu_cores": 2})
+        assert "num_workers" not in advice(case)
 
 
 def test_a_load_from_before_the_check_is_nobodys_fault() -> None:

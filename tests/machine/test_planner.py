@@ -170,6 +170,16 @@ def test_a_plan_names_what_the_text_leaves_unused(planned: dict[str, Any]) -> No
     assert "data.source_field=source" in table
 
 
+def test_a_plan_with_a_mix_says_that_it_is_not_counted(
+    text: Path, check: Path, planned: dict[str, Any]
+) -> None:
+    assert "data.mix" not in plan_table(planned)
+    mixed = plan(text, check, "hours=1", "data.mix=kitab evi.txt: 10")
+    assert "data.mix is not counted" in plan_table(mixed)
+    assert compose(shlex.split(mixed["plan"]["command"])[3:]).data.mix == "kitab evi.txt: 10"
+    assert mixed["plan"]["passes"] == planned["plan"]["passes"]
+
+
 def test_a_validation_of_few_documents_is_called_inexact(planned: dict[str, Any]) -> None:
     def noted(documents: float, spread: float = 0.15) -> str:
         text = {**planned["text"], "val_documents": documents, "document_spread": spread}

@@ -125,22 +125,31 @@ def attach(word: str, suffix: str, oblique: str | None = None) -> str:
     in a doubled consonant loses one before a consonant: haqq, haqqı, haqdan. Raises ValueError if
     `word` has no vowel.
     """
-    if suffix and (suffix[0] in "(AI" or suffix[0] in VOWELS):
-        word = soften(word) if oblique is None else oblique
-    if suffix.startswith("("):
-        buffer = suffix[1]
-        rest = suffix[3:]
-        after_vowel = lower(word[-1]) in VOWELS
-        # A buffer vowel separates consonants, a buffer consonant separates vowels.
-        suffix = rest if after_vowel == (buffer == "I") else buffer + rest
-    if suffix and suffix[0] not in "AI" and suffix[0] not in VOWELS:
+    before_vowel = soften(word) if oblique is None else oblique
+    ending = _buffered(before_vowel, suffix)
+    if ending and (ending[0] in "AI" or ending[0] in VOWELS):
+        word = before_vowel
+    elif ending:
+        # (y)dI without its buffer: uşaqdı, fikirdi, although uşağam, fikrəm; and suydu.
+        ending = _buffered(word, suffix)
         word = undouble(word)
-    for letter in suffix:
+    for letter in ending:
         vowel = _last_vowel(word)
         front = vowel not in "aıou"
         harmony = {"A": "ə" if front else "a", "I": _FOUR_WAY[vowel], "K": "k" if front else "q"}
         word += harmony.get(letter, letter)
     return word
+
+
+def _buffered(word: str, suffix: str) -> str:
+    """`suffix` as it follows `word`: with its buffer or without it."""
+    if not suffix.startswith("("):
+        return suffix
+    buffer = suffix[1]
+    rest = suffix[3:]
+    after_vowel = lower(word[-1]) in VOWELS
+    # A buffer vowel separates consonants, a buffer consonant separates vowels.
+    return rest if after_vowel == (buffer == "I") else buffer + rest
 
 
 def noun(stem: Stem, case: str = "nom", plural: bool = False, possessor: str | None = None) -> str:

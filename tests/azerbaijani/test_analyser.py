@@ -78,6 +78,9 @@ def test_capitals_do_not_count() -> None:
         "gedirmisən",  # the particle comes last
         "gəlmışdi",
         "getir",  # t becomes d
+        "uşağdı",  # k and q stay before a consonant
+        "böyüysə",
+        "fikrdi",  # and no vowel is lost
         "yazıbam",  # no first person
         "almazam",
         "gəlmişsən",

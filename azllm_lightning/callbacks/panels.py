@@ -48,7 +48,7 @@ def start_panel(
 ) -> str:
     """The model, data, length and hardware of a run that is about to start; `config` is settled."""
     model = config.shape
-    training_tokens = data.train_windows.num_windows * model.block_size
+    windows = data.train_windows
     shape = tr(
         "{params} parameters: {layers} x {width}, {heads}, "
         "vocabulary {vocab:,}, context {context:,}",
@@ -61,7 +61,7 @@ def start_panel(
     )
     num_windows = len(data.chosen_val_windows())
     sizes = [
-        tr("{tokens:,} training tokens", tokens=training_tokens),
+        tr("{tokens:,} training tokens", tokens=windows.unique_windows * model.block_size),
         trn("{count:,} validation window", "{count:,} validation windows", num_windows),
     ]
     rows = [
@@ -70,7 +70,7 @@ def start_panel(
         *([labeled(tr("teachers"), _teachers(config))] if config.teachers else []),
         labeled(tr("data"), ", ".join(sizes)),
         verbatim("", str(data.folder)),
-        labeled(tr("steps"), _length(config, training_tokens)),
+        labeled(tr("steps"), _length(config, windows.num_windows * model.block_size)),
         labeled(tr("hardware"), _hardware(config.trainer, device, devices)),
         labeled(tr("disk"), _disk(run, checkpoint_bytes(config))),
     ]
@@ -86,22 +86,31 @@ def _teachers(config: RunConfig) -> str:
     )
 
 
-def _length(config: RunConfig, training_tokens: int) -> str:
-    """Steps, tokens and epochs.
+def _length(config: RunConfig, tokens_per_pass: int) -> str:
+    """Steps, tokens and epochs, or passes of data.mix.
 
     About 20 tokens per parameter are best for a given amount of compute (Hoffmann et al. 2022,
     arXiv:2203.15556).
     """
     tokens_per_step = config.trainer.global_batch_size * config.shape.block_size
     total = config.trainer.max_steps * tokens_per_step
+    fields = {
+        "steps": config.trainer.max_steps,
+        "tokens": tokens_per_step,
+        "total": count_text(total),
+        "epochs": ratio_text(total, tokens_per_pass),
+        "ratio": ratio_text(total, config.shape.num_params()),
+    }
+    if config.data.weights:
+        return tr(
+            "{steps:,} x {tokens:,} tokens = {total} tokens ({epochs} passes of data.mix; {ratio} "
+            "tokens per parameter, Chinchilla ~20)",
+            **fields,
+        )
     return tr(
         "{steps:,} x {tokens:,} tokens = {total} tokens ({epochs} epochs; {ratio} tokens per "
         "parameter, Chinchilla ~20)",
-        steps=config.trainer.max_steps,
-        tokens=tokens_per_step,
-        total=count_text(total),
-        epochs=ratio_text(total, training_tokens),
-        ratio=ratio_text(total, config.shape.num_params()),
+        **fields,
     )
 
 

@@ -144,11 +144,13 @@ class TensorBoard(Callback):
 
     def _data(self, data: TokenDataModule) -> str:
         """How much text there is, as YAML, one value per line."""
-        windows = data.train_windows.num_windows
+        windows = data.train_windows
+        batch = self.config.trainer.global_batch_size
         found = {
-            "training_tokens": windows * self.config.shape.block_size,
+            "training_tokens": windows.unique_windows * self.config.shape.block_size,
             "validation_windows": len(data.chosen_val_windows()),
-            "steps_per_pass": round(windows / self.config.trainer.global_batch_size, 2),
+            "steps_per_pass": round(windows.num_windows / batch, 2),
+            "steps_per_reading": round(windows.windows_per_reading / batch, 2),
         }
         return "\n".join(f"{key}: {value}" for key, value in found.items())
 

@@ -74,7 +74,9 @@ class Windows(Dataset[Tensor]):
 class TrainingWindows(Windows):
     """Endless: index k is the k-th window of a run with `seed`; a pass has `num_windows`.
 
-    Each pass cuts the text at other places, except in `order` 1.
+    Each pass cuts the text at other places, except in `order` 1. With a mix, a pass is one of the
+    mix: it reads some windows several times, and there are `unique_windows` different ones; after
+    `windows_per_reading`, no text has been read more than once on average.
     """
 
     def __init__(
@@ -84,11 +86,15 @@ class TrainingWindows(Windows):
         self.seed = seed
         self.mix: Mix | None = None
         self.rings = Rings([(0, len(shards))])
+        self.unique_windows = self.num_windows
+        self.windows_per_reading = float(self.num_windows)
         if weights:
             spans = [span for span in shards.manifest.spans if span.split == shards.split]
             self.mix = mix_of(weights, spans, block_size, seed)
             self.rings = self.mix.rings
             self.num_windows = self.mix.num_windows
+            self.unique_windows = self.mix.unique_windows
+            self.windows_per_reading = self.mix.windows_per_reading
         self.order = ORDER
         self._starts: dict[tuple[int, int], Indices] = {}
 

@@ -36,7 +36,8 @@ class Mix:
     Position k is in pass k // num_windows. Within a pass, the components are interleaved by a
     permutation, and each goes through its own windows in an order of its own (`window_order`), so
     that every window is used equally often, give or take one.
-    `rings` are the spans of the sources.
+    There are `unique_windows` different ones. After `windows_per_reading`, those of the component
+    that is repeated most have been read once on average. `rings` are the spans of the sources.
     """
 
     def __init__(
@@ -48,6 +49,10 @@ class Mix:
         self.rings = rings
         self._ends = np.cumsum([component.draws for component in components])
         self.num_windows = int(self._ends[-1])
+        self.unique_windows = sum(len(component.starts) for component in components)
+        self.windows_per_reading = self.num_windows * min(
+            len(component.starts) / component.draws for component in components
+        )
 
     def starts(self, positions: Sequence[int] | Indices, recut: bool = True) -> Indices:
         """The first token of the window at each of `positions`.

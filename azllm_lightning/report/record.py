@@ -58,7 +58,8 @@ class RunRecord:
     config: dict[str, Any]
     environment: str
     data: dict[str, Any]
-    """training_tokens, validation_windows and steps_per_pass; {} for older runs."""
+    """training_tokens, validation_windows, steps_per_pass and steps_per_reading; {} for older
+    runs."""
     is_training: bool
     alive_at: float
     """When the run last left something in its folder, in seconds since 1970."""
@@ -152,8 +153,11 @@ class RunRecord:
     @property
     def gap(self) -> str:
         """What the gap between the losses means, in a sentence; "" where it is small or unknown."""
-        steps_per_pass = self.data.get("steps_per_pass")
-        if not isinstance(steps_per_pass, (int, float)) or steps_per_pass <= 0:
+        is_mixed = bool(self.setting("data.mix"))
+        steps = self.data.get("steps_per_reading")
+        if steps is None and not is_mixed:  # an older run
+            steps = self.data.get("steps_per_pass")
+        if not isinstance(steps, (int, float)) or steps <= 0:
             return ""
         curve = self.events.curve("generalization_gap")
         gaps = dict(zip(curve.steps, curve.values, strict=True))
@@ -162,7 +166,7 @@ class RunRecord:
             Point(step, loss, gaps.get(step, math.nan))
             for step, loss in zip(losses.steps, losses.values, strict=True)
         ]
-        return gap_text(points, float(steps_per_pass), bool(self.setting("teachers")))
+        return gap_text(points, float(steps), bool(self.setting("teachers")), is_mixed)
 
     def setting(self, key: str) -> Any:
         """The value of a setting of the run, such as trainer.max_steps; None if it is not there."""

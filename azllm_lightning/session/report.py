@@ -97,9 +97,13 @@ def _gap(parts: Parts) -> str:
         Point(row.step, row.val_loss, math.nan if row.gap is None else row.gap)
         for row in parts.history.validations
     ]
-    windows = parts.data.train_windows.num_windows
-    steps_per_pass = windows / parts.data.global_batch_size
-    return gap_text(points, steps_per_pass, parts.module.teachers is not None)
+    windows = parts.data.train_windows
+    return gap_text(
+        points,
+        windows.windows_per_reading / parts.data.global_batch_size,
+        is_student=parts.module.teachers is not None,
+        is_mixed=windows.mix is not None,
+    )
 
 
 def better_command(parts: Parts, config: RunConfig) -> str | None:

@@ -205,7 +205,7 @@ def warn_if_far_off(config: RunConfig, data: TokenDataModule) -> None:
     train = manifest.splits["train"]
     val = manifest.splits["val"]
     text = far_off.TextSize(
-        tokens=data.train_windows.num_windows * config.shape.block_size,
+        tokens=data.train_windows.unique_windows * config.shape.block_size,
         num_bytes=train.text_bytes,
         bytes_per_token=val.text_bytes / max(1, val.tokens),
     )

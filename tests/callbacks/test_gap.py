@@ -15,7 +15,7 @@ def points(*gaps: float) -> list[Point]:
 
 
 @pytest.mark.parametrize(
-    ("gaps", "steps_per_pass", "expected"),
+    ("gaps", "steps_per_reading", "expected"),
     [
         ((math.nan, -1.0, 0.1, 0.3), 100, ""),  # less than a tenth of val_loss
         ((math.nan, 0.2, 0.8, 0.84), 25, "harder than the training text"),  # since the first pass
@@ -29,9 +29,17 @@ def points(*gaps: float) -> list[Point]:
     ],
 )
 def test_a_gap_is_memorized_text_only_once_text_is_read_again(
-    gaps: tuple[float, ...], steps_per_pass: float, expected: str
+    gaps: tuple[float, ...], steps_per_reading: float, expected: str
 ) -> None:
-    found = gap_text(points(*gaps), steps_per_pass)
+    found = gap_text(points(*gaps), steps_per_reading)
     assert expected in found
     assert bool(found) == bool(expected)
-    assert not gap_text(points(*gaps), steps_per_pass, is_student=True)
+    assert not gap_text(points(*gaps), steps_per_reading, is_student=True)
+
+
+def test_the_passes_of_a_mix_are_those_of_what_it_repeats_most() -> None:
+    gaps = points(math.nan, 0.1, 0.84)
+    assert "0.74 more than when no text had been read" in gap_text(gaps, 15, is_mixed=True)
+    harder = gap_text(points(math.nan, 0.7, 0.84), 15, is_mixed=True)
+    assert "0.70 were there when no text had been read more than once on average" in harder
+    assert "data.mix repeats most has been read 5.0 times" in gap_text(gaps, 4, is_mixed=True)

@@ -51,12 +51,16 @@ def settled(*overrides: str) -> RunConfig:
     return replace(config, model=shape)
 
 
-def start(folder: Path, *overrides: str) -> list[str]:
-    """The lines of the start panel; the data has 439,424 tokens to train on."""
+def start(folder: Path, *overrides: str, factor: int = 1) -> list[str]:
+    """The lines of the start panel; the data has 439,424 tokens to train on, and a pass `factor`
+    times as many.
+    """
     config = settled(*overrides)
+    unique = 439_424 // config.data.block_size
+    per_pass = factor * unique
     data: Any = SimpleNamespace(
         folder=folder,
-        train_windows=SimpleNamespace(num_windows=439_424 // config.data.block_size),
+        train_windows=SimpleNamespace(num_windows=per_pass, unique_windows=unique),
         chosen_val_windows=lambda: range(191),
     )
     return start_panel(config, Run(folder), data, "cpu").splitlines()
@@ -89,6 +93,12 @@ def test_what_the_start_panel_says(tmp_path: Path) -> None:
     assert "32-true, not compiled" in text
     # Three states with Muon, and the best weights:
     assert re.search(r"checkpoints need about 81 MB; [\d,.]+ [GM]B are free$", text)
+
+
+def test_a_mix_has_passes_of_its_own_and_no_more_text(tmp_path: Path) -> None:
+    text = re.sub(r"\s+", " ", " ".join(start(tmp_path, "data.mix=kitab.txt: 4", factor=4)))
+    assert "439,424 training tokens" in text
+    assert "819,200 tokens (0.5 passes of data.mix; 0.3 tokens per" in text
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

@@ -169,6 +169,7 @@ def test_the_events_describe_the_run_once(finished: Finished) -> None:
         "training_tokens",
         "validation_windows",
         "steps_per_pass",
+        "steps_per_reading",
     }
 
 

@@ -54,6 +54,27 @@ def test_a_pass_has_what_is_asked_for(mix: str, expected: dict[str, int]) -> Non
         assert sources(found.starts(positions)) == expected
 
 
+@pytest.mark.parametrize(
+    ("mix", "unique"),
+    [
+        ("kitab.txt: 4", 164),
+        ("kitab.txt:4,turk*:0", 120),
+        ("viki.txt: 0.5", 164),  # the other half is read in the next pass
+        ("kitab.txt: 50%, viki.txt: 50%, turk*: 0", 120),
+    ],
+)
+def test_windows_are_counted_once_and_readings_by_what_is_repeated_most(
+    mix: str, unique: int
+) -> None:
+    found = mixed(mix)
+    assert found.unique_windows == unique
+    starts = found.starts(range(5 * found.num_windows), recut=False)
+    assert len(set(starts.tolist())) == unique
+    drawn = sources(found.starts(range(found.num_windows)))
+    most = max(count / COUNTS[name] for name, count in drawn.items())
+    assert found.num_windows / found.windows_per_reading == pytest.approx(most)
+
+
 def test_a_share_is_a_share_of_all() -> None:
     found = mixed("turk*: 10%, kitab.txt: 4")
     counts = sources(found.starts(range(found.num_windows)))

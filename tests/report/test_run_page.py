@@ -63,6 +63,18 @@ def test_a_large_gap_is_explained(write_run: WriteRun) -> None:
     assert "first pass" not in seen(write_run("c", curves, damaged)).text
 
 
+def test_the_gap_of_a_mix_begins_with_the_first_text_that_is_read_again(
+    write_run: WriteRun,
+) -> None:
+    curves = healthy()
+    curves["generalization_gap"] = {100: -1.0, 200: 0.1, 400: 1.2}
+    mixed = {"data": {"name": "text", "mix": "kitab.txt: 4"}}
+    text = {"session/data": {0: "    steps_per_pass: 900.5\n    steps_per_reading: 250.5\n"}}
+    assert "1.10 more than when no text had been" in seen(write_run("a", curves, text, mixed)).text
+    older = {"session/data": {0: "    steps_per_pass: 900.5\n"}}
+    assert "above train_loss" not in seen(write_run("b", curves, older, mixed)).text
+
+
 def test_time_and_speed_are_those_that_the_terminal_said(write_run: WriteRun) -> None:
     ended = {"status": "done", "steps": 400, "wall_seconds": 754.0, "tokens_per_sec": 1234.0}
     found = seen(write_run("a", summary=ended)).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ from azllm_lightning.callbacks.panels import longer_command
 from azllm_lightning.callbacks.rules import more_steps_help
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.planning.far_off import TextSize
 from azllm_lightning.runs.folder import Run, claim
 from azllm_lightning.runs.paths import address_of, name_address_of
+from azllm_lightning.session import session
 from azllm_lightning.session.outcome import resume_command
 from azllm_lightning.session.report import better_command, remedy
 
@@ -60,6 +63,20 @@ def test_the_settings_to_change_fit_the_problem(
     present: set[str], optimizer: OptimizerConfig, diverged: bool, expected: list[str]
 ) -> None:
     assert remedy(present, optimizer, 0.0, False, diverged) == expected
+
+
+def test_the_text_of_a_mix_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TextSize] = []
+    monkeypatch.setattr(session.far_off, "advice", lambda config, text, models: seen.append(text))
+    config = compose(["data.mix=kitab.txt: 10", "data.block_size=128"])
+    config = replace(config, model=config.model.for_data(300, 128, 0))
+    split = SimpleNamespace(text_bytes=90_000, tokens=30_000)
+    manifest = SimpleNamespace(splits={"train": split, "val": split})
+    windows = SimpleNamespace(num_windows=5000, unique_windows=500)
+    windows.shards = SimpleNamespace(manifest=manifest)
+    data: Any = SimpleNamespace(train_windows=windows)
+    session.warn_if_far_off(config, data)
+    assert seen[0].tokens == 500 * 128
 
 
 def test_a_student_is_not_told_to_decay_more() -> None:

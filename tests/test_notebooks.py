@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import azllm_lightning
 from azllm_lightning import compose, read_run
+from azllm_lightning.runs.curves import write_description
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -126,6 +128,26 @@ def test_every_published_figure_has_its_source() -> None:
     assert len(published) > 10
     assert published["source"].str.fullmatch(r"https://huggingface\.co/[\w-]+/[\w-]+").all()
     assert published["tokens per word"].between(1, 5).all()
+
+
+def test_monitor_takes_only_runs_that_have_curves_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("lightning_logs") / name / "version_0" for name in "abcd"]
+    for folder, tag in zip(folders, ("val_loss", "val_loss", "lr", ""), strict=True):
+        with SummaryWriter(str(folder)) as writer:
+            if tag:
+                writer.add_scalar(tag, 3.0, 0)
+    starting = Path("lightning_logs/e/version_0")
+    starting.mkdir(parents=True)
+    write_description(starting, [])  # the first file of a run
+    (code,) = (text for text in sources(named("monitor"), "code") if "def newest_runs" in text)
+    values: dict[str, Any] = {"Path": Path, "islice": islice, "read_run": read_run}
+    exec(code.partition("if not newest_runs")[0], values)
+    assert sorted(values["newest_runs"]()) == folders[:2]
 
 
 # --- what they do --------------------------------------------------------------------------------

@@ -51,7 +51,6 @@ class Health(Callback):
     def __init__(self, config: HealthConfig) -> None:
         self.config = config
         self.rollbacks = 0
-        self.skipped_steps = 0
         self._in_a_row = 0
         self._mean: float | None = None  # of the loss, over about the last 50 steps
         self._jumped = False  # so that a loss that stays high is reported once
@@ -60,7 +59,6 @@ class Health(Callback):
         """The counts, and the mean that a spike is compared with."""
         return {
             "rollbacks": self.rollbacks,
-            "skipped_steps": self.skipped_steps,
             "in_a_row": self._in_a_row,
             "mean": self._mean,
             "jumped": self._jumped,
@@ -69,7 +67,6 @@ class Health(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, without forgetting a rollback that led back to it."""
         self.rollbacks = max(self.rollbacks, state_dict["rollbacks"])
-        self.skipped_steps = state_dict["skipped_steps"]
         self._in_a_row = state_dict["in_a_row"]
         self._mean = state_dict["mean"]
         self._jumped = state_dict["jumped"]
@@ -103,7 +100,6 @@ class Health(Callback):
         self._mean = 0.98 * mean + 0.02 * report.loss
 
     def _count_skipped(self, report: StepReport, step: int) -> None:
-        self.skipped_steps += 1
         self._in_a_row += 1
         if self._in_a_row == 1:  # a row of them is reported once
             self._warn_of_skipping(report, step)

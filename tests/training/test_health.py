@@ -57,7 +57,7 @@ def last_checkpoint(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def test_a_step_that_is_not_finite_changes_no_weight(train_short: Train, probe: Probe) -> None:
-    """One NaN micro-batch of two skips the complete step; it is counted, and the run continues."""
+    """One NaN micro-batch of two skips the complete step, and the run continues."""
     seen: dict[int, dict[str, Tensor]] = {}
     batches = iter(range(100))
     # The second micro-batch of step 2:
@@ -68,7 +68,6 @@ def test_a_step_that_is_not_finite_changes_no_weight(train_short: Train, probe: 
     assert all(torch.equal(tensor, seen[3][name]) for name, tensor in seen[2].items())
     assert not all(torch.equal(tensor, seen[4][name]) for name, tensor in seen[3].items())
     saved = last_checkpoint(folder)
-    assert saved["callbacks"]["Health"]["skipped_steps"] == 1
     states = saved["optimizer_states"][0]["state"].values()
     assert {float(state["step"]) for state in states if "step" in state} == {7.0}
     assert math.isnan(curve(folder)["train_loss"][3])
@@ -178,7 +177,8 @@ def test_a_loss_that_stays_high_is_one_spike(monkeypatch: pytest.MonkeyPatch) ->
     step(math.nan, scale=2.0**13)
     assert "step 7 skipped" in lines[-1]
     restored = Health(callback.config)
-    restored.load_state_dict(callback.state_dict())
+    older = {"skipped_steps": 1}  # which older checkpoints hold
+    restored.load_state_dict({**callback.state_dict(), **older})
     callback = restored
     with pytest.raises(RollBack, match="in steps 7 to 8"):
         step(math.nan)
@@ -186,7 +186,6 @@ def test_a_loss_that_stays_high_is_one_spike(monkeypatch: pytest.MonkeyPatch) ->
     step(9.0)  # still high, which was reported before the restart
     assert [line.split(":")[0] for line in lines if "jumped" in line] == ["step 3", "step 6"]
     assert max(len(part) for line in lines for part in line.splitlines()) <= 80
-    assert callback.skipped_steps == 2
 
 
 def test_an_overflow_of_fp16_is_no_broken_step() -> None:
@@ -195,7 +194,6 @@ def test_an_overflow_of_fp16_is_no_broken_step() -> None:
     module.step_report = StepReport(3.0, math.inf, 1e-3, loss_scale=2.0**13)
     trainer: Any = SimpleNamespace(global_step=1)
     callback.on_train_batch_end(trainer, module)
-    assert callback.skipped_steps == 0
     module.step_report = StepReport(3.0, math.inf, 1e-3, loss_scale=1.0)
     with pytest.raises(RollBack, match=r"in step 1$"):
         callback.on_train_batch_end(trainer, module)

@@ -167,8 +167,7 @@ class Console(Callback):
 
     def _announce_end(self, left: float) -> None:
         """Once per session, after enough steps: how long the run will take, and when it ends."""
-        measured = sum(self.history.clock.step_seconds[1:])
-        if self._end_announced or measured < SECONDS_TO_PREDICT:
+        if self._end_announced or sum(self.history.clock.step_seconds[1:]) < SECONDS_TO_PREDICT:
             return
         self._end_announced = True
         if left < WORTH_ANNOUNCING:

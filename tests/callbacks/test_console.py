@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 import struct
@@ -63,6 +64,24 @@ def test_the_end_is_announced_once_when_enough_was_measured(
     announced = [line for line in lines if line.startswith(("time ", "vaxt "))]
     assert len(announced) == 1
     assert re.fullmatch(wanted, announced[0])  # after step 3: 97 steps of 8 s
+
+
+def test_times_are_added_up_only_until_the_end_is_announced(
+    shown: DrivenRun, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[int] = []
+
+    def counting(values: list[float]) -> float:
+        added.append(len(values))
+        return math.fsum(values)
+
+    monkeypatch.setattr(console, "sum", counting, raising=False)
+    shown.call("on_train_start")
+    for _ in range(30):
+        shown.step(seconds=8)
+    assert lines[0].startswith("time ")
+    assert added
+    assert max(added) < 5
 
 
 def test_a_short_end_is_not_announced(shown: DrivenRun, lines: list[str]) -> None:

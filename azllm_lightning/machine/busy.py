@@ -44,7 +44,7 @@ def processor_times() -> ProcessorTimes | None:
         own = sum(_ticks(path, session) for path in PROC.glob("[0-9]*/stat"))
     except (AttributeError, OSError, ValueError, IndexError):
         return None
-    if len(cores) < len(allowed):  # a container counts its cores in another way
+    if len(cores) < len(allowed) or not own:  # a container counts cores or processes otherwise
         return None
     return ProcessorTimes(time.perf_counter(), len(cores), tick * sum(cores), tick * own)
 

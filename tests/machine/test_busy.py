@@ -84,6 +84,11 @@ def test_what_the_system_does_not_say_is_unknown(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 64})
     assert processor_times() is None
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert processor_times() is not None
+    monkeypatch.setattr(os, "getsid", lambda pid: 8)  # of another list of processes
+    assert processor_times() is None
+    monkeypatch.setattr(os, "getsid", lambda pid: 7)
     (proc / "stat").unlink()
     assert processor_times() is None
     monkeypatch.delattr(os, "sched_getaffinity")

@@ -13,7 +13,7 @@ from azllm_lightning.data.content import REFUSED
 from azllm_lightning.data.folders import COMPRESSIONS, FORMATS
 
 DOCS = Path(__file__).parents[2] / "docs"
-REFUSES = {"en": "refused", "az": "imtina edilir"}
+REFUSES = {"en": "refused", "az": "qəbul edilmir"}
 
 
 @pytest.fixture(params=LANGUAGES)

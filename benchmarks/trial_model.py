@@ -101,14 +101,30 @@ def loss_of(
 
 
 def taught_loss(
-    net: GPT, teachers: list[GPT], x: Tensor, y: Tensor, share: float
+    net: GPT, teachers: list[GPT], x: Tensor, y: Tensor, s: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """As `loss_of`, of a student."""
-    with torch.no_grad():
-        taught = [(t.hidden(x).flatten(0, 1), t.lm_head.weight) for t in teachers]
-    hidden = net.hidden(x).flatten(0, 1)
-    minimized, nll = student_losses(hidden, net.lm_head.weight, y.flatten(), taught, share)
+    hidden = net.hidden(x)
+    losses = torch.zeros(2, device=x.device)
+    for group, chosen in groups_of_texts(teachers, x, s["one_teacher"]):
+        with torch.no_grad():
+            taught = [(t.hidden(x[chosen]).flatten(0, 1), t.lm_head.weight) for t in group]
+        states, labels = hidden[chosen].flatten(0, 1), y[chosen].flatten()
+        found = student_losses(states, net.lm_head.weight, labels, taught, s["teacher_share"])
+        losses = losses + found * (len(labels) / y.numel())
+    minimized, nll = losses
     return minimized, nll
+
+
+def groups_of_texts(
+    teachers: list[GPT], x: Tensor, one_teacher: bool
+) -> list[tuple[list[GPT], Tensor]]:
+    """Teachers, and which of the texts x (B, T) they read."""
+    if not one_teacher:
+        return [(teachers, torch.ones(len(x), dtype=torch.bool, device=x.device))]
+    numbers = x.sum(dim=1) % len(teachers)
+    groups = [([teacher], numbers == number) for number, teacher in enumerate(teachers)]
+    return [(group, chosen) for group, chosen in groups if chosen.any()]
 
 
 def write_weights(s: dict[str, Any], net: nn.Module) -> None:

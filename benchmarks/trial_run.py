@@ -58,7 +58,7 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
         x = batch[:, :-1].reshape(-1, length)
         y = batch[:, 1:].reshape(-1, length)
         if s["replace"]:
-            x = replaced(x, s, step, vocab_size)
+            x = replaced(x, s, step, first / count, vocab_size)
         losses.append(trainee.step(step, first / s["batch"], size, x, y))
         if step % 10 == 0 and time.time() > deadline:
             raise TimeUp
@@ -122,7 +122,7 @@ class Ours:
             torch.manual_seed(derived_seed(s["seed"], step, 0, 0))
         with autocast(s):
             if self.teachers:
-                loss, plain = taught_loss(self.net, self.teachers, x, y, s["teacher_share"])
+                loss, plain = taught_loss(self.net, self.teachers, x, y, s)
             else:
                 loss, plain = loss_of(self.net, self.extra, x, y, s, progress)
         loss.backward()
@@ -241,11 +241,14 @@ def windows(s: Settings) -> tuple[Tensor, Tensor, int]:
     return _windows(*key, s["steps"] * s["batch"], s["document_start"])
 
 
-def replaced(x: Tensor, s: Settings, step: int, vocab_size: int) -> Tensor:
-    """The tokens of a step, a share of them random."""
+def replaced(x: Tensor, s: Settings, step: int, progress: float, vocab_size: int) -> Tensor:
+    """The tokens of a step at `progress`, in [0, 1), a share of them random."""
+    share = s["replace"]
+    if s["replace_end"] is not None:
+        share += (s["replace_end"] - share) * progress
     generator = torch.Generator().manual_seed(derived_seed(s["seed"], step, 0, 1))
     others = torch.randint(vocab_size, x.shape, generator=generator).to(x.device)
-    chosen = torch.rand(x.shape, generator=generator).to(x.device) < s["replace"]
+    chosen = torch.rand(x.shape, generator=generator).to(x.device) < share
     return torch.where(chosen, others, x)
 
 

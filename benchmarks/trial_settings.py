@@ -22,6 +22,7 @@ DEFAULTS: Settings = {
     "val_windows": 256,  # None: all
     "val_every": None,  # steps; None: at the end only
     "replace": 0.0,  # share of the input tokens that are any others
+    "replace_end": None,  # that share at the end, which it approaches linearly; None: replace
     "keep_losses": False,  # all training losses in the result
     # Sizes
     "layers": 4,
@@ -93,6 +94,7 @@ DEFAULTS: Settings = {
     "keep_weights": None,  # folder for NAME.pt, where students find their teachers
     "teachers": [],  # ended trials: a student learns the mean of their predictions, too ...
     "teacher_share": 0.5,  # ... which is this share of its target
+    "one_teacher": False,  # each text is read by one of them only, which its tokens decide
     # Averages of the weights, validated too
     "ema": [],  # half-lives as shares of the steps
     "ema_mix": [],  # shares of the average mixed with the last weights, for each half-life

@@ -581,6 +581,9 @@ def test_a_student_of_a_trial_learns_as_one_of_the_package(
     losses = package["val_loss"]
     assert [found[step] for step in ("4", "8")] == pytest.approx([losses[4], losses[8]], abs=1e-4)
     assert (tmp_path / "student.pt").is_file()
+    twice = {"teachers": ["teacher", "teacher"], "one_teacher": True, "name": "twice"}
+    divided = run_trial({**TRIAL, **data, **run, **kept, **share, **twice})["val"]
+    assert divided == pytest.approx(found, abs=1e-4)
 
 
 def test_a_trial_of_the_peer_trains_as_the_peer_does(tmp_path: Path) -> None:

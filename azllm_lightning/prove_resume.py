@@ -27,7 +27,6 @@ def prove_resume(config: ProveResumeConfig) -> None:
     """
     use_language(config.lang)
     from azllm_lightning.data.pipeline import prepare
-    from azllm_lightning.session.child import placed
 
     if config.ckpt_path is not None:
         raise ValueError(
@@ -39,7 +38,7 @@ def prove_resume(config: ProveResumeConfig) -> None:
     settings = [pair for pair in config.overrides if pair.partition("=")[0] != "control"]
     settings += [f"data.dir={prepare(config.data).absolute()}"]
     settings += [f"data.val_windows={2 * config.trainer.global_batch_size}"]
-    settings += placed(config)
+    settings += config.other_models()
     with tempfile.TemporaryDirectory(prefix="prove_resume_") as name:
         if config.control:
             _prove_control(Path(name), settings)

@@ -111,13 +111,15 @@ class RunConfig:
         return as_list(self.teachers)
 
     def other_models(self) -> list[str]:
-        """init_from and teachers as overrides that mean the same in any folder."""
+        """init_from, teachers and data.tokenizer as overrides that mean the same in any folder."""
         found = []
         if self.init_from is not None:
             found.append(f"init_from={Path(self.init_from).absolute()}")
         if self.teachers:
             places = [str(Path(path).absolute()) for path in self.teacher_paths]
             found.append(f"teachers={quoted_list(places)}")
+        if self.data.tokenizer is not None:
+            found.append(f"data.tokenizer={Path(self.data.tokenizer).absolute()}")
         return found
 
     @property

@@ -19,7 +19,7 @@ from azllm_lightning.machine.products import TYPE_OF_PRECISION
 from azllm_lightning.machine.sample import Sample
 from azllm_lightning.runs.checkpoint_files import step_path
 from azllm_lightning.runs.compare import first_difference
-from azllm_lightning.session.child import placed, resuming, train_in_child
+from azllm_lightning.session.child import resuming, train_in_child
 from azllm_lightning.training import hardware
 
 MEASURED = "measured"
@@ -69,7 +69,7 @@ class Experiment:
         if self.device == "cpu":
             values["trainer.accelerator"] = "cpu"
         sample_of = [f"{key}={value}" for key, value in values.items()]
-        return [*self.overrides, *sample_of, *placed(self.config)]
+        return [*self.overrides, *sample_of, *self.config.other_models()]
 
     def times_file(self, name: str) -> Path:
         """Where run `name` writes its times."""

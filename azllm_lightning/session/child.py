@@ -13,18 +13,6 @@ from pathlib import Path
 from azllm_lightning.cli import entrance
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.effects import typed_keys
-from azllm_lightning.config.run import RunConfig
-
-
-def placed(config: RunConfig) -> list[str]:
-    """The models and the tokenizer of `config` as overrides that mean the same in any folder.
-
-    A child trains in a folder of its own, where a relative path is another one.
-    """
-    found = config.other_models()
-    if config.data.tokenizer is not None:
-        found.append(f"data.tokenizer={Path(config.data.tokenizer).absolute()}")
-    return found
 
 
 def resuming(settings: Iterable[str]) -> list[str]:

@@ -1,8 +1,10 @@
-"""Norms, rotary positions, attention and dropout on a CPU in fp32, with gradients written by hand.
+"""Norms, rotary positions, attention and dropout on a CPU, with gradients written by hand.
 
 They compute what `gpt.py` does in about two thirds of the time, since autograd would pass over the
-activations two to three times as often. Not for torch.compile, which fuses the plain operations,
-and does not cache functions with gradients of their own. Shape letters as in gpt.py.
+activations two to three times as often. Under bf16 autocast, sums and roots are those of fp32, as
+they are there, and what goes into products or is kept for the gradients is bf16. Not for
+torch.compile, which fuses the plain operations, and does not cache functions with gradients of
+their own. Shape letters as in gpt.py.
 """
 
 from __future__ import annotations
@@ -34,24 +36,26 @@ def random_numbers(seed: int) -> Iterator[None]:
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether this file's functions are for x."""
-    return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    )
+    """Whether this file's functions are for x: on a CPU in fp32, or under bf16 autocast."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.float32
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., C) divided by the root of its mean square and multiplied by weight (C,)."""
-    out: Tensor = _Norm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    """x (..., C) divided by the root of its mean square and multiplied by weight (C,), in the type
+    of the products that read it.
+    """
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
+    out: Tensor = _Norm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]
     return out
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """`rms_norm`, then `gpt.rotate`: x (B, T, H, D), weight (D,), cos and sin (T, D) to
-    (B, H, T, D).
+    (B, H, T, D), in the type of x.
     """
     out: Tensor = _NormAndRotate.apply(x, weight, cos, sin, eps)  # type: ignore[no-untyped-call]
     return out
@@ -91,16 +95,18 @@ def _norm_gradients(
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = _inverse_root(x, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        inverse = _inverse_root(x.float(), eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (x * inverse).mul_(weight).to(dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, inverse = ctx.saved_tensors
-        return *_norm_gradients(g, x, weight, inverse, torch.empty_like(x)), None
+        out = torch.empty_like(x, dtype=torch.float32)
+        grad_x, grad_weight = _norm_gradients(g.float(), x.float(), weight, inverse, out)
+        return grad_x.to(x.dtype), grad_weight, None, None
 
 
 class _NormAndRotate(torch.autograd.Function):
@@ -109,18 +115,21 @@ class _NormAndRotate(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float
     ) -> Tensor:
         half = x.shape[-1] // 2
-        inverse = _inverse_root(x, eps)
+        x32 = x.float()
+        inverse = _inverse_root(x32, eps)
         ctx.save_for_backward(x, weight, cos, sin, inverse)
-        rotated = _add_rotated(x.transpose(1, 2), cos * weight, sin * weight.roll(half))
-        return rotated.mul_(inverse.transpose(1, 2))
+        rotated = _add_rotated(x32.transpose(1, 2), cos * weight, sin * weight.roll(half))
+        return rotated.mul_(inverse.transpose(1, 2)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, weight, cos, sin, inverse = ctx.saved_tensors
         half = x.shape[-1] // 2
-        back = _add_rotated(g.transpose(1, 2), cos[:, None], sin.roll(half, dims=-1)[:, None])
-        return *_norm_gradients(back, x, weight, inverse, back), None, None, None
+        g = g.float().transpose(1, 2)
+        back = _add_rotated(g, cos[:, None], sin.roll(half, dims=-1)[:, None])
+        grad_x, grad_weight = _norm_gradients(back, x.float(), weight, inverse, back)
+        return grad_x.to(x.dtype), grad_weight, None, None, None
 
 
 def _add_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -138,14 +147,16 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         T = q.shape[1]
+        q = q * q.shape[-1] ** -0.5
         out = torch.empty_like(q)
         weights = []
         for start in range(0, T, BLOCK):
             end = min(start + BLOCK, T)
-            scores = torch.bmm(q[:, start:end], k[:, :end].mT).mul_(q.shape[-1] ** -0.5)
+            scores = torch.bmm(q[:, start:end], k[:, :end].mT)
             later = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
             scores[:, :, start:].masked_fill_(later, -torch.inf)
-            weights.append(scores.softmax(dim=-1))
+            # Autocast would round softmax(), but not this, to fp32: inside it is fp32 anyway.
+            weights.append(torch.ops.aten._softmax(scores, -1, False))
             out[:, start:end] = torch.bmm(weights[-1], v[:, :end])
         ctx.save_for_backward(q, k, v, *weights)
         return out
@@ -163,11 +174,11 @@ class _Attend(torch.autograd.Function):
             block = slice(BLOCK * number, end)
             grad_v[:, :end].baddbmm_(w.mT, g[:, block])
             grad_scores = torch.ops.aten._softmax_backward_data(
-                torch.bmm(g[:, block], v[:, :end].mT), w, -1, torch.float32
-            ).mul_(q.shape[-1] ** -0.5)
+                torch.bmm(g[:, block], v[:, :end].mT), w, -1, w.dtype
+            )
             grad_k[:, :end].baddbmm_(grad_scores.mT, q[:, block])
             grad_q[:, block] = torch.bmm(grad_scores, k[:, :end])
-        return grad_q, grad_k, grad_v
+        return grad_q.mul_(q.shape[-1] ** -0.5), grad_k, grad_v
 
 
 class _Dropout(torch.autograd.Function):
@@ -180,7 +191,7 @@ class _Dropout(torch.autograd.Function):
         numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
         numbers.random_(-(2**63), None, generator=getattr(_of_thread, "generator", None))
         dropped = min(round(65536 * rate), 65535)
-        factors = torch.empty(x.numel())
+        factors = torch.empty(x.numel(), dtype=x.dtype)
         torch.ge(numbers.view(torch.int16)[: x.numel()], dropped - 32768, out=factors)
         factors = factors.mul_(65536 / (65536 - dropped)).view(x.shape)
         ctx.save_for_backward(factors)

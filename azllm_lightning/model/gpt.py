@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's dropout, faster on a CPU in fp32."""
+    """PyTorch's dropout, faster on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape; while training, `p` of its values are zero."""

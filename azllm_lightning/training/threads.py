@@ -68,11 +68,9 @@ def token_losses(net: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
 def num_parts(config: GPTConfig, texts: int) -> int:
     """Threads that `texts` sequences are divided among, under the current autocast.
 
-    In half precision, dropout is PyTorch's, and all threads would draw from one generator in any
-    order. In fp16, the backward pass needs the scale of the loss, which is not known before.
+    In fp16, the backward pass needs the scale of the loss, which is not known before.
     """
-    is_fp16 = torch.get_autocast_dtype("cpu") == torch.float16
-    if torch.is_autocast_enabled("cpu") and (config.dropout > 0 or is_fp16):
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16:
         return 1
     gradients = 4 * config.num_params()
     return max(1, min(torch.get_num_threads(), texts, GRADIENT_BYTES // gradients))

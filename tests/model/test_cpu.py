@@ -21,16 +21,21 @@ def loss_and_gradients(net: GPT, tokens: Tensor) -> list[Tensor]:
     return [loss.detach(), *gradients]
 
 
+def network(config: GPTConfig, n_kv_head: int, T: int) -> tuple[GPT, Tensor]:
+    """A network, and texts of T + 1 tokens."""
+    net = GPT(replace(config, n_head=2, n_kv_head=n_kv_head, block_size=T))
+    torch.manual_seed(0)
+    for parameter in net.parameters():  # branches start at zero, and norms at one
+        torch.nn.init.normal_(parameter, 0.5 if parameter.ndim == 1 else 0.0, 0.3)
+    return net, torch.randint(config.vocab_size, (3, T + 1))
+
+
 @pytest.mark.parametrize("T", [1, cpu.BLOCK, 2 * cpu.BLOCK + 5])
 @pytest.mark.parametrize("n_kv_head", [1, 2])
 def test_equals_the_plain_operations(
     config: GPTConfig, n_kv_head: int, T: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = GPT(replace(config, n_head=2, n_kv_head=n_kv_head, block_size=T))
-    torch.manual_seed(0)
-    for parameter in net.parameters():  # branches start at zero, and norms at one
-        torch.nn.init.normal_(parameter, 0.5 if parameter.ndim == 1 else 0.0, 0.3)
-    tokens = torch.randint(config.vocab_size, (3, T + 1))
+    net, tokens = network(config, n_kv_head, T)
     assert cpu.by_hand(torch.zeros(1))
     ours = loss_and_gradients(net, tokens)
     monkeypatch.setattr(cpu, "by_hand", lambda x: False)
@@ -40,28 +45,55 @@ def test_equals_the_plain_operations(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
-def test_only_in_fp32_on_a_cpu() -> None:
+@pytest.mark.parametrize("T", [2, cpu.BLOCK, 2 * cpu.BLOCK + 5])
+def test_bf16_is_as_exact_as_that_of_the_plain_operations(
+    config: GPTConfig, T: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, tokens = network(config, 1, T)
+    exact = loss_and_gradients(net, tokens)
+
+    def error() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss_and_gradients(net, tokens)
+        assert [x.dtype for x in found] == [x.dtype for x in exact]
+        squares = [
+            ((x - y).norm() / y.norm()).item() ** 2 for x, y in zip(found, exact, strict=True)
+        ]
+        return (sum(squares) / len(squares)) ** 0.5
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cpu.by_hand(torch.zeros(1))
+    ours = error()
+    monkeypatch.setattr(cpu, "by_hand", lambda x: False)
+    assert 0 < ours < 1.25 * error() < 0.1
+
+
+def test_where_it_is_used() -> None:
     assert not cpu.by_hand(torch.zeros(1, dtype=torch.bfloat16))
     assert not cpu.by_hand(torch.zeros(1, device="meta"))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert not cpu.by_hand(torch.zeros(1))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_drops_its_share_and_keeps_the_mean(rate: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x = torch.ones(7, 999, 11, requires_grad=True)  # not a multiple of four
-    out = Dropout(rate)(x)
+    x = torch.ones(7, 999, 11, dtype=dtype, requires_grad=True)  # not a multiple of four
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        out = Dropout(rate)(x)
+    assert out.dtype == dtype
     kept = out != 0
     deviation = (rate * (1 - rate) / x.numel()) ** 0.5
     assert float(kept.double().mean()) == pytest.approx(1 - rate, abs=4 * deviation)
-    assert out.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-4)
+    exact = 1e-4 if dtype == torch.float32 else 2**-8
+    assert out.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=exact)
     # Neighbours share a random number, but are independent.
     pairs = (kept.flatten()[1:] & kept.flatten()[:-1]).double().mean()
     assert float(pairs) == pytest.approx((1 - rate) ** 2, abs=6 * deviation)
     (out * 3).sum().backward()
     assert x.grad is not None
-    torch.testing.assert_close(x.grad, 3 * out.detach())
+    torch.testing.assert_close(x.grad, 3 * out.detach(), rtol=2 * exact, atol=0)
 
 
 def test_dropout_repeats_with_the_state_of_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:

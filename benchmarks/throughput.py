@@ -5,12 +5,13 @@
 
 Each tool trains the same shape (6 layers x 384, 6 heads, tied vocabulary of 8,192, batches of
 8 x 256) on the same tokens with AdamW, without dropout, validation or saving: `ours` (python -m
-azllm_lightning.train, compiled in bf16 only), `hf` (transformers' Trainer and GPT2LMHeadModel),
-`litgpt` (litgpt pretrain, a Pythia of these sizes), `gpt2_loop` (nanoGPT's model in a hand-written
-loop, compiled). All run on the CPU and in one number type, so that ratios compare equal types: bf16
-mixed precision if the CPU has bf16 arithmetic, else fp32; --type chooses. The first steps, which
-compile and warm up, do not count. The tools from PyPI get their own venvs under .peers/, with our
-version of PyTorch; on a machine without a GPU point pip to its CPU build.
+azllm_lightning.train, not compiled, which trainer.compile=auto finds faster), `hf` (transformers'
+Trainer and GPT2LMHeadModel), `litgpt` (litgpt pretrain, a Pythia of these sizes), `gpt2_loop`
+(nanoGPT's model in a hand-written loop, compiled). All run on the CPU and in one number type, so
+that ratios compare equal types: bf16 mixed precision if the CPU has bf16 arithmetic, else fp32;
+--type chooses. The first steps, which compile and warm up, do not count. The tools from PyPI get
+their own venvs under .peers/, with our version of PyTorch; on a machine without a GPU point pip to
+its CPU build.
 
 The share of the machine is 6 N + 12 n_layer n_embd block_size operations per token (PaLM's count,
 by our shape for all), divided by the rate of large products of the same type, measured at the end
@@ -57,9 +58,9 @@ SHAPE = Race(
 SEGMENT = 10  # steps that each loop of --overhead takes in turn: our command logs once in as many
 OVERHEAD = {
     "30m": replace(SHAPE, n_layer=8, n_head=8, n_embd=512, steps=80),
-    "nano": Race("", "", 400, 4, 3, 192, 2048, block_size=128, batch_size=16, compiled=False),
+    "nano": Race("", "", 400, 4, 3, 192, 2048, block_size=128, batch_size=16),
     # nano's layers with little to compute: the same overhead without the noise of the arithmetic
-    "short": Race("", "", 800, 4, 3, 48, 2048, block_size=16, batch_size=4, compiled=False),
+    "short": Race("", "", 800, 4, 3, 48, 2048, block_size=16, batch_size=4),
 }
 TINY = {
     "n_layer": 1,
@@ -262,7 +263,7 @@ def train_ours(shape: Race, callback: str, folder: Path, separate: bool) -> None
         "trainer.max_steps": shape.steps,
         "trainer.global_batch_size": shape.batch_size,
         "trainer.micro_batch_size": shape.batch_size,
-        "trainer.compile": str(shape.compiled and shape.is_bf16).lower(),
+        "trainer.compile": "false",
         "trainer.accelerator": "cpu",
         "trainer.precision": machine.PRECISIONS[shape.number_type],
         "trainer.val_every_steps": never,

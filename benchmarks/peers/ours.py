@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,9 @@ class HandLoop(Callback):
     """Pauses the run after every `segment` steps, and trains as many steps in the shortest loop
     that does the same work.
 
-    The loop has the run's model, precision, compile setting, optimizer and clipping, and batches of
-    the same shape. Each is timed from one pause to the next, so that everything between two steps
-    counts, and other load on the machine affects both alike. `race` is a Race as JSON.
+    The loop has the run's model, precision, optimizer and clipping, and batches of the same shape.
+    Each is timed from one pause to the next, so that everything between two steps counts, and other
+    load on the machine affects both alike. `race` is a Race as JSON.
     """
 
     def __init__(self, race: str, segment: int) -> None:
@@ -60,9 +59,6 @@ class HandLoop(Callback):
         self.net = GPT(pl_module.model_config)
         self.net.load_state_dict(pl_module.net.state_dict())
         self.optimizer = build_optimizer(self.net, pl_module.optimizer_config)
-        self.is_compiled = pl_module.is_compiled
-        if self.is_compiled:
-            self.net.compile()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -82,8 +78,7 @@ class HandLoop(Callback):
         batch = self.race.batch(self._step)
         self._step += 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.race.is_bf16):
-            loss_of = self.net if self.is_compiled else partial(mean_loss, self.net)
-            loss = loss_of(batch[:, :-1], batch[:, 1:])
+            loss = mean_loss(self.net, batch[:, :-1], batch[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()

@@ -155,7 +155,7 @@ class _Attend(torch.autograd.Function):
             scores = torch.bmm(q[:, start:end], k[:, :end].mT)
             later = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
             scores[:, :, start:].masked_fill_(later, -torch.inf)
-            # Autocast would round softmax(), but not this, to fp32: inside it is fp32 anyway.
+            # In fp32 inside, but not its result, as that of softmax() would be under autocast.
             weights.append(torch.ops.aten._softmax(scores, -1, False))
             out[:, start:end] = torch.bmm(weights[-1], v[:, :end])
         ctx.save_for_backward(q, k, v, *weights)

@@ -29,7 +29,7 @@ from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.inference.sampling import generate_ids
 from azllm_lightning.model.gpt import GPT
 
-VOCAB_SIZES = {"nano": 2048, "small10m": 8192, "course": 32_000, "tiny": 300}
+VOCAB_SIZES = {"nano": 2048, "small10m": 8192, "course": 32_000, "smoke": 300}
 PROMPT = list(range(1, 17))
 
 
@@ -92,8 +92,8 @@ def low_middle_high(values: list[float], form: str) -> str:
 
 
 def sizes_of(size: str) -> ModelConfig:
-    """The sizes of model=`size`; of "tiny" some that take no time."""
-    if size == "tiny":
+    """The sizes of model=`size`; of "smoke" some that take no time."""
+    if size == "smoke":
         return ModelConfig(n_layer=2, n_head=2, n_embd=32)
     return compose([f"model={size}"]).model
 

@@ -22,7 +22,7 @@ name with .md.
 
 Our side goes through `azllm_lightning.train`, as any run does. The other side is `nanogpt_loop`
 around gpt2.py, or with --nanogpt around the model.py of a checkout. The text is random
-(`random_text`).
+(`random_text`), unless --text names prepared shards.
 
 Without a GPU it says so and exits with code 2. `--tiny` runs the same code on any CPU. Its figures
 mean nothing, and it does not cover CUDA's kernels, compiling, the peak of GPU memory, MFU and the
@@ -223,7 +223,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT whose model.py is compared"
     )
-    parser.add_argument("--text", type=Path, help="folder that keeps the random text")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        help="folder of prepared shards; random ones are written there if it is new",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("gpu.json"), help="file that keeps the figures"
     )

@@ -328,6 +328,7 @@ def trial(
         "weight_decay": regularization.weight_decay,
         "adam_weight_decay": regularization.table_decay,
         "dropout": regularization.dropout,
+        "schedule": "linear",  # as all runs of the table
         "tied": False,
         "val_windows": None,
         "val_every": max(1, steps // CURVE),

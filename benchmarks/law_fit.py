@@ -86,9 +86,6 @@ class Run:
     is_by_rule: bool
     """Whether decay and dropout are those of the rule."""
     val_bpb: float
-    last: float
-    """The final val_loss, in nats per token."""
-    steps: int
     curve: list[tuple[int, float]]
 
     @property
@@ -106,7 +103,6 @@ def main() -> None:
     values = fit(fitted)
     show(fitted, values)
     errors = left_out(fitted, lambda run: (*run.group, round(10 * math.log(run.size.tokens))))
-    error = root_mean_square(errors.values())
     report("same model and text, other tokens", errors)
     unseen = left_out(fitted, lambda run: run.group)
     report("model and text left out together", unseen)
@@ -186,8 +182,6 @@ def _run(values: dict[str, str]) -> Run:
             for each in wanted
         ),
         val_bpb=float(values["val_loss"]) / math.log(2) / bytes_per_token,
-        last=float(values["last_val_loss"]),
-        steps=int(values["steps"] or 0),
         curve=[(int(step), float(loss)) for step, _, loss in points],
     )
 

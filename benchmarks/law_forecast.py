@@ -26,9 +26,10 @@ NEAR = 0.07
 """How far a validation may be from a share of a run."""
 
 RIDGE = 0.2
-"""Error of a run relative to the prior standard deviation of Row.follows. Were the logarithm of the
-loss a line over that of the step, the fall to come would be log2(1 / progress) times the recent
-one; half of that is expected.
+"""Error of a run relative to the prior standard deviation of forecast.Row.follows.
+
+Were the logarithm of the loss a line over that of the step, the fall to come would be
+log2(1 / progress) times the recent one; half of that is expected.
 """
 
 RECORDED = (

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 BLOCK_SIZE = 256
 USUAL = set(
     """name kind data data_root device precision seed block batch steps warmup val_windows val_every
-    layers heads width tied weight_decay adam_weight_decay dropout replace""".split()
+    layers heads width tied weight_decay adam_weight_decay dropout replace schedule""".split()
 )
 """Settings of a trial that may differ from the package's."""
 
@@ -45,9 +45,11 @@ def table(results: Sequence[str], folders: Sequence[Path]) -> None:
 
 
 def is_ours(result: Row) -> bool:
-    """Whether a result is a complete run with the package's optimizer."""
+    """Whether a result is a complete run with the package's optimizer, and rates in a line."""
     settings = result["settings"]
     if "error" in result or settings.get("kind", "ours") != "ours":
+        return False
+    if settings.get("schedule", "linear") != "linear":
         return False
     return settings.keys() <= USUAL and settings.get("warmup") != 0
 

@@ -53,7 +53,7 @@ def run(text: Path, path: Path, processes: int, tokenizer: Path) -> None:
 
 
 def measure(path: Path, processes: int, tokenizer_path: Path) -> None:
-    """Print the speeds of one preparation, and of the tokenizer library on as many threads."""
+    """Print the speeds of one preparation, and of the tokenizer library on one core."""
     from azllm_lightning.config.data import DataConfig
     from azllm_lightning.data import building
     from azllm_lightning.data.shards import Manifest

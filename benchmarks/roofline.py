@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from azllm_lightning import compose
 from azllm_lightning.config.model import GPTConfig
-from azllm_lightning.model import gpt
+from azllm_lightning.model import cpu, gpt
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.batch import accumulation
 from azllm_lightning.training.muon import orthogonalization_flops
@@ -196,8 +196,8 @@ def memory(e: Experiment) -> list[tuple[str, float, float]]:
 def saved_bytes(model: GPTConfig) -> float:
     """Bytes per token and layer that autograd keeps for the backward pass of an uncompiled network.
 
-    They are counted in forward passes on the CPU, in bf16 autocast and with the attention of a GPU,
-    for two numbers of layers and of tokens: the differences leave only what grows with both.
+    They are counted in forward passes on the CPU, in bf16 autocast and with the operations of a
+    GPU, for two numbers of layers and of tokens: the differences leave only what grows with both.
     """
     return (
         (_kept(model, 2, 32) - _kept(model, 1, 32)) - (_kept(model, 2, 16) - _kept(model, 1, 16))
@@ -216,6 +216,7 @@ def _kept(model: GPTConfig, n_layer: int, tokens: int) -> int:
     input_ids = torch.zeros(1, tokens, dtype=torch.int64)
     with (
         patch.object(gpt, "attend", _fused_attention),
+        patch.object(cpu, "by_hand", lambda x: False),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
         torch.autocast("cpu", torch.bfloat16),
     ):

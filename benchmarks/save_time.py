@@ -1,8 +1,7 @@
 """The cost of saving.
 
-    python benchmarks/save_time.py [GIGABYTES] [ROUNDS]   # our crash-safe checkpoint and a plain
-    one python benchmarks/save_time.py run [OVERRIDES]        # the share of a run that saves every
-    500 steps
+    python benchmarks/save_time.py [GIGABYTES] [ROUNDS]  # our checkpoint and a plain one
+    python benchmarks/save_time.py run [OVERRIDES]       # share of a run that saves every 500 steps
 
 The first times AtomicCheckpointIO and plain torch.save + fsync in turn on a state like a run's
 (weights and two moments, fp32) in the current folder, and prints the ratio of the medians; then the

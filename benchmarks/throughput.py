@@ -1,7 +1,8 @@
 """Training speed compared with other tools, and the overhead of our loop.
 
-    python benchmarks/throughput.py [ours hf litgpt gpt2_loop] [--rounds 3] [--type bf16] [--json
-    FILE] python benchmarks/throughput.py --overhead [30m nano short]
+    python benchmarks/throughput.py [ours hf litgpt gpt2_loop] [--rounds 3] [--steps 30]
+        [--type bf16] [--json FILE]
+    python benchmarks/throughput.py --overhead [30m nano short]
 
 Each tool trains the same shape (6 layers x 384, 6 heads, tied vocabulary of 8,192, batches of
 8 x 256) on the same tokens with AdamW, without dropout, validation or saving: `ours` (python -m

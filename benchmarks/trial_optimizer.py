@@ -25,8 +25,8 @@ Group = dict[str, Any]
 class TrialOptimizer:
     """Updates the parameters of `groups`.
 
-    A group has `kind` ("muon", "adam"), `lr`, `decay`, and the settings of `trials.DEFAULTS` that
-    its kind reads.
+    A group has `kind` ("muon", "adam"), `lr`, `decay`, and the settings of
+    `trial_settings.DEFAULTS` that its kind reads.
     """
 
     def __init__(self, groups: Sequence[Group], dtype: torch.dtype) -> None:

@@ -278,7 +278,7 @@ def test_generation_writes_the_same_text_three_ways(
     import generation
 
     monkeypatch.setattr(generation, "memory_bandwidth", lambda threads: 1.0)
-    monkeypatch.setattr(sys, "argv", ["generation.py", "tiny", "--rounds", "1", "--tokens", "6"])
+    monkeypatch.setattr(sys, "argv", ["generation.py", "smoke", "--rounds", "1", "--tokens", "6"])
     generation.main()
     lines = capsys.readouterr().out.splitlines()
     assert "type    fp32, the same for all" in lines

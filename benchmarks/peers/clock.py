@@ -19,7 +19,7 @@ class Race:
     """What is trained, the same for all: sizes, number type, the file of uint16 tokens, and where
     the measurements go.
 
-    `compiled` is for nanoGPT's loop; the other tools keep their defaults. `number_type` is "bf16"
+    `compiled` is for nanoGPT's loop; hf and litgpt keep their defaults. `number_type` is "bf16"
     (mixed precision) or "fp32".
     """
 

@@ -70,7 +70,7 @@ class HandLoop(Callback):
         for _ in range(self.segment):
             self._train_step()
         ended = time.perf_counter()
-        if trainer.global_step > self.segment:  # the first segment compiles and warms up
+        if trainer.global_step > self.segment:  # the first segment warms up
             self.seconds.append((paused - self._mark, ended - paused))
         self._mark = time.perf_counter()
 

@@ -88,7 +88,7 @@ def nanogpt_loop(
         "step_seconds": seconds,
         "tokens_per_step": trainer.global_batch_size * block_size,
         "flops_per_token": 6 * multiplied + attention,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(device),
         "num_params": num_params,
         "precision": trainer.precision,
         "train_loss": losses[-1],

@@ -122,7 +122,7 @@ class TensorBoard(Callback):
         from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
         sources = len(data.val_sources()[0])
-        has_memory = torch.cuda.is_available() or peak_memory_bytes() is not None
+        has_memory = torch.cuda.is_available() or peak_memory_bytes("cpu") is not None
         yield custom_scalars(layout(sources, has_memory))  # type: ignore[no-untyped-call]
         table, row, _ = hparams(self._hparams(), dict.fromkeys(METRICS, 0))  # type: ignore[no-untyped-call]
         yield _with_default_columns(table)

@@ -33,14 +33,14 @@ class Throughput(Callback):
             return
         flops = rate * pl_module.model_config.flops_per_token()
         values = {"tokens_per_sec": rate, "mfu": flops / (self.peak_flops * trainer.world_size)}
-        if (peak := peak_memory_bytes()) is not None:
+        if (peak := peak_memory_bytes(pl_module.device.type)) is not None:
             values["peak_memory_gb"] = peak / 1e9
         pl_module.log_pinned(values)
 
 
-def peak_memory_bytes() -> int | None:
-    """Peak memory of the GPU if one is used, else of this process (None on Windows)."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+def peak_memory_bytes(device: str) -> int | None:
+    """Peak memory of the GPU if `device` is "cuda", else of this process (None on Windows)."""
+    if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     if sys.platform == "win32":
         return None

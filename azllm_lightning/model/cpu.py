@@ -40,7 +40,8 @@ def by_hand(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+        is_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
+        return is_bf16 and x.dtype in (torch.float32, torch.bfloat16)
     return x.dtype == torch.float32
 
 
@@ -49,7 +50,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     of the products that read it.
     """
     dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
-    out: Tensor = _Norm.apply(x, weight, eps, dtype)  # type: ignore[no-untyped-call]
+    out: Tensor = _Norm.apply(x, weight.float(), eps, dtype)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -57,7 +58,8 @@ def norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: fl
     """`rms_norm`, then `gpt.rotate`: x (B, T, H, D), weight (D,), cos and sin (T, D) to
     (B, H, T, D), in the type of x.
     """
-    out: Tensor = _NormAndRotate.apply(x, weight, cos, sin, eps)  # type: ignore[no-untyped-call]
+    tables = cos.float(), sin.float()
+    out: Tensor = _NormAndRotate.apply(x, weight.float(), *tables, eps)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -167,18 +169,26 @@ class _Attend(torch.autograd.Function):
         q, k, v, *weights = ctx.saved_tensors
         g = g.contiguous()
         grad_q = torch.empty_like(q)
-        grad_k = torch.zeros_like(k)
-        grad_v = torch.zeros_like(v)
+        grad_k = torch.zeros_like(k, dtype=torch.float32)
+        grad_v = torch.zeros_like(v, dtype=torch.float32)
         for number, w in enumerate(weights):
             end = w.shape[2]
             block = slice(BLOCK * number, end)
-            grad_v[:, :end].baddbmm_(w.mT, g[:, block])
+            _add_product(grad_v[:, :end], w.mT, g[:, block])
             grad_scores = torch.ops.aten._softmax_backward_data(
                 torch.bmm(g[:, block], v[:, :end].mT), w, -1, w.dtype
             )
-            grad_k[:, :end].baddbmm_(grad_scores.mT, q[:, block])
+            _add_product(grad_k[:, :end], grad_scores.mT, q[:, block])
             grad_q[:, block] = torch.bmm(grad_scores, k[:, :end])
-        return grad_q.mul_(q.shape[-1] ** -0.5), grad_k, grad_v
+        return grad_q.mul_(q.shape[-1] ** -0.5), grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b to `total`, which is fp32."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total.add_(torch.bmm(a, b))
 
 
 class _Dropout(torch.autograd.Function):
@@ -191,14 +201,15 @@ class _Dropout(torch.autograd.Function):
         numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
         numbers.random_(-(2**63), None, generator=getattr(_of_thread, "generator", None))
         dropped = min(round(65536 * rate), 65535)
-        factors = torch.empty(x.numel(), dtype=x.dtype)
-        torch.ge(numbers.view(torch.int16)[: x.numel()], dropped - 32768, out=factors)
-        factors = factors.mul_(65536 / (65536 - dropped)).view(x.shape)
-        ctx.save_for_backward(factors)
-        return x * factors
+        kept = torch.empty(x.numel(), dtype=x.dtype)
+        torch.ge(numbers.view(torch.int16)[: x.numel()], dropped - 32768, out=kept)
+        kept = kept.view(x.shape)
+        ctx.save_for_backward(kept)
+        ctx.scale = 65536 / (65536 - dropped)  # rounded with each value, not once for all in bf16
+        return (x * kept).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        (factors,) = ctx.saved_tensors
-        return g * factors, None
+        (kept,) = ctx.saved_tensors
+        return (g * kept).mul_(ctx.scale), None

@@ -55,6 +55,8 @@ class Source:
     """The precision that it was trained in."""
     teachers: list[str] = field(default_factory=list)
     """The digests of its teachers."""
+    threads: int | None = None
+    """PyTorch's threads, if it was trained on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,9 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
         if source is not None:
             check_same_teachers(source.teachers, teachers, config.teacher_paths)
         complete = settled(config, mine, device, place.size, teachers)
-        if source is not None and source.precision != complete.trainer.precision:
+        if source is not None:
             _report_precision(source, complete.trainer.precision)
+            _report_threads(source, device)
         return complete, mine.fingerprint, digests_of(teachers)
 
     config, fingerprint, digests = first(settle)
@@ -337,8 +340,14 @@ def _resumed(config: RunConfig) -> Located:
         log.warning(message)
     step = int(checkpoint["azllm"]["step"])
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
-    teachers = checkpoint["azllm"].get("teachers", [])
-    source = Source(path, step, fingerprint, stored["trainer"]["precision"], teachers)
+    source = Source(
+        path,
+        step,
+        fingerprint,
+        stored["trainer"]["precision"],
+        checkpoint["azllm"].get("teachers", []),
+        checkpoint["azllm"].get("threads"),
+    )
     return Located(resumed, source)
 
 
@@ -369,12 +378,29 @@ def resumed_here(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str) -
 
 
 def _report_precision(source: Source, precision: str) -> None:
+    if source.precision == precision:
+        return
     message = tr(
         "trainer.precision was {before} until step {step:,} and is {precision} from there on: the "
         "losses will differ slightly from those of an uninterrupted run",
         before=source.precision,
         step=source.step,
         precision=precision,
+    )
+    log.warning(message)
+
+
+def _report_threads(source: Source, device: str) -> None:
+    threads = torch.get_num_threads()
+    if device != "cpu" or source.threads in (None, threads):
+        return
+    message = tr(
+        "until step {step:,} PyTorch had {before} threads on the CPU, and has {threads} from there "
+        "on: the losses will differ slightly from those of an uninterrupted run "
+        "(OMP_NUM_THREADS={before} keeps them equal)",
+        step=source.step,
+        before=source.threads,
+        threads=threads,
     )
     log.warning(message)
 

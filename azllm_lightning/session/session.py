@@ -37,6 +37,7 @@ from azllm_lightning.session.resolve import (
     session_start,
 )
 from azllm_lightning.session.supervisor import supervise
+from azllm_lightning.training.batch import free_memory
 from azllm_lightning.training.hardware import determinism_restored
 from azllm_lightning.training.processes import (
     Elsewhere,
@@ -113,6 +114,7 @@ def _run(
     run = None
     try:
         stop.begin()
+        free_memory()  # of a training before in this process: its compiled code, the peak on a GPU
         stop.started = first(lambda: session_start(stop.started))
         first(lambda: check_launcher(typed, place))
         found = located or first(lambda: locate(typed))

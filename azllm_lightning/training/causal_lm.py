@@ -410,6 +410,8 @@ class CausalLM(LightningModule):
             "metrics": self.last_validation,
             "teachers": self.teachers.digests if self.teachers else [],
             "started_from": self.started_from,
+            # The order of sums on a CPU depends on it.
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

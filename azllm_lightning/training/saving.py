@@ -158,6 +158,11 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.best_step: int | None = None
+        """That of the file."""
+        self._until_now: tuple[float, int] | None = None
+        """The lowest val_loss and its step. Those of the file, unless a crash undid the steps up to
+        the file's: then it has what was the best before, as in a run without the crash.
+        """
 
     @property
     def state_key(self) -> str:
@@ -169,15 +174,15 @@ class BestCheckpoint(ModelCheckpoint):
         loss = trainer.callback_metrics.get("val_loss")
         if loss is None or not math.isfinite(float(loss)):
             return
-        before = self.state_dict()
+        before = self.best_model_score, self.best_step
         super().on_validation_end(trainer, pl_module)
         if first(lambda: self.io.failed is not None):  # the file is still the previous one
-            self.load_state_dict(before)
-        if self.best_model_score is not None and self.best_step is not None:
-            values = {
-                "val_loss_best": float(self.best_model_score),
-                "val_loss_best_step": float(self.best_step),
-            }
+            self._set_best(*before)
+        elif self._until_now is None or float(loss) < self._until_now[0]:
+            self._until_now = float(loss), trainer.global_step
+        if self._until_now is not None:
+            score, step = self._until_now
+            values = {"val_loss_best": score, "val_loss_best_step": float(step)}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
 
@@ -189,23 +194,50 @@ class BestCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score and its step; the path is known from the folder."""
-        score = None if self.best_model_score is None else float(self.best_model_score)
-        return {"best_model_score": score, "best_step": self.best_step}
+        """The best score until now and its step; the path is known from the folder."""
+        score, step = self._until_now or (None, None)
+        return {"best_model_score": score, "best_step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score, if its weights are in this run's folder."""
+        """Restore the best score, if there are weights in this run's folder, and read theirs, which
+        may be better: those of a step that a crash undid.
+        """
+        # The first process alone sees the folder where machines share no disk.
+        found = first(self._of_file)
+        score = state_dict["best_model_score"]
+        self._until_now = None
+        if found is not None and score is not None:
+            self._until_now = score, state_dict["best_step"]
+        self._set_best(*((torch.tensor(found[0]), found[1]) if found else (None, None)))
+
+    def _of_file(self) -> tuple[float, int] | None:
+        """val_loss and step of best.ckpt, if there is one that can be read."""
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / BEST
+        if not path.is_file():
+            return None
+        try:
+            state = read_checkpoint(path)["azllm"]
+        except (OSError, ValueError) as error:
+            log.warning(
+                tr(
+                    "the best weights until now cannot be read ({reason}); from here on the best "
+                    "are searched from scratch",
+                    reason=error,
+                )
+            )
+            return None
+        return state["metrics"]["val_loss"], state["step"]
+
+    def _set_best(self, score: Tensor | None, step: int | None) -> None:
+        """Make Lightning's callback keep a file with this score, or none."""
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST)
-        # The first process alone sees the folder where machines share no disk.
-        if state_dict["best_model_score"] is None or not first(Path(path).is_file):
-            self.best_step = None
-            self.best_model_score = None
+        self.best_step = step
+        self.best_model_score = score
+        if score is None:
             self.best_k_models = {}
             return
-        self.best_step = state_dict["best_step"]
-        score = torch.tensor(state_dict["best_model_score"])
-        self.best_model_score = score
         self.kth_value = score
         self.best_model_path = path
         self.kth_best_model_path = path

@@ -18,6 +18,7 @@ from events import Finished, summaries, texts
 from azllm_lightning.callbacks import tensorboard
 from azllm_lightning.callbacks.interrupt import Interrupt
 from azllm_lightning.callbacks.tensorboard import LAYOUT, METRICS, layout
+from azllm_lightning.callbacks.throughput import peak_memory_bytes
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.runs.commit import commit
 from azllm_lightning.runs.curves import read_scalars
@@ -147,6 +148,13 @@ def test_speed_and_memory_are_logged(finished: Finished) -> None:
     assert list(scalars["tokens_per_sec"]) == list(scalars["mfu"]) == list(memory)
     ratios = [scalars["mfu"][step] / scalars["tokens_per_sec"][step] for step in memory]
     assert ratios == pytest.approx([ratios[0]] * 7, rel=1e-4)
+
+
+def test_memory_is_that_of_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training on a CPU may come after one on a GPU, in the same notebook."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5)
+    assert peak_memory_bytes("cuda") == 5
+    assert peak_memory_bytes("cpu") not in (5, 0)
 
 
 def test_the_events_describe_the_run_once(finished: Finished) -> None:

@@ -73,6 +73,36 @@ def test_where_it_is_used() -> None:
     assert not cpu.by_hand(torch.zeros(1, device="meta"))
     with torch.autocast("cpu", torch.float16):
         assert not cpu.by_hand(torch.zeros(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not cpu.by_hand(torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_type_train_under_autocast(
+    config: GPTConfig, dtype: torch.dtype
+) -> None:
+    net, tokens = network(config, 1, 5)
+    net.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = net(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {dtype}
+
+
+@pytest.mark.parametrize("blocks", [2, 16])
+def test_bf16_gradients_of_attention_are_as_exact_for_long_texts(blocks: int) -> None:
+    torch.manual_seed(0)
+    shape = 2, 2, blocks * cpu.BLOCK, 16
+    exact = [torch.randn(shape).bfloat16().double().requires_grad_() for _ in "qkv"]
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
+    g = torch.randn(shape).bfloat16()
+    attention = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True)
+    expected = torch.autograd.grad(attention, exact, g.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = cpu.attend(*rounded)
+    found = torch.autograd.grad(out, rounded, g)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs).norm() < 6e-3 * theirs.norm()
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -86,11 +116,16 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate: float, dtype: torch.dt
     kept = out != 0
     deviation = (rate * (1 - rate) / x.numel()) ** 0.5
     assert float(kept.double().mean()) == pytest.approx(1 - rate, abs=4 * deviation)
-    exact = 1e-4 if dtype == torch.float32 else 2**-8
+    exact = 1e-4 if dtype == torch.float32 else 2**-8  # of one value
     assert out.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=exact)
     # Neighbours share a random number, but are independent.
     pairs = (kept.flatten()[1:] & kept.flatten()[:-1]).double().mean()
     assert float(pairs) == pytest.approx((1 - rate) ** 2, abs=6 * deviation)
+    values = torch.rand(99_999).to(dtype)  # each is rounded by itself
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        dropped = Dropout(rate)(values)
+    scale = dropped.double().sum() / values.double()[dropped != 0].sum()
+    assert float(scale) == pytest.approx(1 / (1 - rate), rel=1e-3)
     (out * 3).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, 3 * out.detach(), rtol=2 * exact, atol=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from training_runs import Crash, Probe, assert_same_end
 
@@ -97,6 +98,35 @@ def test_a_resume_on_another_device_chooses_again_and_reports_the_precision(
     assert capsys.readouterr().err.count(line) == 1
     summary = json.loads((FOLDER / "summary.json").read_text("utf-8"))
     assert (summary["precision"], summary["compile"]) == ("32-true", False)
+
+
+def test_a_resume_with_another_number_of_threads_says_so(
+    train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    interrupted(train_tiny, probe)
+    try:
+        torch.set_num_threads(before + 1)
+        train_tiny("ckpt_path=last", "trainer.max_steps=6")
+        line = f"until step 4 PyTorch had {before} threads on the CPU, and has {before + 1} from"
+        assert capsys.readouterr().err.count(line) == 1
+        train_tiny("ckpt_path=last", "trainer.max_steps=8")
+        assert "threads on the CPU" not in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_training_starts_without_compiled_code_of_the_one_before(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch compiles a function for eight configurations, and then runs it uncompiled."""
+    import torch._dynamo
+
+    resets: list[str] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append("reset"))
+    for count in (1, 2):
+        train_tiny("trainer.max_steps=1")
+        assert len(resets) == count
 
 
 def test_what_was_typed_is_never_chosen_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from training_runs import Probe, Uninterrupted, assert_same_end, curve
+from training_runs import Crash, Probe, Uninterrupted, assert_same_end, curve
 
+from azllm_lightning.formats.load import FORMAT
 from azllm_lightning.runs import folder as run
-from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.checkpoint_files import step_files, write_checkpoint
 from azllm_lightning.runs.folder import claim, find_checkpoint
 from azllm_lightning.training import saving
 from azllm_lightning.training.causal_lm import CausalLM
@@ -143,6 +145,49 @@ def test_without_a_name_last_says_which_run_it_looked_into_and_which_have_states
     assert f"no complete checkpoint in {newest};" in str(no.value)
 
 
+@pytest.mark.parametrize("change", [[], ["optimizer.lr=1e-6"]])
+def test_after_a_crash_best_is_what_the_file_has(
+    change: list[str], train_tiny: Train, probe: Probe
+) -> None:
+    """Validations come more often than full states, so that best.ckpt may be of a step that the
+    crash undid, and that a resume with other settings does not reach again.
+    """
+    often = ["trainer.val_every_steps=1", "trainer.checkpoint_every_steps=4"]
+    probe.crash(7)
+    with pytest.raises(Crash):
+        train_tiny(*often)
+    best = Path("lightning_logs/tiny/version_0/checkpoints/best.ckpt")
+    ahead = torch.load(best, weights_only=True)["azllm"]
+    assert ahead["step"] > 4
+    folder = train_tiny("ckpt_path=last", *change)
+    kept = torch.load(best, weights_only=True)["azllm"]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["best_step"] == kept["step"]
+    assert summary["best_val_loss"] == pytest.approx(kept["metrics"]["val_loss"], rel=1e-6)
+    assert kept["metrics"]["val_loss"] <= ahead["metrics"]["val_loss"]
+    losses = curve(folder)["val_loss"]
+    until_now = {
+        step: min(loss for other, loss in losses.items() if 0 < other <= step)
+        for step in losses
+        if step > 0
+    }
+    found = {step: loss for step, loss in curve(folder)["val_loss_best"].items() if step > 0}
+    assert found == pytest.approx(until_now)
+
+
+def test_best_weights_that_cannot_be_read_do_not_end_a_resume(
+    train_tiny: Train, probe: Probe, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe.crash(7)
+    with pytest.raises(Crash):
+        train_tiny()
+    best = Path("lightning_logs/tiny/version_0/checkpoints/best.ckpt")
+    best.write_bytes(best.read_bytes()[:100])
+    train_tiny("ckpt_path=last")
+    assert "the best weights until now cannot be read" in caplog.text
+    torch.load(best, weights_only=True)
+
+
 @pytest.mark.parametrize("fails", [True, False])
 def test_all_processes_keep_the_same_best_after_a_save(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,7 +209,8 @@ def test_all_processes_keep_the_same_best_after_a_save(
         return answers[-1]
 
     monkeypatch.setattr(ModelCheckpoint, "on_validation_end", save)
-    (tmp_path / "best.ckpt").touch()
+    state = {"format": FORMAT, "tokenizer": "", "metrics": {"val_loss": 4.0}, "step": 2}
+    write_checkpoint({"azllm": state, "state_dict": {}}, tmp_path / "best.ckpt")
     states = []
     for rank in range(2):
         monkeypatch.setattr(
@@ -173,8 +219,7 @@ def test_all_processes_keep_the_same_best_after_a_save(
         best = BestCheckpoint(
             tmp_path if rank == 0 else tmp_path / "elsewhere", AtomicCheckpointIO()
         )
-        best.best_model_score = torch.tensor(4.0)
-        best.best_step = 2
+        best.load_state_dict({"best_model_score": 4.0, "best_step": 2})
         trainer = SimpleNamespace(
             callback_metrics={"val_loss": torch.tensor(3.0)},
             global_step=4,

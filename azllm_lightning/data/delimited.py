@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -40,7 +40,7 @@ class _Dialect:
     has_quotes: bool = True
 
     def rows(self, lines: Iterator[str]) -> Any:
-        """A csv.reader; its cells are to be `unescaped`."""
+        """A csv.reader; its rows are to be `unescaped`."""
         if self.has_escapes:
             # csv's own escapechar is not strict: "a" b would be read as `a b`
             lines = (_ESCAPED.sub(_placeholder, line) for line in lines)
@@ -51,8 +51,8 @@ class _Dialect:
             strict=True,
         )
 
-    def unescaped(self, cell: str) -> str:
-        return cell.replace(_QUOTE, '"') if self.has_escapes else cell
+    def unescaped(self, row: list[str]) -> list[str]:
+        return [cell.replace(_QUOTE, '"') for cell in row] if self.has_escapes else row
 
 
 def _placeholder(escaped: re.Match[str]) -> str:
@@ -62,7 +62,29 @@ def _placeholder(escaped: re.Match[str]) -> str:
 def read_table(
     blocks: Iterator[Block], address: str, is_tabbed: bool, rows: Rows, config: DataConfig
 ) -> Iterator[Record]:
-    """The records of a table whose first row names its columns.
+    """The records of a table, from the rows of `read_rows`, which says what is an error."""
+    table = read_rows(blocks, address, is_tabbed, [config.text_field])
+    names = next(table, None)
+    if names is None:
+        return
+    rows.note_fields(names)
+    text_column = names.index(rows.column(names, "text_field", config.text_field))
+    source_column = None
+    if config.source_field is not None:
+        source_column = names.index(rows.column(names, "source_field", config.source_field))
+    rows.note_columns()
+    for row in table:
+        text = row[text_column]
+        source = None if source_column is None else row[source_column]
+        yield from rows.record(None if text in _NULLS else text, source or None, address)
+
+
+def read_rows(
+    blocks: Iterator[Block], address: str, is_tabbed: bool, wanted: Sequence[str]
+) -> Iterator[list[str]]:
+    """The header of a table, then its rows, each with as many cells; blank lines are left out.
+
+    The delimiter is the one with which the header has most of the `wanted` names.
 
     Raises ValueError, with the line, for a row that has more or fewer cells than the header, and
     for quotes that do not match: such a row may have lost a part of its text.
@@ -82,8 +104,7 @@ def read_table(
         delimiters = given[1]
         lines.skip()
         sample = lines.peek(_SAMPLE_LINES)
-    dialect = _dialect(sample, delimiters, config.text_field)
-    yield from _rows(lines, dialect, address, rows, config)
+    yield from _rows(lines, _dialect(sample, delimiters, wanted), address)
 
 
 class _Lines:
@@ -121,9 +142,9 @@ def _whole_lines(blocks: Iterator[Block]) -> Iterator[str]:
     yield "".join(parts)
 
 
-def _dialect(sample: list[str], delimiters: str, text_field: str) -> _Dialect:
+def _dialect(sample: list[str], delimiters: str, wanted: Sequence[str]) -> _Dialect:
     """The first of the usual ways to write a table that the `sample` has no error in."""
-    delimiter = max(delimiters, key=lambda each: _header_score(sample, each, text_field))
+    delimiter = max(delimiters, key=lambda each: _header_score(sample, each, wanted))
     if len(_header(sample, _Dialect(delimiter))) == 1:
         delimiter = _NO_DELIMITER  # one column: there is nothing to separate
     usual = [_Dialect(delimiter), _Dialect(delimiter, has_escapes=True)]
@@ -139,9 +160,9 @@ def _header(sample: list[str], dialect: _Dialect) -> list[str]:
         return []
 
 
-def _header_score(sample: list[str], delimiter: str, text_field: str) -> tuple[bool, int]:
+def _header_score(sample: list[str], delimiter: str, wanted: Sequence[str]) -> tuple[int, int]:
     names = _header(sample, _Dialect(delimiter))
-    return matching(names, text_field) is not None, len(names)
+    return sum(matching(names, name) is not None for name in wanted), len(names)
 
 
 def _fits(sample: list[str], dialect: _Dialect) -> bool:
@@ -161,27 +182,21 @@ def _trimmed(row: list[str], width: int) -> int:
     return width if len(row) > width and not any(row[width:]) else len(row)
 
 
-def _rows(
-    lines: _Lines, dialect: _Dialect, address: str, rows: Rows, config: DataConfig
-) -> Iterator[Record]:
+def _rows(lines: _Lines, dialect: _Dialect, address: str) -> Iterator[list[str]]:
     reader = dialect.rows(iter(lines))
     start = lines.skipped + 1
     try:
-        names = next(reader)
-        rows.note_fields(names)
-        text_column = names.index(rows.column(names, "text_field", config.text_field))
-        source_column = None
-        if config.source_field is not None:
-            source_column = names.index(rows.column(names, "source_field", config.source_field))
-        rows.note_columns()
+        names = next(reader, None)
+        if names is None:
+            return
+        yield dialect.unescaped(names)
+        width = len(names)
         start = lines.skipped + reader.line_num + 1
         for row in reader:
-            if len(row) == len(names) or _trimmed(row, len(names)) == len(names):
-                text = dialect.unescaped(row[text_column])
-                source = None if source_column is None else row[source_column]
-                yield from rows.record(None if text in _NULLS else text, source or None, address)
+            if len(row) == width or _trimmed(row, width) == width:
+                yield dialect.unescaped(row[:width])
             elif any(cell.strip(_BLANK) for cell in row):
-                raise ValueError(_wrong_width(address, start, len(row), len(names)))
+                raise ValueError(_wrong_width(address, start, len(row), width))
             start = lines.skipped + reader.line_num + 1
     except csv.Error as error:
         raise ValueError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -11,6 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.decoder import Block
+from azllm_lightning.data.delimited import read_rows
 from azllm_lightning.data.files import TextFile, find_files
 from azllm_lightning.data.rows import matching
 
@@ -21,6 +21,7 @@ EITHER = ("sentence_a", "sentence_b", "label")
 GROUPS = ("phenomenon", "interference_type", "UID", "condition", "group")
 """The names of columns, in the order in which they are looked for: BLiMP has sentence_good and
 sentence_bad, MultiBLiMP sen and wrong_sen."""
+TABLES = (".csv", ".tsv")
 
 
 class SentencePair(NamedTuple):
@@ -34,7 +35,8 @@ class SentencePair(NamedTuple):
 def read_pairs(path: str) -> list[SentencePair]:
     """The pairs of all files at `path`, in NFC; without a column of GROUPS, a file is a group.
 
-    Raises ValueError if there is no file, a row is incomplete, or no columns are known.
+    Raises ValueError if there is no file, a row is incomplete or not clear, or no columns
+    are known.
     """
     pairs = []
     try:
@@ -69,9 +71,15 @@ def _rows(file: TextFile) -> Iterator[Mapping[str, Any]]:
             raise ValueError(
                 tr("{path}: not UTF-8 ({error})", path=file.address, error=error)
             ) from None
-    if file.format in (".csv", ".tsv"):
-        delimiter = "\t" if file.format == ".tsv" else ","
-        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    if file.format in TABLES:
+        lines = text.replace("\r\n", "\n").replace("\r", "\n")
+        known = [*RIGHT, *WRONG, *EITHER]
+        table = read_rows(
+            iter([Block(1, lines, False)]), file.address, file.format == ".tsv", known
+        )
+        names = next(table, [])
+        for cells in table:
+            yield dict(zip(names, cells, strict=True))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -95,6 +103,17 @@ def _pair(row: Mapping[str, Any], file: TextFile, number: int) -> SentencePair:
         raise ValueError(
             tr(
                 "{path}: pair {number} has no two different sentences",
+                path=file.address,
+                number=number,
+            )
+        )
+    if file.format in TABLES and any("\n" in value.strip() for value in pair):
+        # an open quote is no error of the table if a later cell ends with another one
+        raise ValueError(
+            tr(
+                "{path}: pair {number} has a line break within a cell: write each sentence in one "
+                "line, and check whether a quote before it is not closed; one that is part of a "
+                "sentence has to be doubled, in a cell in quotes",
                 path=file.address,
                 number=number,
             )

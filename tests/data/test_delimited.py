@@ -138,7 +138,8 @@ def test_sources_of_a_table(tmp_path: Path) -> None:
     assert [d.source for d in documents(config, Counter())] == ["x", "a.csv"]
 
 
-def test_a_table_without_rows_has_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("id,text\n", encoding="utf-8")
+@pytest.mark.parametrize("content", ["id,text\n", "sep=;\n"])
+def test_a_table_without_rows_has_no_text(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"no text in 1 file"):
         read(tmp_path / "a.csv")

@@ -294,3 +294,6 @@ def test_pairs_of_the_hub_are_read(hub: HubSite) -> None:
 def test_pairs_behind_a_url_are_read(site: WebSite) -> None:
     site.files = {"/a.jsonl": '{"good": "Mən gəldim.", "bad": "Mən gəldin."}\n'.encode()}
     assert read_pairs(f"{site.url}/a.jsonl") == [SentencePair("a", "Mən gəldim.", "Mən gəldin.")]
+    site.files = {"/a.csv": b"right,wrong\na,b,c\n"}
+    with pytest.raises(ValueError, match=r"/a\.csv:2: 3 cells, but the header has 2"):
+        read_pairs(f"{site.url}/a.csv")

@@ -34,6 +34,48 @@ def test_a_table_with_the_columns_of_multiblimp(tmp_path: Path) -> None:
     assert read_pairs(str(path)) == [SentencePair("svPa", RIGHT, WRONG)]
 
 
+def test_tables_are_read_as_those_of_training_text(tmp_path: Path) -> None:
+    pair = SentencePair("a", RIGHT, WRONG)
+    open_quote = SentencePair("a", '"Gəl, dedi', "Gəl dedim")
+    for name, text, pairs in (
+        # an open quote drops no rows
+        (
+            "a.tsv",
+            f'right\twrong\n"Gəl, dedi\tGəl dedim\n{RIGHT}\t{WRONG}\n',
+            [open_quote, pair],
+        ),
+        # as Excel writes it where numbers have a comma
+        ("a.csv", f"right;wrong\r\n{RIGHT};{WRONG}\r\n\r\n", [pair]),
+        (
+            "a.csv",
+            f'id;wrong;right\n1;{WRONG};"""Gəl; dedi"\n',
+            [SentencePair("a", '"Gəl; dedi', WRONG)],
+        ),
+        # empty cells beyond the header, blank lines and the line ends of old Macs
+        ("a.csv", f"right,wrong\r{RIGHT},{WRONG},,\r\r \r", [pair]),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        assert read_pairs(str(tmp_path / name)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"right,wrong\n{RIGHT},{WRONG}\nGəl, dedi,Gəl dedim\n", r"a\.csv:3: 3 cells, but"),
+        (f"right,wrong,n\n{RIGHT},{WRONG}\n", r"a\.csv:2: 2 cells, but the header has 3"),
+        (f'right,wrong\n"Gəl dedi,Gəl dedim\n{RIGHT},{WRONG}\n', r"a\.csv:2: not valid CSV"),
+        # the second quote ends the cell that the first begins
+        (f'right,wrong\n"Gəl,Get\n{RIGHT},{WRONG}\nAl",Ver\n', r"a\.csv: pair 1 has a line break"),
+    ],
+)
+def test_tables_that_may_have_lost_pairs_are_refused(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint):
+        read_pairs(str(tmp_path / "a.csv"))
+
+
 def test_parquet_as_on_the_hub(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_tensorboard_page import BROWSER, Page, browser
 
 from azllm_lightning import load, sample
 from azllm_lightning.chat import chat
-from azllm_lightning.cli.messages import use_language
+from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.inference import chat_server
@@ -179,6 +180,57 @@ def test_a_text_stops_when_the_browser_goes_away(
         assert server.generating.acquire(timeout=60)  # the next text can begin
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory: close other programs"),
+        (RuntimeError("sınıb\n2"), "An error of the program (RuntimeError: sınıb): its terminal"),
+    ],
+)
+def test_an_error_while_a_text_is_written_is_shown(
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    message: str,
+) -> None:
+    def failing(*args: Any, **settings: Any) -> Iterator[list[str]]:
+        yield ["prompt"]
+        yield ["söz "]
+        raise error
+
+    monkeypatch.setattr(chat_server, "stream", failing)
+    with serving(tiny_run) as server:
+        status, _, text = ask(server, "POST", "/generate", '{"prompt": "a"}', **JSON)
+        assert server.generating.acquire(timeout=60)  # the next text can begin
+    assert status == 200
+    start, piece, last = events(text)
+    assert (start, piece) == ({}, {"text": "söz "})
+    assert last.keys() == {"error"}
+    assert last["error"].startswith(message)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+@pytest.mark.parametrize(("kind", "is_shown"), [(ConnectionResetError, False), (OSError, True)])
+def test_only_a_browser_that_went_away_is_no_error(
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: type[OSError],
+    is_shown: bool,
+) -> None:
+    def failing(server: ChatServer) -> dict[str, str]:
+        raise kind("oxunmur")
+
+    monkeypatch.setattr(ChatServer, "texts", failing)
+    with serving(tiny_run) as server, pytest.raises(http.client.RemoteDisconnected):
+        ask(server, "GET", "/")
+    assert ("oxunmur" in capfd.readouterr().err) == is_shown
+
+
 def test_it_listens_on_this_machine_only_unless_asked(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +275,9 @@ def wait_for(page: Page, code: str, seconds: float = 120) -> Any:
 @pytest.mark.skipif(sys.platform == "win32", reason="the browser is driven through inherited pipes")
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt install chromium)")
 @pytest.mark.parametrize("lang", ["en", "az"])
-def test_writing_in_a_real_browser(tiny_run: Path, tmp_path: Path, lang: str) -> None:
+def test_writing_in_a_real_browser(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lang: str
+) -> None:
     use_language(lang)
     words = {"en": ("Continue", "Stop"), "az": ("Davam etdir", "Dayandır")}[lang]
     with serving(tiny_run, "seed=3") as server, browser(tmp_path / "profile") as page:
@@ -252,3 +306,19 @@ def test_writing_in_a_real_browser(tiny_run: Path, tmp_path: Path, lang: str) ->
         script(page, type_in + submit)
         problem = wait_for(page, "document.querySelector('.problem')?.textContent")
         assert "temperature=-1" in problem
+
+        # So is an error of the program, after what was written before it.
+        def failing(*args: Any, **settings: Any) -> Iterator[list[str]]:
+            yield ["prompt"]
+            yield ["söz"]
+            raise RuntimeError("sınıb")
+
+        monkeypatch.setattr(chat_server, "stream", failing)
+        script(page, "document.getElementById('temperature').value = 1")
+        script(page, type_in + submit)
+        wait_for(page, "document.querySelectorAll('.problem').length === 2")
+        shown = script(page, "document.querySelectorAll('.text')[3].textContent")
+        assert shown == "Bir <b>günsöz" + tr(
+            "An error of the program ({reason}): its terminal says more.",
+            reason="RuntimeError: sınıb",
+        )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import logging
 import secrets
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from azllm_lightning.cli.memory import is_out_of_memory, out_of_memory_message
 from azllm_lightning.cli.messages import language, tr
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import from_mapping
@@ -28,6 +31,8 @@ from azllm_lightning.inference.sampling import stream
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
     from azllm_lightning.model.gpt import GPT
+
+log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("chat_page.html")
 LARGEST_REQUEST = 1_000_000
@@ -98,7 +103,9 @@ class ChatServer(ThreadingHTTPServer):
         return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a browser that went away is no error."""
+        """Show the error, unless it is that a browser went away."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def texts(self) -> dict[str, str]:
         """What the page says, by the names that it uses."""
@@ -186,9 +193,16 @@ class _Request(BaseHTTPRequestHandler):
         self.close_connection = True
         with self.server.generating, contextlib.suppress(ConnectionError):
             self._event({})  # so that a browser that left while it waited is noticed
-            for piece in pieces:  # writing fails once the browser is gone, which ends the text
-                self._event({"text": piece})
-            self._event({"end": True})
+            try:
+                for piece in pieces:  # writing fails once the browser is gone, which ends the text
+                    self._event({"text": piece})
+            except ConnectionError:
+                raise
+            except Exception as error:
+                log.exception(tr("the text was not finished"))
+                self._event({"error": _explained(error)})
+            else:
+                self._event({"end": True})
 
     def _event(self, values: dict[str, Any]) -> None:
         line = f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
@@ -233,3 +247,11 @@ class _Request(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal is for messages."""
+
+
+def _explained(error: Exception) -> str:
+    """What the page says about an error of the program."""
+    if is_out_of_memory(error):
+        return out_of_memory_message(error)
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return tr("An error of the program ({reason}): its terminal says more.", reason=reason)

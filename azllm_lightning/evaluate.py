@@ -28,7 +28,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from azllm_lightning.formats.load import origin, step_of
     from azllm_lightning.inference.measures import measured, open_subject, suite_page
     from azllm_lightning.inference.result_files import result_file
-    from azllm_lightning.runs.atomic import write_json
+    from azllm_lightning.runs.atomic import write_json, write_text
     from azllm_lightning.runs.commit import commit
     from azllm_lightning.runs.folder import find_checkpoint
 
@@ -44,13 +44,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     results: dict[str, Any] = {"model": subject.name, "start_token": bool(subject.scorer.start)}
     if ours is not None:
         results["step"] = step_of(ours)
+    if config.suite:
+        results["commit"] = commit()
     found, report = measured(config, subject)
+    assert results.keys().isdisjoint(found), "a measure would overwrite what it is of"
     results |= found
     print(report)
     if config.suite:
-        results["commit"] = commit()
         page = out.with_suffix(".md")
-        page.write_text(suite_page(results), encoding="utf-8", newline="\n")
+        write_text(page, suite_page(results))
         print(f"{tr('written to'):<12}{page}", file=sys.stderr)
     write_json(out, results)
     print(f"{tr('written to'):<12}{out}", file=sys.stderr)

@@ -702,7 +702,7 @@ def test_suites_are_joined_by_model() -> None:
             "groups": {"grammar": scores, "spelling": scores},
         },
         "turkish": {"phenomena": {"turkish_words": {**scores, "accuracy": 0.9}}, "all": scores},
-        "samples": {"model": figures, "held_out": figures},
+        "samples": {"figures": figures, "held_out": figures},
     }
     other = {
         **one,

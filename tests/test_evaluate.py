@@ -16,7 +16,7 @@ import pytest
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
 from azllm_lightning.evaluate import evaluate
-from azllm_lightning.inference.text_scores import text_report
+from azllm_lightning.inference.text_scores import prepared_folder_of, text_report
 
 pytestmark = pytest.mark.xdist_group("transformers")
 
@@ -291,9 +291,98 @@ def test_second_halves_of_lines(tiny_run: Path, capsys: pytest.CaptureFixture[st
 def test_samples_are_compared_with_the_training_text(tiny_run: Path) -> None:
     found = run("samples=true")
     assert found["held_out"]["in_training_text"] > 0.5
-    assert 0 <= found["model"]["known_words"] <= 1
+    assert 0 <= found["figures"]["known_words"] <= 1
     assert json.loads((tiny_run / "samples.json").read_text(encoding="utf-8")) == found
-    assert run("samples=true")["model"] == found["model"]
+    assert found["training_text"] == str(prepared_folder_of(tiny_run / "checkpoints" / "best.ckpt"))
+    assert run("samples=true") == found
+
+
+@pytest.mark.usefixtures("fewer")
+def test_results_say_whose_they_are_and_replace_their_own(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azllm_lightning.inference import measures
+
+    alone = Path("tək", "model.ckpt")
+    alone.parent.mkdir()
+    shutil.copyfile(tiny_run / "checkpoints" / "best.ckpt", alone)
+    for typed in ("samples=true", "pairs=true", "second_half=true"):
+        assert run(f"ckpt_path={alone}", typed) == run(f"ckpt_path={alone}", typed)
+    stored = {
+        path.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in alone.parent.glob("*.json")
+    }
+    assert stored.keys() == {"samples.json", "pairs.json", "second_half.json"}
+    assert {results["model"] for results in stored.values()} == {str(alone)}
+    monkeypatch.setattr(measures, "measured", lambda *_: ({"model": {}}, ""))
+    with pytest.raises(AssertionError, match="would overwrite"):
+        run("samples=true")
+
+
+@pytest.fixture
+def other_text(tiny_run: Path, tiny: list[str]) -> Path:
+    """Prepared data that the tiny run has not read."""
+    from azllm_lightning.data.pipeline import prepare
+
+    prepare(replace(compose([*tiny, "data.tales_bytes=50000"]).data, dir="başqa"))
+    return Path("başqa")
+
+
+@pytest.mark.usefixtures("fewer")
+def test_text_that_a_run_is_scored_on_is_not_what_it_was_trained_on(
+    tiny_run: Path, other_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azllm_lightning import load
+    from azllm_lightning.data.shards import Manifest
+    from azllm_lightning.formats.huggingface import write_hf
+
+    own = prepared_folder_of(tiny_run / "checkpoints" / "best.ckpt")
+    size = Manifest.read(own).splits["train"].text_bytes
+    other = ["second_half=true", f"data.dir={other_text}"]
+    found = run(*other)
+    assert found["text"] == f"{other_text}, validation split"
+    assert found["training_bytes"] == size
+    with pytest.raises(ValueError, match=r"data\.dir=başqa is not the text that .*best\.ckpt was"):
+        run("samples=true", f"data.dir={other_text}")
+    shutil.copytree(own, "köçürülmüş")
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(Path("boş").absolute()))
+    assert run(*other)["training_bytes"] is None
+    assert run("second_half=true", "data.dir=köçürülmüş")["training_bytes"] == size
+    assert run("samples=true", "data.dir=köçürülmüş")["training_text"] == "köçürülmüş"
+    assert run("samples=true")["training_text"] is None
+    # An exported model does not say what it was trained on.
+    Path("hf").mkdir()
+    write_hf(*load(tiny_run), Path("hf"))
+    assert run("ckpt_path=hf", *other)["training_bytes"] is None
+    samples = run("ckpt_path=hf", "samples=true", f"data.dir={other_text}")
+    assert samples["training_text"] == str(other_text)
+    assert samples["data_fingerprint"] == Manifest.read(other_text).fingerprint
+    assert {path.name for path in Path().glob("samples*.json")} == {"samples-başqa.json"}
+
+
+def test_a_folder_that_has_other_text_now_is_not_what_a_run_was_trained_on(
+    train_tiny: TrainTiny, tiny: list[str]
+) -> None:
+    from azllm_lightning.data.pipeline import prepare
+
+    train_tiny("data.dir=verilənlər")
+    assert run("second_half=true")["training_bytes"] > 0
+    shutil.rmtree("verilənlər")
+    prepare(replace(compose([*tiny, "data.tales_bytes=50000"]).data, dir="verilənlər"))
+    assert run("second_half=true")["training_bytes"] is None
+
+
+@pytest.mark.usefixtures("fewer")
+def test_a_suite_on_other_text_names_the_training_text_of_the_run(
+    tiny_run: Path, other_text: Path
+) -> None:
+    from azllm_lightning.data.shards import Manifest
+
+    own = prepared_folder_of(tiny_run / "checkpoints" / "best.ckpt")
+    found = run("suite=true", f"data.dir={other_text}")
+    assert found["text"]["text"] == f"{other_text}, validation split"
+    assert found["training_text"] == found["samples"]["training_text"] == str(own)
+    assert found["data_fingerprint"] == Manifest.read(own).fingerprint
 
 
 @pytest.mark.usefixtures("fewer")
@@ -367,7 +456,7 @@ def test_a_suite_is_all_of_it_and_a_part_of_the_model_card(tiny_run: Path) -> No
     assert json.loads((tiny_run / "suite.json").read_text(encoding="utf-8")) == found
     assert found["text"]["all"] == run()["all"]
     assert found["pairs"]["all"] == run("pairs=true")["all"]
-    assert found["samples"]["model"] == run("samples=true")["model"]
+    assert found["samples"]["figures"] == run("samples=true")["figures"]
     assert found["second_half"]["all"] == run("second_half=true")["all"]
     assert len(found["data_fingerprint"]) == 32
     page = (tiny_run / "suite.md").read_text(encoding="utf-8")
@@ -421,8 +510,34 @@ def test_the_page_of_a_suite_replaces_only_a_page_of_a_suite(tiny_run: Path) -> 
             place(out)
     assert place("yeni.json") == Path("yeni.json")
     assert not is_suite_page(Path("README.md"))
-    Path("yeni.md").write_text(f"{PAGE_MARK}\n", encoding="utf-8")
-    assert place("yeni.json") == Path("yeni.json")
+    # An empty one is what a kill left of a page that was not written at once.
+    for content in (f"{PAGE_MARK}\n", ""):
+        Path("yeni.md").write_text(content, encoding="utf-8")
+        assert place("yeni.json") == Path("yeni.json")
+    if os.name != "nt":
+        os.mkfifo("boru.md")
+        with pytest.raises(ValueError, match=r"write its page over boru\.md"):
+            place("boru.json")
+
+
+def test_the_page_of_a_suite_is_written_completely_or_not_at_all(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azllm_lightning.formats.suite_card import PAGE_MARK
+    from azllm_lightning.inference import measures
+    from azllm_lightning.runs import atomic
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measures, "measured", lambda *_: ({}, ""))
+    pages = iter([f"{PAGE_MARK}\nold", f"{PAGE_MARK}\nnew"])
+    monkeypatch.setattr(measures, "suite_page", lambda _: next(pages))
+    run("suite=true")
+    monkeypatch.setattr(atomic, "sync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("suite=true")
+    assert (tiny_run / "suite.md").read_text(encoding="utf-8") == f"{PAGE_MARK}\nold"
 
 
 def test_one_measure_at_a_time() -> None:

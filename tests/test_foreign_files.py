@@ -152,7 +152,9 @@ SCORED = "başqa, validation split"
         ("hf=a pairs=true", "pairs.json", {"model": "b"}),
         ("hf=a pairs=true", "pairs.json", {"model": "x/a"}),
         ("hf=a pairs=true", "pairs.json", {"model": "b", "step": 5}),
-        ("hf=a samples=true data.dir=d", "samples.json", {"model": "b"}),
+        ("hf=a samples=true", "samples.json", {"model": "b"}),
+        ("hf=a samples=true data.dir=d", "samples-d.json", {"model": "b", "training_text": "d"}),
+        ("hf=a samples=true data.dir=d", "samples-d.json", {"model": "a", "training_text": "x/d"}),
         ("hf=a data.path=k.txt", "evaluation-k.json", {"model": "b", "text": "k.txt"}),
         ("hf=a data.dir=x/d", "evaluation-d.json", {"model": "a", "text": SCORED}),
         ("hf=a", "evaluation.json", {"model": "b", "text": "d, validation split"}),
@@ -195,6 +197,7 @@ def test_the_same_model_and_text_have_the_same_file(
     monkeypatch.setattr(result_files, "prepared_folder_of", lambda _: Path("d"))
     for typed, other in (
         ("hf=./a/ pairs=true", {"model": str(tmp_path / "a")}),
+        ("hf=a samples=true data.dir=x/d", {"model": "a", "training_text": str(Path("x/d"))}),
         ("hf=a data.dir=x/d", {"model": "a", "text": f"{Path('x/d')}, validasiya hissəsi"}),
         ("hf=a suite=true", {"model": "a", "text": {"text": "d, validation split"}}),
         ("ckpt_path=a pairs=true", {"model": "elsewhere/a", "step": 5}),

@@ -222,6 +222,16 @@ def trained_on(path: Path) -> str | None:
     return None if name is None else str(name)
 
 
+def data_fingerprint(path: Path) -> str | None:
+    """The fingerprint of the data that a checkpoint was trained on; None where that is not
+    recorded.
+    """
+    if path.is_dir():
+        return None
+    fingerprint = read_checkpoint(path)["azllm"].get("data")
+    return None if fingerprint is None else str(fingerprint)
+
+
 def _read_model(path: Path) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer]:
     checkpoint = read_checkpoint(path)
     config = from_mapping(GPTConfig, checkpoint["hyper_parameters"]["model"], f"{path}: model")

@@ -47,7 +47,7 @@ def suite_rows(results: Mapping[str, Any]) -> list[Row]:
     ]
     if results["samples"] is None:
         return rows
-    ours = results["samples"]["model"]
+    ours = results["samples"]["figures"]
     theirs = results["samples"]["held_out"] or {}
     for key, name, form in (
         ("known_words", tr("samples: words that exist"), "{:.1%}"),
@@ -72,9 +72,10 @@ def no_samples() -> str:
 
 
 def is_suite_page(path: Path) -> bool:
-    """Whether the file is a page that `suite_markdown` made."""
+    """Whether the file is a page that `suite_markdown` made, or an empty one, which a kill left."""
     with path.open("rb") as file:
-        return file.readline().strip() == PAGE_MARK.encode()
+        first = file.readline()
+    return not first or first.strip() == PAGE_MARK.encode()
 
 
 def suite_table(results: Mapping[str, Any]) -> str:

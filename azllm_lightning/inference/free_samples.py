@@ -22,7 +22,7 @@ from azllm_lightning.azerbaijani.morphology import lower
 from azllm_lightning.azerbaijani.tales import words
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.progress import Progress
-from azllm_lightning.data.shards import TokenShards
+from azllm_lightning.data.shards import Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.inference.memorization import SuffixAutomaton
 from azllm_lightning.inference.sampling import sample
@@ -110,9 +110,11 @@ def sample_results(
         "max_new_tokens": max_new_tokens,
         "temperature": TEMPERATURE,
         "seed": SEED,
+        "training_text": None if folder is None else str(folder),
+        "data_fingerprint": None if folder is None else Manifest.read(folder).fingerprint,
     }
     if folder is None:
-        return {**settings, "model": _figures(texts, None, None), "held_out": None}
+        return {**settings, "figures": _figures(texts, None, None), "held_out": None}
     tokenizer = Tokenizer.from_file(folder)
     held_out = _held_out(folder, tokenizer, tokenizer.encode_batch(texts))
     both = [*texts, *held_out]
@@ -120,7 +122,7 @@ def sample_results(
     count = len(texts)
     return {
         **settings,
-        "model": _figures(texts, seen, stretches[:count]),
+        "figures": _figures(texts, seen, stretches[:count]),
         "held_out": _figures(held_out, seen, stretches[count:]),
     }
 
@@ -229,7 +231,7 @@ def _recitation(stretches: list[Stretches] | None) -> dict[str, Any]:
 
 def sample_report(results: dict[str, Any]) -> str:
     """What is printed of `sample_results`: a table, and notes."""
-    ours = results["model"]
+    ours = results["figures"]
     theirs = results["held_out"]
     share: Callable[[Any], str] = "{:.1%}".format
     whole: Callable[[Any], str] = "{:,.0f}".format
@@ -261,6 +263,7 @@ def sample_report(results: dict[str, Any]) -> str:
     if theirs is None:
         lines.append(tr("to compare with the training text, give data.dir=FOLDER (prepared data)"))
     else:
+        lines.append(f"{tr('training text')}: {results['training_text']}")
         lines.append(
             tr(
                 "held-out text of the same length shows what is usual; a model that recites has "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.shards import Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.formats.load import load
+from azllm_lightning.formats.load import data_fingerprint, load
 from azllm_lightning.formats.suite_card import no_samples, suite_markdown
 from azllm_lightning.inference import free_samples, pair_scores, second_half, text_scores
 from azllm_lightning.inference.scoring import Scorer, gpt_scorer, load_hf, scorer_of
@@ -100,8 +100,9 @@ def halves(config: EvaluateConfig, subject: Subject) -> Measured:
     found = text_scores.text_to_score(config.data, subject.checkpoint)
     print(f"{tr('text'):<12}{found.origin}", file=sys.stderr)
     scores = second_half.half_scores_by_source(subject.scorer, found, config.stride)
-    folder = _training_folder(config, subject)
-    size = Manifest.read(folder).splits["train"].text_bytes if folder and not config.hf else None
+    # Of a model that does not record its training text, data.dir is only the text that is scored.
+    folder = _training_folder(config, subject) if _data_fingerprint(config, subject) else None
+    size = Manifest.read(folder).splits["train"].text_bytes if folder else None
     results = second_half.half_results(subject.scorer, scores, config.stride, size)
     return {"text": found.origin, **results}, second_half.half_report(subject.scorer, results)
 
@@ -115,10 +116,23 @@ def pairs(config: EvaluateConfig, subject: Subject, which: bool | str) -> Measur
 
 
 def samples(config: EvaluateConfig, subject: Subject) -> Measured:
-    """What the model writes by itself."""
+    """What the model writes by itself.
+
+    Raises ValueError, before the work, if it cannot be compared with the training text.
+    """
     assert subject.writer is not None
     write, length = subject.writer
     folder = _compared_folder(config, subject)
+    given = config.data.dir
+    if config.samples and given is not None and folder != Path(given):
+        raise ValueError(
+            tr(
+                "data.dir={folder} is not the text that {checkpoint} was trained on, with which "
+                "samples=true compares: omit data.dir",
+                folder=given,
+                checkpoint=subject.name,
+            )
+        )
     results = free_samples.sample_results(write(), folder, length)
     return results, free_samples.sample_report(results)
 
@@ -163,12 +177,24 @@ def _compared_folder(config: EvaluateConfig, subject: Subject) -> Path | None:
 
 
 def _training_folder(config: EvaluateConfig, subject: Subject) -> Path | None:
-    """The prepared data that the model was trained on: data.dir, or that of its own run."""
-    if config.data.dir is not None:
-        return Path(config.data.dir)
+    """The prepared data that the model was trained on, if it is there: data.dir, or that of its own
+    run. A model that does not record which it was is taken to be trained on data.dir.
+    """
+    given = None if config.data.dir is None else Path(config.data.dir)
+    fingerprint = _data_fingerprint(config, subject)
+    if fingerprint is None or subject.checkpoint is None:
+        return given
+    if given is not None and Manifest.read(given).fingerprint == fingerprint:
+        return given
+    try:
+        own = text_scores.prepared_folder_of(subject.checkpoint)
+    except ValueError:  # data that is gone
+        return None
+    return own if Manifest.read(own).fingerprint == fingerprint else None
+
+
+def _data_fingerprint(config: EvaluateConfig, subject: Subject) -> str | None:
+    """That of the data that the model was trained on; None if it does not record it."""
     if config.hf is not None or subject.checkpoint is None:
         return None
-    try:
-        return text_scores.prepared_folder_of(subject.checkpoint)
-    except ValueError:  # an exported model, or data that is gone
-        return None
+    return data_fingerprint(subject.checkpoint)

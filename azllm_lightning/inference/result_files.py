@@ -25,9 +25,10 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
     It is `out`, else a file in the run's folder, else next to the checkpoint, or in the current
     folder for a transformers model. Results on the model's own validation split are in
     evaluation.json (second_half.json, suite.json), those on another text in evaluation-NAME.json,
-    minimal pairs in pairs.json, those of others in pairs-NAME.json, samples in samples.json. Each
-    text has its own file, and so has each model outside the folder of a run: where there is a file
-    with results of another one, a digest is added to its name.
+    minimal pairs in pairs.json, those of others in pairs-NAME.json, samples in samples.json, those
+    compared with data.dir in samples-NAME.json. Each text has its own file, and so has each model
+    outside the folder of a run: where there is a file with results of another one, a digest is
+    added to its name.
 
     Raises ValueError if it cannot be written, or if it exists and is not an earlier result.
     """
@@ -54,7 +55,7 @@ def result_file(config: EvaluateConfig, checkpoint: Path | None) -> Path:
 def _file_name(config: EvaluateConfig) -> str:
     kind = next((name for name in MEASURES if getattr(config, name)), "evaluation")
     given = _texts(config)
-    if not given or kind == "samples":
+    if not given:
         return f"{kind}.json"
     name = PurePosixPath(given[0].replace("\\", "/")).name
     while PurePosixPath(name).suffix in ENDINGS:
@@ -66,7 +67,7 @@ def _file_name(config: EvaluateConfig) -> str:
 def _check_page(out: Path) -> None:
     """Raise ValueError if the page next to the JSON of a suite would replace another file."""
     page = out.with_suffix(".md")
-    if page == out or page.is_dir() or (page.exists() and not is_suite_page(page)):
+    if page == out or (page.exists() and not (page.is_file() and is_suite_page(page))):
         raise ValueError(
             tr(
                 "suite=true would write its page over {page}: choose another name with "
@@ -138,6 +139,9 @@ def _has_another_text(
     found: dict[str, Any], config: EvaluateConfig, checkpoint: Path | None
 ) -> bool:
     """Whether the earlier results `found` are of another text than that of `config`."""
+    if config.samples:
+        compared, given = found.get("training_text"), config.data.dir
+        return isinstance(compared, str) and given is not None and Path(compared) != Path(given)
     is_list = isinstance(config.pairs, str)
     scored = found.get("pairs" if is_list else "text")
     if isinstance(scored, dict):  # of a suite

@@ -39,15 +39,15 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def test_a_model_that_recites_is_seen_to_recite(prepared: Path) -> None:
-    recited = sample_results([READ[0], READ[1]], prepared)["model"]
+    recited = sample_results([READ[0], READ[1]], prepared)["figures"]
     assert recited["longest"] == len(READ[0])
     assert recited["longest_text"] == READ[0]
     # the second text is shorter than what counts as recited
     assert recited["recited"] == 0.5
     assert recited["in_training_text"] == 1
     made_up = sample_results(["Tülkü gölün kənarında nağıl danışırdı.", READ[1][:20]], prepared)
-    assert made_up["model"]["recited"] == 0
-    assert made_up["model"]["longest"] == pytest.approx(20, abs=3)
+    assert made_up["figures"]["recited"] == 0
+    assert made_up["figures"]["longest"] == pytest.approx(20, abs=3)
     assert made_up["held_out"]["longest"] < 20
 
 
@@ -61,22 +61,22 @@ def test_held_out_text_has_the_number_and_the_length_of_the_samples(prepared: Pa
 
 def test_words_exist_by_the_morphology_or_in_the_training_text(prepared: Path) -> None:
     # evlərimizdən has an analysis, qurbağa was read, zırtpırt is neither
-    found = sample_results(["Evlərimizdən QURBAĞA, zırtpırt zırtpırt"], prepared)["model"]
+    found = sample_results(["Evlərimizdən QURBAĞA, zırtpırt zırtpırt"], prepared)["figures"]
     assert found["known_words"] == 0.5
     assert found["in_training_text"] == 0.25
     assert found["unknown"] == ["zırtpırt"]
     alone = sample_results(["Evlərimizdən zırtpırt"], None)
-    assert alone["model"]["known_words"] == 0.5
-    assert alone["model"]["in_training_text"] is None
-    assert alone["model"]["longest"] is None
+    assert alone["figures"]["known_words"] == 0.5
+    assert alone["figures"]["in_training_text"] is None
+    assert alone["figures"]["longest"] is None
     assert alone["held_out"] is None
 
 
 def test_repetition_is_within_a_text() -> None:
-    found = sample_results(["bir iki üç dörd beş", "bir iki bir iki bir"], None)["model"]
+    found = sample_results(["bir iki üç dörd beş", "bir iki bir iki bir"], None)["figures"]
     assert found["distinct_2"] == pytest.approx((1 + 2 / 4) / 2)
     assert found["distinct_4"] == pytest.approx((1 + 1) / 2)
-    assert sample_results(["", "bir"], None)["model"]["distinct_2"] == 1
+    assert sample_results(["", "bir"], None)["figures"]["distinct_2"] == 1
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

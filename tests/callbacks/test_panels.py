@@ -36,6 +36,12 @@ LONGER = (
 )
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_without_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone has the run of RUN after `make train`."""
+    monkeypatch.chdir(tmp_path)
+
+
 def course(steps: int, losses: list[float]) -> list[Validation]:
     """Validations every `steps` steps, the first at 0, with a training loss 0.1 below."""
     return [

@@ -6,10 +6,10 @@
 Each line of LIST is a JSON object: a trial, with the settings that differ from
 trial_settings.DEFAULTS, most important trials first; trials.jsonl has those that LOG.md names as
 not run yet. `data` names a folder of prepared shards within --data; those of the list are `full`
-and `full32k` (az_open.jsonl with a vocabulary of 8,192 and of 32,000) and `mb1`, `mb4` (parts by
-`data_efficiency.write_parts`, with the tokenizer of `full`). A student finds the weights of its
-teachers in its `keep_weights`, so it runs in a later call than they do. Without changes, a trial
-trains what `python -m azllm_lightning.train model=tiny` does (kind "ours") or
+and `full32k` (az_open.jsonl with a vocabulary of 8,192 and of 32,000) and `mb1`, `mb2`, ... (parts
+in MB by `data_efficiency.write_parts`, with the tokenizer of `full`). A student finds the weights
+of its teachers in its `keep_weights`, so it runs in a later call than they do. Without changes, a
+trial trains what `python -m azllm_lightning.train model=tiny` does (kind "ours") or
 `benchmarks/peer_recipe.py` (kind "peer"): same windows, weights, steps and validation, uncompiled.
 A result is a line of RESULTS: the settings, val_loss at the end, its lowest value, and its values
 by step. A trial whose `name` already is in RESULTS is skipped, so that the command can be repeated.

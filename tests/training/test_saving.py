@@ -145,12 +145,12 @@ def test_without_a_name_last_says_which_run_it_looked_into_and_which_have_states
     assert f"no complete checkpoint in {newest};" in str(no.value)
 
 
-@pytest.mark.parametrize("change", [[], ["optimizer.lr=1e-6"]])
+@pytest.mark.parametrize("worse", [0.0, 10.0])
 def test_after_a_crash_best_is_what_the_file_has(
-    change: list[str], train_tiny: Train, probe: Probe
+    worse: float, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validations come more often than full states, so that best.ckpt may be of a step that the
-    crash undid, and that a resume with other settings does not reach again.
+    crash undid, and that a resume with other settings, here a worse one, does not reach again.
     """
     often = ["trainer.val_every_steps=1", "trainer.checkpoint_every_steps=4"]
     probe.crash(7)
@@ -159,7 +159,14 @@ def test_after_a_crash_best_is_what_the_file_has(
     best = Path("lightning_logs/tiny/version_0/checkpoints/best.ckpt")
     ahead = torch.load(best, weights_only=True)["azllm"]
     assert ahead["step"] > 4
-    folder = train_tiny("ckpt_path=last", *change)
+    compute = CausalLM.on_validation_epoch_end
+
+    def spoiled(self: CausalLM) -> None:
+        self.val_metric.nll += worse * self.val_metric.tokens
+        compute(self)
+
+    monkeypatch.setattr(CausalLM, "on_validation_epoch_end", spoiled)
+    folder = train_tiny("ckpt_path=last")
     kept = torch.load(best, weights_only=True)["azllm"]
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["best_step"] == kept["step"]

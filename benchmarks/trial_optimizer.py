@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.muon import POLAR_EXPRESS, SAFETY, batches, orthogonalize
 
 Group = dict[str, Any]
@@ -29,9 +30,12 @@ class TrialOptimizer:
     `trial_settings.DEFAULTS` that its kind reads.
     """
 
-    def __init__(self, groups: Sequence[Group], dtype: torch.dtype) -> None:
+    def __init__(
+        self, groups: Sequence[Group], dtype: torch.dtype, affixes: Affixes | None = None
+    ) -> None:
         self.groups = groups
         self.dtype = dtype
+        self.affixes = affixes
         self.steps = 0
 
     @torch.no_grad()
@@ -51,6 +55,8 @@ class TrialOptimizer:
                 self._fused_adam(group, parameters, lr, shrink)
             else:
                 self._adam(group, parameters, lr, shrink)
+            if self.affixes and group.get("affix_rate"):
+                self._affixes(group, parameters, lr)
 
     def _muon(
         self, group: Group, parameters: list[Tensor], lr: float, shrink: float, momentum: float
@@ -137,6 +143,18 @@ class TrialOptimizer:
                 direction = mean / (1 - beta1**self.steps) / root
             shrink_weights([p], [direction], shrink, group["cautious"])
             p.add_(direction, alpha=-lr)
+
+    def _affixes(self, group: Group, parameters: list[Tensor], lr: float) -> None:
+        assert self.affixes
+        beta1, beta2 = group["betas"]
+        for state, p in zip(group["states"], parameters, strict=True):
+            assert p.grad is not None
+            g = self.affixes.collect(p.grad)
+            mean = zeros(state, "affix_mean", g).lerp_(g, 1 - beta1)
+            square = zeros(state, "affix_square", g).lerp_(g.square(), 1 - beta2)
+            root = (square / (1 - beta2**self.steps)).sqrt_().add_(group["eps"])
+            direction = mean / (1 - beta1**self.steps) / root
+            p.add_(self.affixes.spread(direction), alpha=-lr * group["affix_rate"])
 
 
 def zeros(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
@@ -276,6 +294,7 @@ def groups_of(net: nn.Module, s: dict[str, Any]) -> list[Group]:
         **adam,
         "rule": s["table_rule"],
         "decay": s["adam_weight_decay"],
+        "affix_rate": s["affix_rate"],
         "cautious": s["cautious"] in ("tables", "all"),
     }
     head = {

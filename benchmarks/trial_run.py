@@ -20,7 +20,9 @@ from trial_settings import DEFAULTS, Settings
 from azllm_lightning import compose
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
+from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.loss import token_nll
+from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.causal_lm import derived_seed
 from azllm_lightning.training.schedule import lr_factor
 
@@ -99,7 +101,8 @@ class Ours:
         modules = nn.ModuleList([self.net, *([self.extra.to(device)] if self.extra else [])])
         self.parameters = list(modules.parameters())
         dtype = torch.bfloat16 if s["precision"] == "bf16" else torch.float32
-        self.optimizer = TrialOptimizer(groups_of(modules, s), dtype)
+        affixes = affixes_in(str(Path(s["data_root"]) / s["data"])) if s["affix_rate"] else None
+        self.optimizer = TrialOptimizer(groups_of(modules, s), dtype, affixes)
         self.schedule = ScheduleConfig(
             name="linear" if s["schedule"] == "power" else s["schedule"],
             warmup_steps=max(10, s["steps"] // 20) if s["warmup"] is None else s["warmup"],
@@ -260,6 +263,12 @@ def opened(folder: str, block: int, seed: int, val_windows: int | None) -> Token
     data = TokenDataModule(config, 1, seed)
     data.setup()
     return data
+
+
+@cache
+def affixes_in(folder: str) -> Affixes:
+    """Those of the tokens of the data of a folder."""
+    return Affixes.of(Tokenizer.from_file(folder))
 
 
 @lru_cache(maxsize=64)

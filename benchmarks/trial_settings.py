@@ -64,6 +64,7 @@ DEFAULTS: Settings = {
     "beta2": 0.98,
     "eps": 1e-8,
     "head_eps": 1e-5,
+    "affix_rate": 0.5,  # 0: tokens share nothing by their spelling
     "table_rule": "adam",  # row: one second moment per row; muon
     "head_rule": None,  # head_*: of an untied head; None: as of the tables
     "head_lr": 0.02,

@@ -28,12 +28,14 @@ from azllm_lightning.callbacks.text import (
 from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import REPORT, address_of, resume_address_of
+from azllm_lightning.training.affixes import PER_TOKEN
 from azllm_lightning.training.saving import KEEP
 
 MAX_ROWS = 12
@@ -145,13 +147,15 @@ def _disk(run: Run, needed: int) -> str:
 def checkpoint_bytes(config: RunConfig) -> int:
     """About the size of a run's checkpoints: the full states kept, and the best weights, in fp32.
 
-    Token tables and norms have the two moments of AdamW; how many the matrices of the layers have
-    depends on the optimizer.
+    Token tables and norms have the two moments of AdamW, and with Muon so have the affixes of
+    tokens; how many the matrices of the layers have depends on the optimizer.
     """
     model = config.shape
     params = model.num_params()
     tables = model.vocab_size * model.n_embd * (1 if model.tie_embeddings else 2)
     moments = 2 * tables + config.optimizer.hidden_moments * (params - tables)
+    if isinstance(config.optimizer, MuonConfig) and config.optimizer.affix_rate:
+        moments += int(2 * PER_TOKEN * tables)
     state = 4 * (params + moments)
     trainer = config.trainer
     states = min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))

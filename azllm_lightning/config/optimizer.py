@@ -92,6 +92,8 @@ class MuonConfig(AdamWConfig):
     head_lr: float | None = None
     head_eps: float | None = None
     """None, as in runs that began before these were settings: those of the other tables."""
+    affix_rate: float = 0.0
+    """0 as in runs that began before this was a setting."""
 
     def __post_init__(self) -> None:
         problems = Problems("optimizer")
@@ -100,6 +102,8 @@ class MuonConfig(AdamWConfig):
         problems.require(self.adam_lr > 0, "adam_lr", self.adam_lr, tr("above 0"))
         decay = self.adam_weight_decay
         problems.require(decay >= 0, "adam_weight_decay", decay, tr("at least 0"))
+        rate = self.affix_rate
+        problems.require(rate >= 0, "affix_rate", rate, tr("at least 0"))
         for key, value in self.head_settings().items():
             problems.require(value > 0, f"head_{key}", value, tr("above 0"))
         problems.raise_if_any()

@@ -12,6 +12,7 @@ from azllm_lightning.planning import rule
 from azllm_lightning.planning.law import Prediction, Size, predict
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Text
+from azllm_lightning.training.affixes import PER_TOKEN
 from azllm_lightning.training.batch import CPU_BYTES, activation_bytes
 from azllm_lightning.training.saving import KEEP
 
@@ -231,10 +232,10 @@ def multiplied(shape: GPTConfig) -> int:
 
 
 def state_bytes(shape: GPTConfig) -> float:
-    """A checkpoint with Muon in fp32: weights, one moment of layers, two of tables."""
+    """A checkpoint with Muon in fp32: weights, one moment of layers, two of tables and affixes."""
     params = shape.num_params()
     tables = params - shape.num_params(embeddings=False)
-    return 4.0 * (2 * params + tables)
+    return 4.0 * (2 * params + (1 + 2 * PER_TOKEN) * tables)
 
 
 def _micro_batch(shape: GPTConfig, batch: int) -> int:

@@ -252,7 +252,7 @@ def settled(
     )
     micro = trainer.micro_batch_size
     if micro == "auto":
-        micro = batch.largest_micro_batch(config, device, devices, teachers)
+        micro = batch.largest_micro_batch(config, device, devices, teachers, tokenizer)
     trainer = replace(config.trainer, micro_batch_size=micro)
     batch.accumulation(trainer, devices)  # reports a micro-batch that does not divide a step
     sequences = trainer.max_steps * trainer.global_batch_size // devices

@@ -23,6 +23,7 @@ from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
+from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.hardware import muon_dtype, precision_plugin
@@ -82,13 +83,17 @@ def divides_a_step(config: TrainerConfig, devices: int) -> bool:
 
 
 def largest_micro_batch(
-    config: RunConfig, device: str, devices: int, teachers: Teachers | None = None
+    config: RunConfig,
+    device: str,
+    devices: int,
+    teachers: Teachers | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> int:
     """The largest micro-batch that divides a step of `config` and fits on `device` ("cpu", "cuda").
 
     The shape and the precision of `config` are settled. On a GPU, sizes are tried out with a copy
-    of the network and the `teachers`; on a CPU, the size follows from the model's, because a timing
-    would vary.
+    of the network, an optimizer for the tokens of `tokenizer`, and the `teachers`; on a CPU, the
+    size follows from the model's, because a timing would vary.
 
     Raises ValueError if not even one sequence fits.
     """
@@ -97,7 +102,7 @@ def largest_micro_batch(
         most = CPU_BYTES // activation_bytes(config.shape)
         return max(_divisors(share, at_most=max(1, most)))
     with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
-        fits = trial(config, device, teachers=teachers)
+        fits = trial(config, device, teachers=teachers, tokenizer=tokenizer)
         size = largest_that_fits(share, fits, has_teachers=teachers is not None)
     free_memory()
     return size
@@ -188,6 +193,7 @@ def trial(
     device: str,
     clock: Callable[[], float] = time.perf_counter,
     teachers: Teachers | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Callable[[int], bool]:
     """A function that trains two steps with a micro-batch of a given size, and returns whether
     HEADROOM stayed free.
@@ -207,7 +213,7 @@ def trial(
             raise
         return lambda size: False
     dtype = muon_dtype(precision, torch.device(device))
-    optimizer = build_optimizer(net, config.optimizer, dtype)
+    optimizer = build_optimizer(net, config.optimizer, dtype, tokenizer=tokenizer)
     plugin = precision_plugin(precision, device)
     fastest = math.inf  # seconds per sequence
 

@@ -195,7 +195,8 @@ class CausalLM(LightningModule):
         dtype = muon_dtype(str(self.trainer.precision), self.device)
         several = self.trainer.world_size > 1
         group = torch.distributed.group.WORLD if several else None
-        optimizer = build_optimizer(self.net, self.optimizer_config, dtype, group)
+        tokenizer = datamodule_of(self.trainer).tokenizer
+        optimizer = build_optimizer(self.net, self.optimizer_config, dtype, group, tokenizer)
         scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, self.schedule_config))
         return {
             "optimizer": optimizer,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.threads import in_threads
 
 POLAR_EXPRESS = (
@@ -42,6 +43,10 @@ class MuonAdamW(torch.optim.Optimizer):
     weight_decay, betas and eps. In both, weight decay multiplies the weights by 1 - lr *
     weight_decay. Parameters without a gradient are not changed.
 
+    With `affixes`, an "adamw" group of token tables (vocabulary, C) may have `affix_rate`: Adam
+    also finds a step for each affix, from the sum of its tokens' gradients, and all its tokens take
+    that step times affix_rate.
+
     With a `process_group`, whose processes must have the same weights and gradients (DDP), each
     orthogonalizes its share of the matrices and sends the results to the others, as in
     microsoft/dion. The momentum is kept by all, so the state does not depend on their number.
@@ -55,7 +60,9 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: Iterable[dict[str, Any]],
         dtype: torch.dtype,
         process_group: dist.ProcessGroup | None = None,
+        affixes: Affixes | None = None,
     ) -> None:
+        self.affixes = affixes
         self.dtype = dtype
         """The type in which matrices are orthogonalized; the momentum has the parameter's own."""
         self.process_group = process_group
@@ -130,25 +137,48 @@ class MuonAdamW(torch.optim.Optimizer):
                 _move(moved, received, group["lr"])
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+        self._adam(group, parameters, parameters, gradients, "", group["weight_decay"])
+        if self.affixes is None or not group.get("affix_rate"):
+            return
+        for p, gradient in zip(parameters, gradients, strict=True):
+            collected = self.affixes.collect(gradient)
+            steps = torch.zeros_like(collected)
+            self._adam(group, [p], [steps], [collected], "affix_")
+            p.add_(self.affixes.spread(steps), alpha=group["affix_rate"])
+
+    def _adam(
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        moved: list[Tensor],
+        gradients: list[Tensor],
+        prefix: str,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """A step of AdamW for the tensors `moved`, whose moments are in the state of `parameters`
+        under names with this `prefix`.
+        """
+        for p, tensor in zip(parameters, moved, strict=True):
+            state = self.state[p]
+            if f"{prefix}step" not in state:
+                state[f"{prefix}step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state[f"{prefix}exp_avg"] = torch.zeros_like(tensor)
+                state[f"{prefix}exp_avg_sq"] = torch.zeros_like(tensor)
         states = [self.state[p] for p in parameters]
         adamw(
-            parameters,
-            [p.grad for p in parameters],  # type: ignore[misc]
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            moved,
+            gradients,
+            [state[f"{prefix}exp_avg"] for state in states],
+            [state[f"{prefix}exp_avg_sq"] for state in states],
             [],
-            [state["step"] for state in states],
+            [state[f"{prefix}step"] for state in states],
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            weight_decay=weight_decay,
             eps=group["eps"],
             maximize=False,
         )

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.muon import MuonAdamW
 
 
@@ -51,7 +53,11 @@ def _muon_groups(
         "betas": tuple(config.betas),
         "eps": config.eps,
     }
-    tables: dict[str, Any] = {**adam, "weight_decay": config.adam_weight_decay}
+    tables: dict[str, Any] = {
+        **adam,
+        "weight_decay": config.adam_weight_decay,
+        "affix_rate": config.affix_rate,
+    }
     groups = [
         {"params": hidden, "weight_decay": config.weight_decay, **muon},
         {"params": [*embeddings, *head], **tables},
@@ -80,14 +86,17 @@ def build_optimizer(
     config: OptimizerConfig,
     muon_dtype: torch.dtype = torch.float32,
     process_group: dist.ProcessGroup | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> torch.optim.Optimizer:
     """`MuonAdamW`, or AdamW (Loshchilov and Hutter 2019), of the trainable parameters of `net`.
 
     `process_group`: the processes among which Muon's work is shared out; None for one process.
+    `tokenizer`: that of the token tables; without it, tokens share nothing by their affixes.
     """
     groups = parameter_groups(net, config)
     if isinstance(config, MuonConfig):
-        return MuonAdamW(groups, muon_dtype, process_group)
+        affixes = Affixes.of(tokenizer) if tokenizer and config.affix_rate else None
+        return MuonAdamW(groups, muon_dtype, process_group, affixes)
     optimizer = torch.optim.AdamW(groups, fused=True)
     # A fused optimizer would unscale fp16 gradients itself, and then Lightning (2.6) refuses to
     # clip them. With this flag, the scaler unscales.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from azllm_lightning.azerbaijani.tales import write_tales
 from azllm_lightning.callbacks.history import Validation
 from azllm_lightning.callbacks.panels import (
     MAX_ROWS,
@@ -25,6 +26,7 @@ from azllm_lightning.cli.messages import LANGUAGES, tr, use_language
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.optimizer import CHOICES
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.training.optimizer import build_optimizer
@@ -98,7 +100,7 @@ def test_what_the_start_panel_says(tmp_path: Path) -> None:
     ) in text
     assert "32-true, not compiled" in text
     # Three states with Muon, and the best weights:
-    assert re.search(r"checkpoints need about 81 MB; [\d,.]+ [GM]B are free$", text)
+    assert re.search(r"checkpoints need about 92 MB; [\d,.]+ [GM]B are free$", text)
 
 
 def test_a_mix_has_passes_of_its_own_and_no_more_text(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_disk_that_is_too_small_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
-    assert "not enough space: checkpoints need about 81 MB, 50 MB are free" in "\n".join(
+    assert "not enough space: checkpoints need about 92 MB, 50 MB are free" in "\n".join(
         start(tmp_path)
     )
 
@@ -132,10 +134,11 @@ def test_a_disk_that_is_too_small_is_reported(
 @pytest.mark.parametrize("optimizer", CHOICES)
 @pytest.mark.parametrize("tied", ["true", "false"])
 def test_checkpoints_take_what_was_announced(optimizer: str, tied: str) -> None:
-    small = ["data.vocab_size=512", "data.block_size=32", "model.n_embd=96"]
+    tokenizer = Tokenizer.train(write_tales(200_000, 0), 2048)
+    small = ["data.vocab_size=2048", "data.block_size=32", "model.n_embd=96"]
     config = settled(*small, f"optimizer={optimizer}", f"model.tie_embeddings={tied}")
     net = GPT(config.shape)
-    steps = build_optimizer(net, config.optimizer, torch.float32)
+    steps = build_optimizer(net, config.optimizer, torch.float32, tokenizer=tokenizer)
     tokens = torch.zeros((1, 8), dtype=torch.long)
     net(tokens, tokens).backward()
     steps.step()
@@ -146,9 +149,9 @@ def test_checkpoints_take_what_was_announced(optimizer: str, tied: str) -> None:
         for value in values.values()
         if isinstance(value, torch.Tensor)
     )
-    assert checkpoint_bytes(config) == pytest.approx(3 * (weights + state) + weights, rel=0.02)
+    assert checkpoint_bytes(config) == pytest.approx(3 * (weights + state) + weights, rel=0.05)
     short = replace(config, trainer=replace(config.trainer, max_steps=1))
-    assert checkpoint_bytes(short) == pytest.approx(2 * weights + state, rel=0.02)
+    assert checkpoint_bytes(short) == pytest.approx(2 * weights + state, rel=0.05)
 
 
 # --- validations --------------------------------------------------------------------------------

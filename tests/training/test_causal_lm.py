@@ -411,7 +411,8 @@ def test_muons_work_is_shared_out_if_there_are_several_processes(
 ) -> None:
     model = GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16)
     module = CausalLM(model, MUON, replace(COSINE, total_steps=8))
-    trainer: Any = SimpleNamespace(world_size=processes, precision="32-true")
+    data = SimpleNamespace(tokenizer=None)
+    trainer: Any = SimpleNamespace(world_size=processes, precision="32-true", datamodule=data)
     module._trainer = trainer
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

@@ -41,7 +41,7 @@ def val_loss(data: TokenDataModule, width: int, **factors: float) -> float:
     vocab_size = data.tokenizer.vocab_size
     shape = {"n_layer": 4, "n_head": width // 64, "n_embd": width, "tie_embeddings": True}
     net = GPT(GPTConfig(vocab_size=vocab_size, block_size=128, **shape))
-    optimizer = build_optimizer(net, replace(shipped, **changes))
+    optimizer = build_optimizer(net, replace(shipped, **changes), tokenizer=data.tokenizer)
     schedule = ScheduleConfig(
         name="linear", warmup_steps=10, total_steps=STEPS, decay_ratio=1.0, min_lr_ratio=0.0
     )

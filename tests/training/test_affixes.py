@@ -1,0 +1,180 @@
+"""What tokens learn from others that are spelled like them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from azllm_lightning.azerbaijani.tales import write_tales
+from azllm_lightning.config.compose import compose
+from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
+from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.model.gpt import GPT
+from azllm_lightning.training.affixes import PER_TOKEN, Affixes, affixes_of
+from azllm_lightning.training.muon import MuonAdamW
+from azllm_lightning.training.optimizer import build_optimizer
+
+pytestmark = pytest.mark.numerics
+
+TEXTS = ["", " ", "\ufffd", "lar", " lar", "Lar", "ların", "lərin", "kitab", " Kitabı", "7", "8"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(write_tales(200_000, 0), 2048)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" Evdə", "=evdə e- ev- evd- -ə -də -vdə / space capital letters"),
+        ("lərindən", "=lərindən l- lə- lər- ləri- lərin- -n -ən -dən -ndən / - - letters"),
+        ("İş", "=iş i- -ş / - capital letters"),
+        ("7", "=7 / - - digits"),
+        (" ,", "=, / space - other"),
+        ("  ", "=  / space - other"),
+    ],
+)
+def test_the_affixes_of_a_token(text: str, expected: str) -> None:
+    spelled, properties = expected.split(" / ")
+    space, capital, kind = properties.split()
+    values = [f"space {space != '-'}", f"capital {capital != '-'}", f"kind {kind}"]
+    parts = ["= "] if text == "  " else spelled.split(" ")
+    assert affixes_of(text) == [*parts, *values]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\ufffd", " a\ufffd"])
+def test_parts_of_characters_and_spaces_have_none(text: str) -> None:
+    assert affixes_of(text) == []
+
+
+def test_they_are_a_matrix_with_rows_of_length_one() -> None:
+    affixes = Affixes(TEXTS)
+    matrix = affixes.spread(torch.eye(affixes.count))
+    assert torch.equal(affixes.collect(torch.eye(len(TEXTS))), matrix.T)
+    assert matrix.count_nonzero(dim=0).min() >= 2, "an affix of one token is nothing shared"
+    lengths = torch.tensor([1.0 if affixes_of(text) else 0.0 for text in TEXTS])
+    torch.testing.assert_close(matrix.norm(dim=1), lengths)
+    for row in matrix:
+        assert len(row[row > 0].unique()) <= 1
+    x = torch.randn(len(TEXTS), 5)
+    torch.testing.assert_close(affixes.spread(affixes.collect(x)), matrix @ matrix.T @ x)
+
+
+def test_a_vocabulary_has_about_as_many_as_is_planned_for(tokenizer: Tokenizer) -> None:
+    assert Affixes.of(tokenizer).count == pytest.approx(PER_TOKEN * 2048, rel=0.2)
+
+
+def test_a_step_is_one_of_the_tokens_and_one_of_their_affixes() -> None:
+    """The table is E + rate * S @ G, and AdamW updates E and G."""
+    torch.manual_seed(0)
+    affixes = Affixes(TEXTS)
+    matrix = affixes.spread(torch.eye(affixes.count))
+    start = torch.randn(len(TEXTS), 4)
+    table = nn.Parameter(start.clone())
+    adam = {"lr": 0.01, "betas": (0.5, 0.98), "eps": 1e-6, "weight_decay": 0.0}
+    group = {"params": [table], "kind": "adamw", "affix_rate": 0.7, **adam}
+    optimizer = MuonAdamW([group], torch.float32, affixes=affixes)
+    own, shared = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(affixes.count, 4))
+    plain = torch.optim.AdamW([own, shared], **adam)
+    for step in range(6):
+        if step == 3:  # a skipped one
+            optimizer.step()
+            continue
+        table.grad = torch.randn(len(TEXTS), 4) * 10.0**-step
+        own.grad, shared.grad = table.grad.clone(), matrix.T @ table.grad
+        optimizer.step()
+        plain.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(table, own + 0.7 * matrix @ shared)
+
+
+def test_a_token_moves_with_those_that_are_spelled_like_it() -> None:
+    table = nn.Parameter(torch.zeros(len(TEXTS), 1))
+    group = {"kind": "adamw", "lr": 0.01, "betas": (0.5, 0.98), "eps": 1e-8, "weight_decay": 0.0}
+    optimizer = MuonAdamW(
+        [{"params": [table], "affix_rate": 0.5, **group}], torch.float32, affixes=Affixes(TEXTS)
+    )
+    table.grad = torch.zeros_like(table)
+    table.grad[TEXTS.index("ların")] = 1.0
+    optimizer.step()
+    moved = dict(zip(TEXTS, (-table[:, 0]).tolist(), strict=True))
+    assert moved["ların"] > moved["lərin"] > moved["kitab"] > 0 == moved["\ufffd"]
+    assert moved["lar"] > moved[" lar"] > moved["7"]
+
+
+def config(**changes: Any) -> OptimizerConfig:
+    return replace(compose().optimizer, **changes)
+
+
+def trained(tokenizer: Tokenizer, settings: OptimizerConfig, steps: int = 3) -> list[Tensor]:
+    torch.manual_seed(0)
+    net = GPT(GPTConfig(vocab_size=2048, block_size=8, n_layer=1, n_head=2, n_embd=16))
+    optimizer = build_optimizer(net, settings, tokenizer=tokenizer)
+    for seed in range(steps):
+        take_step(net, optimizer, seed)
+    return list(net.parameters())
+
+
+def take_step(net: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    tokens = torch.randint(2048, (4, 9), generator=torch.Generator().manual_seed(seed))
+    net(tokens[:, :-1], tokens[:, 1:]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_the_setting_decides(tokenizer: Tokenizer) -> None:
+    shipped, without = trained(tokenizer, config()), trained(tokenizer, config(affix_rate=0.0))
+    assert not torch.equal(shipped[0], without[0])
+    values = config().to_dict()
+    del values["affix_rate"]  # as in a run from before there was one
+    for ours, theirs in zip(
+        trained(tokenizer, OptimizerConfig.read(values, "optimizer")), without, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"optimizer\.affix_rate=-0\.5 .*at least 0"):
+        config(affix_rate=-0.5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_and_loaded_it_continues_bit_for_bit(tokenizer: Tokenizer, tied: bool) -> None:
+    torch.manual_seed(0)
+    shape = GPTConfig(
+        vocab_size=2048, block_size=8, n_layer=1, n_head=2, n_embd=16, tie_embeddings=tied
+    )
+    net = GPT(shape)
+    assert isinstance(config(), MuonConfig)
+    optimizer = build_optimizer(net, config(), tokenizer=tokenizer)
+    for seed in range(3):
+        take_step(net, optimizer, seed)
+    tables = [p for p in net.parameters() if "affix_exp_avg" in optimizer.state[p]]
+    assert [p.shape for p in tables] == [(2048, 16)] * (1 if tied else 2)
+    copied = copy.deepcopy(net)
+    resumed = build_optimizer(copied, config(), tokenizer=tokenizer)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in range(3, 6):
+        take_step(net, optimizer, seed)
+        take_step(copied, resumed, seed)
+    for ours, theirs in zip(net.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_it_may_begin_in_the_middle_of_a_run(tokenizer: Tokenizer) -> None:
+    torch.manual_seed(0)
+    net = GPT(GPTConfig(vocab_size=2048, block_size=8, n_layer=1, n_head=2, n_embd=16))
+    before = build_optimizer(net, config(affix_rate=0.0), tokenizer=tokenizer)
+    take_step(net, before, 0)
+    optimizer = build_optimizer(net, config(), tokenizer=tokenizer)
+    fresh = copy.deepcopy(optimizer.param_groups)
+    optimizer.load_state_dict(before.state_dict())
+    for group, new in zip(optimizer.param_groups, fresh, strict=True):
+        group.update({key: value for key, value in new.items() if key != "params"})
+    take_step(net, optimizer, 1)
+    steps = {p.shape: optimizer.state[p] for p in net.parameters() if p.shape == (2048, 16)}
+    assert [(float(s["step"]), float(s["affix_step"])) for s in steps.values()] == [(2.0, 1.0)]

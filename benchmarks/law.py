@@ -317,7 +317,7 @@ def trial(
     steps = max(1, round(unique * passes / (batch * BLOCK_SIZE)))
     layers, heads, width = MODELS[model]
     return {
-        "name": f"{model}-{part}-{vocab_size}-{passes:g}-{regularization.weight_decay:g}",
+        "name": f"{model}-{part}-{vocab_size}-{passes:g}-{regularization.weight_decay:g}-affixes",
         "data": str(data.relative_to(work.parent)),
         "layers": layers,
         "heads": heads,

@@ -35,6 +35,7 @@ START = {
     "R": 1.0,
     "rho": 0.5,
     "tied": 0.05,
+    "affixes": 0.04,
     "replaced": 0.02,
     "log": 1.2,
 }
@@ -49,6 +50,7 @@ PRIOR = {
     "R": 2.0,
     "rho": 0.3,
     "tied": 1.0,
+    "affixes": 1.0,
     "replaced": 1.0,
     "log": 0.5,
 }
@@ -92,7 +94,8 @@ class Run:
     def group(self) -> tuple[Any, ...]:
         """The model and the text; a small and a large part of one text are different."""
         size = self.size
-        return size.parameters, size.is_tied, size.vocab_size, self.text, round(size.text_bytes)
+        text = (self.text, round(size.text_bytes))
+        return size.parameters, size.is_tied, size.vocab_size, size.shares_affixes, *text
 
 
 def main() -> None:
@@ -163,6 +166,7 @@ def _run(values: dict[str, str]) -> Run:
         vocab_size=int(values["vocab_size"]),
         bytes_per_token=bytes_per_token,
         is_tied=values["tied"] == "1",
+        shares_affixes=float(values["affix_rate"]) > 0,
     )
     passes = round(size.passes) or size.passes
     wanted = [rule.regularization(passes), rule.regularization(passes, size.parameters_per_token)]

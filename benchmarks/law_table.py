@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trial_settings import DEFAULTS
+
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.planning.choice import multiplied
 from azllm_lightning.planning.law import RUNS
@@ -21,7 +23,8 @@ Row = dict[str, Any]
 BLOCK_SIZE = 256
 USUAL = set(
     """name kind data data_root device precision seed block batch steps warmup val_windows val_every
-    layers heads width tied weight_decay adam_weight_decay dropout replace schedule""".split()
+    layers heads width tied weight_decay adam_weight_decay affix_rate dropout replace
+    schedule""".split()
 )
 """Settings of a trial that may differ from the package's."""
 
@@ -89,6 +92,7 @@ def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) ->
         "steps": result["steps"],
         "weight_decay": settings.get("weight_decay", 0.1),
         "table_decay": settings.get("adam_weight_decay", 0.0),
+        "affix_rate": settings.get("affix_rate", DEFAULTS["affix_rate"]),
         "dropout": settings.get("dropout", 0.0),
         "replaced": settings.get("replace", 0.0),
         "bytes_per_token": round(val["text_bytes"] / val["tokens"], 4),

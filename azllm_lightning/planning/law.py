@@ -65,6 +65,8 @@ class Size:
     """Of the validation text."""
     is_tied: bool = False
     """Whether the head is the token table."""
+    shares_affixes: bool = True
+    """Whether tokens learn from those that are spelled like them (optimizer.affix_rate)."""
 
     @property
     def passes(self) -> float:
@@ -158,6 +160,7 @@ def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:
     worth = min(MOST_WORTH, values["R"] * (size.text_bytes / 1e6) ** values["rho"])
     data = effective_data(size.text_bytes, size.passes, worth)
     weight = values["B"] * (1 + values["tied"] * size.is_tied)
+    weight *= 1 - values["affixes"] * size.shares_affixes
     return float(
         values["floor"]
         + values["A"] * (size.parameters / 1e6) ** -values["alpha"]

@@ -11,6 +11,7 @@ import torch
 from clock import Clock, Race
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from azllm_lightning.data.datamodule import datamodule_of
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.optimizer import build_optimizer
@@ -58,7 +59,9 @@ class HandLoop(Callback):
         assert isinstance(pl_module, CausalLM)
         self.net = GPT(pl_module.model_config)
         self.net.load_state_dict(pl_module.net.state_dict())
-        self.optimizer = build_optimizer(self.net, pl_module.optimizer_config)
+        tokenizer = datamodule_of(trainer).tokenizer
+        settings = pl_module.optimizer_config
+        self.optimizer = build_optimizer(self.net, settings, tokenizer=tokenizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

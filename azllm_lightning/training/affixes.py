@@ -22,6 +22,9 @@ from azllm_lightning.data.tokenizer import Tokenizer
 LONGEST_BEGINNING = 5
 LONGEST_ENDING = 4
 
+LONGEST_BAG = 64
+"""Entries that are added up one after the other."""
+
 PER_TOKEN = 0.6
 """About as many affixes as tokens have a vocabulary of 2,000 to 32,000, for planning."""
 
@@ -67,21 +70,31 @@ class Affixes:
 class _Rows:
     """A sparse matrix by rows, which have `sizes` entries: `columns` and `entries`.
 
-    Multiplied by PyTorch's embedding_bag, which adds in a fixed order on a GPU as well.
+    Multiplied by PyTorch's embedding_bag, which adds in a fixed order on a GPU as well. One thread
+    adds up a bag, so a long row is several, whose sums are added.
     """
 
     def __init__(self, columns: Tensor, sizes: Tensor, entries: Tensor) -> None:
-        self.columns = columns
-        self.starts = sizes.cumsum(0) - sizes
-        self.entries = entries
+        starts = sizes.cumsum(0) - sizes
+        self.parts = [columns, starts, entries]
+        if not (sizes > LONGEST_BAG).any():
+            return
+        bags = (sizes / LONGEST_BAG).ceil().long()
+        row = torch.repeat_interleave(torch.arange(len(sizes)), bags)  # of each bag
+        first_bags = bags.cumsum(0) - bags
+        numbers = torch.arange(len(row)) - first_bags[row]  # of a bag within its row
+        starts = starts[row] + LONGEST_BAG * numbers
+        self.parts = [columns, starts, entries, torch.arange(len(row)), first_bags]
 
     def times(self, x: Tensor) -> Tensor:
-        if self.columns.device != x.device:
-            self.columns, self.starts, self.entries = (
-                tensor.to(x.device) for tensor in (self.columns, self.starts, self.entries)
-            )
-        entries = self.entries.to(x.dtype)
-        return F.embedding_bag(self.columns, x, self.starts, mode="sum", per_sample_weights=entries)
+        if self.parts[0].device != x.device:
+            self.parts = [part.to(x.device) for part in self.parts]
+        columns, starts, entries, *second = self.parts
+        sums = F.embedding_bag(columns, x, starts, mode="sum", per_sample_weights=entries)
+        if not second:
+            return sums
+        bags, first_bags = second
+        return F.embedding_bag(bags, sums, first_bags, mode="sum")
 
 
 def affixes_of(text: str) -> list[str]:

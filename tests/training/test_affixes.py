@@ -16,7 +16,7 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.training.affixes import PER_TOKEN, Affixes, affixes_of
+from azllm_lightning.training.affixes import LONGEST_BAG, PER_TOKEN, Affixes, affixes_of
 from azllm_lightning.training.muon import MuonAdamW
 from azllm_lightning.training.optimizer import build_optimizer
 
@@ -65,6 +65,15 @@ def test_they_are_a_matrix_with_rows_of_length_one() -> None:
         assert len(row[row > 0].unique()) <= 1
     x = torch.randn(len(TEXTS), 5)
     torch.testing.assert_close(affixes.spread(affixes.collect(x)), matrix @ matrix.T @ x)
+
+
+def test_long_rows_are_added_up_in_parts() -> None:
+    texts = [f"{number}lar" for number in range(300)]  # an ending that all of them have
+    affixes = Affixes(texts)
+    matrix = affixes.spread(torch.eye(affixes.count))
+    assert matrix.count_nonzero(dim=0).max() == 300 > 4 * LONGEST_BAG
+    x = torch.randn(300, 3)
+    torch.testing.assert_close(affixes.collect(x), matrix.T @ x)
 
 
 def test_a_vocabulary_has_about_as_many_as_is_planned_for(tokenizer: Tokenizer) -> None:

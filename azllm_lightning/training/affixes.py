@@ -45,13 +45,13 @@ class Affixes:
             if affix in numbers
         ]
         self.count = len(numbers)
-        tokens, affixes = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1)
-        per_token = torch.bincount(tokens, minlength=len(texts))
-        entries = per_token[tokens].float().rsqrt()
-        self._by_token = _Rows(affixes, per_token, entries)
-        order = torch.argsort(affixes, stable=True)
-        per_affix = torch.bincount(affixes, minlength=self.count)
-        self._by_affix = _Rows(tokens[order], per_affix, entries[order])
+        token, affix = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1)
+        per_token = torch.tensor([sum(a in numbers for a in affixes) for affixes in found])
+        entries = per_token[token].float().rsqrt()
+        self._by_token = _Rows(affix, per_token, entries)
+        order = torch.argsort(affix, stable=True)
+        per_affix = torch.tensor([counts[affix] for affix in numbers], dtype=torch.long)
+        self._by_affix = _Rows(token[order], per_affix, entries[order])
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Affixes:

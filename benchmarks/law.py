@@ -28,6 +28,7 @@ from typing import Any
 import law_fit
 import law_forecast
 import law_table
+from trial_settings import DEFAULTS
 
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.planning import rule
@@ -322,6 +323,7 @@ def trial(
         "layers": layers,
         "heads": heads,
         "width": width,
+        "affix_rate": DEFAULTS["affix_rate"],
         "batch": batch,
         "steps": steps,
         "warmup": rule.warmup_steps(steps),

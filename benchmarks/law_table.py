@@ -92,7 +92,9 @@ def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) ->
         "steps": result["steps"],
         "weight_decay": settings.get("weight_decay", 0.1),
         "table_decay": settings.get("adam_weight_decay", 0.0),
-        "affix_rate": settings.get("affix_rate", DEFAULTS["affix_rate"]),
+        "affix_rate": 0.0
+        if is_peer(result)
+        else settings.get("affix_rate", DEFAULTS["affix_rate"]),
         "dropout": settings.get("dropout", 0.0),
         "replaced": settings.get("replace", 0.0),
         "bytes_per_token": round(val["text_bytes"] / val["tokens"], 4),

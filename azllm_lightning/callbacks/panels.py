@@ -28,7 +28,6 @@ from azllm_lightning.callbacks.text import (
 from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
-from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
@@ -154,7 +153,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     params = model.num_params()
     tables = model.vocab_size * model.n_embd * (1 if model.tie_embeddings else 2)
     moments = 2 * tables + config.optimizer.hidden_moments * (params - tables)
-    if isinstance(config.optimizer, MuonConfig) and config.optimizer.affix_rate:
+    if config.optimizer.shares_affixes:
         moments += int(2 * PER_TOKEN * tables)
     state = 4 * (params + moments)
     trainer = config.trainer

@@ -50,6 +50,11 @@ class OptimizerConfig:
             )
         return from_mapping(chosen, values, group)
 
+    @property
+    def shares_affixes(self) -> bool:
+        """Whether tokens learn from those that are spelled like them."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain types."""
         return {
@@ -107,6 +112,11 @@ class MuonConfig(AdamWConfig):
         for key, value in self.head_settings().items():
             problems.require(value > 0, f"head_{key}", value, tr("above 0"))
         problems.raise_if_any()
+
+    @property
+    def shares_affixes(self) -> bool:
+        """Whether tokens learn from those that are spelled like them."""
+        return self.affix_rate > 0
 
     def head_settings(self) -> dict[str, float]:
         """What a head that is not tied has for itself: `lr`, `eps`, both, or nothing."""

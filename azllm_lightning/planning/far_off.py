@@ -69,6 +69,7 @@ def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -
         vocab_size=config.shape.vocab_size,
         bytes_per_token=text.bytes_per_token,
         is_tied=config.shape.tie_embeddings,
+        shares_affixes=config.optimizer.shares_affixes,
     )
     found = [
         problem

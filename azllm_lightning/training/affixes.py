@@ -1,7 +1,7 @@
 """What tokens have in common by their spelling, so that they learn from each other.
 
 Most tokens are rare, above all where words are built with suffixes: a short text has `lərindən` a
-few times, but `lərində`, `sindən` and `larından` often. fastText (Bojanowski et al. 2017,
+few times, but `lərində`, `lərini` and `sindən` often. fastText (Bojanowski et al. 2017,
 arXiv:1607.04606) makes the vector of a word a sum over its character n-grams. Here a model stays as
 it is, and such sums are in the updates of its token tables: what an affix learns moves every token
 that has it.
@@ -9,6 +9,8 @@ that has it.
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -26,11 +28,13 @@ LONGEST_BAG = 64
 """Entries that are added up one after the other."""
 
 PER_TOKEN = 0.6
-"""About as many affixes as tokens have a vocabulary of 2,000 to 32,000, for planning."""
+"""Affixes per token in vocabularies of 2,000 to 32,000, about; for planning."""
+
+_DOTS = str.maketrans("Iİ", "ıi")  # lower() knows the English I only
 
 
 class Affixes:
-    """Those of tokens with these `texts` that at least two of them have: a sparse matrix S (tokens,
+    """The affixes that at least two of the tokens `texts` have: a sparse matrix S (tokens,
     affixes), whose rows have equal entries, and length 1.
     """
 
@@ -45,6 +49,8 @@ class Affixes:
             if affix in numbers
         ]
         self.count = len(numbers)
+        self.digest = hashlib.blake2b("\n".join(numbers).encode(), digest_size=8).hexdigest()
+        """Of the affixes in their order, which another version may find in another way."""
         token, affix = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1)
         per_token = torch.tensor([sum(a in numbers for a in affixes) for affixes in found])
         entries = per_token[token].float().rsqrt()
@@ -90,7 +96,8 @@ class _Rows:
         if self.parts[0].device != x.device:
             self.parts = [part.to(x.device) for part in self.parts]
         columns, starts, entries, *second = self.parts
-        sums = F.embedding_bag(columns, x, starts, mode="sum", per_sample_weights=entries)
+        weights = entries.to(x.dtype)
+        sums = F.embedding_bag(columns, x, starts, mode="sum", per_sample_weights=weights)
         if not second:
             return sums
         bags, first_bags = second
@@ -100,18 +107,25 @@ class _Rows:
 def affixes_of(text: str) -> list[str]:
     """What the token `text` may share with others; [] for a part of a character.
 
-    Its letters as a whole, its beginnings and its endings, all without case, and three
-    properties: a space before it, a capital letter, and its kind (letters, digits, other).
+    Its letters as a whole, its beginnings and its endings, all without case, and three properties:
+    what stands before its first letter, a capital, and its kind (letters, digits, other).
     """
-    core = text.removeprefix(" ")
-    if not core or "\ufffd" in core:
+    if not text.strip(" ") or "\ufffd" in text:
         return []
-    letters = core.lower().replace("\u0307", "")  # the dot that lower() leaves of İ
+    has_lead = text[0] == " " or (not _is_letter(text[0]) and _is_letter(text[1:2]))
+    lead, core = (text[0], text[1:]) if has_lead else ("", text)
+    letters = core.translate(_DOTS).lower()
+    kind = "letters" if _is_letter(core[0]) else "digits" if core[0].isdigit() else "other"
     return [
-        f"={letters}",
-        *(f"{letters[:n]}-" for n in range(1, min(LONGEST_BEGINNING, len(letters) - 1) + 1)),
-        *(f"-{letters[-n:]}" for n in range(1, min(LONGEST_ENDING, len(letters) - 1) + 1)),
-        f"space {core != text}",
+        f"whole {letters}",
+        *(f"begins {letters[:n]}" for n in range(1, min(LONGEST_BEGINNING, len(letters) - 1) + 1)),
+        *(f"ends {letters[-n:]}" for n in range(1, min(LONGEST_ENDING, len(letters) - 1) + 1)),
+        f"after {lead}",
         f"capital {core[0].isupper()}",
-        f"kind {'letters' if core.isalpha() else 'digits' if core.isdigit() else 'other'}",
+        f"kind {kind}",
     ]
+
+
+def _is_letter(character: str) -> bool:
+    """Also for the vowel signs of scripts that write them as marks."""
+    return character != "" and unicodedata.category(character)[0] in "LM"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from torch.optim.adamw import adamw
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.threads import in_threads
+
+log = logging.getLogger(__name__)
 
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -82,6 +85,27 @@ class MuonAdamW(torch.optim.Optimizer):
             raise ValueError(tr("a parameter group of kind 'muon' can only hold matrices"))
         # With this flag, torch loads the step counts onto the device of the parameters.
         group["fused"] = group["kind"] == "adamw"
+        group["affixes"] = self.affixes.digest if self.affixes else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; moments of other affixes than these are dropped, and a warning says so."""
+        super().load_state_dict(state_dict)
+        mine = self.affixes.digest if self.affixes else None
+        theirs = {group.get("affixes") for group in self.param_groups}
+        if theirs == {mine}:
+            return
+        for values in self.state.values():
+            for name in [name for name in values if name.startswith("affix_")]:
+                del values[name]
+        for group in self.param_groups:
+            group["affixes"] = mine
+        if mine and theirs != {None}:
+            log.warning(
+                tr(
+                    "this version compares the spelling of tokens in another way than the one that "
+                    "saved the state: what tokens learn together begins anew"
+                )
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -143,9 +167,9 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         for p, gradient in zip(parameters, gradients, strict=True):
             collected = self.affixes.collect(gradient)
-            steps = torch.zeros_like(collected)
-            self._adam(group, [p], [steps], [collected], "affix_")
-            p.add_(self.affixes.spread(steps), alpha=group["affix_rate"])
+            moved = torch.zeros_like(collected)
+            self._adam(group, [p], [moved], [collected], "affix_")
+            p.add_(self.affixes.spread(moved), alpha=group["affix_rate"])
 
     def _adam(
         self,

@@ -95,7 +95,7 @@ def build_optimizer(
     """
     groups = parameter_groups(net, config)
     if isinstance(config, MuonConfig):
-        affixes = Affixes.of(tokenizer) if tokenizer and config.affix_rate else None
+        affixes = Affixes.of(tokenizer) if tokenizer and config.shares_affixes else None
         return MuonAdamW(groups, muon_dtype, process_group, affixes)
     optimizer = torch.optim.AdamW(groups, fused=True)
     # A fused optimizer would unscale fp16 gradients itself, and then Lightning (2.6) refuses to

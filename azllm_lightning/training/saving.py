@@ -27,6 +27,7 @@ from azllm_lightning.runs.checkpoint_files import (
     step_path,
     write_checkpoint,
 )
+from azllm_lightning.training.affixes import PER_TOKEN
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.loops import use_own_signal_handlers
 from azllm_lightning.training.processes import first
@@ -419,8 +420,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
 
 
 def _state_bytes(trainer: Trainer) -> int:
-    # Weights and two moments in fp32.
-    return 12 * sum(p.numel() for p in trainer.lightning_module.parameters())
+    # Weights, two moments, and at most two of affixes in fp32.
+    each = 4 * (3 + 2 * PER_TOKEN)
+    return int(each * sum(p.numel() for p in trainer.lightning_module.parameters()))
 
 
 def _outdated(folder: Path, step: int) -> list[Path]:

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from azllm_lightning.azerbaijani.morphology import lower
+
 NUM_HASHES = 128
 
 _SEED = 1
 _SHINGLE_WORDS = 3
 _WORD = re.compile(r"\w+")
-_DOTS = str.maketrans("Iİ", "ıi")  # lower() knows the English I only
 _RECALL = 0.95
 _BUCKETS = 1 << 12
 _BUCKET_BYTES = 2
@@ -37,7 +38,7 @@ class Similar(NamedTuple):
 
 def shingles(text: str) -> list[str]:
     """The word triples of `text` in lower case; its words, if they are fewer than three."""
-    words = _WORD.findall(text.translate(_DOTS).lower())
+    words = _WORD.findall(lower(text))
     shifted = (words[start:] for start in range(_SHINGLE_WORDS))
     return [" ".join(triple) for triple in zip(*shifted, strict=False)] or [" ".join(words)]
 

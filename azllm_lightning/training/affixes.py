@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from azllm_lightning.azerbaijani.morphology import lower
 from azllm_lightning.data.tokenizer import Tokenizer
 
 LONGEST_BEGINNING = 5
@@ -29,8 +30,6 @@ LONGEST_BAG = 64
 
 PER_TOKEN = 0.6
 """Affixes per token in vocabularies of 2,000 to 32,000, about; for planning."""
-
-_DOTS = str.maketrans("Iİ", "ıi")  # lower() knows the English I only
 
 
 class Affixes:
@@ -48,7 +47,6 @@ class Affixes:
             for affix in affixes
             if affix in numbers
         ]
-        self.count = len(numbers)
         self.digest = hashlib.blake2b("\n".join(numbers).encode(), digest_size=8).hexdigest()
         """Of the affixes in their order, which another version may find in another way."""
         token, affix = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1)
@@ -114,7 +112,7 @@ def affixes_of(text: str) -> list[str]:
         return []
     has_lead = text[0] == " " or (not _is_letter(text[0]) and _is_letter(text[1:2]))
     lead, core = (text[0], text[1:]) if has_lead else ("", text)
-    letters = core.translate(_DOTS).lower()
+    letters = lower(core)
     kind = "letters" if _is_letter(core[0]) else "digits" if core[0].isdigit() else "other"
     return [
         f"whole {letters}",

@@ -73,8 +73,8 @@ def test_parts_of_characters_and_spaces_have_none(text: str) -> None:
 
 def test_they_are_a_matrix_with_rows_of_length_one() -> None:
     affixes = Affixes(TEXTS)
-    matrix = affixes.spread(torch.eye(affixes.count))
-    assert torch.equal(affixes.collect(torch.eye(len(TEXTS))), matrix.T)
+    matrix = affixes.collect(torch.eye(len(TEXTS))).T
+    assert torch.equal(affixes.spread(torch.eye(matrix.shape[1])), matrix)
     assert matrix.count_nonzero(dim=0).min() >= 2, "an affix of one token is nothing shared"
     lengths = torch.tensor([1.0 if affixes_of(text) else 0.0 for text in TEXTS])
     torch.testing.assert_close(matrix.norm(dim=1), lengths)
@@ -87,27 +87,28 @@ def test_they_are_a_matrix_with_rows_of_length_one() -> None:
 def test_long_rows_are_added_up_in_parts() -> None:
     texts = [f"{number}lar" for number in range(300)]  # an ending that all of them have
     affixes = Affixes(texts)
-    matrix = affixes.spread(torch.eye(affixes.count))
+    matrix = affixes.spread(torch.eye(len(affixes.collect(torch.eye(300)))))
     assert matrix.count_nonzero(dim=0).max() == 300 > 4 * LONGEST_BAG
     x = torch.randn(300, 3)
     torch.testing.assert_close(affixes.collect(x), matrix.T @ x)
 
 
 def test_a_vocabulary_has_about_as_many_as_is_planned_for(tokenizer: Tokenizer) -> None:
-    assert Affixes.of(tokenizer).count == pytest.approx(PER_TOKEN * 2048, rel=0.2)
+    found = Affixes.of(tokenizer).collect(torch.zeros(2048, 1))
+    assert len(found) == pytest.approx(PER_TOKEN * 2048, rel=0.2)
 
 
 def test_a_step_is_one_of_the_tokens_and_one_of_their_affixes() -> None:
     """The table is E + rate * S @ G, and AdamW updates both, with the same decay."""
     torch.manual_seed(0)
     affixes = Affixes(TEXTS)
-    matrix = affixes.spread(torch.eye(affixes.count))
+    matrix = affixes.collect(torch.eye(len(TEXTS))).T
     start = torch.randn(len(TEXTS), 4)
     table = nn.Parameter(start.clone())
     adam = {"lr": 0.01, "betas": (0.5, 0.98), "eps": 1e-6, "weight_decay": 0.1}
     group = {"params": [table], "kind": "adamw", "affix_rate": 0.7, **adam}
     optimizer = MuonAdamW([group], torch.float32, affixes=affixes)
-    own, shared = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(affixes.count, 4))
+    own, shared = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(matrix.shape[1], 4))
     plain = torch.optim.AdamW([own, shared], **adam)
     for step in range(6):
         if step == 3:  # a skipped one
@@ -191,21 +192,6 @@ def test_saved_and_loaded_it_continues_bit_for_bit(tokenizer: Tokenizer, tied: b
         assert torch.equal(ours, theirs)
 
 
-def test_it_may_begin_in_the_middle_of_a_run(tokenizer: Tokenizer) -> None:
-    torch.manual_seed(0)
-    net = GPT(GPTConfig(vocab_size=2048, block_size=8, n_layer=1, n_head=2, n_embd=16))
-    before = build_optimizer(net, config(affix_rate=0.0), tokenizer=tokenizer)
-    take_step(net, before, 0)
-    optimizer = build_optimizer(net, config(), tokenizer=tokenizer)
-    fresh = copy.deepcopy(optimizer.param_groups)
-    optimizer.load_state_dict(before.state_dict())
-    for group, new in zip(optimizer.param_groups, fresh, strict=True):
-        group.update({key: value for key, value in new.items() if key != "params"})
-    take_step(net, optimizer, 1)
-    steps = {p.shape: optimizer.state[p] for p in net.parameters() if p.shape == (2048, 16)}
-    assert [(float(s["step"]), float(s["affix_step"])) for s in steps.values()] == [(2.0, 1.0)]
-
-
 def test_moments_of_other_affixes_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """Another version may find other affixes, or the same ones in another order."""
     group = {"kind": "adamw", "lr": 0.01, "betas": (0.5, 0.98), "eps": 1e-8, "weight_decay": 0.0}
@@ -267,3 +253,19 @@ def test_memory_is_tried_out_with_their_moments(
     settled = replace(config, model=config.model.for_data(2048, 16, 0))
     assert batch.trial(settled, "cpu", tokenizer=tokenizer)(1)
     assert any("affix_exp_avg" in values for values in made[0].state.values())
+
+
+def test_a_session_tries_it_out_with_the_tokenizer_of_its_text(
+    train_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def largest(*args: Any) -> int:
+        given.extend(args)
+        return 1
+
+    monkeypatch.setattr(batch, "largest_micro_batch", largest)
+    folder = train_tiny("trainer.micro_batch_size=auto", "trainer.max_steps=1")
+    config = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["azllm"]
+    [used] = [value for value in given if isinstance(value, Tokenizer)]
+    assert used.to_json() == config["tokenizer"]

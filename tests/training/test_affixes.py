@@ -47,6 +47,7 @@ def tokenizer() -> Tokenizer:
         ('"Bu', "bu b- -u", ('after "', "capital True", "kind letters")),
         ("-nın", "nın n- nı- -n -ın", ("after -", "capital False", "kind letters")),
         ("हि", "हि ह- -ि", ("after ", "capital False", "kind letters")),
+        ("ीन", "ीन ी- -न", ("after ", "capital False", "kind letters")),
         (" Дом", "дом д- до- -м -ом", ("after  ", "capital True", "kind letters")),
         ("7", "7", ("after ", "capital False", "kind digits")),
         (" ,", ",", ("after  ", "capital False", "kind other")),
@@ -158,7 +159,9 @@ def take_step(net: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:
 
 def test_the_setting_decides(tokenizer: Tokenizer) -> None:
     shipped, without = trained(tokenizer, config()), trained(tokenizer, config(affix_rate=0.0))
+    twice = trained(tokenizer, config(affix_rate=1.0))
     assert not torch.equal(shipped[0], without[0])
+    assert not torch.equal(shipped[0], twice[0])
     values = config().to_dict()
     del values["affix_rate"]  # as in a run from before there was one
     for ours, theirs in zip(

@@ -35,6 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "MOST_BYTES", 2**20)
     monkeypatch.setattr(loading, "TALES_BYTES", 20_000)
     monkeypatch.setattr(loading, "VOCAB_SIZE", 300)
+    monkeypatch.setattr(loading, "SECONDS", 0.05)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ ITEM = re.compile(
 class ParsedOverride:
     """One override: the keys of its path, and what it does."""
 
-    path: list[str]
+    path: tuple[str, ...]
     is_deletion: bool
 
     def is_group(self, values: Mapping[str, Any]) -> bool:
@@ -82,10 +82,11 @@ class ParsedOverride:
         )
 
 
+@lru_cache(maxsize=256)
 def parse_override(text: str) -> ParsedOverride:
     """What one override that Hydra accepts means."""
     override = _parser().parse_override(hydra_overrides([text])[0])
-    return ParsedOverride(override.key_or_group.split("."), override.is_delete())
+    return ParsedOverride(tuple(override.key_or_group.split(".")), override.is_delete())
 
 
 def hydra_overrides(args: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from azllm_lightning.cli.composition import composed_mapping
@@ -140,7 +140,7 @@ def _add_missing(values: Values, defaults: Values) -> None:
             values.setdefault(key, copy.deepcopy(value))
 
 
-def _get(values: Mapping[str, Any], path: list[str]) -> Any:
+def _get(values: Mapping[str, Any], path: Sequence[str]) -> Any:
     found: Any = values
     for key in path:
         found = found[key]

@@ -17,9 +17,11 @@ TALES_BYTES = 400_000
 VOCAB_SIZE = 2048
 BATCH = 500
 """Tales that are tokenized at once."""
+SECONDS = 1.0
+"""How long batches are loaded."""
 
 
-def measure_data(config: RunConfig, folder: Path, seconds: float = 1.0) -> dict[str, Any]:
+def measure_data(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Tokens per second of batches from the shards in `folder`, as the run of `config` loads them,
     and bytes of text per second that one core tokenizes.
     """
@@ -35,7 +37,7 @@ def measure_data(config: RunConfig, folder: Path, seconds: float = 1.0) -> dict[
     next(batches)  # workers start
     tokens = 0
     started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < SECONDS:
         batch = next(batches)
         tokens += batch.shape[0] * (batch.shape[1] - 1)
     loading = tokens / (time.perf_counter() - started)

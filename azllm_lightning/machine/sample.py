@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.planning.speed import muon_flops
 
 MOST_STEPS = 20
 EFFICIENCY = 0.4
@@ -48,13 +49,10 @@ def sample(config: RunConfig, shape: GPTConfig, flops: float, seconds: float) ->
 
 
 def step_seconds(config: RunConfig, shape: GPTConfig, sequences: int, flops: float) -> float:
-    """What a step of `sequences` should take: its products, and those of the optimizer.
-
-    Five iterations of Newton-Schulz take about 25 x width FLOP per weight of a hidden matrix.
-    """
+    """What a step of `sequences` should take: its products, and those of the optimizer."""
     model = sequences * shape.block_size * shape.flops_per_token() / EFFICIENCY
     muon = isinstance(config.optimizer, MuonConfig)
-    optimizer = 25 * shape.n_embd * shape.num_params(embeddings=False) if muon else 0
+    optimizer = muon_flops(shape) if muon else 0.0
     return (model + optimizer) / flops
 
 

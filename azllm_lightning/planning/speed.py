@@ -29,6 +29,11 @@ COMPILE_SECONDS = 60.0
 NEWTON_SCHULZ_FLOPS = 25
 """FLOP of Muon per weight of a hidden matrix and unit of width: five iterations."""
 
+AFFIX_FLOPS = {"cpu": 600, "cuda": 6000}
+"""FLOP of products that take as long as the affixes of one weight of the token tables: measured on
+a CPU (benchmarks/LOG.md), computed from the memory traffic for a T4.
+"""
+
 FORWARD = 1 / 3
 """Share of a training step that a validation of as many tokens takes."""
 
@@ -107,7 +112,7 @@ class Speed:
         micro_batches = -(-batch // micro_batch)
         model = batch * shape.block_size * shape.flops_per_token() / self.flops
         least = micro_batches * shape.n_layer * MICRO_BATCH_SECONDS[self.device]
-        optimizer = optimizer_flops(shape) / self.optimizer_flops
+        optimizer = optimizer_flops(shape, self.device) / self.optimizer_flops
         if is_long and self.can_compile:
             return COMPILE_SECONDS + steps * (
                 max(model, least) / COMPILED_GAIN[self.device] + optimizer
@@ -126,9 +131,15 @@ class Speed:
         return min(ASSUMED_ERROR, ERROR + FAR_ERROR * abs(math.log(factor)))
 
 
-def optimizer_flops(shape: GPTConfig) -> float:
-    """FLOP of a step of Muon."""
+def muon_flops(shape: GPTConfig) -> float:
+    """FLOP of Muon in a step."""
     return float(NEWTON_SCHULZ_FLOPS * shape.n_embd * shape.num_params(embeddings=False))
+
+
+def optimizer_flops(shape: GPTConfig, device: str, shares_affixes: bool = True) -> float:
+    """`muon_flops`, and FLOP that take as long as the token tables."""
+    tables = shape.num_params() - shape.num_params(embeddings=False)
+    return muon_flops(shape) + AFFIX_FLOPS[device] * tables * shares_affixes
 
 
 def _of_steps(steps: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -142,20 +153,22 @@ def _of_steps(steps: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
         "flops_per_token": steps["flops_per_token"],
         "startup_seconds": steps["startup_seconds"],
     }
-    shape = _shape(overrides, steps)
-    if shape is not None and steps["optimizer"] == "muon" and optimizer > 0:
-        found["optimizer_flops"] = optimizer_flops(shape) / optimizer
+    run = _run(overrides)
+    if run is not None and steps["optimizer"] == "muon" and optimizer > 0:
+        shape = run.model.for_data(steps["vocab_size"], steps["block_size"], 0)
+        work = optimizer_flops(shape, steps["device"], run.optimizer.shares_affixes)
+        found["optimizer_flops"] = work / optimizer
     else:
         found["optimizer_flops"] = found["flops"]
     return found
 
 
-def _shape(overrides: list[str], steps: Mapping[str, Any]) -> GPTConfig | None:
-    """The model of a check; None where its overrides no longer compose, as on another machine."""
+def _run(overrides: list[str]) -> RunConfig | None:
+    """The run of a check; None where its overrides no longer compose, as on another machine."""
     try:
         own = ("out", "minutes")
         typed = [text for text in overrides if text.partition("=")[0].lstrip("+") not in own]
         run: RunConfig = compose(typed)
     except ValueError:
         return None
-    return run.model.for_data(steps["vocab_size"], steps["block_size"], 0)
+    return run

@@ -330,6 +330,7 @@ def test_the_speed_follows_a_check(tmp_path: Path) -> None:
         "tokens_per_second": 4000.0,
         "optimizer_seconds": 0.1,
         "optimizer": "muon",
+        "device": "cpu",
         "compile": False,
         "flops_per_token": 14e6,
         "startup_seconds": 8.0,
@@ -359,6 +360,10 @@ def test_the_speed_follows_a_check(tmp_path: Path) -> None:
     assert speed.flops == pytest.approx(flops / (16 * 128 / 4000 - 0.1))
     unknown = Speed.from_check({**findings, "steps": part})
     assert unknown.error(shape) > speed.error(shape)
+    # What took 0.1 s was less work without affixes, so the optimizer of a plan takes longer.
+    slower = Speed.from_check({**findings, "overrides": ["optimizer.affix_rate=0"]})
+    assert slower.flops == speed.flops
+    assert slower.training_seconds(shape, 16, 16, 100) > seconds
 
 
 def test_the_time_of_a_plan_counts_samples_and_the_page_of_each_validation() -> None:

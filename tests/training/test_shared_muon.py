@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training_runs import quick_start_method
 
 from azllm_lightning.training import muon
+from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.muon import (
     MuonAdamW,
     batches,
@@ -26,6 +27,7 @@ from azllm_lightning.training.muon import (
 pytestmark = pytest.mark.numerics
 
 PROCESSES = 3
+TOKENS = ["kitab", "kitabı", " kitab", "kitablar", " evlər", "evdə", ".", "1", "12"]
 STEPS = 5
 SKIPPED = 2
 """The step in which no parameter has a gradient."""
@@ -39,11 +41,12 @@ def trained(dtype: torch.dtype, group: dist.ProcessGroup | None) -> dict[str, An
     """
     generator = torch.Generator().manual_seed(0)
     matrices = [nn.Parameter(torch.randn(s, generator=generator)) for s in SHAPES]
-    table = nn.Parameter(torch.randn(9, 16, generator=generator))
+    table = nn.Parameter(torch.randn(len(TOKENS), 16, generator=generator))
     muon_group = {"kind": "muon", "lr": 0.1, "weight_decay": 0.1, "momentum": 0.9}
     adam_group = {"kind": "adamw", "lr": 0.1, "weight_decay": 0, "betas": (0.9, 0.95), "eps": 1e-8}
+    table_group = {"params": [table], **adam_group, "affix_rate": 0.5}
     optimizer = MuonAdamW(
-        [{"params": matrices, **muon_group}, {"params": [table], **adam_group}], dtype, group
+        [{"params": matrices, **muon_group}, table_group], dtype, group, Affixes(TOKENS)
     )
     counts: list[int] = []
 
@@ -104,6 +107,7 @@ def test_all_processes_get_what_one_alone_gets(
             # Half precision rounds otherwise in another batch of matrices.
             error = 1e-5 if dtype == torch.float32 else 2e-2
             torch.testing.assert_close(other, single, atol=error, rtol=0)
+        assert "affix_exp_avg" in theirs["state"]["state"][len(SHAPES)]
         # What a checkpoint stores does not depend on the number of processes.
         assert theirs["state"]["param_groups"] == alone["state"]["param_groups"]
         for index, state in alone["state"]["state"].items():

@@ -21,9 +21,11 @@ from azllm_lightning import compose
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.model.gpt import GPT
 from azllm_lightning.model.loss import token_nll
 from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.causal_lm import derived_seed
+from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
 from azllm_lightning.training.schedule import lr_factor
 
 Result = dict[str, Any]
@@ -97,6 +99,8 @@ class Ours:
     def __init__(self, s: Settings, vocab_size: int, train: Tensor, device: torch.device) -> None:
         self.s = s
         self.net, self.extra = build_model(s, vocab_size, train.cpu())
+        if s["embeddings"] == "neighbors":
+            start_from_neighbors(self.net, train.cpu(), s)
         self.net.to(device)
         modules = nn.ModuleList([self.net, *([self.extra.to(device)] if self.extra else [])])
         self.parameters = list(modules.parameters())
@@ -253,6 +257,18 @@ def replaced(x: Tensor, s: Settings, step: int, progress: float, vocab_size: int
     others = torch.randint(vocab_size, x.shape, generator=generator).to(x.device)
     chosen = torch.rand(x.shape, generator=generator).to(x.device) < share
     return torch.where(chosen, others, x)
+
+
+def start_from_neighbors(net: GPT, train: Tensor, s: Settings) -> None:
+    """Initialize the embeddings as the package does, or from the windows of the trial alone."""
+    if s["counted"] == "text":
+        folder = str(Path(s["data_root"]) / s["data"])
+        train = counted(opened(folder, s["block"], s["seed"], s["val_windows"]).train_windows)
+    scale = s["neighbor_scale"] or (TIED_SCALE if s["tied"] else SCALE)
+    generator = torch.Generator().manual_seed(derived_seed(s["seed"], "embeddings"))
+    table = net.model.embed_tokens.weight
+    with torch.no_grad():
+        table.copy_(neighbor_embeddings(train, *table.shape, scale, generator))
 
 
 @cache

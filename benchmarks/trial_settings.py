@@ -35,6 +35,9 @@ DEFAULTS: Settings = {
     "rope_theta": 10_000.0,
     "norm_eps": 1e-6,
     # Initial weights
+    "embeddings": "neighbors",  # random
+    "counted": "text",  # the text of `data` for the neighbors; windows: those of the trial alone
+    "neighbor_scale": None,  # None: the package's
     "table_std": 0.02,
     "head_std": 0.02,
     "hidden_std": 0.02,

@@ -54,6 +54,11 @@ TRAIN = [
         lambda config: "model.tie_embeddings=true",
     ),
     Rule(
+        "init_embeddings",
+        lambda config: config.init_from is not None,
+        lambda config: tr("init_from gives all weights"),
+    ),
+    Rule(
         "teacher_share",
         lambda config: not config.teachers,
         lambda config: "teachers=null",

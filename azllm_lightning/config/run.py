@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ENDINGS = re.compile(r"(\.(txt|jsonl|ndjson|json|csv|tsv|parquet|gz|zst|xz|bz2))+$", re.IGNORECASE)
 """Endings of files of text, which are no part of a run's name."""
 
+INIT_EMBEDDINGS = ("neighbors", "random")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -57,12 +59,15 @@ class RunConfig:
     logger: LoggerConfig
     teachers: LocalPath | list[LocalPath] | None = None
     teacher_share: float = 0.5
+    init_embeddings: str = "random"
+    """As in runs that began before this was a setting."""
     auto: AutoChoices = field(default_factory=AutoChoices)
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = Problems()
         problems.require_choice("lang", self.lang, LANGUAGES)
+        problems.require_choice("init_embeddings", self.init_embeddings, INIT_EMBEDDINGS)
         wanted = tr("from 0 to {highest}", highest=2**32 - 1)
         problems.require(0 <= self.seed < 2**32, "seed", self.seed, wanted)
         is_share = 0 < self.teacher_share <= 1

@@ -102,9 +102,8 @@ def attempt(parts: Parts, start: Start, run: Run, stop: StopRequest) -> Outcome:
 
     Raises `Stopped` after writing the summary.
     """
-    if start.checkpoint is None and start.config.init_from is not None:
-        path = start.config.init_from
-        first(lambda: parts.module.start_from(path))  # DDP copies the weights to the others
+    if start.checkpoint is None:
+        first(lambda: _initialize(parts, start.config))  # DDP copies the weights to the others
     try:
         with _quiet():
             parts.trainer.fit(
@@ -123,6 +122,15 @@ def attempt(parts: Parts, start: Start, run: Run, stop: StopRequest) -> Outcome:
             raise
         return OutOfMemory()
     return Done()
+
+
+def _initialize(parts: Parts, config: RunConfig) -> None:
+    """The first weights of a run, where they are not random."""
+    if config.init_from is not None:
+        parts.module.start_from(config.init_from)
+    elif config.init_embeddings == "neighbors":
+        parts.data.setup()
+        parts.module.start_from_neighbors(parts.data.train_windows)
 
 
 def next_start(

@@ -16,17 +16,14 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from azllm_lightning.azerbaijani.morphology import lower
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.training.sparse_rows import SparseRows
 
 LONGEST_BEGINNING = 5
 LONGEST_ENDING = 4
-
-LONGEST_BAG = 64
-"""Entries that are added up one after the other."""
 
 PER_TOKEN = 0.6
 """Affixes per token in vocabularies of 2,000 to 32,000, about; for planning."""
@@ -52,10 +49,10 @@ class Affixes:
         token, affix = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1)
         per_token = torch.tensor([sum(a in numbers for a in affixes) for affixes in found])
         entries = per_token[token].float().rsqrt()
-        self._by_token = _Rows(affix, per_token, entries)
+        self._by_token = SparseRows(affix, per_token, entries)
         order = torch.argsort(affix, stable=True)
         per_affix = torch.tensor([counts[affix] for affix in numbers], dtype=torch.long)
-        self._by_affix = _Rows(token[order], per_affix, entries[order])
+        self._by_affix = SparseRows(token[order], per_affix, entries[order])
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Affixes:
@@ -69,37 +66,6 @@ class Affixes:
     def spread(self, x: Tensor) -> Tensor:
         """S @ x: for each token a sum over its affixes, (affixes, C) to (tokens, C)."""
         return self._by_token.times(x)
-
-
-class _Rows:
-    """A sparse matrix by rows, which have `sizes` entries: `columns` and `entries`.
-
-    Multiplied by PyTorch's embedding_bag, which adds in a fixed order on a GPU as well. One thread
-    adds up a bag, so a long row is several, whose sums are added.
-    """
-
-    def __init__(self, columns: Tensor, sizes: Tensor, entries: Tensor) -> None:
-        starts = sizes.cumsum(0) - sizes
-        self.parts = [columns, starts, entries]
-        if not (sizes > LONGEST_BAG).any():
-            return
-        bags = (sizes / LONGEST_BAG).ceil().long()
-        row = torch.repeat_interleave(torch.arange(len(sizes)), bags)  # of each bag
-        first_bags = bags.cumsum(0) - bags
-        numbers = torch.arange(len(row)) - first_bags[row]  # of a bag within its row
-        starts = starts[row] + LONGEST_BAG * numbers
-        self.parts = [columns, starts, entries, torch.arange(len(row)), first_bags]
-
-    def times(self, x: Tensor) -> Tensor:
-        if self.parts[0].device != x.device:
-            self.parts = [part.to(x.device) for part in self.parts]
-        columns, starts, entries, *second = self.parts
-        weights = entries.to(x.dtype)
-        sums = F.embedding_bag(columns, x, starts, mode="sum", per_sample_weights=weights)
-        if not second:
-            return sums
-        bags, first_bags = second
-        return F.embedding_bag(bags, sums, first_bags, mode="sum")
 
 
 def affixes_of(text: str) -> list[str]:

@@ -25,13 +25,14 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
-from azllm_lightning.data.datamodule import datamodule_of
+from azllm_lightning.data.datamodule import TrainingWindows, datamodule_of
 from azllm_lightning.formats.load import FORMAT, load, name_of
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.compiled import uncompiled
 from azllm_lightning.training.hardware import muon_dtype
 from azllm_lightning.training.loops import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
+from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
 from azllm_lightning.training.schedule import lr_factor
 from azllm_lightning.training.stopping import NO_REQUESTS, Requests
@@ -394,6 +395,18 @@ class CausalLM(LightningModule):
             )
         self.net.load_state_dict(net.state_dict())
         self.started_from = name_of(Path(path))
+
+    def start_from_neighbors(self, windows: TrainingWindows) -> None:
+        """Initialize the embeddings by what stands next to each token in the text of `windows`."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "embeddings"))
+        shape = self.model_config
+        table = self.net.model.embed_tokens.weight
+        scale = TIED_SCALE if shape.tie_embeddings else SCALE
+        found = neighbor_embeddings(
+            counted(windows), shape.vocab_size, shape.n_embd, scale, generator
+        )
+        with torch.no_grad():
+            table.copy_(found)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file usable on its own (tokenizer, config as YAML), and what a resume

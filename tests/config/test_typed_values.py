@@ -280,9 +280,8 @@ def test_every_text_key_is_a_text() -> None:
             }:
                 texts.add(key)
     assert TEXT_KEYS - {"callbacks.samples.prompts"} <= texts
-    chosen = (
-        "lang format quant data.txt_documents data.on_bad_utf8 trainer.precision optimizer.name"
-    )
+    chosen = "lang format quant init_embeddings data.txt_documents data.on_bad_utf8"
+    chosen += " trainer.precision optimizer.name"
     chosen += " trainer.devices trainer.strategy schedule.name data.verify data.encoding"
     chosen += " data.languages host"
     texts -= {"overrides", "callbacks.custom", "logger.custom", "auto.device", "auto.settings"}

@@ -19,9 +19,10 @@ from azllm_lightning.config.optimizer import MuonConfig, OptimizerConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training import batch
-from azllm_lightning.training.affixes import LONGEST_BAG, PER_TOKEN, Affixes, affixes_of
+from azllm_lightning.training.affixes import PER_TOKEN, Affixes, affixes_of
 from azllm_lightning.training.muon import MuonAdamW
 from azllm_lightning.training.optimizer import build_optimizer
+from azllm_lightning.training.sparse_rows import LONGEST_BAG
 
 pytestmark = pytest.mark.numerics
 

@@ -174,7 +174,7 @@ def test_fp16_is_resumed_with_its_loss_scale(
         assert precision == "16-mixed"
         # So high a scale overflows at first, and growing every second step it moves all the time.
         return hardware.MixedPrecision(
-            "16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=2)
+            "16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**26, growth_interval=2)
         )
 
     monkeypatch.setattr(hardware, "resolve_precision", lambda precision, device: "16-mixed")

@@ -324,6 +324,7 @@ def trial(
         "heads": heads,
         "width": width,
         "affix_rate": DEFAULTS["affix_rate"],
+        "embeddings": "random",  # as all runs of the table
         "batch": batch,
         "steps": steps,
         "warmup": rule.warmup_steps(steps),

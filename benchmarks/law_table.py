@@ -24,7 +24,7 @@ BLOCK_SIZE = 256
 USUAL = set(
     """name kind data data_root device precision seed block batch steps warmup val_windows val_every
     layers heads width tied weight_decay adam_weight_decay affix_rate dropout replace
-    schedule""".split()
+    schedule embeddings""".split()
 )
 """Settings of a trial that may differ from the package's."""
 
@@ -53,6 +53,8 @@ def is_ours(result: Row) -> bool:
     if "error" in result or settings.get("kind", "ours") != "ours":
         return False
     if settings.get("schedule", "linear") != "linear":
+        return False
+    if settings.get("embeddings", "random") != "random":
         return False
     return settings.keys() <= USUAL and settings.get("warmup") != 0
 

@@ -29,7 +29,7 @@ MOST_DIMENSIONS = 256
 ITERATIONS = 4
 """Of subspace iteration: the vectors need not be exact."""
 
-SCALE = 0.5
+SCALE = 0.8
 TIED_SCALE = 0.15
 """Of embeddings that are the rows of the head as well: the first predictions must not be sure."""
 

@@ -75,7 +75,8 @@ class CausalLM(LightningModule):
 
     Hyperparameters are plain types, so that checkpoints load with `weights_only=True`. Dropout is
     seeded by (seed, step, micro-batch, rank), so that no RNG state has to be saved. Also works
-    under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`.
+    under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`; embeddings are then
+    random, unless `start_from_neighbors` is called.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 Tokens that stand next to the same tokens are alike. The leading singular vectors of their pointwise
 mutual information with what stands next to them are word vectors about as good as those of word2vec
 (Levy, Goldberg and Dagan 2015, doi:10.1162/tacl_a_00134), and counting takes seconds. A model that
-starts from them has less to learn, above all about rare tokens.
+starts from them has less to learn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DISTANCES = (1, 2)
 apart."""
 
 MOST_TOKENS = 4_000_000
-"""Tokens of the text that are counted; more would hardly change the vectors, and take minutes."""
+"""Tokens of the text that are counted, which takes seconds."""
 
 MOST_DIMENSIONS = 256
 """Singular vectors; with a greater width, the other entries of an embedding start at zero."""
@@ -78,7 +78,7 @@ def neighbor_embeddings(
     dimensions = min(width, vocab_size, MOST_DIMENSIONS)
     basis = torch.randn(vocab_size, dimensions, generator=generator)
     for _ in range(ITERATIONS):
-        basis = torch.linalg.qr(gram(torch.linalg.qr(basis).Q)).Q
+        basis = torch.linalg.qr(gram(basis)).Q
     squared, rotation = torch.linalg.eigh(basis.T @ gram(basis))
     vectors = basis @ rotation * squared.clamp_min(0).sqrt()  # a row's length is at most 1
     embeddings = torch.zeros(vocab_size, width)

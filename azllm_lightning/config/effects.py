@@ -55,8 +55,10 @@ TRAIN = [
     ),
     Rule(
         "init_embeddings",
-        lambda config: config.init_from is not None,
-        lambda config: tr("init_from gives all weights"),
+        lambda config: config.init_from is not None or config.ckpt_path is not None,
+        lambda config: tr(
+            "{key} gives all weights", key="ckpt_path" if config.ckpt_path else "init_from"
+        ),
     ),
     Rule(
         "teacher_share",

@@ -137,6 +137,7 @@ def test_a_run_starts_from_them_and_a_resume_does_not(
     first_tables: list[Tensor],
     train_tiny: Train,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     scales = []
 
@@ -147,7 +148,8 @@ def test_a_run_starts_from_them_and_a_resume_does_not(
     monkeypatch.setattr(causal_lm, "neighbor_embeddings", noted)
     shape = f"model.tie_embeddings={tied}"
     folder = train_tiny(shape, "trainer.max_steps=2").absolute()
-    train_tiny("ckpt_path=last", "trainer.max_steps=3")
+    train_tiny("ckpt_path=last", "trainer.max_steps=3", "init_embeddings=random")
+    assert "init_embeddings: no effect, since ckpt_path gives all weights" in caplog.text
     train_tiny(shape, "trainer.max_steps=1", f"init_from={folder}", "run_name=davam")
     assert scales == [neighbors.TIED_SCALE if tied == "true" else neighbors.SCALE]
     train_tiny(shape, "trainer.max_steps=1", "run_name=again")

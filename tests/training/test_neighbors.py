@@ -138,6 +138,7 @@ def test_a_run_starts_from_them_and_a_resume_does_not(
     train_tiny: Train,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     scales = []
 
@@ -149,7 +150,8 @@ def test_a_run_starts_from_them_and_a_resume_does_not(
     shape = f"model.tie_embeddings={tied}"
     folder = train_tiny(shape, "trainer.max_steps=2").absolute()
     train_tiny("ckpt_path=last", "trainer.max_steps=3", "init_embeddings=random")
-    assert "init_embeddings: no effect, since ckpt_path gives all weights" in caplog.text
+    said = capsys.readouterr().err + caplog.text
+    assert "init_embeddings: no effect, since ckpt_path gives all weights" in said
     train_tiny(shape, "trainer.max_steps=1", f"init_from={folder}", "run_name=davam")
     assert scales == [neighbors.TIED_SCALE if tied == "true" else neighbors.SCALE]
     train_tiny(shape, "trainer.max_steps=1", "run_name=again")

@@ -30,7 +30,7 @@ ITERATIONS = 4
 """Of subspace iteration: the vectors need not be exact."""
 
 SCALE = 0.8
-TIED_SCALE = 0.15
+TIED_SCALE = 0.4
 """Of embeddings that are the rows of the head as well: the first predictions must not be sure."""
 
 RANDOM_SCALE = 0.02

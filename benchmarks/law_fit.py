@@ -35,7 +35,8 @@ START = {
     "R": 1.0,
     "rho": 0.5,
     "tied": 0.05,
-    "affixes": 0.04,
+    "affixes": 0.015,
+    "neighbors": 0.015,
     "replaced": 0.02,
     "log": 1.2,
 }
@@ -51,6 +52,7 @@ PRIOR = {
     "rho": 0.3,
     "tied": 1.0,
     "affixes": 1.0,
+    "neighbors": 1.0,
     "replaced": 1.0,
     "log": 0.5,
 }
@@ -95,7 +97,8 @@ class Run:
         """The model and the text; a small and a large part of one text are different."""
         size = self.size
         text = (self.text, round(size.text_bytes))
-        return size.parameters, size.is_tied, size.vocab_size, size.shares_affixes, *text
+        tables = size.is_tied, size.vocab_size, size.shares_affixes, size.starts_from_neighbors
+        return size.parameters, *tables, *text
 
 
 def main() -> None:
@@ -167,6 +170,7 @@ def _run(values: dict[str, str]) -> Run:
         bytes_per_token=bytes_per_token,
         is_tied=values["tied"] == "1",
         shares_affixes=float(values["affix_rate"]) > 0,
+        starts_from_neighbors=values["embeddings"] == "neighbors",
     )
     passes = round(size.passes) or size.passes
     wanted = [rule.regularization(passes), rule.regularization(passes, size.parameters_per_token)]

@@ -23,8 +23,8 @@ Row = dict[str, Any]
 BLOCK_SIZE = 256
 USUAL = set(
     """name kind data data_root device precision seed block batch steps warmup val_windows val_every
-    layers heads width tied weight_decay adam_weight_decay affix_rate dropout replace
-    schedule embeddings""".split()
+    layers heads width tied weight_decay adam_weight_decay affix_rate embeddings dropout
+    replace schedule""".split()
 )
 """Settings of a trial that may differ from the package's."""
 
@@ -48,15 +48,21 @@ def table(results: Sequence[str], folders: Sequence[Path]) -> None:
 
 
 def is_ours(result: Row) -> bool:
-    """Whether a result is a complete run with the package's optimizer, and rates in a line."""
+    """Whether a result is a complete run with the package's optimizer, whose rates fall in a line
+    or by the package's power.
+    """
     settings = result["settings"]
     if "error" in result or settings.get("kind", "ours") != "ours":
         return False
-    if settings.get("schedule", "linear") != "linear":
-        return False
-    if settings.get("embeddings", "random") != "random":
+    if schedule(settings) not in ("linear", "power"):
         return False
     return settings.keys() <= USUAL and settings.get("warmup") != 0
+
+
+def schedule(settings: Row) -> str:
+    """How the rate of a trial falls."""
+    name: str = settings.get("schedule", DEFAULTS["schedule"])
+    return name
 
 
 def is_peer(result: Row) -> bool:
@@ -81,7 +87,7 @@ def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) ->
     )
     return {
         "name": result["name"],
-        "text": name.rpartition("_")[0] or name,
+        "text": Path(name).name.rpartition("_")[0] or name,
         "machine": machine,
         "type": number_type,
         "recipe": settings.get("kind", "ours"),
@@ -97,6 +103,10 @@ def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) ->
         "affix_rate": 0.0
         if is_peer(result)
         else settings.get("affix_rate", DEFAULTS["affix_rate"]),
+        "embeddings": "random"
+        if is_peer(result)
+        else settings.get("embeddings", DEFAULTS["embeddings"]),
+        "schedule": "cosine" if is_peer(result) else schedule(settings),
         "dropout": settings.get("dropout", 0.0),
         "replaced": settings.get("replace", 0.0),
         "bytes_per_token": round(val["text_bytes"] / val["tokens"], 4),

@@ -70,6 +70,7 @@ def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -
         bytes_per_token=text.bytes_per_token,
         is_tied=config.shape.tie_embeddings,
         shares_affixes=config.optimizer.shares_affixes,
+        starts_from_neighbors=config.init_embeddings == "neighbors",
     )
     found = [
         problem

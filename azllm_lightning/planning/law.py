@@ -36,6 +36,11 @@ MOST_WORTH = 15.4
 Muennighoff et al. 2023, since our runs on little text do not determine it.
 """
 
+COMMON_TOKENS = 512
+"""In a vocabulary of this size tokens would gain nothing from others that are like them; with each
+doubling, a share of B. Of the forms tried it fits best (benchmarks/README.md).
+"""
+
 FAR = 1.0
 """Growth of the error, relative to that within the range, per factor e outside of it."""
 
@@ -67,6 +72,8 @@ class Size:
     """Whether the head is the token table."""
     shares_affixes: bool = True
     """Whether tokens learn from those that are spelled like them (optimizer.affix_rate)."""
+    starts_from_neighbors: bool = True
+    """Whether embeddings start from the neighbors of tokens (init_embeddings)."""
 
     @property
     def passes(self) -> float:
@@ -160,7 +167,10 @@ def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:
     worth = min(MOST_WORTH, values["R"] * (size.text_bytes / 1e6) ** values["rho"])
     data = effective_data(size.text_bytes, size.passes, worth)
     weight = values["B"] * (1 + values["tied"] * size.is_tied)
-    weight *= 1 - values["affixes"] * size.shares_affixes
+    # The larger the vocabulary, the rarer its tokens, and the more they gain from each other.
+    doublings = max(0.0, math.log2(size.vocab_size / COMMON_TOKENS))
+    weight *= 1 - doublings * values["affixes"] * size.shares_affixes
+    weight *= 1 - doublings * values["neighbors"] * size.starts_from_neighbors
     return float(
         values["floor"]
         + values["A"] * (size.parameters / 1e6) ** -values["alpha"]

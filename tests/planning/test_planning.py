@@ -107,6 +107,18 @@ def test_more_of_anything_lowers_the_expected_loss() -> None:
     assert predict(replace(SIZE, unique_tokens=400_000, text_bytes=2_000_000)).val_bpb < now
 
 
+@pytest.mark.parametrize("how", ["shares_affixes", "starts_from_neighbors"])
+def test_tokens_that_learn_from_others_gain_more_in_a_larger_vocabulary(how: str) -> None:
+    def gain(vocab_size: int) -> float:
+        size = replace(SIZE, vocab_size=vocab_size)
+        alone = replace(size, **{how: False})
+        return predict(alone).val_bpb - predict(size).val_bpb
+
+    few, some, many = map(gain, (256, 2048, 32_000))
+    assert few == 0
+    assert 0 < some < many
+
+
 def test_bits_per_byte_and_nats_per_token_are_one_prediction() -> None:
     found = predict(SIZE)
     assert found.val_loss == pytest.approx(found.val_bpb * math.log(2) * SIZE.bytes_per_token)

@@ -130,6 +130,8 @@ def main() -> None:
         "different_bytes": bounds(run.size.different_bytes for run in fitted),
         "passes": [0, round(max(run.size.passes for run in fitted))],
         "vocab_size": bounds(run.size.vocab_size for run in fitted),
+        # A small model of a long text is outside by its text alone.
+        "parameters_per_token": [0, round(max(run.size.parameters_per_token for run in fitted))],
     }
     content = {
         "values": {name: float(f"{value:.4g}") for name, value in values.items()},

@@ -112,7 +112,9 @@ class Coefficients:
     error: float
     """The relative error of runs that were left out of the fit, root mean square."""
     ranges: Mapping[str, tuple[float, float]]
-    """Smallest and largest parameters, different_bytes, passes and vocab_size of the runs."""
+    """Smallest and largest parameters, different_bytes, passes, vocab_size and parameters_per_token
+    of the runs.
+    """
 
     @classmethod
     def read(cls, path: Path = COEFFICIENTS) -> Coefficients:
@@ -195,6 +197,7 @@ def beyond(size: Size, known: Coefficients) -> list[tuple[str, float]]:
         ("different_bytes", size.different_bytes, tr("text")),
         ("passes", size.passes, tr("passes")),
         ("vocab_size", size.vocab_size, tr("vocabulary")),
+        ("parameters_per_token", size.parameters_per_token, tr("parameters per token of the text")),
     ):
         low, high = known.ranges[name]
         factor = max(low / SLACK / value, value / (high * SLACK))

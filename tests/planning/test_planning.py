@@ -132,8 +132,17 @@ def test_outside_the_runs_it_says_so_and_is_less_exact() -> None:
     inside = predict(SIZE)
     outside = predict(replace(SIZE, parameters=1_000_000_000))
     assert inside.outside == ()
-    assert outside.outside == ("parameters",)
+    assert outside.outside == ("parameters", "parameters per token of the text")
     assert outside.error > inside.error == coefficients().error
+
+
+def test_a_large_model_of_little_text_is_outside_the_runs() -> None:
+    little = replace(SIZE, unique_tokens=40_000, text_bytes=200_000, tokens=160_000)
+    assert predict(little).outside == ("parameters per token of the text",)
+    assert predict(little).error > predict(SIZE).error
+    most = coefficients().ranges["parameters_per_token"][1]
+    for megabytes in (0.1, 0.2, 0.4):
+        assert chosen(megabytes, 5).size.parameters_per_token < 3 * most
 
 
 def test_a_loss_measured_on_few_documents_is_less_exact() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ each step of a small model."""
 ORDER = 2
 """The version of the training order, which checkpoints hold: 1, of runs begun before it was stored,
 cuts the same windows in every pass, and 2 others in each; the first pass is the same."""
+
+DIGEST_CHARS = 1 << 14
+"""Characters at the start of the validation text that its digest reads."""
 
 
 class Windows(Dataset[Tensor]):
@@ -163,6 +167,22 @@ class TokenDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """A digest of the training shards and the tokenizer."""
         return self.train_windows.shards.manifest.fingerprint
+
+    @property
+    def val_text_digest(self) -> str:
+        """A digest of the validation text, the same with every tokenizer.
+
+        Of its number of documents and bytes, and of its beginning: to decode all of it would take
+        seconds.
+        """
+        shards = self.val_windows.shards
+        split = shards.manifest.splits[shards.split]
+        # A token is at least a byte, and a character at most four.
+        tokens = shards.read(0, min(len(shards), 4 * DIGEST_CHARS))
+        start = self.tokenizer.decode(tokens.tolist())[:DIGEST_CHARS]
+        described = f"{split.documents} {split.text_bytes} {start}"
+        data = described.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
 
     @property
     def global_batch_size(self) -> int:

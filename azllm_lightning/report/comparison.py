@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,25 +33,36 @@ STYLES = 8
 NO_DIFFERENCE = ("run_name", "lang", "logs_dir", "ckpt_path", "overrides", "auto")
 """Settings that say nothing about what was learned."""
 
+TEXT_SETTINGS = "name dir path val_path val_fraction max_bytes tales_bytes tales_seed".split()
+"""The settings of data that decide the validation text of a run that does not record it."""
+
+
+class Comparability(NamedTuple):
+    """Whether the losses of runs compare, and their bits per byte; `note` says why not."""
+
+    losses: bool
+    bits: bool
+    note: str
+
 
 def comparison(records: Sequence[RunRecord]) -> str:
     """The page of several runs, in the language in use."""
     names = ", ".join(record.name for record in records)
     count = len(records)
-    are_comparable = _have_one_tokenizer(records)
+    compares = _comparability(records)
     title = trn("{count} run compared", "{count} runs compared", count)
     parts = [
         f'<header><div class="title"><h1>{escape(title)}</h1></div>'
         f'<p class="facts">{escape(names)}</p></header>',
-        section(tr("Results"), [_results(records, are_comparable)], name="results"),
-        *_charts(records, are_comparable),
+        section(tr("Results"), [_results(records, compares)], name="results"),
+        *_charts(records, compares.note),
         section(tr("Settings that differ"), [_differences(records)], name="differences"),
     ]
     return document(f"{title}: {names}", parts)
 
 
-def _results(records: Sequence[RunRecord], are_comparable: bool) -> str:
-    """A row per run; the lowest val_loss is marked only if the losses are comparable."""
+def _results(records: Sequence[RunRecord], compares: Comparability) -> str:
+    """A row per run; the lowest value is marked only in columns that are comparable."""
     head = [
         tr("run"),
         tr("status"),
@@ -73,9 +84,9 @@ def _results(records: Sequence[RunRecord], are_comparable: bool) -> str:
             [
                 _key(number, record),
                 Markup(pill(record.status)),
-                _marked(losses, number, are_comparable),
+                _marked(losses, number, compares.losses),
                 f"{best[0]:,}" if best else "-",
-                _marked(bpbs, number),
+                _marked(bpbs, number, compares.bits),
                 f"{record.step:,}",
                 count_text(int(tokens)) if tokens else "-",
                 duration(record.seconds),
@@ -96,6 +107,31 @@ def _best_bpb(record: RunRecord) -> float:
     return math.inf if value is None or not math.isfinite(value) else value
 
 
+def _comparability(records: Sequence[RunRecord]) -> Comparability:
+    if not _have_one_validation_text(records):
+        note = tr(
+            "The runs were validated on different texts: neither their losses nor their bits per "
+            "byte can be compared."
+        )
+        return Comparability(losses=False, bits=False, note=note)
+    if not _have_one_tokenizer(records):
+        note = tr(
+            "The runs have different tokenizers: compare their bits per byte, not their losses."
+        )
+        return Comparability(losses=False, bits=True, note=note)
+    return Comparability(losses=True, bits=True, note="")
+
+
+def _have_one_validation_text(records: Sequence[RunRecord]) -> bool:
+    """Whether all runs were validated on the same documents; older runs, which do not record it,
+    by the settings that decide them.
+    """
+    texts = [record.data.get("validation_text") for record in records]
+    if None in texts:
+        texts = [[record.setting(f"data.{key}") for key in TEXT_SETTINGS] for record in records]
+    return all(text == texts[0] for text in texts)
+
+
 def _have_one_tokenizer(records: Sequence[RunRecord]) -> bool:
     """Whether the tokens of all runs are the same, so that their losses per token compare."""
     return len({_tokenizer(record) for record in records}) == 1
@@ -109,7 +145,7 @@ def _tokenizer(record: RunRecord) -> str:
         return str(record.setting("data.vocab_size"))
 
 
-def _marked(values: Sequence[float], number: int, are_comparable: bool = True) -> str:
+def _marked(values: Sequence[float], number: int, are_comparable: bool) -> str:
     """A value of a column, in bold if it is the lowest of comparable ones."""
     value = values[number]
     if not math.isfinite(value):
@@ -119,17 +155,12 @@ def _marked(values: Sequence[float], number: int, are_comparable: bool = True) -
     return Markup(f'<b class="lowest">{text}</b>') if is_lowest else text
 
 
-def _charts(records: Sequence[RunRecord], are_comparable: bool) -> Iterator[str]:
+def _charts(records: Sequence[RunRecord], note: str) -> Iterator[str]:
     axes = {"step": tr("by step"), "tokens": tr("by tokens"), "minutes": tr("by minutes")}
     buttons = "".join(
         f'<button type="button" data-axis="{axis}">{escape(text)}</button>'
         for axis, text in axes.items()
     )
-    note = ""
-    if not are_comparable:
-        note = tr(
-            "The runs have different tokenizers: compare their bits per byte, not their losses."
-        )
     remark = f'<p class="note">{escape(note)}</p>' if note else ""
     yield f'<div class="switch">{buttons}</div>{remark}'
     for axis in axes:

@@ -176,6 +176,7 @@ def test_the_events_describe_the_run_once(finished: Finished) -> None:
     assert yaml.safe_load(data).keys() == {
         "training_tokens",
         "validation_windows",
+        "validation_text",
         "steps_per_pass",
         "steps_per_reading",
     }

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sample_texts import make_texts
 from torch import Tensor
 
 from azllm_lightning.config.data import DataConfig
@@ -48,6 +49,24 @@ def opened(
 def first(module: TokenDataModule, count: int) -> Tensor:
     """The windows of the first `count` training micro-batches."""
     return torch.cat(list(islice(module.train_dataloader(), count)))
+
+
+def test_the_digest_of_the_validation_text_is_that_of_the_text(tmp_path: Path) -> None:
+    """The same with any tokenizer and context; another text, or another part of it, has another."""
+    texts = make_texts(120)
+    (tmp_path / "a.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\n\n".join(texts[:-1]), encoding="utf-8")
+
+    def digest(name: str, val_fraction: float = 0.2, **settings: int) -> str:
+        config = DataConfig(
+            path=str(tmp_path / name), val_fraction=val_fraction, val_windows=5, **settings
+        )
+        return opened(config).val_text_digest
+
+    first = digest("a.txt", vocab_size=300, block_size=16)
+    assert digest("a.txt", vocab_size=400, block_size=8) == first
+    assert digest("b.txt", val_fraction=0.9, vocab_size=300, block_size=16) != first
+    assert digest("a.txt", val_fraction=0.3, vocab_size=300, block_size=16) != first
 
 
 def test_windows_are_consecutive_pieces_of_the_text(config: DataConfig) -> None:

@@ -70,6 +70,34 @@ def test_losses_of_different_tokenizers_of_one_size_are_not_compared(write_run: 
     assert lowest(*tokenizers) == 2  # bits per byte alone
 
 
+@pytest.mark.parametrize(
+    ("recorded", "paths", "marked"),
+    [
+        (("f00d", "f00d"), ("a.txt", "b.txt"), 4),  # the record decides
+        (("f00d", "beef"), ("a.txt", "a.txt"), 0),
+        ((None, None), ("a.txt", "a.txt"), 4),  # older runs
+        ((None, None), ("a.txt", "b.txt"), 0),
+        ((None, "beef"), ("a.txt", "b.txt"), 0),
+    ],
+)
+def test_no_run_wins_that_was_validated_on_another_text(
+    write_run: WriteRun,
+    recorded: tuple[str | None, str | None],
+    paths: tuple[str, str],
+    marked: int,
+) -> None:
+    """Of two equal runs, both losses and both bits per byte are marked, or none of them."""
+    records = []
+    for name, text, path in zip("xy", recorded, paths, strict=True):
+        described = {"session/data": {0: f"    validation_text: {text}\n"}} if text else {}
+        folder = write_run(name, texts=described, config={"data": {"path": path}})
+        records.append(read_record(folder))
+    found = Seen(comparison(records))
+    assert sum(attrs.get("class") == "lowest" for _, attrs in found.elements) == marked
+    assert ("validated on different texts" in found.text) == (not marked)
+    assert "different tokenizers" not in found.text
+
+
 @pytest.fixture
 def runs(write_run: WriteRun) -> list[Path]:
     plt.switch_backend("agg")

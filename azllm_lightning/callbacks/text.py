@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.durations import duration as duration
+from azllm_lightning.cli.sizes import size_text as size_text
 
 WIDTH = 80
 BARS = "▁▂▃▄▅▆▇█"
@@ -101,17 +102,6 @@ def count_text(number: int) -> str:
 def ratio_text(part: int, whole: int) -> str:
     """`part` / `whole` to one decimal, or to one digit where it is small."""
     return f"{part / whole:,.1f}" if part >= 0.1 * whole else f"{part / whole:.1g}"
-
-
-def size_text(num_bytes: int) -> str:
-    """Bytes in units of 10^9, 10^6 or 10^3, with the digits that they need."""
-    if num_bytes >= 1e9:
-        return f"{num_bytes / 1e9:,.1f} GB"
-    if num_bytes >= 1e7:
-        return f"{num_bytes / 1e6:,.0f} MB"
-    if num_bytes >= 1e6:
-        return f"{num_bytes / 1e6:,.1f} MB"
-    return f"{num_bytes / 1e3:,.0f} kB" if num_bytes >= 1e4 else f"{num_bytes / 1e3:,.1f} kB"
 
 
 def _wrap(text: str, indent: int) -> str:

@@ -46,11 +46,15 @@ VALIDATED_SOURCES = 12
 
 
 class Document(NamedTuple):
-    """A clean text of at most data.max_document_bytes; `split` is "train" or "val"."""
+    """A clean text of at most data.max_document_bytes; `split` is "train" or "val".
+
+    `read_bytes` is its share of `bytes_to_read`, as far as that can be told.
+    """
 
     text: str
     source: str
     split: str
+    read_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
     check_filters(config)
     selection = Selection(config)
     dropped = _repeated_lines(config)
+    unseen = 0  # bytes read since the last document
     for number, stream in enumerate(streams(config)):
         selection.start(stream)
         for raw in raw_blocks(config, Position(number)):
@@ -109,10 +114,15 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
             block = measured(block, config)
             kept = selection.keep(block)
             validation = is_validation(block, stream, config)
+            size = int(block.sizes[kept].sum())
+            unseen += raw.read_bytes if config.max_bytes is None else size
+            read = unseen / size if size else 0.0
             for index in np.flatnonzero(kept):
                 source = block.names[block.sources[index]]
                 split = "val" if validation[index] else "train"
-                yield Document(block.document(int(index)), source, split)
+                share = read * float(block.sizes[index])
+                yield Document(block.document(int(index)), source, split, share)
+            unseen = 0 if size else unseen
             if selection.is_full:
                 break
     if counts is not None:
@@ -396,8 +406,11 @@ def bytes_to_read(config: DataConfig) -> int | None:
         return sum(stream.max_bytes or 0 for stream in streams(config))
     if config.name == "tales":
         return config.tales_bytes
-    sizes = [file.size() for stream in streams(config) for file in stream_files(stream)]
-    return sum(sizes) if all(sizes) else None
+    files = [file for stream in streams(config) for file in stream_files(stream)]
+    sizes = [file.size() for file in files]
+    # A local file may be empty; of others, 0 means that it is not known.
+    is_known = all(size or file.is_local for file, size in zip(files, sizes, strict=True))
+    return sum(sizes) if is_known else None
 
 
 def stream_files(stream: Stream) -> list[TextFile]:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from azllm_lightning.cli.durations import duration
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.sizes import size_text
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -21,7 +22,7 @@ class Progress:
     def __init__(self, label: str, total: int | None = None) -> None:
         self._label = label
         self._total = total
-        self._done = 0
+        self._done = 0.0
         self._skipped = 0
         self._documents = 0
         self._started = time.monotonic()
@@ -40,7 +41,7 @@ class Progress:
             self._bar.initial += num_bytes
         self._bar.update(num_bytes)
 
-    def add(self, num_bytes: int, documents: int = 0) -> None:
+    def add(self, num_bytes: float, documents: int = 0) -> None:
         """Count `num_bytes`, and `documents`, as processed."""
         self._done += num_bytes
         self._documents += documents
@@ -59,18 +60,13 @@ class Progress:
         return [*unknown, trn("{count:,} document", "{count:,} documents", self._documents)]
 
     def _line(self, seconds: float) -> str:
+        done = size_text(self._done)
         rate = (self._done - self._skipped) / max(seconds, 1e-9)
-        parts = [tr("{label}: {done:.1f} MB", label=self._label, done=self._done / 1e6)]
+        parts = [f"{self._label}: {done}"]
         if self._total is not None:
-            parts = [
-                tr(
-                    "{label}: {done:.1f} of {total:.1f} MB",
-                    label=self._label,
-                    done=self._done / 1e6,
-                    total=self._total / 1e6,
-                )
-            ]
-        parts += [*self._details(), tr("{rate:.1f} MB/s", rate=rate / 1e6)]
+            total = size_text(self._total)
+            parts = [tr("{label}: {done} of {total}", label=self._label, done=done, total=total)]
+        parts += [*self._details(), f"{size_text(rate)}/s"]
         if self._total is not None and rate > 0:
             left = duration(max(0, self._total - self._done) / rate)
             parts.append(tr("{time} left", time=left))

@@ -129,14 +129,15 @@ def half_scores_by_source(
     scorer: Scorer, text: TextToScore, stride: int | None
 ) -> dict[str, HalfScore]:
     """The scores of the lines of each source, in alphabetical order."""
-    sources: deque[tuple[str, int]] = deque()
+    sources: deque[tuple[str, float]] = deque()
 
     def lines() -> Iterator[str]:
-        for source, document in text.documents:
-            for line in document.split("\n"):
-                if line.strip():
-                    sources.append((source, len(line.encode("utf-8")) + 1))
-                    yield line
+        for document in text.documents:
+            found = [line for line in document.text.split("\n") if line.strip()]
+            read = document.read_bytes / max(1, sum(map(len, found)))  # by a character
+            for line in found:
+                sources.append((document.source, read * len(line)))
+                yield line
 
     sums: dict[str, HalfScore] = {}
     with Progress(tr("evaluating"), text.num_bytes) as progress:

@@ -13,7 +13,7 @@ import numpy as np
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.strict import from_mapping
-from azllm_lightning.data.corpus import documents
+from azllm_lightning.data.corpus import Document, bytes_to_read, documents
 from azllm_lightning.data.pipeline import prepared_folder, with_prepared
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 class TextToScore(NamedTuple):
-    """(source, text) of each document, where they come from, and their UTF-8 bytes if known."""
+    """Its documents, where they come from, and the sum of their `read_bytes` if known."""
 
-    documents: Iterable[tuple[str, str]]
+    documents: Iterable[Document]
     origin: str
     num_bytes: int | None
 
@@ -40,8 +40,7 @@ def text_to_score(data: DataConfig, checkpoint: Path | None) -> TextToScore:
     Raises ValueError if the text is not there.
     """
     if data.path is not None:
-        found = ((document.source, document.text) for document in documents(data))
-        return TextToScore(found, ", ".join(data.paths), None)
+        return TextToScore(documents(data), ", ".join(data.paths), bytes_to_read(data))
     if data.dir is not None:
         folder = Path(data.dir)
     else:
@@ -93,32 +92,33 @@ def prepared_folder_of(checkpoint: Path) -> Path:
     return folder
 
 
-def _validation_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    """(source, text) of each validation document of prepared data."""
+def _validation_documents(folder: Path) -> Iterator[Document]:
+    """The validation documents of prepared data."""
     tokenizer = Tokenizer.from_file(folder)
     shards = TokenShards.open(folder, "val", tokenizer)
     for span in shards.manifest.spans:
         if span.split == "val":
             tokens = shards.read(span.start, span.end - span.start)
             for ids in np.split(tokens, np.flatnonzero(tokens == tokenizer.eot_id) + 1)[:-1]:
-                yield span.source, tokenizer.decode(ids.tolist())
+                text = tokenizer.decode(ids.tolist())
+                yield Document(text, span.source, span.split, len(text.encode("utf-8")))
 
 
 def score_by_source(scorer: Scorer, text: TextToScore, stride: int | None) -> dict[str, Score]:
     """The score of each source, in alphabetical order; `stride` as in `score`."""
-    sources: deque[str] = deque()
+    pending: deque[Document] = deque()
 
     def texts() -> Iterator[str]:
-        for source, document in text.documents:
-            sources.append(source)
-            yield document
+        for document in text.documents:
+            pending.append(document)
+            yield document.text
 
     sums: dict[str, Score] = {}
     with Progress(tr("evaluating"), text.num_bytes) as progress:
         for document_score in score(scorer, texts(), stride):
-            source = sources.popleft()
-            sums[source] = sums.get(source, Score()) + document_score
-            progress.add(document_score.num_bytes)
+            document = pending.popleft()
+            sums[document.source] = sums.get(document.source, Score()) + document_score
+            progress.add(document.read_bytes)
     return {source: sums[source] for source in sorted(sums)}
 
 

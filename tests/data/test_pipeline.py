@@ -531,7 +531,7 @@ def test_progress_is_silent_unless_slow(
         "training the tokenizer",
         "tokenizing",
     ):
-        assert any(line.startswith(f"{step}: ") and " MB/s, " in line for line in lines)
+        assert any(line.startswith(f"{step}: ") and "B/s, " in line for line in lines)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 from pyarrow import parquet
 from sample_texts import make_texts
 
+from azllm_lightning.cli.sizes import size_text
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data import corpus, progress
 from azllm_lightning.data.blocks import Position
@@ -66,13 +67,17 @@ def test_a_total_that_is_unknown_is_called_so(
 ) -> None:
     (tmp_path / "a.txt").write_bytes(PLAIN)
     config = DataConfig(path=str(tmp_path / "a.txt"))
+    local = corpus.stream_files
     monkeypatch.setattr(corpus.TextFile, "size", lambda self: 0)
+    monkeypatch.setattr(
+        corpus, "stream_files", lambda stream: [replace(f, is_local=False) for f in local(stream)]
+    )
     assert bytes_to_read(config) is None
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with Progress("reading", bytes_to_read(config)) as reporter:
         reporter.add(2_000_000, 3)
     assert re.fullmatch(
-        r"reading: 2\.0 MB, total unknown, 3 documents, [\d.]+ MB/s\n", capsys.readouterr().err
+        r"reading: 2\.0 MB, total unknown, 3 documents, [\d.,]+ [MG]B/s\n", capsys.readouterr().err
     )
 
 
@@ -93,7 +98,31 @@ def test_the_time_left_leaves_out_what_an_earlier_session_did(
         reporter.skip(50_000_000)
         now[0] += 10
         reporter.add(10_000_000)
-    line = "downloading: 60.0 of 100.0 MB, 1.0 MB/s, 40 s left\n"
+    line = "downloading: 60 MB of 100 MB, 1.0 MB/s, 40 s left\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "line"),
+    [
+        (90_000, 400_000, 30, "reading: 90 kB of 400 kB, 3.0 kB/s, 1 min 43 s left\n"),
+        (1_250_000, 3_000_000_000, 10, "reading: 1.2 MB of 3.0 GB, 125 kB/s, 6 h 39 min left\n"),
+        (5_000, None, 10, "reading: 5.0 kB, total unknown, 0.5 kB/s\n"),
+    ],
+)
+def test_each_size_is_in_a_unit_that_fits_it(
+    done: int,
+    total: int | None,
+    seconds: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Progress("reading", total) as reporter:
+        now[0] += seconds
+        reporter.add(done)
     assert capsys.readouterr().err == line
 
 
@@ -107,7 +136,7 @@ def test_reading_reports_documents_and_ends_at_the_total(
     )
     prepare(replace(config, prepare_workers=1))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reading")]
-    stored = (tmp_path / "a.txt.gz").stat().st_size / 1e6
+    stored = size_text((tmp_path / "a.txt.gz").stat().st_size)
     assert len(lines) > 5
-    assert lines[-1].startswith(f"reading text: {stored:.1f} of {stored:.1f} MB, 300 documents, ")
+    assert lines[-1].startswith(f"reading text: {stored} of {stored}, 300 documents, ")
     assert lines[-1].endswith(" 0 s left")

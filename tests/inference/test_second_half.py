@@ -10,6 +10,7 @@ import torch
 from byte_scorer import byte_scorer
 
 from azllm_lightning.cli.messages import LANGUAGES, use_language
+from azllm_lightning.data.corpus import Document
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.inference.scoring import Scorer, gpt_scorer, load_hf, scorer_of
 from azllm_lightning.inference.second_half import (
@@ -154,7 +155,7 @@ def test_a_model_of_transformers_gives_what_a_plain_loop_gives(tmp_path: Path) -
 
 
 def test_lines_of_documents_by_source() -> None:
-    documents = [("xəbər", "ab\n\n  abcd\n"), ("nağıl", "abcdef")]
+    documents = [Document("ab\n\n  abcd\n", "xəbər", "val"), Document("abcdef", "nağıl", "val")]
     scores = half_scores_by_source(constant_scorer([0]), TextToScore(documents, "", None), None)
     assert list(scores) == ["nağıl", "xəbər"]
     news = scores["xəbər"]
@@ -169,7 +170,7 @@ def test_lines_of_documents_by_source() -> None:
 def test_a_report_has_the_published_figures(lang: str) -> None:
     use_language(lang)
     scorer = constant_scorer([])
-    documents = [("a", "abcd?" * 200), ("b", "ab?")]
+    documents = [Document("abcd?" * 200, "a", "val"), Document("ab?", "b", "val")]
     scores = half_scores_by_source(scorer, TextToScore(documents, "", None), None)
     results = half_results(scorer, scores, None, 5_000_000)
     json.dumps(results)

@@ -21,6 +21,13 @@ FLAG_ROOM = 24
 """Height of the row above a chart for the numbers of what happened."""
 
 FLAG_WIDTH = 17.0
+LETTER = 7.6
+"""About the width of a letter of a label, which is bold."""
+
+LETTER_HEIGHT = 12
+FARTHEST = 80
+"""How far from the best point its label may be, where curves leave no room for it."""
+
 FEW_POINTS = 60
 """Up to so many points of a curve are marked with dots."""
 
@@ -270,7 +277,7 @@ def _finished(
             node.set("class", styles[int(match[1])])
     _add_flags(graph, plot, chart.flags)
     if chart.ring is not None:
-        _add_ring(graph, overlay, chart.ring, scale)
+        _add_ring(graph, overlay, chart, scale)
     for node in root.iter():
         for key in ("d", "x", "y", "cx", "cy", "width", "height"):
             if key in node.attrib:
@@ -316,17 +323,51 @@ def _add_flags(graph: Any, plot: Any, flags: Sequence[Flag]) -> None:
         label.text = str(flag.number)
 
 
-def _add_ring(graph: Any, overlay: Any, ring: tuple[float, float, str], scale: _Scale) -> None:
-    x, y = graph.view.x(ring[0]), graph.view.y(scale.place(ring[1]))
+def _add_ring(graph: Any, overlay: Any, chart: Chart, scale: _Scale) -> None:
+    assert chart.ring is not None
+    best, value, text = chart.ring
+    x, y = graph.view.x(best), graph.view.y(scale.place(value))
     group = graph.svg.node(overlay, class_="ring")
     graph.svg.node(group, "circle", cx=x, cy=y, r=6)
-    width = 6.6 * len(ring[2])
-    anchor = "end" if x > graph.view.width - width / 2 else "middle"
-    if x < width / 2:
-        anchor = "start"
-    label = graph.svg.node(group, "text", x=x, y=y - 13 if y > 26 else y + 20)
-    label.set("text-anchor", anchor)
-    label.text = ring[2]
+    curves = []
+    for line in chart.lines:
+        points = [point for point in scale.points(line) if point[1] is not None]
+        if line.is_read and points:
+            curves.append(np.array([(graph.view.x(at), graph.view.y(to)) for at, to in points]))
+    left, baseline = _free_place(
+        (x, y), len(text) * LETTER, (graph.view.width, graph.view.height), curves
+    )
+    label = graph.svg.node(group, "text", x=left, y=baseline)
+    label.set("text-anchor", "start")
+    label.text = text
+
+
+def _free_place(
+    ring: tuple[float, float], width: float, room: tuple[float, float], curves: Sequence[Floats]
+) -> tuple[float, float]:
+    """The left end and the baseline of a label that no curve crosses, near `ring`; above it if
+    there is none in the plot, of the size `room`.
+    """
+    x, y = ring
+    lefts = [min(max(x - share * width, 0.0), room[0] - width) for share in (0.5, 1.0, 0.0)]
+    for shift in range(0, FARTHEST, 4):
+        for baseline in (y - 13 - shift, y + 20 + shift):
+            if not LETTER_HEIGHT <= baseline <= room[1] - 3:
+                continue
+            box = (baseline - LETTER_HEIGHT - 3, baseline + 6)
+            for left in lefts:
+                if not any(_crosses(curve, (left, left + width), box) for curve in curves):
+                    return left, baseline
+    return lefts[0], y - 13 if y > 26 else y + 20
+
+
+def _crosses(curve: Floats, x: tuple[float, float], y: tuple[float, float]) -> bool:
+    """Whether a curve of points (N, 2), in the order of x, enters a box."""
+    if curve[0, 0] > x[1] or curve[-1, 0] < x[0]:
+        return False
+    inside = curve[(curve[:, 0] > x[0]) & (curve[:, 0] < x[1]), 1]
+    within = np.concatenate((inside, np.interp(x, curve[:, 0], curve[:, 1])))
+    return bool(within.min() <= y[1] and within.max() >= y[0])
 
 
 def picture(chart: Chart, width: int, height: int, style: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,43 @@ def test_a_gap_that_starts_low_leaves_the_chart_at_the_bottom() -> None:
     first, second, last = (drawing.y[0] + drawing.y[1] * gaps[i] for i in (0, 4, -1))
     assert first > drawing.bottom
     assert drawing.top - 1 <= last < second <= drawing.bottom
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [9.0, 5.4],  # two validations
+        [9.0, 5.4, 5.3],
+        [5.0, 9.0, 9.0],
+        [9.0, 5.0, 9.0],
+        [9.0, 8.0, 5.0, 6.0, 7.0, 7.5],
+        list(3 + 6 * np.exp(-np.arange(20) / 3)),
+    ],
+)
+@pytest.mark.parametrize("size", [(400, 200), (900, 300)])
+def test_no_curve_crosses_the_label_of_the_best_point(
+    losses: list[float], size: tuple[int, int]
+) -> None:
+    steps = np.linspace(0.0, 400.0, len(losses))
+    values = np.array(losses)
+    best = int(values.argmin())
+    text = f"best {values[best]:.4f}"
+    train = Line("train_loss", "train", steps[1:], values[1:] - 0.2)
+    lines = (Line("val_loss", "val", steps, values), train)
+    drawing = draw(Chart("loss", "Loss", "", lines, ring=(steps[best], values[best], text)), *size)
+    match = re.search(rf"<text([^>]*)>{text}</text>", drawing.svg)
+    assert match is not None
+    x, y = (float(re.findall(rf' {name}="([-\d.]+)"', match[1])[0]) for name in "xy")
+    group = re.search(r'transform="translate\((\d+), (\d+)\)" class="plot overlay"', drawing.svg)
+    assert group is not None
+    x, y = x + int(group[1]), y + int(group[2])
+    assert int(group[1]) <= x
+    assert x + 7.5 * len(text) <= size[0]
+    across = np.linspace(x, x + 7.5 * len(text), 200)
+    for line in lines:
+        places = drawing.x[0] + drawing.x[1] * line.x
+        heights = np.interp(across, places, drawing.y[0] + drawing.y[1] * line.y, np.nan, np.nan)
+        assert not ((heights > y - 11) & (heights < y + 2)).any()
 
 
 def shown(steps: Floats, values: Floats) -> Drawing:

@@ -211,7 +211,8 @@ def test_the_page_shows_charts_samples_and_settings(
             assert all(f"{tag} ({run})" in seen["text"] for run in runs), tag
 
         samples = [
-            f"step {step} greedy temperature 0.8 Azərbaycanın paytaxtı" for step in (8, 6, 4, 2, 0)
+            f"step {step} temperature=0 temperature=0.8 Azərbaycanın paytaxtı"
+            for step in (8, 6, 4, 2, 0)
         ]
         # TensorBoard opens the first two groups, here resume and samples.
         session = f"session {3 * len(runs)}"

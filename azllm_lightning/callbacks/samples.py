@@ -5,7 +5,6 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.tensorboard import writers
-from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.callbacks import SamplesConfig
 from azllm_lightning.data.cleaning import clean
 from azllm_lightning.data.datamodule import datamodule_of
@@ -69,8 +68,8 @@ class Samples(Callback):
         ]
 
     def _table(self, columns: list[list[str]]) -> str:
-        sampled = tr("temperature {temperature:g}", temperature=self.config.temperature)
-        rows = [f"| {tr('greedy')} | {sampled} |", "|---|---|"]
+        # Settings, not words: a run may be continued, and shown, in another language.
+        rows = [f"| temperature=0 | temperature={self.config.temperature:g} |", "|---|---|"]
         for prompt, *texts in zip(self.prompts, *columns, strict=True):
             cells = [
                 f"**{prompt.translate(MARKDOWN)}**{text[len(prompt) :].translate(MARKDOWN)}"

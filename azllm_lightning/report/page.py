@@ -33,7 +33,7 @@ from azllm_lightning.report.run_charts import (
     small_charts,
     source_chart,
 )
-from azllm_lightning.report.written import Written
+from azllm_lightning.report.written import Written, way_text
 from azllm_lightning.runs.paths import address_of, name_address_of, resume_address_of
 
 MOST_ROWS = 60
@@ -249,7 +249,7 @@ def _sample_cards(written: Written) -> str:
     cards = []
     for row in written.rows:
         texts = "".join(
-            f'<div><h3>{escape(way)}</h3><p lang="az"><b>{escape(row.prompt)}</b>'
+            f'<div><h3>{escape(way_text(way))}</h3><p lang="az"><b>{escape(row.prompt)}</b>'
             f"<span>{escape(text)}</span></p></div>"
             for way, text in zip(written.ways, row.texts, strict=False)
         )
@@ -282,7 +282,7 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
 def _details(record: RunRecord) -> Iterator[str]:
     rows = list(_validation_rows(record))
     if rows:
-        head = [tr("step"), "train_loss", "val_loss", "ppl", "bpb"]
+        head = [tr("step"), tr("mean train_loss"), "val_loss", "ppl", "bpb"]
         yield folded(tr("Validations"), table(head, rows, "numbers"), "validations")
     if record.config:
         typed = record.config.get("overrides") or []

@@ -6,6 +6,7 @@ import html
 import re
 from dataclasses import dataclass
 
+from azllm_lightning.cli.messages import tr
 from azllm_lightning.report.events import RunEvents
 
 SAMPLES = "samples"
@@ -13,6 +14,12 @@ SAMPLES = "samples"
 
 CELL = re.compile(r"\*\*(.*?)\*\*(.*)", re.DOTALL)
 """A prompt in bold, and its continuation; stars of the text itself are escaped."""
+
+WAY = re.compile(r"temperature?[= ]([\d.e+-]+)")
+"""A heading of these tables: "temperature=0.8"; in older runs "temperature 0.8", or Azerbaijani."""
+
+GREEDY = ("greedy", "ən ehtimallı")
+"""The headings of older runs for a temperature of 0."""
 
 BUDGET = 350_000
 """Bytes of samples that a page may contain; beyond that, validations are left out evenly."""
@@ -28,7 +35,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Written:
-    """The samples of one validation; `ways` are the headings: greedy, temperature 0.8."""
+    """The samples of one validation; `ways` are the headings, as they are stored."""
 
     step: int
     ways: tuple[str, ...]
@@ -54,6 +61,14 @@ def written_by(events: RunEvents, keep: int | None = None) -> list[Written]:
         return found
     evenly = {round(i * last / (room - 1)) for i in range(room)}
     return [item for i, item in enumerate(found) if i in evenly or item.step == keep]
+
+
+def way_text(heading: str) -> str:
+    """The heading of a column of samples, in the language in use."""
+    match = WAY.fullmatch(heading)
+    if heading in GREEDY or (match and float(match[1]) == 0):
+        return tr("greedy")
+    return tr("temperature {temperature}", temperature=match[1]) if match else heading
 
 
 def _parsed(step: int, table: str) -> Written:

@@ -54,7 +54,7 @@ def test_the_same_prompts_are_continued_at_each_validation(finished: Finished) -
     greedy = sample(model, tokenizer, PROMPTS["tales"], 12, temperature=0.0)
     drawn = sample(model, tokenizer, PROMPTS["tales"], 12, temperature=0.8, seed=0)
     head, *rows = cells(found[-1][1])
-    assert head == ["greedy", "temperature 0.8"]
+    assert head == ["temperature=0", "temperature=0.8"]
     shown = [
         [re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text.replace("\t", " ")) for text in row]
         for row in zip(greedy, drawn, strict=True)
@@ -75,7 +75,7 @@ def test_prompts_of_the_user_and_those_for_other_data(train_tiny: Train) -> None
         "lang=az",
     )
     head, *rows = cells(texts(folder, "samples")[0][1])
-    assert head == ["ən ehtimallı", "temperatur 1.5"]
+    assert head == ["temperature=0", "temperature=1.5"]
     assert len(rows) == 2
     assert rows[0][0].startswith("Nə üçün, bilmirəm")
 

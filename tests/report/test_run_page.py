@@ -120,6 +120,23 @@ def test_the_page_is_one_file_in_both_languages(write_run: WriteRun) -> None:
     assert "Perplexity" not in pages["az"]
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "| temperature=0 | temperature=0.8 |",
+        "| greedy | temperature 0.8 |",  # older runs
+        "| ən ehtimallı | temperatur 0.8 |",
+    ],
+)
+def test_samples_have_headings_in_the_language_of_the_page(write_run: WriteRun, head: str) -> None:
+    table = f"{head}\n|---|---|\n| **Bir**gün | **Bir**il |"
+    record = read_record(write_run(texts={"samples": {0: table}}))
+    headings = {"en": ["greedy", "temperature 0.8"], "az": ["ən ehtimallı", "temperatur 0.8"]}
+    for language, expected in headings.items():
+        use_language(language)
+        assert re.findall("<h3>(.*?)</h3>", page(record)) == expected
+
+
 def test_text_of_others_is_only_text(write_run: WriteRun) -> None:
     """Names, samples, settings and diagnoses cannot become elements of the page."""
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

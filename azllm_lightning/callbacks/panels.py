@@ -282,7 +282,8 @@ def table(validations: Sequence[Validation]) -> list[str]:
     rows = [
         row for i, row in enumerate(validations) if last < MAX_ROWS or i in evenly or row is best
     ]
-    cells = [[tr("step"), "train_loss", "val_loss", "ppl", "bpb", tr("gap")]]
+    # Not the train_loss of a step, which the curves show.
+    cells = [[tr("step"), tr("mean train_loss"), "val_loss", "ppl", "bpb", tr("gap")]]
     for row in rows:
         losses = [loss_text(row.train_loss), loss_text(row.val_loss)]
         rest = [perplexity_text(row.val_ppl), loss_text(row.val_bpb), loss_text(row.gap)]

@@ -217,7 +217,7 @@ def test_a_run_in_azerbaijani(train_short: Train, capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert "davam edilir: " in captured.out
     table = re.search(
-        r"^addım  train_loss  val_loss .*\n((?: +\d+ .*\n)+)", captured.out, re.MULTILINE
+        r"^addım  orta train_loss  val_loss .*\n((?: +\d+ .*\n)+)", captured.out, re.MULTILINE
     )
     assert table is not None
     # With the validations of the first session:

@@ -221,10 +221,10 @@ def test_the_line_under_a_validation_has_the_curve_and_a_sample() -> None:
 
 def test_the_table() -> None:
     assert table(course(50, [7.6, 2.5, 2.6])) == [
-        "step  train_loss  val_loss    ppl     bpb     gap",
-        "   0           -    7.6000  1,998  2.5333       -",
-        "  50      2.4000    2.5000  12.18  0.8333  0.1000  best",
-        " 100      2.5000    2.6000  13.46  0.8667  0.1000",
+        "step  mean train_loss  val_loss    ppl     bpb     gap",
+        "   0                -    7.6000  1,998  2.5333       -",
+        "  50           2.4000    2.5000  12.18  0.8333  0.1000  best",
+        " 100           2.5000    2.6000  13.46  0.8667  0.1000",
     ]
 
 

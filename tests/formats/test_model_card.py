@@ -91,8 +91,11 @@ def test_a_model_that_learned_from_others_is_not_called_from_scratch(
 def test_a_card_names_local_text_by_its_last_part(checkpoint: dict[str, Any]) -> None:
     shape = GPTConfig(vocab_size=300, block_size=32, n_layer=1, n_head=2, n_embd=32)
     text = card(checkpoint, state_dict_usage("model", shape))
-    assert rows(text)["training text"] == "text, kitab.txt, https://az.example/mətn.txt"
+    assert rows(text)["training text"] == "kitab.txt, https://az.example/mətn.txt"
     assert "gizli" not in text
+    checkpoint["azllm"]["config"] = CONFIG.replace("name: text", "name: kitablar")
+    text = card(checkpoint, state_dict_usage("model", shape))
+    assert rows(text)["training text"].startswith("kitablar, kitab.txt, ")
 
 
 def test_the_name_in_ollama_is_the_runs_name(checkpoint: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def _write(model: GPT, tokenizer: Tokenizer, prompts: list[str], config: Generat
     block_size = model.config.block_size
     if num_tokens >= block_size:
         message = tr(
-            "the prompt has {tokens} tokens and the model's context is {context}: only the end "
+            "the prompt has {tokens:,} tokens and the model's context is {context:,}: only the end "
             "of the prompt is used",
             tokens=num_tokens,
             context=block_size,

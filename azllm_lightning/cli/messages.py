@@ -12,8 +12,14 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from azllm_lightning.cli.ordinals import ordinal_suffix
 
 LANGUAGES = ("en", "az")
+ORDINAL = re.compile(r"(\{(\w+)[^}]*\})-cI\b")
+"""A field in a translation that is an ordinal number: {step:,}-cI becomes 1-ci, 6-cı, 1,000-ci."""
+
 TABLE = Path(__file__).with_name("messages.tsv")
 
 _language: str | None = None
@@ -38,14 +44,15 @@ def use_language(lang: str | None) -> None:
     _language = lang
 
 
-def tr(text: str, /, **fields: object) -> str:
+def tr(text: str, /, **fields: Any) -> str:
     """`text` in the language in use, with `fields` filled in as by `str.format`."""
     if language() != "en":
         text = translations().get(text, text)
+        text = ORDINAL.sub(lambda found: f"{found[1]}-{ordinal_suffix(fields[found[2]])}", text)
     return text.format(**fields) if fields else text
 
 
-def trn(singular: str, plural: str, count: int, /, **fields: object) -> str:
+def trn(singular: str, plural: str, count: int, /, **fields: Any) -> str:
     """`singular` if `count` is 1, else `plural`, as `tr` gives it; `count` is a field as well."""
     return tr(singular if count == 1 else plural, count=count, **fields)
 

@@ -118,7 +118,7 @@ class GPTConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         problems = Problems("model")
-        wanted = tr("inside the vocabulary of {vocab_size} tokens", vocab_size=self.vocab_size)
+        wanted = tr("inside the vocabulary of {vocab_size:,} tokens", vocab_size=self.vocab_size)
         problems.require(0 <= self.eos_id < self.vocab_size, "eos_id", self.eos_id, wanted)
         problems.raise_if_any()
 

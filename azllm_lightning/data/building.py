@@ -290,7 +290,7 @@ def _train_tokenizer(config: DataConfig, selected: Selected) -> Tokenizer:
     if tokenizer.vocab_size < config.vocab_size:
         log.warning(
             tr(
-                "data.vocab_size={asked}: the text is only enough for {found} tokens",
+                "data.vocab_size={asked}: the text is only enough for {found:,} tokens",
                 asked=config.vocab_size,
                 found=tokenizer.vocab_size,
             )

@@ -309,8 +309,8 @@ def _check_enough(config: DataConfig, manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         if split.tokens < needed:
             message = tr(
-                "too little text: a window of data.block_size={block_size} needs {needed} tokens, "
-                "but the {split} split has {tokens}.",
+                "too little text: a window of data.block_size={block_size} needs {needed:,} "
+                "tokens, but the {split} split has {tokens:,}.",
                 block_size=config.block_size,
                 needed=needed,
                 split=name,

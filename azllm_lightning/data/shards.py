@@ -341,7 +341,7 @@ def _check_size(path: Path, expected: ShardFile) -> None:
     if size != expected_size:
         raise _damaged(
             tr(
-                "{path} has {size} bytes, but the manifest says {expected}",
+                "{path} has {size:,} bytes, but the manifest says {expected:,}",
                 path=path,
                 size=size,
                 expected=expected_size,

@@ -24,8 +24,8 @@ def check_typed(config: DataConfig, overrides: Sequence[str]) -> None:
         if size != config.vocab_size:
             raise ValueError(
                 tr(
-                    "data.vocab_size={asked}: data.tokenizer={path} has {size} tokens; omit "
-                    "data.vocab_size, or data.tokenizer to train one of that size",
+                    "data.vocab_size={asked}: data.tokenizer={path} has {size:,} tokens; "
+                    "omit data.vocab_size, or data.tokenizer to train one of that size",
                     asked=config.vocab_size,
                     path=config.tokenizer,
                     size=size,

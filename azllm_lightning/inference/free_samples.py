@@ -252,7 +252,7 @@ def sample_report(results: dict[str, Any]) -> str:
     lines = [
         table(["", tr("samples"), tr("held-out text")], rows),
         tr(
-            "{samples} samples without a prompt, {tokens} tokens at most, temperature "
+            "{samples} samples without a prompt, {tokens:,} tokens at most, temperature "
             "{temperature}, seed {seed}",
             samples=results["samples"],
             tokens=results["max_new_tokens"],

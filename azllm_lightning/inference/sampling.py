@@ -168,8 +168,8 @@ def generate_ids(
     if not all(0 <= token < model.config.vocab_size for prompt in prompts for token in prompt):
         raise ValueError(
             tr(
-                "the prompt has tokens outside the model's vocabulary of {vocab_size}: is this the "
-                "model's tokenizer?",
+                "the prompt has tokens outside the model's vocabulary of {vocab_size:,}: is this "
+                "the model's tokenizer?",
                 vocab_size=model.config.vocab_size,
             )
         )

@@ -188,7 +188,7 @@ def half_report(scorer: Scorer, results: dict[str, Any]) -> str:
         table(heads, rows),
         tr(
             "bits: of the second half of a line, by characters, given the first; a line is read up "
-            "to {tokens} tokens, start token included",
+            "to {tokens:,} tokens, start token included",
             tokens=MAX_TOKENS,
         ),
         tr(

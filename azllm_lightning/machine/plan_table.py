@@ -99,7 +99,7 @@ def _machine(machine: Figures) -> str:
 
 def _model(plan: Figures) -> str:
     return tr(
-        "{model}: {params} parameters, vocabulary {vocab:,}, context {context}",
+        "{model}: {params} parameters, vocabulary {vocab:,}, context {context:,}",
         model=plan["model"],
         params=count_text(plan["parameters"]),
         vocab=plan["vocab_size"],

@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         if len(self.cos) < T:
             raise ValueError(
                 tr(
-                    "{tokens} tokens do not fit the model's block_size={block_size}",
+                    "{tokens:,} tokens do not fit the model's block_size={block_size}",
                     tokens=T,
                     block_size=len(self.cos),
                 )

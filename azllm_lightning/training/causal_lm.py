@@ -152,8 +152,8 @@ class CausalLM(LightningModule):
         if tokenizer.vocab_size != self.model_config.vocab_size:
             raise ValueError(
                 tr(
-                    "the model has {embeddings} token embeddings, but the tokenizer of the data "
-                    "has {tokens} tokens: this model was made for a different tokenizer",
+                    "the model has {embeddings:,} token embeddings, but the tokenizer of the data "
+                    "has {tokens:,} tokens: this model was made for a different tokenizer",
                     embeddings=self.model_config.vocab_size,
                     tokens=tokenizer.vocab_size,
                 )

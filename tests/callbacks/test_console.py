@@ -211,7 +211,7 @@ def test_a_run_in_azerbaijani(train_short: Train, capsys: pytest.CaptureFixture[
         train_short("lang=az", *stop)
     captured = capsys.readouterr()
     assert "addım 4  val_loss " in captured.out
-    assert "SIGTERM ilə dayandırıldı, addım 6, saxlanıldı" in captured.out
+    assert "SIGTERM ilə 6-cı addımda dayandırıldı, saxlanıldı" in captured.out
     assert "SIGTERM: bu addım bitirilir" in captured.err
     folder = train_short("ckpt_path=last")
     captured = capsys.readouterr()

@@ -304,7 +304,7 @@ def test_the_end_panel_in_azerbaijani() -> None:
     assert end()[6:9] == [
         "hazırdır  600 addım, 2 dəq 26 san, sürət addımlarda 14,205 token/s",
         "əyri      val_loss █▁",
-        "rekord    val_loss 0.6400, 500 addımında; generate və export bunu işlədir",
+        "rekord    val_loss 0.6400, 500-cü addımda; generate və export bunu işlədir",
     ]
     assert end()[-2:] == ["təlimi uzatmaq", LONGER]
 

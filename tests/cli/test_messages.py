@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from azllm_lightning.__main__ import VERBS
 from azllm_lightning.cli.composition import conf_dir
 from azllm_lightning.cli.messages import language, tr, translations, trn, use_language
 from azllm_lightning.cli.reference import choices, description, read_settings
+from azllm_lightning.data.corpus import describe_cleaning
 
 PACKAGE = Path(azllm_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -104,6 +106,58 @@ def test_a_text_is_given_in_the_language_in_use(monkeypatch: pytest.MonkeyPatch)
             use_language("de")
     finally:
         use_language(None)
+
+
+def test_an_ordinal_in_azerbaijani_has_the_suffix_of_its_last_word() -> None:
+    expected = (
+        "0-cı 1-ci 2-ci 3-cü 4-cü 5-ci 6-cı 7-ci 8-ci 9-cu 10-cu 20-ci 30-cu 40-cı 50-ci 60-cı "
+        "70-ci 80-ci 90-cı 100-cü 101-ci 110-cu 400-cü 1,000-ci 1,200-cü 10,000-ci 100,000-ci "
+        "1,000,000-cu 2,000,000,000-cı"
+    )
+    use_language("az")
+    try:
+        for written in expected.split():
+            step = int(written.rpartition("-")[0].replace(",", ""))
+            assert tr("at step {step:,}", step=step) == f"{written} addımda"
+    finally:
+        use_language(None)
+
+
+def test_no_number_stands_before_a_word_that_has_the_suffix_of_one() -> None:
+    """{step}-cI addımda, not {step} addımında; {share}-i, not {share} hissəsi; no {n}-ə."""
+    wrong = re.compile(
+        r"(step|last|first|newest|resumed|best)(:,)?\} addımı"
+        r"|%\} (hissəsi|həcmi)|[^%]\}-(?!cI\b)[aəıiuü]"
+    )
+    found = [text for text in translations().values() if wrong.search(text)]
+    assert not found
+
+
+def test_the_list_of_verbs_is_in_one_form() -> None:
+    azerbaijani = [translations()[text] for text in VERBS.values()]
+    assert all(re.search(r"m[aə][qk](:|$)", text) for text in azerbaijani), azerbaijani
+
+
+def test_what_was_cleaned_is_told_in_one_tense() -> None:
+    class OfEach(dict[str, int]):
+        def get(self, kind: str, default: object = None) -> int:  # type: ignore[override]
+            return 2
+
+    use_language("az")
+    try:
+        phrases = describe_cleaning(OfEach())
+    finally:
+        use_language(None)
+    assert len(phrases) > 10
+    told = [phrase for phrase in phrases if re.search(r"[dt][ıiuü](:|$)", phrase)]
+    assert not told
+
+
+def test_large_numbers_have_separators() -> None:
+    """Of tokens and bytes, in both languages."""
+    bare = re.compile(r"\{(tokens|found|needed|context|vocab_size|size|expected)\} (tokens|bytes)")
+    wrong = [text for text in texts() if bare.search(text)]
+    assert not wrong
 
 
 def test_the_environment_decides_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -481,7 +481,7 @@ def test_too_little_text_is_refused_with_the_amount_needed(
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=r"data\.block_size=9000 needs 9001 tokens, but the val split has \d+\. "
+        match=r"data\.block_size=9000 needs 9,001 tokens, but the val split has [\d,]+\. "
         r"Need at least about [\d,]+ kB of text, got [\d.]+ kB\. Add text, lower data\.block_size",
     ):
         prepare(replace(small, block_size=9000))

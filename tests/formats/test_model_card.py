@@ -63,7 +63,7 @@ def test_a_card_in_english(checkpoint: dict[str, Any]) -> None:
 def test_a_card_in_azerbaijani(checkpoint: dict[str, Any]) -> None:
     use_language("az")
     text = card(checkpoint, gguf_usage("model", "f16", "nağıl", 256))
-    assert rows(text)["val_loss (1,500 addımında)"] == "token başına 3.2500 nat"
+    assert rows(text)["val_loss (1,500-cü addımda)"] == "token başına 3.2500 nat"
     assert re.findall("^## (.+)$", text, re.MULTILINE) == ["İstifadə", "Təyinatı", "Lisenziya"]
     english = {"the", "and", "with", "model's", "training", "tokens", "was", "its"}
     code = re.compile("```.*?```|`[^`]*`|---.*?---", re.DOTALL)

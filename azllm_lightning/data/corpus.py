@@ -79,9 +79,7 @@ def streams(config: DataConfig) -> list[Stream]:
     if config.name == "tales":
         return [Stream("data", [], None, config.max_bytes)]
     if not config.paths:
-        raise ValueError(
-            tr("data.path is not set; data={name} needs a file or a folder", name=config.name)
-        )
+        raise ValueError(tr("data.path is not set: name the text, data.path=FILE or FOLDER"))
     if not config.val_paths:
         return [Stream("data.path", config.paths, None, config.max_bytes)]
     val_bytes = config.max_bytes

@@ -20,6 +20,7 @@ from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.building import build
 from azllm_lightning.data.cache import cache_folder
+from azllm_lightning.data.corpus import streams
 from azllm_lightning.data.files import stamps
 from azllm_lightning.data.filters import versions
 from azllm_lightning.data.hints import hints, look
@@ -170,6 +171,10 @@ def _create(config: DataConfig, folder: Path) -> None:
     What an interrupted build has finished is kept under the temporary name, for the next one.
     """
     unfinished = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}{_UNFINISHED_SUFFIX}")
+    # What is missing is reported before the text is said to be prepared.
+    streams(config)
+    # A folder of the cache is named by it; the text may have changed since, but not its name.
+    key = folder.name if config.dir is None else content_key(config)
     with _explained_errors(config, folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder.parent, unfinished)
@@ -181,7 +186,7 @@ def _create(config: DataConfig, folder: Path) -> None:
             if (folder / MANIFEST).exists():  # another process has created it meanwhile
                 return
             log.info(tr("preparing the text, once; it is kept in {folder}", folder=folder))
-            _build(config, unfinished, folder.name)
+            _build(config, unfinished, key)
             publish(unfinished, folder)
             for hint in hints(look(config)):
                 log.info(hint)
@@ -199,13 +204,8 @@ def publish(unfinished: Path, folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _build(config: DataConfig, unfinished: Path, folder_name: str) -> None:
-    """Fill the folder `unfinished`, from what a build of the same text left there if one did.
-
-    `folder_name` is what it will be called.
-    """
-    # A folder of the cache is named by it; the text may have changed since, but not its name.
-    key = folder_name if config.dir is None else content_key(config)
+def _build(config: DataConfig, unfinished: Path, key: str) -> None:
+    """Fill the folder `unfinished`, from what a build with the same `key` left there if one did."""
     key_file = unfinished / "key"
     if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*TINY, "+callbacks.mine._target_=builtins.dict"],
         ["callbacks.mine", "builtins.dict", "Callback"],
     ),
-    "no path": (TEXT, ["data.path", "data=text"]),
+    "no path": (TEXT, ["data.path is not set: name the text, data.path=FILE or FOLDER"]),
     "path of tales": (["data.path=qısa.txt"], ["data.path=qısa.txt", "data=text"]),
     "missing file": ([*TEXT, "data.path=yoxdur.txt"], ["data.path=yoxdur.txt"]),
     "empty file": ([*TEXT, "data.path=boş.txt"], ["data.path=boş.txt", "no text"]),

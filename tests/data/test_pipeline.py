@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import operator
 import os
 import re
@@ -554,3 +555,32 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) / 1024 < 1500
+
+
+@pytest.mark.parametrize("folder", [None, "prepared"])
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ({"path": None}, "data.path is not set: name the text"),
+        ({"path": "missing.txt"}, "data.path=missing.txt"),
+        ({"val_path": "missing.txt"}, "data.val_path=missing.txt"),
+        ({"tokenizer": "missing.json"}, "missing.json"),
+    ],
+)
+def test_a_text_that_cannot_be_prepared_is_not_said_to_be(
+    missing: dict[str, Any],
+    reason: str,
+    folder: str | None,
+    small: DataConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = None if folder is None else tmp_path / folder / "text"
+    config = replace(small, **missing, dir=None if place is None else str(place))
+    with (
+        caplog.at_level(logging.INFO, "azllm_lightning"),
+        pytest.raises((ValueError, OSError), match=re.escape(reason)),
+    ):
+        prepare(config)
+    assert "preparing" not in caplog.text
+    assert place is None or not place.parent.exists()

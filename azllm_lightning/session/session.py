@@ -16,8 +16,9 @@ from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.planning import far_off
+from azllm_lightning.planning import far_off, rule
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.listing import read_summary
@@ -191,14 +192,31 @@ def _announce(resolved: Resolved, config: RunConfig, run: Run) -> None:
     if source is not None and source.step >= last_step:
         warn_that_it_is_done(source.step)
         return
-    if lr_factor(last_step - 1, config.schedule) == 0:
-        message = tr(
+    if (warning := schedule_warning(config.schedule, last_step)) is not None:
+        log.warning(paragraph(warning))
+
+
+def schedule_warning(schedule: ScheduleConfig, last_step: int) -> str | None:
+    """What keeps a run that ends at `last_step` from learning at a useful rate; None if nothing."""
+    if lr_factor(last_step - 1, schedule) == 0:
+        return tr(
             "from step {step:,} on the learning rate is 0, so nothing is learned: add "
             "schedule.total_steps={max_steps}",
-            step=config.schedule.total_steps,
+            step=schedule.total_steps,
             max_steps=last_step,
         )
-        log.warning(paragraph(message))
+    # A constant rate has no other length than that of the run.
+    steps = last_step if schedule.name == "constant" else schedule.total_steps
+    assert steps is not None, "total_steps was resolved before training"
+    if schedule.warmup_steps < max(steps, 2):  # a single step is at the peak
+        return None
+    return tr(
+        "schedule.warmup_steps={warmup} is not less than the length of the schedule, {steps:,}: "
+        "the learning rate rises until the last step. Add schedule.warmup_steps={better}",
+        warmup=schedule.warmup_steps,
+        steps=steps,
+        better=rule.warmup_steps(steps),
+    )
 
 
 def warn_if_far_off(config: RunConfig, data: TokenDataModule) -> None:

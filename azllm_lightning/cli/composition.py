@@ -31,12 +31,26 @@ def composed_mapping(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]
 
     Raises ValueError, with a message for the user, if Hydra cannot compose it.
     """
+    return plain(_composed(verb, overrides))
+
+
+def group_choices(verb: str, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """The file that each group of `verb` takes: tiny for model, small_text for experiment.
+
+    Raises ValueError, with a message for the user, if Hydra cannot compose it.
+    """
+    composed = _composed(verb, overrides, return_hydra_config=True)
+    choices: dict[str, str] = dict(composed.hydra.runtime.choices)
+    return {group: name for group, name in choices.items() if not group.startswith("hydra")}
+
+
+def _composed(verb: str, overrides: Sequence[str], **options: bool) -> DictConfig:
     import hydra
 
     typed = hydra_overrides(overrides)
     try:
         with _our_hydra():
-            return plain(hydra.compose(config_name=verb, overrides=typed))
+            return hydra.compose(config_name=verb, overrides=typed, **options)
     except (*HYDRA_ERRORS, ValueError) as error:
         raise ValueError(explanation(error, verb)) from None
 

@@ -18,7 +18,7 @@ class ModelConfig:
     multiple of 64 (a SwiGLU of that width has as many parameters as an MLP of 4 n_embd; Shazeer
     2020, arXiv:2002.05202).
 
-    Raises ValueError if the sizes are out of range or do not divide each other as required.
+    Raises ValueError if a size is out of range.
     """
 
     n_layer: int
@@ -45,10 +45,14 @@ class ModelConfig:
                 problems.require(value > 0, field.name, value, tr("above 0"))
         problems.require(0 <= self.dropout < 1, "dropout", self.dropout, tr("in [0, 1)"))
         problems.raise_if_any()
-        self._check_heads(problems)
-        problems.raise_if_any()
 
-    def _check_heads(self, problems: Problems) -> None:
+    def check_heads(self) -> None:
+        """Raise ValueError if the sizes do not divide each other as required.
+
+        Not a rule of every config: what is typed for a resume is composed over the defaults, and
+        their sizes are not those of that run.
+        """
+        problems = Problems()
         assert self.n_kv_head is not None
         if self.n_embd % self.n_head:
             nearest = max(1, round(self.n_embd / self.n_head / 2)) * 2 * self.n_head
@@ -79,6 +83,7 @@ class ModelConfig:
                     n_kv_head=self.n_kv_head,
                 )
             )
+        problems.raise_if_any()
 
     @classmethod
     def read(cls, values: Mapping[str, Any], group: str) -> ModelConfig:
@@ -109,7 +114,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """The complete shape of a GPT: the model's own sizes and those that come from the data."""
+    """The complete shape of a GPT: the model's own sizes and those that come from the data.
+
+    Raises ValueError if the sizes are out of range or do not divide each other as required.
+    """
 
     vocab_size: int  # tokens in the vocabulary
     block_size: int  # longest context, in tokens
@@ -117,6 +125,7 @@ class GPTConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_heads()
         problems = Problems("model")
         wanted = tr("inside the vocabulary of {vocab_size:,} tokens", vocab_size=self.vocab_size)
         problems.require(0 <= self.eos_id < self.vocab_size, "eos_id", self.eos_id, wanted)

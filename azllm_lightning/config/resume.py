@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import ParsedOverride, hydra_overrides, parse_override
 from azllm_lightning.config.callbacks import is_custom
+from azllm_lightning.config.choices import NewChoices, new_choices
 from azllm_lightning.config.run import RunConfig
 
 Values = dict[str, Any]
@@ -32,6 +33,9 @@ FIXED = (
 )
 """Settings that a resume cannot change, in addition to the shape of the model."""
 
+DERIVED = ("model.n_kv_head", "model.intermediate_size")
+"""Sizes that follow from the others if they are null."""
+
 HEAD = ("head_lr", "head_eps")
 """Settings of the optimizer with one of which the head is a parameter group of its own, which a
 resume cannot change.
@@ -44,23 +48,24 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     `stored` is the mapping in the checkpoint. `typed` is composed from the defaults and what was
     typed; only the keys that were typed are taken from it. A group choice (model=tiny,
     experiment=t4) that the run was started with changes nothing; a new one sets the values in which
-    it differs from the defaults.
+    it differs from the one that it replaces.
 
     Raises ValueError, with both values, if a setting differs that a resume cannot change.
     """
-    started_with = list(stored.get("overrides", []))
     values = {
         key: value for key, value in copy.deepcopy(dict(stored)).items() if key != "overrides"
     }
     composed = typed.to_mapping()
-    known = hydra_overrides(started_with)
-    for text in typed.overrides:
-        override = parse_override(text)
+    # Without the values that follow from the other sizes of the defaults.
+    composed["model"] = composed_mapping("train", typed.overrides)["model"]
+    choices = _new_choices(stored, typed)
+    if choices is not None:
+        choices.apply(values)
+    parsed = [parse_override(text) for text in typed.overrides]
+    for override in parsed:
         if not override.is_group(composed):
             _apply_override(values, override, composed)
-        elif hydra_overrides([text])[0] not in known:
-            _apply_difference(values, composed_mapping("train"), composed_mapping("train", [text]))
-    has_groups = any(parse_override(text).is_group(composed) for text in typed.overrides)
+    has_groups = any(override.is_group(composed) for override in parsed)
     defaults = composed_mapping("train") if has_groups else composed
     for group in ("data", "schedule", "trainer", "callbacks"):
         # Keys added since the run started get their defaults, whatever an experiment says today.
@@ -71,16 +76,37 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
         own = {key: value for key, value in values[group].items() if not is_custom(value)}
         theirs = {key: value for key, value in composed[group].items() if is_custom(value)}
         values[group] = own | theirs
-    overrides = list(dict.fromkeys([*started_with, *typed.overrides]))
-    config = RunConfig.from_mapping(values, overrides)
-    _check_same_run(stored, config, checkpoint)
+    # Before they are checked on their own: a mixture of two models may be impossible.
+    _check_same_run(stored, values, checkpoint)
+    earlier = stored.get("overrides", []) if choices is None else choices.earlier
+    config = RunConfig.from_mapping(values, _joined(earlier, typed.overrides))
+    _check_same_run(stored, config.to_mapping(), checkpoint)
     config.data.check_source()
     return config
 
 
-def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: str) -> None:
-    now = config.to_mapping()
+def kept_settings(stored: Mapping[str, Any], typed: RunConfig, resumed: RunConfig) -> list[str]:
+    """A message for each group choice in `typed` that leaves settings of the run as they are,
+    because they were typed when it was started.
+    """
+    choices = _new_choices(stored, typed)
+    return [] if choices is None else choices.kept(resumed.to_mapping(), typed.overrides)
+
+
+def _new_choices(stored: Mapping[str, Any], typed: RunConfig) -> NewChoices | None:
+    return new_choices(stored.get("overrides", []), typed.overrides, typed.to_mapping())
+
+
+def _joined(earlier: Iterable[str], typed: Sequence[str]) -> list[str]:
+    """What was typed for a run, in the order in which it counts."""
+    known = hydra_overrides(typed)
+    return [*(text for text in earlier if hydra_overrides([text])[0] not in known), *typed]
+
+
+def _check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:
     keys = [*FIXED, *(f"model.{key}" for key in stored["model"] if key != "dropout")]
+    if "tales" in (stored["data"]["name"], now["data"]["name"]):  # other names are only names
+        keys.append("data.name")
     changes = []
     for key in keys:
         try:
@@ -93,7 +119,7 @@ def _check_same_run(stored: Mapping[str, Any], config: RunConfig, checkpoint: st
     differing = [
         tr("{key}: {before} in the checkpoint, {now} requested", key=key, before=old, now=new)
         for key, old, new in changes
-        if old != new
+        if old != new and not (new is None and key in DERIVED)
     ]
     if differing:
         raise ValueError(
@@ -120,16 +146,6 @@ def _apply_override(values: Values, override: ParsedOverride, composed: Values) 
         values.pop(name, None)
     else:
         values[name] = _get(composed, override.path)
-
-
-def _apply_difference(values: Values, base: Values, changed: Values) -> None:
-    for key in base.keys() - changed.keys():  # another optimizer has other settings
-        values.pop(key, None)
-    for key, value in changed.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _apply_difference(values.setdefault(key, {}), base[key], value)
-        elif key not in base or base[key] != value:
-            values[key] = value
 
 
 def _add_missing(values: Values, defaults: Values) -> None:

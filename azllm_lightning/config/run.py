@@ -86,6 +86,7 @@ class RunConfig:
             object.__setattr__(self, "run_name", unicodedata.normalize("NFC", self.run_name))
         if self.ckpt_path is None:
             problems.attempt(self.data.check_source)
+            problems.attempt(self.model.check_heads)
         elif self.init_from is not None and "init_from" in typed_keys(self.overrides):
             problems.add(
                 tr(

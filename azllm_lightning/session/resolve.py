@@ -18,7 +18,7 @@ from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
-from azllm_lightning.config.resume import resumed_config
+from azllm_lightning.config.resume import kept_settings, resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices
 from azllm_lightning.data.datamodule import TokenDataModule
@@ -336,7 +336,8 @@ def _resumed(config: RunConfig) -> Located:
         raise ValueError(message)
     warn_of_edits(path, stored)
     resumed = resumed_here(stored, config, str(path))
-    for message in ignored_settings([*TRAIN, *DATA], resumed, config.overrides):
+    ignored = ignored_settings([*TRAIN, *DATA], resumed, config.overrides)
+    for message in [*ignored, *kept_settings(stored, config, resumed)]:
         log.warning(message)
     step = int(checkpoint["azllm"]["step"])
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]

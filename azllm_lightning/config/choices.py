@@ -22,16 +22,16 @@ class NewChoices:
     typed: tuple[str, ...]
     before: Values
     after: Values
-    replaces_model: bool
+    model: Values | None
+    """All sizes of another model, without what an experiment of the run makes of them."""
     earlier: tuple[str, ...]
     """What was typed for the run before, without the choices that are replaced."""
 
     def apply(self, values: Values) -> None:
         """Set in `values`, those of the run, what the new choices change."""
         _apply_difference(values, self.before, self.after)
-        if self.replaces_model:
-            # As a whole: what the new model leaves at null follows from its own sizes.
-            values["model"] |= self.after["model"]
+        if self.model is not None:  # what it leaves at null follows from its own sizes
+            values["model"] |= self.model
 
     def kept(self, resumed: Mapping[str, Any], typed: Sequence[str]) -> list[str]:
         """A message for each new choice that does not have its own values in the `resumed`
@@ -86,13 +86,14 @@ def new_choices(
     made = set(group_choices("train", new).items()) - set(group_choices("train").items())
     replaced = {group for group, _ in made} | now.keys()
     remaining = [text for group, text in old.items() if group not in replaced]
+    alone = composed_mapping("train", list(now.values()))
     before = list(old.values())
     after = [*remaining, *now.values()]
     return NewChoices(
         typed=tuple(new),
         before=composed_mapping("train", before),
         after=composed_mapping("train", after),
-        replaces_model=_model(before) != _model(after),
+        model=None if _model(before) == _model(after) else alone["model"],
         earlier=tuple(
             text
             for text in started_with

@@ -114,7 +114,8 @@ def _check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], checkpoin
         except KeyError:  # a setting that is newer than the run
             continue
     before, after = _head_settings(stored), _head_settings(now)
-    if any(before.values()) != any(after.values()):
+    is_same = stored["optimizer"]["name"] == now["optimizer"]["name"]
+    if is_same and any(before.values()) != any(after.values()):
         changes += [(f"optimizer.{key}", before[key], after[key]) for key in HEAD]
     differing = [
         tr("{key}: {before} in the checkpoint, {now} requested", key=key, before=old, now=new)

@@ -88,6 +88,7 @@ def test_a_size_that_the_run_has_need_not_fit_the_defaults(size: str) -> None:
         (["experiment=t4"], "experiment=course", "optimizer.name: muon .*, adamw requested"),
         (["model=tiny", *TEXT], "experiment=laptop_4gb", "model.n_embd: 256 .*, 512 requested"),
         (["experiment=small_text", TEXT[1]], "model=nano", "model.n_embd: 256 .*, 192 requested"),
+        (["experiment=debug"], "model=tiny", "model.n_layer: 2 .*, 4 requested"),
         (["experiment=debug"], "experiment=t4", "model.n_layer: 2 .*, 12 requested"),
     ],
 )
@@ -101,6 +102,12 @@ def test_another_schedule_is_taken(before: str, now: str) -> None:
     run = started(f"schedule={before}", "schedule.warmup_steps=7")
     expected = started(f"schedule={now}", "schedule.warmup_steps=7").schedule
     assert resumed(run, f"schedule={now}").schedule == expected
+
+
+def test_another_optimizer_is_refused_by_its_name_alone() -> None:
+    with pytest.raises(ValueError, match="muon in the checkpoint, adamw requested") as refusal:
+        resumed(started(), "optimizer=adamw")
+    assert "head_" not in str(refusal.value)
 
 
 def test_the_default_logger_is_taken() -> None:

@@ -22,16 +22,17 @@ class NewChoices:
     typed: tuple[str, ...]
     before: Values
     after: Values
-    model: Values | None
-    """All sizes of another model, without what an experiment of the run makes of them."""
+    alone: Values
+    """What the groups in `typed` give without the other choices of the run, as its experiment."""
+    replaces_model: bool
     earlier: tuple[str, ...]
     """What was typed for the run before, without the choices that are replaced."""
 
     def apply(self, values: Values) -> None:
         """Set in `values`, those of the run, what the new choices change."""
         _apply_difference(values, self.before, self.after)
-        if self.model is not None:  # what it leaves at null follows from its own sizes
-            values["model"] |= self.model
+        if self.replaces_model:  # what it leaves at null follows from its own sizes
+            values["model"] |= self.alone["model"]
 
     def kept(self, resumed: Mapping[str, Any], typed: Sequence[str]) -> list[str]:
         """A message for each new choice that does not have its own values in the `resumed`
@@ -40,6 +41,8 @@ class NewChoices:
         messages = []
         now = dict(_leaves(resumed))
         mine = {parse_override(text).path for text in self.earlier}
+        alone = dict(_leaves(self.alone))
+        mine |= {path for path, value in _leaves(self.after) if alone.get(path, value) != value}
         mine -= {parse_override(text).path for text in typed}
         for choice in self.typed:
             others = {
@@ -61,7 +64,7 @@ class NewChoices:
 
     def _brings(self, choice: str) -> Leaves:
         """The values of a group; of an experiment, those that are not the defaults."""
-        leaves = dict(_leaves(self.after))
+        leaves = dict(_leaves(self.alone))
         group = _group(choice)
         if group != "experiment":
             return {path: value for path, value in leaves.items() if path[0] == group}
@@ -86,14 +89,14 @@ def new_choices(
     made = set(group_choices("train", new).items()) - set(group_choices("train").items())
     replaced = {group for group, _ in made} | now.keys()
     remaining = [text for group, text in old.items() if group not in replaced]
-    alone = composed_mapping("train", list(now.values()))
     before = list(old.values())
     after = [*remaining, *now.values()]
     return NewChoices(
         typed=tuple(new),
         before=composed_mapping("train", before),
         after=composed_mapping("train", after),
-        model=None if _model(before) == _model(after) else alone["model"],
+        alone=composed_mapping("train", list(now.values())),
+        replaces_model=_model(before) != _model(after),
         earlier=tuple(
             text
             for text in started_with

@@ -157,6 +157,11 @@ def test_what_a_choice_leaves_as_it_was_typed_is_said(own: str, choice: str, alo
     assert getattr(getattr(resumed(run, choice), group), name) == before
 
 
+def test_what_an_experiment_of_the_run_set_is_said_too() -> None:
+    (message,) = said(started("experiment=debug"), "model=nano")
+    assert "stays: model.n_layer=2, model.n_head=2, model.n_embd=64 (model=nano alone: " in message
+
+
 def test_a_command_that_is_typed_again_says_nothing() -> None:
     typed = ["experiment=small_text", TEXT[1], "model.dropout=0.1", "schedule=cosine"]
     run = started(*typed)

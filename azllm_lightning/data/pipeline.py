@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.building import build
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.corpus import streams
+from azllm_lightning.data.enough import check_enough
 from azllm_lightning.data.files import stamps
 from azllm_lightning.data.filters import versions
 from azllm_lightning.data.hints import hints, look
@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 
 CLEANING_VERSION = 2
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
-
-FEW_WINDOWS = 10
-"""Below this many windows of validation text, a warning says that val_loss is inexact."""
 
 # An unfinished folder has the final name between these two.
 _UNFINISHED_PREFIX = ".azllm-"
@@ -81,7 +78,7 @@ def prepare(config: DataConfig) -> Path:
         _create(config, folder)
     elif config.dir is not None:
         _warn_about_differences(config, folder)
-    _check_enough(config, Manifest.read(folder))
+    check_enough(config, Manifest.read(folder))
     return folder
 
 
@@ -299,99 +296,3 @@ def _warn_about_differences(config: DataConfig, folder: Path) -> None:
                 settings=", ".join(ignored),
             )
         )
-
-
-def _check_enough(config: DataConfig, manifest: Manifest) -> None:
-    """Raise ValueError, with the amount of text needed, unless each split fills a window; warn if
-    the validation split has only a few.
-    """
-    needed = config.block_size + 1
-    for name, split in manifest.splits.items():
-        if split.tokens < needed:
-            message = tr(
-                "too little text: a window of data.block_size={block_size} needs {needed:,} "
-                "tokens, but the {split} split has {tokens:,}.",
-                block_size=config.block_size,
-                needed=needed,
-                split=name,
-                tokens=split.tokens,
-            )
-            sentences = [message, *_amounts(config, manifest, name), _remedy(config, name)]
-            raise ValueError(" ".join(sentences))
-    windows = manifest.splits["val"].tokens // needed
-    if windows < FEW_WINDOWS:
-        log.warning(
-            trn(
-                "the validation text is {count} window of {block_size} tokens: val_loss will be "
-                "inexact. {remedy}",
-                "the validation text is only {count} windows of {block_size} tokens: val_loss "
-                "will be inexact. {remedy}",
-                windows,
-                block_size=config.block_size,
-                remedy=_remedy(config, "val"),
-            )
-        )
-
-
-def _amounts(config: DataConfig, manifest: Manifest, split: str) -> list[str]:
-    """Sentences on how much text there is, and how much `split` needs."""
-    given = sum(split.text_bytes for split in manifest.splits.values()) / 1000
-    wanted = math.ceil(_bytes_needed(config, manifest, split) / 1000)
-    duplicates = manifest.cleaning.get("duplicates", 0)
-    if duplicates and config.val_paths and split == "train":
-        return [
-            trn(
-                "{count:,} document was left out as a duplicate: what is in data.val_path too is "
-                "not trained on.",
-                "{count:,} documents were left out as duplicates: what is in data.val_path too is "
-                "not trained on.",
-                duplicates,
-            )
-        ]
-    if duplicates:
-        removed = trn(
-            "{given:,.1f} kB are left after {count:,} duplicate was removed (of documents, and of "
-            "the pieces of at most {piece:,} bytes that long ones are split into).",
-            "{given:,.1f} kB are left after {count:,} duplicates were removed (of documents, and "
-            "of the pieces of at most {piece:,} bytes that long ones are split into).",
-            duplicates,
-            given=given,
-            piece=config.max_document_bytes,
-        )
-        if wanted <= given:
-            return [removed]
-        return [removed, tr("Need at least about {wanted:,} kB without repetition.", wanted=wanted)]
-    if wanted <= given:
-        return []
-    return [
-        tr(
-            "Need at least about {wanted:,} kB of text, got {given:,.1f} kB.",
-            wanted=wanted,
-            given=given,
-        )
-    ]
-
-
-def _bytes_needed(config: DataConfig, manifest: Manifest, split: str) -> float:
-    """Bytes of text, of both splits unless data.val_path is set, that give `split` a window."""
-    tokens = sum(each.tokens for each in manifest.splits.values())
-    text_bytes = max(1, sum(each.text_bytes for each in manifest.splits.values()))
-    num_documents = max(1, sum(each.documents for each in manifest.splits.values()))
-    window = (config.block_size + 1) / max(1, tokens)
-    if config.val_paths:
-        return window * text_bytes
-    share = config.val_fraction if split == "val" else 1 - config.val_fraction
-    # with 3 / share documents, the split gets none in one of twenty cases
-    return max(window, 3 / num_documents) * text_bytes / share
-
-
-def _remedy(config: DataConfig, split: str) -> str:
-    if config.val_paths:
-        setting = "val_path" if split == "val" else "path"
-        return tr("Add text to data.{setting}, or lower data.block_size", setting=setting)
-    if split == "train":
-        return tr("Add text, or lower data.block_size")
-    return tr(
-        "Add text, lower data.block_size, raise data.val_fraction, or lower "
-        "data.max_document_bytes (more, shorter documents)"
-    )

@@ -180,7 +180,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "too little text": (
         [*TEXT, "data.path=qısa.txt"],
-        ["data.block_size=32", "33 tokens", "kB of text, got"],
+        ["data.block_size=32", "33 tokens", "kB of text"],
     ),
     "foreign tokenizer": (
         [*TEXT, "data.path=utf8.txt", "data.tokenizer=tokenizer.json"],

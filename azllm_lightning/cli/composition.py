@@ -15,7 +15,9 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from azllm_lightning.cli.keys import keys_of, unknown_key
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.misspelled import nearest
 from azllm_lightning.cli.overrides import hydra_overrides
+from azllm_lightning.cli.system_errors import explained
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -92,7 +94,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def explanation(error: BaseException, verb: str) -> str:
     """What an error of Hydra means for the user, and how to fix it."""
-    message = str(error).strip() or type(error).__name__
+    message = explained(error)
     if isinstance(error, OverrideParseException):
         return _unreadable_override(str(error.override), verb)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -181,6 +183,15 @@ def _unreadable_override(text: str, verb: str) -> str:
 
 
 def _unknown_choice(group: str, choice: str, choices: Sequence[str]) -> str:
+    near = nearest(choice, choices)
+    if near is not None:
+        return tr(
+            'unknown {group} "{choice}"; did you mean {near}? Available: {choices}',
+            group=group,
+            choice=choice,
+            near=near,
+            choices=", ".join(choices),
+        )
     return tr(
         'unknown {group} "{choice}"; available: {choices}',
         group=group,

@@ -7,6 +7,7 @@ open, and read everything up to the next quote into one cell.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -18,7 +19,7 @@ from typing import Any
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.decoder import Block
-from azllm_lightning.data.rows import Record, Rows, matching
+from azllm_lightning.data.rows import SAMPLE_ROWS, Record, Rows, matching
 
 _DELIMITERS = ",;\t|"
 _NO_DELIMITER = "\x1f"
@@ -68,6 +69,10 @@ def read_table(
     if names is None:
         return
     rows.note_fields(names)
+    if matching(names, config.text_field) is None:
+        with contextlib.suppress(ValueError):  # of a row; the field is what matters
+            for row in islice(table, SAMPLE_ROWS):
+                rows.measure(dict(zip(names, row, strict=True)))
     text_column = names.index(rows.column(names, "text_field", config.text_field))
     source_column = None
     if config.source_field is not None:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.data.cache import cache_folder
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.disk.lock import Lock
@@ -350,7 +351,7 @@ def not_kept(place: str, folder: Path, error: OSError, setting: str) -> ValueErr
             "another folder with {setting}",
             place=place,
             folder=folder,
-            error=error.strerror or error,
+            error=system_reason(error),
             setting=setting,
         )
     )

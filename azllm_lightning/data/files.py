@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.misspelled import searched_folder, with_near_path
 from azllm_lightning.data.content import HEAD_BYTES, decompressed, why_not_text
 from azllm_lightning.data.downloads import Download, fetch, is_web, not_kept, shown
 from azllm_lightning.data.folders import (
@@ -426,7 +427,12 @@ def _no_files(filesystem: Any, given: str, place: str) -> str:
         return tr("{place}: the folder is empty", place=place)
     if has_magic(given):
         return tr("{place}: no file matches", place=place)
-    return tr("{place}: no such file", place=place)
+    if "file" not in _protocols(filesystem):
+        return tr("{place}: no such file", place=place)
+    folder = searched_folder(given)
+    return with_near_path(
+        tr("{place}: no such file in {folder}", place=place, folder=folder), given
+    )
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -21,13 +21,10 @@ from azllm_lightning.data.corpus import (
 from azllm_lightning.data.files import Meter, TextFile
 from azllm_lightning.data.records import read_records
 from azllm_lightning.data.repeated_lines import line_digest
-from azllm_lightning.data.rows import Record
+from azllm_lightning.data.rows import SOURCE_FIELDS, Record, matching
 
 SECONDS = 2.0
 """How long the look may take."""
-
-FIELDS = "source mənbə domain dataset subset category genre meta.source metadata.source".split()
-"""What fields that say where a text is from are usually called."""
 
 FIRST = 20
 """Records that must show whether a file has the field."""
@@ -77,7 +74,7 @@ def _look(config: DataConfig, seconds: float) -> Look:
     files = [file for file in _files(config) if file.is_local]
     field = None
     if config.source_field is None and files:
-        field = next((name for name in FIELDS if _has(files[0], config, name)), None)
+        field = _source_field(files[0], config)
     sources: set[str] = set()
     lines: Counter[int] = Counter()
     examples: dict[int, str] = {}
@@ -162,6 +159,18 @@ def _files(config: DataConfig) -> list[TextFile]:
         return []
 
 
+def _source_field(file: TextFile, config: DataConfig) -> str | None:
+    """The field of SOURCE_FIELDS that a file has, as it is spelled there."""
+    known = next((name for name in SOURCE_FIELDS if _has(file, config, name)), None)
+    if known is None:
+        return None
+    spelled: dict[str, None] = {}
+    no_field = replace(config, source_field="")
+    for _ in islice(_records(file, no_field, fields=spelled), FIRST):
+        pass
+    return matching(spelled, known) or known
+
+
 def _has(file: TextFile, config: DataConfig, field: str) -> bool:
     """Whether one of the first records has a value in `field`."""
     records = _records(file, replace(config, source_field=field))
@@ -177,10 +186,15 @@ def _all_records(
         yield from _records(file, config, meters[-1])
 
 
-def _records(file: TextFile, config: DataConfig, meter: Meter | None = None) -> Iterator[Record]:
+def _records(
+    file: TextFile,
+    config: DataConfig,
+    meter: Meter | None = None,
+    fields: dict[str, None] | None = None,
+) -> Iterator[Record]:
     """The records of a file, as far as it can be read."""
     with contextlib.suppress(ValueError, OSError), file.explained_errors():
-        yield from read_records(file, config, Counter(), meter)
+        yield from read_records(file, config, Counter(), meter, fields)
 
 
 def _count(text: str, lines: Counter[int], examples: dict[int, str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.building import build
 from azllm_lightning.data.cache import cache_folder
@@ -245,7 +246,7 @@ def _explained_errors(config: DataConfig, parent: Path) -> Iterator[None]:
             "the prepared text cannot be written in {folder} ({reason}): free some disk space, or "
             "choose another folder with {setting}",
             folder=parent,
-            reason=error.strerror or error,
+            reason=system_reason(error),
             setting=setting,
         )
         raise OSError(message) from error

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO
 
 from azllm_lightning.config.data import DataConfig
@@ -13,7 +14,7 @@ from azllm_lightning.data.decoder import MAX_BLOCK_BYTES, Block, Decoder
 from azllm_lightning.data.delimited import read_table
 from azllm_lightning.data.files import Meter, TextFile
 from azllm_lightning.data.json_values import read_json
-from azllm_lightning.data.rows import Record, Rows
+from azllm_lightning.data.rows import SAMPLE_ROWS, Record, Rows, matching
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,12 +24,17 @@ _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 def read_records(
-    file: TextFile, config: DataConfig, counts: Counter[str], meter: Meter | None = None
+    file: TextFile,
+    config: DataConfig,
+    counts: Counter[str],
+    meter: Meter | None = None,
+    fields: dict[str, None] | None = None,
 ) -> Iterator[Record]:
     """The raw texts of `file`, in bounded memory; a function of the file and the settings alone.
 
     `meter` counts the bytes read; of a Parquet file, of which not all columns are read, the share
-    of its rows.
+    of its rows. `fields` receives the names of its fields; of JSON, if its rows lack one that is
+    asked for.
 
     Broken UTF-8 is replaced and counted in `counts["bad_utf8_lines"]`, or raises ValueError if
     data.on_bad_utf8=refuse. Rows without a text are counted too. Raises ValueError, with the file
@@ -36,7 +42,7 @@ def read_records(
     """
     refuse = config.on_bad_utf8 == "refuse"
     decoder = Decoder(file.address, config.encoding, refuse, counts)
-    rows = Rows(file.address, config, counts)
+    rows = Rows(file.address, config, counts, fields)
     if file.format == ".parquet":
         with file.open() as stream:
             report = partial(_measure_rows, meter or Meter(), file.size())
@@ -100,6 +106,10 @@ def _parquet(
     table = parquet.ParquetFile(stream, pre_buffer=False)
     paths = _parquet_paths(table.schema_arrow)
     rows.note_fields(paths)
+    if matching(paths, config.text_field) is None:
+        for batch in islice(table.iter_batches(SAMPLE_ROWS, use_threads=False), 1):
+            for row in batch.to_pylist():
+                rows.measure(row)
     columns: list[str] = [
         rows.column(paths, setting, field)
         for setting, field in (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.misspelled import nearest, without_diacritics
 from azllm_lightning.config.data import DataConfig
 
 log = logging.getLogger(__name__)
@@ -20,6 +23,15 @@ Record = tuple[str, str | None]
 _MAX_WARNINGS = 3
 _MAX_FIELDS = 100
 _ABSENT = object()
+SAMPLE_ROWS = 100
+"""Rows without the field whose texts are measured, to name the field that was meant."""
+
+_MAX_DEPTH = 5
+SOURCE_FIELDS = (
+    "source mənbə domain dataset subset category kateqoriya genre janr meta.source metadata.source"
+).split()
+"""What fields that say where a text is from are usually called."""
+
 PATIENCE = 10_000
 """So many rows without the field, and none with it: the rest of a large file is not read."""
 
@@ -29,9 +41,18 @@ class NoTextError(ValueError):
 
 
 class Rows:
-    """The account of one file: which of its rows have a text, and which do not."""
+    """The account of one file: which of its rows have a text, and which do not.
 
-    def __init__(self, address: str, config: DataConfig, counts: Counter[str]) -> None:
+    `fields` receives the names of the fields that it has.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        config: DataConfig,
+        counts: Counter[str],
+        fields: dict[str, None] | None = None,
+    ) -> None:
         self._address = address
         self._config = config
         self._counts = counts
@@ -41,7 +62,9 @@ class Rows:
         self._first_rejected = ""
         self._has_source = config.source_field is None
         self._has_text = False
-        self._fields: dict[str, None] = {}
+        self._fields: dict[str, None] = {} if fields is None else fields
+        self._chars: Counter[str] = Counter()
+        self._measured = 0
 
     def from_json(self, value: Any, place: str) -> list[Record]:
         """The records of a JSON value: those of an object, or one of a text by itself."""
@@ -66,6 +89,8 @@ class Rows:
         texts = list(values_at(value, config.text_field))
         if source is _ABSENT or not texts:
             self.note_fields(value)
+        if not texts and not self._has_text:
+            self.measure(value)
         self._has_source |= source is not _ABSENT
         self._missing += not texts
         if self._missing >= PATIENCE and not self._has_text:
@@ -89,6 +114,12 @@ class Rows:
         """Remember what the fields are called, for an error."""
         if len(self._fields) < _MAX_FIELDS:
             self._fields.update(dict.fromkeys(names))
+
+    def measure(self, row: Mapping[str, Any]) -> None:
+        """Count the characters of each field of a row in which the text was not found."""
+        if self._measured < SAMPLE_ROWS:
+            self._measured += 1
+            self._chars.update(_characters(row))
 
     def note_scanned(self, names: Iterable[str], found: bool) -> None:
         """Account for a JSON value that was read in parts, and had a text or not."""
@@ -151,21 +182,52 @@ class Rows:
     def no_field(self, setting: str, field: str) -> ValueError:
         """The error of a file without a field; NoTextError if that is the one of the text."""
         kind = NoTextError if setting == "text_field" else ValueError
+        fields = {"place": self._address, "field": field, "names": ", ".join(self._fields)}
+        meant = self._likely_text() if kind is NoTextError else self._likely_source(field)
+        if meant is None:
+            return kind(
+                tr(
+                    "{place}: no field '{field}'; the fields are {names}. Set data.{setting} to "
+                    "one of them",
+                    **fields,
+                    setting=setting,
+                )
+            )
         return kind(
             tr(
-                "{place}: no field '{field}'; the fields are {names}. Set data.{setting}=",
-                place=self._address,
-                field=field,
-                names=", ".join(self._fields),
-                setting=setting,
+                "{place}: no field '{field}'; the fields are {names}. Set {setting}",
+                **fields,
+                setting=shlex.quote(f"data.{setting}={meant}"),
             )
         )
+
+    def _likely_text(self) -> str | None:
+        """The field with most text; None if none has any."""
+        return next((name for name, _ in self._chars.most_common(1)), None)
+
+    def _likely_source(self, field: str) -> str | None:
+        known = (matching(self._fields, each) for each in SOURCE_FIELDS)
+        near = nearest(field, self._fields)
+        return near or next((name for name in known if name is not None), None)
+
+
+def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[str]:
+    """How long the texts of a row are, by their paths."""
+    found: Counter[str] = Counter()
+    for name, value in row.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and each:
+                found[name] += len(each)
+            elif isinstance(each, dict) and depth < _MAX_DEPTH:
+                inside = _characters(each, depth + 1)
+                found.update({f"{name}.{path}": count for path, count in inside.items()})
+    return found
 
 
 def values_at(row: Mapping[str, Any], path: str) -> Iterator[Any]:
     """The values of the field `path` of a row: its key, or keys joined by dots.
 
-    Lists on the way are passed through. Keys are compared exactly, else without regard to case.
+    Lists on the way are passed through. Keys are compared exactly, else as in `matching`.
     """
     name = matching(row, path)
     if name is not None:
@@ -185,14 +247,26 @@ def values_at(row: Mapping[str, Any], path: str) -> Iterator[Any]:
 
 
 def matching(names: Iterable[str], wanted: str) -> str | None:
-    """The name that is `wanted`, or looks like it: in another case, with spaces around it."""
+    """The name that is `wanted`, or looks like it: in another case, with spaces around it, else
+    typed without the letters of Azerbaijani (menbe for mənbə).
+    """
     if wanted in names:
         return wanted
-    plain = plain_name(wanted)
-    return next((name for name in names if plain_name(name) == plain), None)
+    for alike in (_caseless_name, plain_name):
+        plain = alike(wanted)
+        found = next((name for name in names if alike(name) == plain), None)
+        if found is not None:
+            return found
+    return None
 
 
+@lru_cache(maxsize=1024)
 def plain_name(name: str) -> str:
     """What names that look alike have in common; `name` may be several, joined by dots."""
+    return without_diacritics(_caseless_name(name))
+
+
+@lru_cache(maxsize=1024)
+def _caseless_name(name: str) -> str:
     parts = unicodedata.normalize("NFC", name).split(".")
     return ".".join(part.strip("\ufeff \t\r\n\"'").casefold() for part in parts)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.misspelled import with_near_path
 from azllm_lightning.data.cleaning import EOT
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Tokenizer:
         if path.is_dir():
             path = path / "tokenizer.json"
         if not path.is_file():  # neither is a pipe, which would be waited for
-            raise ValueError(tr("{path}: no such tokenizer", path=path))
+            raise ValueError(with_near_path(tr("{path}: no such tokenizer", path=path), path))
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

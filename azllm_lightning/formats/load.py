@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.misspelled import with_near_path
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -107,12 +108,11 @@ def checkpoint_of(path: Path) -> Path:
     if path.is_file() or (path / HF_CONFIG).is_file():
         return path
     if not path.exists():
-        raise ValueError(
-            tr(
-                "{path} does not exist: give a .ckpt file, a run folder or an exported folder",
-                path=path,
-            )
+        message = tr(
+            "{path} does not exist: give a .ckpt file, a run folder or an exported folder",
+            path=path,
         )
+        raise ValueError(with_near_path(message, path))
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
         return best

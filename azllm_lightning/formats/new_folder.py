@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.system_errors import system_reason
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def new_folder(out: Path) -> Iterator[Path]:
                     "out={out} cannot be written ({error}): free some disk space or choose "
                     "another folder",
                     out=out,
-                    error=cause,
+                    error=system_reason(cause),
                 )
             ) from error
         raise

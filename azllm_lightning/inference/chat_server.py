@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from azllm_lightning.cli.memory import is_out_of_memory, out_of_memory_message
 from azllm_lightning.cli.messages import language, tr
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.config.verbs import ChatConfig
@@ -71,7 +72,7 @@ class ChatServer(ThreadingHTTPServer):
                     "host={host} port={port} cannot be used ({reason}): choose another port",
                     host=config.host,
                     port=config.port,
-                    reason=error,
+                    reason=system_reason(error),
                 )
             ) from None
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.verbs import MEASURES, EvaluateConfig
 from azllm_lightning.data.folders import special_kind
 from azllm_lightning.formats.suite_card import is_suite_page
@@ -88,7 +89,7 @@ def _check_writable(out: Path) -> None:
             with tempfile.TemporaryFile(dir=out.absolute().parent):
                 pass
         except OSError as error:
-            reason = error.strerror or error
+            reason = system_reason(error)
     if reason:
         raise ValueError(
             tr(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.misspelled import with_near_path
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.effects import PLANNED, typed_keys
 from azllm_lightning.config.optimizer import MuonConfig
@@ -152,8 +154,19 @@ def read_check(path: Path) -> Figures:
     """The content of a check.json; ValueError if it is something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(tr("check={path}: {error}", path=path, error=error)) from None
+    except FileNotFoundError:
+        message = tr(
+            "check={path}: no such file; make it with python -m azllm_lightning.check out={path} "
+            "on the machine that will train",
+            path=path,
+        )
+        raise ValueError(with_near_path(message, path)) from None
+    except OSError as error:
+        raise ValueError(
+            tr("check={path}: {error}", path=path, error=system_reason(error))
+        ) from None
+    except ValueError:  # not JSON, or not even text
+        values = None
     if not isinstance(values, dict) or not {"format_version", *PARTS} <= values.keys():
         raise ValueError(
             tr(

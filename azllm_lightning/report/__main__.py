@@ -6,6 +6,7 @@ from pathlib import Path
 
 from azllm_lightning.cli import entrance
 from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.verbs import ReportConfig
 
 
@@ -45,7 +46,11 @@ def report(config: ReportConfig) -> Path:
         write_text(out, text)
     except OSError as error:
         raise OSError(
-            tr("{file} cannot be written ({reason}): set out=FILE", file=out, reason=error)
+            tr(
+                "{file} cannot be written ({reason}): set out=FILE",
+                file=out,
+                reason=system_reason(error),
+            )
         ) from None
     print(tr("written to {file}", file=out))
     return out

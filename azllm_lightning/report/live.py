@@ -14,6 +14,7 @@ from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK
 from azllm_lightning.report.page import page
@@ -94,7 +95,7 @@ class LivePage(Callback):
         except Exception as error:  # a picture of the run must never end it
             if not self._failed:
                 self._failed = True
-                reason = str(error) or type(error).__name__
+                reason = system_reason(error)
                 message = tr(
                     "{file} could not be written: {reason}. Training continues without it",
                     file=self.folder / REPORT,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.misspelled import with_near_path
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.run import check_run_name
 from azllm_lightning.disk.lock import SILENT_SECONDS, Lock, State
 from azllm_lightning.formats.huggingface import HF_CONFIG
@@ -112,7 +114,7 @@ def claim(name: str, logs: Path = LOGS) -> Run:
                 "{folder} cannot be written ({reason}): run the command in a writable folder, or "
                 "set logs_dir",
                 folder=folder,
-                reason=error,
+                reason=system_reason(error),
             )
             raise OSError(message) from None
         run = _lock(folder)
@@ -161,7 +163,7 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
                 tr(
                     "{folder} cannot be written ({reason}); continuing in a new version",
                     folder=folder,
-                    reason=error,
+                    reason=system_reason(error),
                 )
             )
         else:
@@ -186,7 +188,7 @@ def _carry_best(best: Path, run: Run, step: int) -> None:
             tr(
                 "the best weights until now do not come along ({reason}); from here on the best "
                 "are searched from scratch",
-                reason=error,
+                reason=system_reason(error),
             )
         )
 
@@ -234,12 +236,11 @@ def find_checkpoint(
     if path.is_dir():
         return _in_folder(path, resume)
     if not path.is_file():
-        raise ValueError(
-            tr(
-                "ckpt_path={path}: no such file; give a .ckpt file, a run folder, best or last",
-                path=ckpt_path,
-            )
+        message = tr(
+            "ckpt_path={path}: no such file; give a .ckpt file, a run folder, best or last",
+            path=ckpt_path,
         )
+        raise ValueError(with_near_path(message, path))
     return path
 
 

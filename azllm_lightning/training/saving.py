@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.formats.load import first_not_finite, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import (
     BEST,
@@ -77,7 +78,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 self._write(checkpoint, target)
                 self.diverged = None
         except OSError as error:
-            self.failed = tr("{path} could not be written: {reason}", path=target, reason=error)
+            self.failed = tr(
+                "{path} could not be written: {reason}", path=target, reason=system_reason(error)
+            )
             log.warning(
                 tr(
                     "CHECKPOINT NOT SAVED. {reason}. Free some disk space; training continues "
@@ -118,7 +121,7 @@ class AtomicCheckpointIO(CheckpointIO):
                     tr(
                         "saving {path} failed ({reason}); removing {oldest} to try again",
                         path=target,
-                        reason=error,
+                        reason=system_reason(error),
                         oldest=removable[0].name,
                     )
                 )
@@ -224,7 +227,7 @@ class BestCheckpoint(ModelCheckpoint):
                 tr(
                     "the best weights until now cannot be read ({reason}); from here on the best "
                     "are searched from scratch",
-                    reason=error,
+                    reason=system_reason(error),
                 )
             )
             return None

@@ -35,9 +35,22 @@ def rows(field: str, sources: int, footer: str = "") -> list[dict[str, str]]:
 def test_a_field_of_sources_is_named_with_its_values(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", rows("Source", 7))
     (hint,) = hints(found(path))
-    assert hint.startswith("The records have a field 'source' with 7 values")
+    assert hint.startswith("The records have a field 'Source' with 7 values")
     named = compose(["data=text", f"data.path={path}", "data.source_field=source"]).data
     assert hints(look(named)) == []
+
+
+@pytest.mark.parametrize("field", ["mənbə", "menbe", "MENBE", "Mənbə", "kateqoriya", "Janr"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_the_hint_spells_the_field_as_the_file_does(tmp_path: Path, field: str, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        written(path, rows(field, 3))
+    else:
+        lines = [f"text,{field}", *(f"Sənəd {i},{i % 3}" for i in range(30))]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    (hint,) = hints(found(path))
+    assert f"data.source_field={field} " in hint
 
 
 @pytest.mark.parametrize(("field", "sources"), [("source", 1), ("source", 300), ("title", 7)])

@@ -120,7 +120,7 @@ def test_a_file_in_which_no_text_has_a_source_is_an_error(tmp_path: Path, name: 
     content = "text\nbir\n" if name == "a.csv" else '{"text": "bir"}'
     (tmp_path / name).write_text(content, encoding="utf-8")
     (tmp_path / "b.jsonl").write_bytes(jsonl([{"text": "iki", "site": "x"}]))
-    with pytest.raises(ValueError, match=rf"{name}: no field 'site'; .*Set data\.source_field="):
+    with pytest.raises(ValueError, match=rf"{name}: no field 'site'; .*Set data\.source_field to"):
         read(tmp_path, source_field="site")
 
 

@@ -6,9 +6,11 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import logging
 import lzma
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import documents
 from azllm_lightning.data.files import find_files
 from azllm_lightning.data.records import read_records
+from azllm_lightning.data.rows import matching
 
 
 def zstd(data: bytes) -> bytes:
@@ -282,9 +285,72 @@ def test_a_missing_source_field_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
     with pytest.raises(
         ValueError,
-        match=r"no field 'origin'; the fields are id, text, site\. Set data\.source_field=",
+        match=r"no field 'origin'; the fields are id, text, site\. Set data\.source_field to one",
     ):
         read(tmp_path, source_field="origin")
+
+
+WRITERS = {
+    "jsonl": jsonl,
+    "json": lambda rows: json.dumps(rows, ensure_ascii=False, indent=1).encode("utf-8"),
+    "csv": lambda rows: (
+        "\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)])
+    ).encode("utf-8"),
+    "parquet": parquet_bytes,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("field", ["metn", "mətn", "tam mətn"])
+def test_the_longest_field_is_proposed_ready_to_copy(tmp_path: Path, kind: str, field: str) -> None:
+    rows = [{"id": n, "menbe": "qəzet", field: "uzun bir cümlə " * n} for n in range(1, 9)]
+    (tmp_path / f"a.{kind}").write_bytes(WRITERS[kind](rows))
+    with pytest.raises(ValueError, match="no field 'text'") as missing:
+        read(tmp_path / f"a.{kind}")
+    (setting,) = shlex.split(str(missing.value).partition(" Set ")[2])
+    assert setting == f"data.text_field={field}"
+    assert len(read(tmp_path / f"a.{kind}", text_field=field)) == 8
+
+
+def test_the_proposed_field_may_be_nested(tmp_path: Path) -> None:
+    rows = [{"id": "a", "doc": {"lang": "az", "parts": [{"body": "uzun mətn"}]}}]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    with pytest.raises(ValueError, match=r"Set data\.text_field=doc\.parts\.body$"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_without_any_text_no_field_is_proposed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"id": 1, "score": 2}]))
+    with pytest.raises(ValueError, match=r"Set data\.text_field to one of them$"):
+        read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(("asked", "meant"), [("mənbeyi", "menbe"), ("yer", "menbe")])
+def test_the_source_field_that_was_meant_is_proposed(
+    tmp_path: Path, asked: str, meant: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": "bir", "menbe": "x", "id": 1}]))
+    with pytest.raises(ValueError, match=f"Set data.source_field={meant}$"):
+        read(tmp_path / "a.jsonl", source_field=asked)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    ("written", "asked"), [("metn", "mətn"), ("MƏTN", "metn"), ("şərh", "serh"), ("qısa", "qisa")]
+)
+def test_names_with_and_without_diacritics_are_the_same(
+    tmp_path: Path, kind: str, written: str, asked: str
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(WRITERS[kind]([{written: "bir", "id": 1}, {written: "iki", "id": 2}]))
+    assert read(path, text_field=asked) == ["bir", "iki"]
+
+
+def test_of_names_that_look_alike_the_most_similar_counts() -> None:
+    assert matching(["metn", "Mətn"], "mətn") == "Mətn"
+    assert matching(["metn", "Mətn"], "Metn") == "metn"
+    assert matching(["Mətn", "metn"], "METN") == "metn"
+    assert matching(["meyn"], "mətn") is None
 
 
 def test_one_empty_file_among_others_gives_a_warning(
@@ -299,5 +365,5 @@ def test_one_empty_file_among_others_gives_a_warning(
 
 def test_errors_are_in_the_chosen_language(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZLLM_LANG", "az")
-    with pytest.raises(ValueError, match=r"^data\.path=yoxdur\.txt: belə fayl yoxdur$"):
+    with pytest.raises(ValueError, match=r"^data\.path=yoxdur\.txt: .* qovluğunda belə fayl yoxdur$"):
         read("yoxdur.txt")

@@ -220,7 +220,7 @@ def test_a_place_that_cannot_be_written_is_reported_before_the_work(
     checkpoint = tmp_path / "r" / "version_0" / "checkpoints" / "best.ckpt"
     checkpoint.parent.mkdir(parents=True)
     monkeypatch.setattr("tempfile.TemporaryFile", read_only)
-    with pytest.raises(ValueError, match=r"evaluation\.json \(Read-only file system\).*out=FILE"):
+    with pytest.raises(ValueError, match=r"evaluation\.json \(the disk is read-only\).*out=FILE"):
         result_file(composed_evaluation(), checkpoint)
 
 

@@ -186,7 +186,8 @@ def test_a_full_disk_is_no_failure_of_the_connection(
     assert read(url) == TEXTS
     site.files = {"/a.txt": LONG}  # what was kept is old
     monkeypatch.setattr("azllm_lightning.data.downloads.sync", full)
-    wanted = rf"a\.txt: cannot be written into {re.escape(str(cache))}.*the disk is full.*\$AZLLM_DATA_DIR"
+    place = re.escape(str(cache))
+    wanted = rf"a\.txt: cannot be written into {place}.*the disk is full.*\$AZLLM_DATA_DIR"
     with pytest.raises(ValueError, match=wanted):
         read(url)
     assert len(site.requests) == 2

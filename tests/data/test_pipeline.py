@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from sample_texts import make_texts
 
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data import building
 from azllm_lightning.data.blocks import clean_block
@@ -214,7 +215,8 @@ def test_a_disk_that_takes_no_more_is_named_with_the_setting(
     monkeypatch.setattr("azllm_lightning.data.building.write_arrays", full)
     config = replace(small, dir=str(tmp_path / "out" / "d")) if setting else small
     place = tmp_path / "out" if setting else cache
-    with pytest.raises(OSError, match=re.escape(f"in {place} ({os.strerror(number)})")) as no:
+    reason = system_reason(OSError(number, os.strerror(number)))
+    with pytest.raises(OSError, match=re.escape(f"in {place} ({reason})")) as no:
         prepare(config)
     assert "data.dir" in str(no.value)
     assert ("AZLLM_DATA_DIR" in str(no.value)) == (setting is None)

@@ -365,5 +365,5 @@ def test_one_empty_file_among_others_gives_a_warning(
 
 def test_errors_are_in_the_chosen_language(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZLLM_LANG", "az")
-    with pytest.raises(ValueError, match=r"^data\.path=yoxdur\.txt: .* qovluğunda belə fayl yoxdur$"):
+    with pytest.raises(ValueError, match=r"^data\.path=yoxdur\.txt: .* belə fayl yoxdur$"):
         read("yoxdur.txt")

@@ -236,7 +236,7 @@ def test_an_error_of_reading_the_text_is_not_blamed_on_the_cache(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_folder_where_no_file_can_be_made_is_reported_at_once(small: DataConfig) -> None:
-    with pytest.raises(OSError, match=r"in /proc \(No such file.*data\.dir"):
+    with pytest.raises(OSError, match=r"in /proc \(no such file.*data\.dir"):
         prepare(replace(small, dir="/proc/azllm"))
 
 

@@ -33,7 +33,8 @@ def composed_mapping(verb: str, overrides: Sequence[str] = ()) -> dict[str, Any]
 
     Raises ValueError, with a message for the user, if Hydra cannot compose it.
     """
-    return plain(_composed(verb, overrides))
+    with _composed(verb, overrides) as config:
+        return plain(config)
 
 
 def group_choices(verb: str, overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -41,18 +42,20 @@ def group_choices(verb: str, overrides: Sequence[str] = ()) -> dict[str, str]:
 
     Raises ValueError, with a message for the user, if Hydra cannot compose it.
     """
-    composed = _composed(verb, overrides, return_hydra_config=True)
-    choices: dict[str, str] = dict(composed.hydra.runtime.choices)
+    with _composed(verb, overrides, return_hydra_config=True) as config:
+        choices: dict[str, str] = dict(config.hydra.runtime.choices)
     return {group: name for group, name in choices.items() if not group.startswith("hydra")}
 
 
-def _composed(verb: str, overrides: Sequence[str], **options: bool) -> DictConfig:
+@contextlib.contextmanager
+def _composed(verb: str, overrides: Sequence[str], **options: bool) -> Iterator[DictConfig]:
+    """The config of `verb`; what is wrong with it, also when it is read, is a ValueError."""
     import hydra
 
     typed = hydra_overrides(overrides)
     try:
         with _our_hydra():
-            return hydra.compose(config_name=verb, overrides=typed, **options)
+            yield hydra.compose(config_name=verb, overrides=typed, **options)
     except (*HYDRA_ERRORS, ValueError) as error:
         raise ValueError(explanation(error, verb)) from None
 

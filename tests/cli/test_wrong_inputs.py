@@ -326,7 +326,7 @@ def test_a_foreign_shard(command: Command, place: Path, capsys: pytest.CaptureFi
     assert f"{shard} does not match its checksum in the manifest" in capsys.readouterr().err
     shard.write_bytes(content[:-10])
     assert command(*typed) == 2
-    assert f"{shard} has {len(content) - 10} bytes" in capsys.readouterr().err
+    assert f"{shard} has {len(content) - 10:,} bytes" in capsys.readouterr().err
     shard.unlink()
     assert command(*typed) == 2
     assert f"{shard} is missing" in capsys.readouterr().err

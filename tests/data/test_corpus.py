@@ -114,7 +114,7 @@ def test_the_hub_layout_of_fineweb2(tmp_path: Path) -> None:
 
 
 def test_path_is_needed() -> None:
-    with pytest.raises(ValueError, match=r"data\.path is not set; data=text needs a file"):
+    with pytest.raises(ValueError, match=r"data\.path is not set: name the text"):
         list(documents(DataConfig()))
 
 

@@ -26,7 +26,7 @@ from azllm_lightning.data.typed import check_typed
 from azllm_lightning.data.workers import num_cores
 from azllm_lightning.machine.checkup import PARTS, Checkup
 from azllm_lightning.planning import rule
-from azllm_lightning.planning.choice import Candidate, Choice, Task, choose
+from azllm_lightning.planning.choice import Candidate, Choice, Task, choose, longer
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import EFFICIENCY, Speed
 from azllm_lightning.planning.survey import Text, prepared, survey
@@ -66,7 +66,7 @@ def make_plan(config: PlanConfig) -> Figures:
     task = replace(task, speed=Speed.from_check(findings))
     chosen = choose(task, seconds)
     half = choose(task, seconds / 2)
-    twice = choose(task, 2 * seconds)
+    twice = longer(task, seconds, chosen)
     more = [choose(replace(task, text=text.with_more(factor)), seconds) for factor in MORE_TEXT]
     return {
         "format_version": FORMAT_VERSION,

@@ -150,6 +150,13 @@ def choose(task: Task, seconds: float) -> Choice:
     return min(good, key=lambda choice: choice.seconds)
 
 
+def longer(task: Task, seconds: float, choice: Choice) -> Choice:
+    """The run within twice the `seconds` that `choice` was made for: `choice` itself where a longer
+    one gains nothing.
+    """
+    return max(choose(task, 2 * seconds), choice, key=lambda each: each.seconds)
+
+
 def _cautious_bpb(choice: Choice) -> float:
     """Where the law knows less, as of larger models than its runs had, it must promise more."""
     return choice.prediction.val_bpb * (1 + choice.prediction.error)

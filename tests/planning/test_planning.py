@@ -23,6 +23,7 @@ from azllm_lightning.planning.choice import (
     Choice,
     Task,
     choose,
+    longer,
     planned,
 )
 from azllm_lightning.planning.far_off import TextSize, advice
@@ -174,6 +175,14 @@ def test_a_plan_keeps_to_its_time_its_memory_and_the_passes_that_were_tried() ->
         assert plan.seconds <= 3600 * hours * 1.02
         assert plan.passes <= 16.5
         assert plan.memory_bytes <= 1.5e9
+
+
+def test_twice_the_time_is_never_planned_as_less() -> None:
+    fast = replace(SLOW, flops=2.6e11, optimizer_flops=2.6e11)
+    for megabytes, hours in ((1, 0.5), (2, 1), (2, 0.2)):
+        task = Task(text(megabytes), fast, named_models(), 256, rule.vocab_size(megabytes * MB))
+        plan = choose(task, 3600 * hours)
+        assert longer(task, 3600 * hours, plan).seconds >= plan.seconds
 
 
 def test_a_time_that_is_too_short_gives_the_shortest_run() -> None:

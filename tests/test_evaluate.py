@@ -319,6 +319,34 @@ def test_results_say_whose_they_are_and_replace_their_own(
         run("samples=true")
 
 
+@pytest.mark.parametrize("chunk_tokens", [7, 1 << 20])
+def test_text_that_a_run_was_trained_on_is_recognized(
+    tiny_run: Path,
+    tiny: list[str],
+    own_text: str,
+    chunk_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from azllm_lightning.data.corpus import documents
+    from azllm_lightning.inference import trained_on
+
+    monkeypatch.setattr(trained_on, "CHUNK_TOKENS", chunk_tokens)
+    found = [document for document in documents(compose(tiny).data) if document.split == "train"]
+    first, second = (found[i].text for i in (0, -1))
+    texts = [first, second, "Bunu model heç vaxt oxumayıb.", first]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    Path("oxunmuş.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    sizes = [len(text.encode()) for text in texts[:3]]
+    share = run("data.path=oxunmuş.jsonl")["trained_share"]
+    assert share == pytest.approx(1 - sizes[2] / sum(sizes))
+    assert f"{share:.0%} of this text is training text of the model" in capsys.readouterr().out
+    fields = ["data.text_field=mətn", "data.source_field=mənbə"]
+    assert run(f"data.path={own_text}", *fields)["trained_share"] == 0
+    assert run()["trained_share"] is None
+    assert "is training text of the model" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def other_text(tiny_run: Path, tiny: list[str]) -> Path:
     """Prepared data that the tiny run has not read."""

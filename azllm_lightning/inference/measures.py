@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.data.corpus import documents
 from azllm_lightning.data.shards import Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.formats.load import data_fingerprint, load
 from azllm_lightning.formats.suite_card import no_samples, suite_markdown
 from azllm_lightning.inference import free_samples, pair_scores, second_half, text_scores
 from azllm_lightning.inference.scoring import Scorer, gpt_scorer, load_hf, scorer_of
+from azllm_lightning.inference.trained_on import trained_share
 
 if TYPE_CHECKING:
     from azllm_lightning.config.verbs import EvaluateConfig
@@ -92,7 +94,11 @@ def text(config: EvaluateConfig, subject: Subject) -> Measured:
     print(f"{tr('text'):<12}{found.origin}", file=sys.stderr)
     scores = text_scores.score_by_source(subject.scorer, found, config.stride)
     results = text_scores.text_results(subject.scorer, scores, config.stride)
-    return {"text": found.origin, **results}, text_scores.text_report(subject.scorer, results)
+    share = _share_of_training_text(config, subject)
+    report = text_scores.text_report(subject.scorer, results)
+    if share:
+        report += "\n" + text_scores.training_text_note(share)
+    return {"text": found.origin, "trained_share": share, **results}, report
 
 
 def halves(config: EvaluateConfig, subject: Subject) -> Measured:
@@ -165,6 +171,14 @@ def suite_page(results: dict[str, Any]) -> str:
     names = {key: pair_scores.named(key) for key in results["pairs"]["phenomena"]}
     names |= {key: pair_scores.named(key) for key in results["turkish"]["phenomena"]}
     return suite_markdown(results, names)
+
+
+def _share_of_training_text(config: EvaluateConfig, subject: Subject) -> float | None:
+    """`trained_share` of the text of data.path; None if the training text is not there."""
+    if config.data.path is None:  # a validation split has no training text
+        return None
+    folder = _training_folder(config, subject)
+    return None if folder is None else trained_share(folder, documents(config.data))
 
 
 def _compared_folder(config: EvaluateConfig, subject: Subject) -> Path | None:

@@ -186,6 +186,18 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     return "\n".join(lines[:1] + [textwrap.fill(line, WIDTH) for line in lines[1:]])
 
 
+def training_text_note(share: float) -> str:
+    """What is said of a text of which `share` is training text of the model."""
+    return textwrap.fill(
+        tr(
+            "{share:.0%} of this text is training text of the model, word for word: how well it "
+            "predicts is shown only by text that it has not read",
+            share=max(share, 0.01),
+        ),
+        WIDTH,
+    )
+
+
 def _row(source: str, metrics: dict[str, Any]) -> list[str]:
     ppl = metrics["val_ppl"]
     return [

@@ -34,9 +34,11 @@ lost 0.22 nats by it), and from the second, it is as strong as its passes want
 (benchmarks/LOG.md, 2026-11-26).
 """
 
-DROPOUT = 0.2
-DROPOUT_PASSES = 16.0
-"""Dropout of a text read that often; it grows with the logarithm of the passes."""
+DROPOUT = 0.1
+DROPOUT_PASSES = 2.0
+"""Dropout of a text read that often or more. 0.2 costs where decay and replaced tokens already keep
+a model from memorizing (benchmarks/LOG.md, 2026-11-27, dropout and depth).
+"""
 
 REPLACED = 0.1
 """Share of the input tokens that are replaced by random ones when text is read REPLACED_PASSES
@@ -84,10 +86,10 @@ def regularization(passes: float, parameters_per_token: float = math.inf) -> Reg
     if memorized < ALL_MEMORIZED / NOTHING_MEMORIZED:
         strength *= math.log(max(1.0, memorized)) / math.log(ALL_MEMORIZED / NOTHING_MEMORIZED)
     decay = _rounded(DECAY * (STRONG_DECAY / DECAY) ** strength)
-    dropout = DROPOUT * min(1.0, math.log(max(1.0, passes)) / math.log(DROPOUT_PASSES))
+    dropout = DROPOUT if passes >= DROPOUT_PASSES else 0.0
     table_decay = decay if strength > 0.25 else 0.0
     replaced = REPLACED if is_replacing(passes) else 0.0
-    return Regularization(decay, table_decay, round(dropout, 1), replaced)
+    return Regularization(decay, table_decay, dropout, replaced)
 
 
 def is_replacing(passes: float) -> bool:

@@ -340,11 +340,25 @@ def test_text_that_a_run_was_trained_on_is_recognized(
     sizes = [len(text.encode()) for text in texts[:3]]
     share = run("data.path=oxunmuş.jsonl")["trained_share"]
     assert share == pytest.approx(1 - sizes[2] / sum(sizes))
-    assert f"{share:.0%} of this text is training text of the model" in capsys.readouterr().out
+    assert f"{share:.1%} of this text is training text of the model" in capsys.readouterr().out
     fields = ["data.text_field=mətn", "data.source_field=mənbə"]
     assert run(f"data.path={own_text}", *fields)["trained_share"] == 0
     assert run()["trained_share"] is None
     assert "is training text of the model" not in capsys.readouterr().out
+
+
+def test_a_damaged_training_text_does_not_prevent_scoring_another(
+    tiny_run: Path, own_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from azllm_lightning.inference import trained_on
+
+    def damaged(*_: object) -> None:
+        raise ValueError("train_00000.bin differs from its checksum")
+
+    monkeypatch.setattr(trained_on.TokenShards, "open", damaged)
+    found = run(f"data.path={own_text}", "data.text_field=mətn", "data.source_field=mənbə")
+    assert found["trained_share"] is None
+    assert found["all"]["documents"] == 2
 
 
 @pytest.fixture

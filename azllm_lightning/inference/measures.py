@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.data.corpus import documents
 from azllm_lightning.data.shards import Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.formats.load import data_fingerprint, load
 from azllm_lightning.formats.suite_card import no_samples, suite_markdown
 from azllm_lightning.inference import free_samples, pair_scores, second_half, text_scores
 from azllm_lightning.inference.scoring import Scorer, gpt_scorer, load_hf, scorer_of
-from azllm_lightning.inference.trained_on import trained_share
+from azllm_lightning.inference.trained_on import Overlap
 
 if TYPE_CHECKING:
     from azllm_lightning.config.verbs import EvaluateConfig
@@ -91,12 +90,15 @@ def measured(config: EvaluateConfig, subject: Subject) -> Measured:
 def text(config: EvaluateConfig, subject: Subject) -> Measured:
     """How well the model predicts a text, by source."""
     found = text_scores.text_to_score(config.data, subject.checkpoint)
+    overlap = _overlap(config, subject)
+    if overlap is not None:
+        found = found._replace(documents=overlap.watch(found.documents))
     print(f"{tr('text'):<12}{found.origin}", file=sys.stderr)
     scores = text_scores.score_by_source(subject.scorer, found, config.stride)
     results = text_scores.text_results(subject.scorer, scores, config.stride)
-    share = _share_of_training_text(config, subject)
+    share = None if overlap is None else overlap.share()
     report = text_scores.text_report(subject.scorer, results)
-    if share:
+    if share is not None and share >= text_scores.LEAST_SHARE:
         report += "\n" + text_scores.training_text_note(share)
     return {"text": found.origin, "trained_share": share, **results}, report
 
@@ -173,12 +175,17 @@ def suite_page(results: dict[str, Any]) -> str:
     return suite_markdown(results, names)
 
 
-def _share_of_training_text(config: EvaluateConfig, subject: Subject) -> float | None:
-    """`trained_share` of the text of data.path; None if the training text is not there."""
+def _overlap(config: EvaluateConfig, subject: Subject) -> Overlap | None:
+    """What compares the text of data.path with the training text; None where that is not at hand,
+    which is no reason not to score another text.
+    """
     if config.data.path is None:  # a validation split has no training text
         return None
-    folder = _training_folder(config, subject)
-    return None if folder is None else trained_share(folder, documents(config.data))
+    try:
+        folder = _training_folder(config, subject)
+        return None if folder is None else Overlap(folder)
+    except ValueError:
+        return None
 
 
 def _compared_folder(config: EvaluateConfig, subject: Subject) -> Path | None:

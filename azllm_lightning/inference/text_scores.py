@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from azllm_lightning.inference.scoring import Scorer
 
 
+LEAST_SHARE = 0.0005
+"""Of training text in a text that is scored: less would be printed as 0.0 %."""
+
+
 class TextToScore(NamedTuple):
     """Its documents, where they come from, and the sum of their `read_bytes` if known."""
 
@@ -190,9 +194,9 @@ def training_text_note(share: float) -> str:
     """What is said of a text of which `share` is training text of the model."""
     return textwrap.fill(
         tr(
-            "{share:.0%} of this text is training text of the model, word for word: how well it "
+            "{share:.1%} of this text is training text of the model, word for word: how well it "
             "predicts is shown only by text that it has not read",
-            share=max(share, 0.01),
+            share=share,
         ),
         WIDTH,
     )

@@ -60,6 +60,7 @@ def test_text_read_once_needs_no_decay_and_text_read_often_a_strong_one() -> Non
     decays = [rule.regularization(passes).weight_decay for passes in (1, 2, 4, 16)]
     assert decays == sorted(decays)
     assert decays[-1] == rule.STRONG_DECAY
+    assert rule.regularization(1).dropout == 0 < rule.regularization(2).dropout
 
 
 def test_a_model_that_cannot_memorize_its_text_needs_no_decay() -> None:

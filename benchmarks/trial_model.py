@@ -107,8 +107,11 @@ def taught_loss(
     hidden = net.hidden(x)
     losses = torch.zeros(2, device=x.device)
     for group, chosen in groups_of_texts(teachers, x, s["one_teacher"]):
+        taught = []
         with torch.no_grad():
-            taught = [(t.hidden(x[chosen]).flatten(0, 1), t.lm_head.weight) for t in group]
+            for teacher in group:
+                theirs = teacher.hidden(x[chosen]).flatten(0, 1) / s["teacher_temperature"]
+                taught.append((theirs, teacher.lm_head.weight))
         states, labels = hidden[chosen].flatten(0, 1), y[chosen].flatten()
         found = student_losses(states, net.lm_head.weight, labels, taught, s["teacher_share"])
         losses = losses + found * (len(labels) / y.numel())

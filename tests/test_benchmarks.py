@@ -574,8 +574,9 @@ def test_a_student_of_a_trial_learns_as_one_of_the_package(
     from azllm_lightning.formats.load import load
 
     teacher = train_tiny("run_name=teacher", "seed=3")
-    share = {"teacher_share": 0.9}
-    package = curve(train_tiny("run_name=student", f"teachers={teacher}", "teacher_share=0.9"))
+    share = {"teacher_share": 0.9, "teacher_temperature": 1.5}
+    chosen = [f"{key}={value}" for key, value in share.items()]
+    package = curve(train_tiny("run_name=student", f"teachers={teacher}", *chosen))
     kept = {"keep_weights": str(tmp_path)}
     write_weights({**kept, "name": "teacher"}, load(teacher)[0])
     data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}

@@ -61,7 +61,7 @@ TRAIN = [
         ),
     ),
     Rule(
-        "teacher_share",
+        "teacher_share teacher_temperature",
         lambda config: not config.teachers,
         lambda config: "teachers=null",
     ),

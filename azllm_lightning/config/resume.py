@@ -29,6 +29,7 @@ FIXED = (
     "data.mix",
     "optimizer.name",
     "teacher_share",
+    "teacher_temperature",
     "trainer.global_batch_size",
 )
 """Settings that a resume cannot change, in addition to the shape of the model."""

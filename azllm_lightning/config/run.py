@@ -59,6 +59,7 @@ class RunConfig:
     logger: LoggerConfig
     teachers: LocalPath | list[LocalPath] | None = None
     teacher_share: float = 0.5
+    teacher_temperature: float = 1.0
     init_embeddings: str = "random"
     """As in runs that began before this was a setting."""
     auto: AutoChoices = field(default_factory=AutoChoices)
@@ -73,6 +74,9 @@ class RunConfig:
         is_share = 0 < self.teacher_share <= 1
         wanted = tr("above 0 and at most 1")
         problems.require(is_share, "teacher_share", self.teacher_share, wanted)
+        is_warm = self.teacher_temperature > 0
+        wanted = tr("above 0")
+        problems.require(is_warm, "teacher_temperature", self.teacher_temperature, wanted)
         if self.teachers == [] and self.ckpt_path is None:
             problems.add(
                 tr(

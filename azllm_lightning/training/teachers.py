@@ -20,16 +20,23 @@ from azllm_lightning.model.gpt import GPT
 class Teachers:
     """The models at `paths`, read as by `load`, and the `share` of the target that is theirs.
 
-    Not part of the student: neither trained nor saved with it, and without dropout.
+    Their logits are divided by `temperature`: above 1 they are less sure of the text that they know
+    by heart. Not part of the student: neither trained nor saved with it, and without dropout.
 
     Raises ValueError for a model that has another tokenizer than `tokenizer`, or a context shorter
     than `block_size`.
     """
 
     def __init__(
-        self, paths: Sequence[str], share: float, tokenizer: Tokenizer, block_size: int
+        self,
+        paths: Sequence[str],
+        share: float,
+        tokenizer: Tokenizer,
+        block_size: int,
+        temperature: float = 1.0,
     ) -> None:
         self.share = share
+        self.temperature = temperature
         self.nets = [_read(path, tokenizer, block_size) for path in paths]
         self.digests = [_digest(net) for net in self.nets]
         """Of their weights: a resume needs the same teachers, wherever they are by then."""
@@ -42,7 +49,10 @@ class Teachers:
     def losses(self, student: GPT, inputs: Tensor, labels: Tensor) -> Tensor:
         """What `student` minimizes, and its mean NLL, (2,) in nats, of inputs and labels (B, T)."""
         with torch.no_grad():
-            teachers = [(net.hidden(inputs).flatten(0, 1), net.lm_head.weight) for net in self.nets]
+            teachers = [
+                (net.hidden(inputs).flatten(0, 1) / self.temperature, net.lm_head.weight)
+                for net in self.nets
+            ]
         hidden = student.hidden(inputs).flatten(0, 1)
         head = student.lm_head.weight
         return student_losses(hidden, head, labels.flatten(), teachers, self.share)
@@ -57,8 +67,13 @@ def teachers_of(
     """
     if not config.teachers:
         return None
-    block_size = config.data.block_size
-    teachers = Teachers(config.teacher_paths, config.teacher_share, tokenizer, block_size)
+    teachers = Teachers(
+        config.teacher_paths,
+        config.teacher_share,
+        tokenizer,
+        config.data.block_size,
+        config.teacher_temperature,
+    )
     if digests is not None and digests != teachers.digests:
         raise ValueError(
             tr(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from training_runs import curve
 
 from azllm_lightning.config.compose import compose
@@ -57,8 +58,9 @@ def test_a_resumed_student_equals_the_uninterrupted_one(
     for fewer in ("teachers=null", named([str(moved[0])])):
         with pytest.raises(ValueError, match="learns from 2 models: give their places"):
             train_tiny(*resume, fewer)
-    with pytest.raises(ValueError, match=r"teacher_share: 0\.5 .*, 0\.4 requested"):
-        train_tiny(*resume, "teacher_share=0.4", named([str(path) for path in moved]))
+    for key, before in (("teacher_share", 0.5), ("teacher_temperature", 1.0)):
+        with pytest.raises(ValueError, match=rf"{key}: {before} .*, 0\.4 requested"):
+            train_tiny(*resume, f"{key}=0.4", named([str(path) for path in moved]))
     resumed = train_tiny(*resume, named([str(path) for path in moved]))
     losses = curve(straight)["train_loss"], curve(resumed)["train_loss"]
     assert losses[0] == losses[1]
@@ -165,6 +167,27 @@ def test_threads_divide_a_student_as_any_model(pair: list[str]) -> None:
     assert all(p.grad is None for teacher in teachers.nets for p in teacher.parameters())
 
 
+def test_a_temperature_makes_the_teachers_less_sure(pair: list[str]) -> None:
+    net, tokenizer = load(pair[0])
+    windows = torch.randint(tokenizer.vocab_size, (4, 33))
+    inputs, labels = windows[:, :-1], windows[:, 1:]
+    with torch.no_grad():
+        logits = [load(path)[0](inputs).flatten(0, 1) / 3 for path in pair]
+        target = 0.7 * torch.stack([F.softmax(x, dim=1) for x in logits]).mean(0)
+        target += 0.3 * F.one_hot(labels.flatten(), tokenizer.vocab_size)
+        expected = F.cross_entropy(net(inputs).flatten(0, 1), target)
+        found = Teachers(pair, 0.7, tokenizer, 32, temperature=3.0).losses(net, inputs, labels)[0]
+        other = Teachers(pair, 0.7, tokenizer, 32).losses(net, inputs, labels)[0]
+    torch.testing.assert_close(found, expected)
+    assert (found - other).abs() > 1e-3
+
+
+@pytest.mark.parametrize("temperature", ["0", "-1"])
+def test_a_temperature_that_is_none_is_refused(temperature: str) -> None:
+    with pytest.raises(ValueError, match=rf"teacher_temperature={temperature}.*above 0"):
+        compose([f"teacher_temperature={temperature}", "teachers=[a]"])
+
+
 @pytest.mark.parametrize("share", ["0", "-0.1", "1.1"])
 def test_a_share_that_is_none_is_refused(share: str) -> None:
     with pytest.raises(ValueError, match=rf"teacher_share={share}.*above 0 and at most 1"):
@@ -179,6 +202,7 @@ def test_the_experiment_of_a_student_wants_its_teachers() -> None:
     assert not compose([*settings, "ckpt_path=last"]).teacher_paths  # those of the run
 
 
-def test_a_share_without_teachers_is_reported() -> None:
-    assert any("teacher_share" in text for text in compose(["teacher_share=0.4"]).ignored())
-    assert not compose(["teacher_share=0.4", "teachers=a"]).ignored()
+@pytest.mark.parametrize("key", ["teacher_share", "teacher_temperature"])
+def test_a_setting_of_teachers_without_any_is_reported(key: str) -> None:
+    assert any(key in text for text in compose([f"{key}=0.4"]).ignored())
+    assert not compose([f"{key}=0.4", "teachers=a"]).ignored()

@@ -86,6 +86,7 @@ def test_small_text_follows_the_rule() -> None:
     assert config.model.dropout == wanted.dropout
     assert config.data.token_replacement == wanted.replaced
     assert (config.schedule.name == "linear") == wanted.is_linear
+    assert config.data.vocab_size == rule.vocab_size(1 * MB)
 
 
 def test_the_batch_grows_with_the_run_and_counts_tokens() -> None:

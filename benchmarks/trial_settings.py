@@ -98,7 +98,7 @@ DEFAULTS: Settings = {
     "keep_weights": None,  # folder for NAME.pt, where students find their teachers
     "teachers": [],  # ended trials: a student learns the mean of their predictions, too ...
     "teacher_share": 0.5,  # ... which is this share of its target
-    "teacher_temperature": 1.0,
+    "teacher_temperature": 1.0,  # their logits are divided by it
     "one_teacher": False,  # each text is read by one of them only, which its tokens decide
     # Averages of the weights, validated too
     "ema": [],  # half-lives as shares of the steps

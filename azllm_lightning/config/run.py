@@ -74,9 +74,8 @@ class RunConfig:
         is_share = 0 < self.teacher_share <= 1
         wanted = tr("above 0 and at most 1")
         problems.require(is_share, "teacher_share", self.teacher_share, wanted)
-        is_warm = self.teacher_temperature > 0
-        wanted = tr("above 0")
-        problems.require(is_warm, "teacher_temperature", self.teacher_temperature, wanted)
+        temperature = self.teacher_temperature
+        problems.require(temperature > 0, "teacher_temperature", temperature, tr("above 0"))
         if self.teachers == [] and self.ckpt_path is None:
             problems.add(
                 tr(

@@ -54,7 +54,7 @@ TRAIN = [
         lambda config: "model.tie_embeddings=true",
     ),
     Rule(
-        "init_embeddings",
+        "init_embeddings init_attention",
         lambda config: config.init_from is not None or config.ckpt_path is not None,
         lambda config: tr(
             "{key} gives all weights", key="ckpt_path" if config.ckpt_path else "init_from"

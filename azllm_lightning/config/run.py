@@ -31,6 +31,7 @@ ENDINGS = re.compile(r"(\.(txt|jsonl|ndjson|json|csv|tsv|parquet|gz|zst|xz|bz2))
 """Endings of files of text, which are no part of a run's name."""
 
 INIT_EMBEDDINGS = ("neighbors", "random")
+INIT_ATTENTION = ("induction", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ class RunConfig:
     teacher_share: float = 0.5
     teacher_temperature: float = 1.0
     init_embeddings: str = "random"
-    """As in runs that began before this was a setting."""
+    init_attention: str = "random"
+    """Both as in runs that began before they were settings."""
     auto: AutoChoices = field(default_factory=AutoChoices)
     overrides: tuple[str, ...] = ()
 
@@ -69,6 +71,7 @@ class RunConfig:
         problems = Problems()
         problems.require_choice("lang", self.lang, LANGUAGES)
         problems.require_choice("init_embeddings", self.init_embeddings, INIT_EMBEDDINGS)
+        problems.require_choice("init_attention", self.init_attention, INIT_ATTENTION)
         wanted = tr("from 0 to {highest}", highest=2**32 - 1)
         problems.require(0 <= self.seed < 2**32, "seed", self.seed, wanted)
         is_share = 0 < self.teacher_share <= 1

@@ -128,9 +128,12 @@ def _initialize(parts: Parts, config: RunConfig) -> None:
     """The first weights of a run, where they are not random."""
     if config.init_from is not None:
         parts.module.start_from(config.init_from)
-    elif config.init_embeddings == "neighbors":
+        return
+    if config.init_embeddings == "neighbors":
         parts.data.setup()
         parts.module.start_from_neighbors(parts.data.train_windows)
+    if config.init_attention == "induction":
+        parts.module.start_with_induction()
 
 
 def next_start(

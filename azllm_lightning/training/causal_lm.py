@@ -30,6 +30,7 @@ from azllm_lightning.formats.load import FORMAT, load, name_of
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.training.compiled import uncompiled
 from azllm_lightning.training.hardware import muon_dtype
+from azllm_lightning.training.induction import induction_heads
 from azllm_lightning.training.loops import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
@@ -75,8 +76,8 @@ class CausalLM(LightningModule):
 
     Hyperparameters are plain types, so that checkpoints load with `weights_only=True`. Dropout is
     seeded by (seed, step, micro-batch, rank), so that no RNG state has to be saved. Also works
-    under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`; embeddings are then
-    random, unless `start_from_neighbors` is called.
+    under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`; all weights are then
+    random, unless `start_from_neighbors` and `start_with_induction` are called.
     """
 
     def __init__(
@@ -408,6 +409,13 @@ class CausalLM(LightningModule):
         )
         with torch.no_grad():
             table.copy_(found)
+
+    def start_with_induction(self) -> None:
+        """Initialize two attention heads, and what they need of the embeddings as they are, so that
+        the model can continue what the text repeats.
+        """
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "attention"))
+        induction_heads(self.net, generator)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the file usable on its own (tokenizer, config as YAML), and what a resume

@@ -39,6 +39,7 @@ WITHOUT_EFFECT = {
     "model.tie_embeddings=true optimizer.head_eps=1e-6": ("train", "model.tie_embeddings=false"),
     "model.tie_embeddings=true optimizer.head_lr=0.01": ("train", "model.tie_embeddings=false"),
     "init_from=a init_embeddings=random": ("train", "init_from=null"),
+    "init_from=a init_attention=random": ("train", "init_from=null"),
     "data.text_field=mətn": ("train", "data=text data.path=a"),
     "data=text data.path=a data.tales_seed=1": ("prepare", "data=tales data.path=null"),
     "data=text data.path=a data.val_path=b data.val_fraction=0.1": ("train", "data.max_bytes=9"),

@@ -280,7 +280,7 @@ def test_every_text_key_is_a_text() -> None:
             }:
                 texts.add(key)
     assert TEXT_KEYS - {"callbacks.samples.prompts"} <= texts
-    chosen = "lang format quant init_embeddings data.txt_documents data.on_bad_utf8"
+    chosen = "lang format quant init_embeddings init_attention data.txt_documents data.on_bad_utf8"
     chosen += " trainer.precision optimizer.name"
     chosen += " trainer.devices trainer.strategy schedule.name data.verify data.encoding"
     chosen += " data.languages host"

@@ -318,13 +318,14 @@ def trial(
     steps = max(1, round(unique * passes / (batch * BLOCK_SIZE)))
     layers, heads, width = MODELS[model]
     return {
-        "name": f"{model}-{part}-{vocab_size}-{passes:g}-{regularization.weight_decay:g}-neighbors",
+        "name": f"{model}-{part}-{vocab_size}-{passes:g}-{regularization.weight_decay:g}-induction",
         "data": str(data.relative_to(work.parent)),
         "layers": layers,
         "heads": heads,
         "width": width,
         "affix_rate": DEFAULTS["affix_rate"],
         "embeddings": DEFAULTS["embeddings"],
+        "attention": DEFAULTS["attention"],
         "batch": batch,
         "steps": steps,
         "warmup": rule.warmup_steps(steps),

@@ -37,6 +37,7 @@ START = {
     "tied": 0.05,
     "affixes": 0.015,
     "neighbors": 0.015,
+    "induction": 0.05,
     "replaced": 0.02,
     "log": 1.2,
 }
@@ -53,6 +54,7 @@ PRIOR = {
     "tied": 1.0,
     "affixes": 1.0,
     "neighbors": 1.0,
+    "induction": 1.0,
     "replaced": 1.0,
     "log": 0.5,
 }
@@ -98,7 +100,7 @@ class Run:
         size = self.size
         text = (self.text, round(size.text_bytes))
         tables = size.is_tied, size.vocab_size, size.shares_affixes, size.starts_from_neighbors
-        return size.parameters, *tables, *text
+        return size.parameters, *tables, size.starts_with_induction, *text
 
 
 def main() -> None:
@@ -173,6 +175,7 @@ def _run(values: dict[str, str]) -> Run:
         is_tied=values["tied"] == "1",
         shares_affixes=float(values["affix_rate"]) > 0,
         starts_from_neighbors=values["embeddings"] == "neighbors",
+        starts_with_induction=values["attention"] == "induction",
     )
     passes = round(size.passes) or size.passes
     wanted = [rule.regularization(passes), rule.regularization(passes, size.parameters_per_token)]

@@ -23,8 +23,8 @@ Row = dict[str, Any]
 BLOCK_SIZE = 256
 USUAL = set(
     """name kind data data_root device precision seed block batch steps warmup val_windows val_every
-    layers heads width tied weight_decay adam_weight_decay affix_rate embeddings dropout
-    replace schedule""".split()
+    layers heads width tied weight_decay adam_weight_decay affix_rate embeddings attention
+    dropout replace schedule""".split()
 )
 """Settings of a trial that may differ from the package's."""
 
@@ -106,6 +106,9 @@ def row(result: Row, folders: Sequence[Path], machine: str, number_type: str) ->
         "embeddings": "random"
         if is_peer(result)
         else settings.get("embeddings", DEFAULTS["embeddings"]),
+        "attention": "random"
+        if is_peer(result)
+        else settings.get("attention", DEFAULTS["attention"]),
         "schedule": "cosine" if is_peer(result) else schedule(settings),
         "dropout": settings.get("dropout", 0.0),
         "replaced": settings.get("replace", 0.0),

@@ -25,6 +25,7 @@ from azllm_lightning.model.gpt import GPT
 from azllm_lightning.model.loss import token_nll
 from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.causal_lm import derived_seed
+from azllm_lightning.training.induction import induction_heads
 from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
 from azllm_lightning.training.schedule import lr_factor
 
@@ -101,6 +102,9 @@ class Ours:
         self.net, self.extra = build_model(s, vocab_size, train.cpu())
         if s["embeddings"] == "neighbors":
             start_from_neighbors(self.net, train.cpu(), s)
+        if s["attention"] == "induction":
+            generator = torch.Generator().manual_seed(derived_seed(s["seed"], "attention"))
+            induction_heads(self.net, generator)
         self.net.to(device)
         modules = nn.ModuleList([self.net, *([self.extra.to(device)] if self.extra else [])])
         self.parameters = list(modules.parameters())

@@ -71,6 +71,7 @@ def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -
         is_tied=config.shape.tie_embeddings,
         shares_affixes=config.optimizer.shares_affixes,
         starts_from_neighbors=config.init_embeddings == "neighbors",
+        starts_with_induction=config.init_attention == "induction",
     )
     found = [
         problem

@@ -74,6 +74,8 @@ class Size:
     """Whether tokens learn from those that are spelled like them (optimizer.affix_rate)."""
     starts_from_neighbors: bool = True
     """Whether embeddings start from the neighbors of tokens (init_embeddings)."""
+    starts_with_induction: bool = True
+    """Whether two heads start able to continue what the text repeats (init_attention)."""
 
     @property
     def passes(self) -> float:
@@ -173,6 +175,7 @@ def bits_per_byte(size: Size, values: Mapping[str, float]) -> float:
     doublings = max(0.0, math.log2(size.vocab_size / COMMON_TOKENS))
     weight *= 1 - doublings * values["affixes"] * size.shares_affixes
     weight *= 1 - doublings * values["neighbors"] * size.starts_from_neighbors
+    weight *= 1 - values["induction"] * size.starts_with_induction
     return float(
         values["floor"]
         + values["A"] * (size.parameters / 1e6) ** -values["alpha"]

@@ -12,9 +12,9 @@ Other weights that are worth starting from are in Trockman and Kolter 2023 (arXi
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from azllm_lightning.model.gpt import GPT, Attention
+from azllm_lightning.model.gpt import GPT, Attention, Block
 
 SHARED = 0.3
 """Length of what all embeddings have in common, relative to the mean embedding: what a head that
@@ -38,8 +38,9 @@ def induction_heads(net: GPT, generator: torch.Generator) -> None:
     """Change the weights of `net`, which are those of `GPT.init_weights` but for the embeddings,
     so that it predicts, a little, what followed the current token earlier in the text.
 
-    A model of one layer cannot, and stays as it is. The function that attention computes is what
-    it was: other heads, the MLPs and the sizes stay.
+    Only the first head of each of the first two layers changes, with the norms of its queries and
+    keys, the embeddings by a direction that all have in common, and an untied head. A model of one
+    layer cannot do this, and stays as it is.
     """
     config = net.config
     if config.n_layer < 2:
@@ -51,7 +52,7 @@ def induction_heads(net: GPT, generator: torch.Generator) -> None:
     rms = float(table.square().mean().sqrt())
     if not config.tie_embeddings:
         net.lm_head.weight.copy_(table * (HEAD_RMS / rms))
-    first, second = net.model.layers[0].self_attn, net.model.layers[1].self_attn
+    first, second = (_attention(net.model.layers[i]) for i in (0, 1))
     rows = min(config.head_dim, config.n_embd - 1)
     current, before, copied = (
         _directions(rows, config.n_embd, generator, besides=shared) for _ in range(3)
@@ -60,6 +61,11 @@ def induction_heads(net: GPT, generator: torch.Generator) -> None:
     _carry(first, current, before, rms)
     _match(second, current, before)
     _carry(second, copied, copied, rms)
+
+
+def _attention(layer: nn.Module) -> Attention:
+    assert isinstance(layer, Block)
+    return layer.self_attn
 
 
 def _look_one_back(attention: Attention, cos: Tensor, sin: Tensor, shared: Tensor) -> None:
@@ -115,4 +121,5 @@ def _directions(
     random = torch.randn(width, number + others, generator=generator)
     if besides is not None:
         random[:, 0] = besides
-    return torch.linalg.qr(random).Q[:, others:].T.contiguous()
+    basis: Tensor = torch.linalg.qr(random).Q
+    return basis[:, others:].T.contiguous()

@@ -108,6 +108,7 @@ def test_more_of_anything_lowers_the_expected_loss() -> None:
     assert predict(replace(SIZE, parameters=10_000_000)).val_bpb < now
     assert predict(replace(SIZE, tokens=3_200_000)).val_bpb < now
     assert predict(replace(SIZE, unique_tokens=400_000, text_bytes=2_000_000)).val_bpb < now
+    assert predict(replace(SIZE, starts_with_induction=False)).val_bpb > now
 
 
 @pytest.mark.parametrize("how", ["shares_affixes", "starts_from_neighbors"])

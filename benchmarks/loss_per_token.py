@@ -41,7 +41,7 @@ RATES = (6e-4, 1e-3, 2e-3, 4e-3)
 SEEDS = (1234, 1, 2)
 BATCH, BLOCK, VAL_WINDOWS = 16, 256, 256
 STEPS = {"budget": 400, "long": 1600}
-SHARES = {"budget": (0.09, 0.13, 0.18, 0.25), "long": (0.15, 0.20, 0.25, 0.40)}
+SHARES = {"budget": (0.07, 0.09, 0.13, 0.18), "long": (0.15, 0.20, 0.25, 0.40)}
 """Shares of the peer's tokens that our command gets, one run each, until its loss is reached."""
 BARS = {"budget": (0.18, 0.30), "long": (0.20, None)}
 """Largest shares of the peer's tokens, and of its seconds, that are wanted."""

@@ -279,7 +279,9 @@ def test_course_is_t4_with_the_recipe_of_the_course() -> None:
     ours = compose(["experiment=t4"]).to_mapping()
     theirs = compose(["experiment=course"]).to_mapping()
     changed = {key for key in ours if ours[key] != theirs[key]}
-    assert changed == {"run_name", "optimizer", "schedule", "overrides"}
+    random = {"init_embeddings", "init_attention"}
+    assert changed == {"run_name", "optimizer", "schedule", "overrides", *random}
+    assert {theirs[key] for key in random} == {"random"}
     adamw = {"name": "adamw", "lr": 6e-4, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8}
     assert theirs["optimizer"] == adamw
     cosine = {

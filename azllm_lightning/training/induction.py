@@ -40,10 +40,10 @@ def induction_heads(net: GPT, generator: torch.Generator) -> None:
 
     Only the first head of each of the first two layers changes, with the norms of its queries and
     keys, the embeddings by a direction that all have in common, and an untied head. A model of one
-    layer cannot do this, and stays as it is.
+    layer, or of one token at a time, cannot do this, and stays as it is.
     """
     config = net.config
-    if config.n_layer < 2:
+    if config.n_layer < 2 or config.block_size < 2:
         return
     table = net.model.embed_tokens.weight
     shared = _directions(1, config.n_embd, generator)[0]

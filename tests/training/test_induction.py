@@ -30,9 +30,10 @@ SHAPES = {
 }
 
 
-def net_of(start: bool = True, scale: float = 1.0, n_layer: int = 3, **shape: object) -> GPT:
+def net_of(start: bool = True, scale: float = 1.0, **shape: object) -> GPT:
     """A model whose embeddings are `scale` times as long as they are at random."""
-    config = GPTConfig(n_layer=n_layer, vocab_size=VOCAB, block_size=BLOCK, **shape)  # type: ignore[arg-type]
+    sizes = {"n_layer": 3, "vocab_size": VOCAB, "block_size": BLOCK, **shape}
+    config = GPTConfig(**sizes)  # type: ignore[arg-type]
     torch.manual_seed(0)
     net = GPT(config).eval()
     with torch.no_grad():
@@ -115,9 +116,10 @@ def test_embeddings_only_get_a_direction_in_common() -> None:
     assert torch.linalg.matrix_rank(difference, rtol=1e-3) == 1
 
 
-def test_a_model_of_one_layer_stays_as_it_is() -> None:
-    shape = SHAPES["tied"]
-    before, after = (net_of(start, n_layer=1, **shape).state_dict() for start in (False, True))
+@pytest.mark.parametrize("size", ["n_layer", "block_size"])
+def test_a_model_of_one_layer_or_of_one_token_stays_as_it_is(size: str) -> None:
+    shape = {**SHAPES["tied"], size: 1}
+    before, after = (net_of(start, **shape).state_dict() for start in (False, True))
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

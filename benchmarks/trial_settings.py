@@ -37,8 +37,8 @@ DEFAULTS: Settings = {
     # Initial weights
     "embeddings": "neighbors",  # random
     "counted": "text",  # the text of `data` for the neighbors; windows: those of the trial alone
-    "attention": "induction",  # random
     "neighbor_scale": None,  # None: the package's
+    "attention": "induction",  # random
     "table_std": 0.02,
     "head_std": 0.02,
     "hidden_std": 0.02,

@@ -111,7 +111,16 @@ def task_of(config: PlanConfig, text: Text, speed: Speed) -> Task:
         block_size = run.data.block_size
     own_model = any(key == "model" or key.startswith("model.") for key in typed - {"model.dropout"})
     candidates = [Candidate((), run.model)] if own_model else named_models()
-    return Task(text, speed, candidates, block_size, vocab_size)
+    return Task(
+        text,
+        speed,
+        candidates,
+        block_size,
+        vocab_size,
+        shares_affixes=run.optimizer.shares_affixes,
+        starts_from_neighbors=run.init_embeddings == "neighbors",
+        starts_with_induction=run.init_attention == "induction",
+    )
 
 
 def figures(config: PlanConfig, choice: Choice) -> Figures:

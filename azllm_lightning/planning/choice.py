@@ -70,7 +70,10 @@ class Task:
     candidates: Sequence[Candidate]
     block_size: int
     vocab_size: int
-    dropout: float | None = None
+    shares_affixes: bool = True
+    starts_from_neighbors: bool = True
+    starts_with_induction: bool = True
+    """The last three as in `law.Size`."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,9 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         vocab_size=shape.vocab_size,
         bytes_per_token=text.bytes_per_token(task.vocab_size),
         is_tied=shape.tie_embeddings,
+        shares_affixes=task.shares_affixes,
+        starts_from_neighbors=task.starts_from_neighbors,
+        starts_with_induction=task.starts_with_induction,
     )
     micro_batch = _micro_batch(shape, batch)
     training = speed.training_seconds(shape, batch, micro_batch, steps)

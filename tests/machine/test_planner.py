@@ -15,6 +15,7 @@ from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.typed import check_typed
 from azllm_lightning.machine.plan_table import plan_table
 from azllm_lightning.machine.planner import make_plan, overrides_of, task_of
+from azllm_lightning.planning.choice import Choice
 from azllm_lightning.planning.choice import planned as planned_run
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Text
@@ -100,13 +101,28 @@ def test_a_model_that_was_typed_is_kept(text: Path, check: Path) -> None:
     assert (config.data.vocab_size, config.seed) == (1024, 5)
 
 
-def overrides(*typed: str) -> tuple[list[str], int]:
-    """The settings of a command of plan for 1 MB of text, and the planned vocabulary."""
+def chosen(*typed: str) -> tuple[list[str], Choice]:
+    """The settings of a command of plan for 1 MB of text, and the planned run."""
     config = compose(["data.path=kitab.txt", *typed], "plan")
     text = Text("text", 0.95e6, 0.05e6, 100, 0, False, 5.0, 5.3, 1.0, 400)
     task = task_of(config, text, Speed.assumed("cpu", 2))
     choice = planned_run(task, task.candidates[0], 1e6)
-    return overrides_of(config, choice), choice.shape.vocab_size
+    return overrides_of(config, choice), choice
+
+
+def overrides(*typed: str) -> tuple[list[str], int]:
+    """The same settings, and the planned vocabulary."""
+    settings, choice = chosen(*typed)
+    return settings, choice.shape.vocab_size
+
+
+@pytest.mark.parametrize(
+    "typed", ["init_attention=random", "init_embeddings=random", "optimizer.affix_rate=0"]
+)
+def test_what_is_turned_off_is_not_counted_on(typed: str) -> None:
+    settings, choice = chosen(typed)
+    assert typed in settings
+    assert choice.prediction.val_bpb > chosen()[1].prediction.val_bpb
 
 
 @pytest.fixture

@@ -121,10 +121,10 @@ def taught_loss(
 
 def groups_of_texts(
     teachers: list[GPT], x: Tensor, one_teacher: bool
-) -> list[tuple[list[GPT], Tensor]]:
+) -> list[tuple[list[GPT], Tensor | slice]]:
     """Teachers, and which of the texts x (B, T) they read."""
     if not one_teacher:
-        return [(teachers, torch.ones(len(x), dtype=torch.bool, device=x.device))]
+        return [(teachers, slice(None))]
     numbers = x.sum(dim=1) % len(teachers)
     groups = [([teacher], numbers == number) for number, teacher in enumerate(teachers)]
     return [(group, chosen) for group, chosen in groups if chosen.any()]

@@ -21,6 +21,8 @@ from azllm_lightning.training.affixes import Affixes
 from azllm_lightning.training.muon import POLAR_EXPRESS, SAFETY, batches, orthogonalize
 
 Group = dict[str, Any]
+Number = float | Tensor
+"""A tensor without dimensions in a recorded step, so that each step has its own value."""
 
 
 class TrialOptimizer:
@@ -36,10 +38,10 @@ class TrialOptimizer:
         self.groups = groups
         self.dtype = dtype
         self.affixes = affixes
-        self.steps = 0
+        self.steps: int | Tensor = 0  # a tensor while a step is recorded as a CUDA graph
 
     @torch.no_grad()
-    def step(self, factor: float, decay_factor: float, momentum: float) -> None:
+    def step(self, factor: Number, decay_factor: Number, momentum: float) -> None:
         """One update with the learning rates times `factor`.
 
         Decay takes `decay_factor` times its share of the peak rate; `momentum` is Muon's.
@@ -52,14 +54,16 @@ class TrialOptimizer:
             if group["kind"] == "muon":
                 self._muon(group, parameters, lr, shrink, momentum)
             elif group["rule"] == "adam" and not group["cautious"]:
-                self._fused_adam(group, parameters, lr, shrink)
+                is_usual = decay_factor is factor
+                decay = group["decay"] if is_usual else shrink / lr if lr else 0.0
+                self._fused_adam(group, parameters, lr, decay)
             else:
                 self._adam(group, parameters, lr, shrink)
             if self.affixes and group.get("affix_rate"):
                 self._affixes(group, parameters, lr)
 
     def _muon(
-        self, group: Group, parameters: list[Tensor], lr: float, shrink: float, momentum: float
+        self, group: Group, parameters: list[Tensor], lr: Number, shrink: Number, momentum: float
     ) -> None:
         states = group.setdefault("states", [{} for _ in parameters])
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
@@ -70,7 +74,7 @@ class TrialOptimizer:
         else:
             updates = list(buffers)
         if group["soap"]:
-            updates = precondition(group, states, gradients, updates, self.steps)
+            updates = precondition(group, states, gradients, updates, int(self.steps))
         shapes = [tuple(p.shape) for p in parameters]
         directions: list[Tensor] = list(parameters)
         for batch in batches(shapes, range(len(shapes))):
@@ -93,10 +97,11 @@ class TrialOptimizer:
                 floor_rows(d, p, group["row_floor"])
                 for d, p in zip(directions, parameters, strict=True)
             ]
-        shrink_weights(parameters, directions, shrink, group["cautious"])
-        torch._foreach_add_(parameters, directions, alpha=-lr)
+        if group["decay"]:
+            shrink_weights(parameters, directions, shrink, group["cautious"])
+        torch._foreach_sub_(parameters, torch._foreach_mul(directions, lr))
 
-    def _fused_adam(self, group: Group, parameters: list[Tensor], lr: float, shrink: float) -> None:
+    def _fused_adam(self, group: Group, parameters: list[Tensor], lr: Number, decay: float) -> None:
         states = group.setdefault("states", [{} for _ in parameters])
         for state, p in zip(states, parameters, strict=True):
             if not state:
@@ -115,12 +120,12 @@ class TrialOptimizer:
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             lr=lr,
-            weight_decay=shrink / lr if lr else 0.0,
+            weight_decay=decay,
             eps=group["eps"],
             maximize=False,
         )
 
-    def _adam(self, group: Group, parameters: list[Tensor], lr: float, shrink: float) -> None:
+    def _adam(self, group: Group, parameters: list[Tensor], lr: Number, shrink: Number) -> None:
         """AdamW in several operations, with cautious decay, and other rules: "row" has one second
         moment per row, "muon" orthogonalizes the first moment.
         """
@@ -141,10 +146,11 @@ class TrialOptimizer:
             else:
                 root = (average / (1 - beta2**self.steps)).sqrt_().add_(group["eps"])
                 direction = mean / (1 - beta1**self.steps) / root
-            shrink_weights([p], [direction], shrink, group["cautious"])
-            p.add_(direction, alpha=-lr)
+            if group["decay"]:
+                shrink_weights([p], [direction], shrink, group["cautious"])
+            p.sub_(direction * lr)
 
-    def _affixes(self, group: Group, parameters: list[Tensor], lr: float) -> None:
+    def _affixes(self, group: Group, parameters: list[Tensor], lr: Number) -> None:
         assert self.affixes
         beta1, beta2 = group["betas"]
         for state, p in zip(group["states"], parameters, strict=True):
@@ -154,7 +160,7 @@ class TrialOptimizer:
             square = zeros(state, "affix_square", g).lerp_(g.square(), 1 - beta2)
             root = (square / (1 - beta2**self.steps)).sqrt_().add_(group["eps"])
             direction = mean / (1 - beta1**self.steps) / root
-            p.add_(self.affixes.spread(direction), alpha=-lr * group["affix_rate"])
+            p.sub_(self.affixes.spread(direction) * (lr * group["affix_rate"]))
 
 
 def zeros(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
@@ -165,15 +171,15 @@ def zeros(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
 
 
 def shrink_weights(
-    parameters: list[Tensor], directions: list[Tensor], shrink: float, cautious: bool
+    parameters: list[Tensor], directions: list[Tensor], shrink: Number, cautious: bool
 ) -> None:
     """Weight decay by the share `shrink`; if `cautious`, only of weights that the update shrinks
     too.
     """
-    if shrink and cautious:
+    if cautious:
         for p, d in zip(parameters, directions, strict=True):
-            p.sub_(p * (p * d > 0), alpha=shrink)
-    elif shrink:
+            p.sub_(p * (p * d > 0) * shrink)
+    else:
         torch._foreach_mul_(parameters, 1 - shrink)
 
 
@@ -191,7 +197,9 @@ def polar(x: Tensor, dtype: torch.dtype, steps: int) -> Tensor:
     return x
 
 
-def normalize_rows(direction: Tensor, state: dict[str, Tensor], beta: float, steps: int) -> Tensor:
+def normalize_rows(
+    direction: Tensor, state: dict[str, Tensor], beta: float, steps: int | Tensor
+) -> Tensor:
     """NorMuon: each row divided by the root of its mean square over time; the norm stays."""
     square = direction.square().mean(dim=1, keepdim=True)
     average = zeros(state, "rows", square).lerp_(square, 1 - beta)

@@ -13,8 +13,9 @@ import torch
 from gpt2 import GPT2, GPT2Config, configure_adamw
 from torch import Tensor, nn
 from trial_averages import Averages, LookAhead
+from trial_graph import RecordedUpdate, Update, can_record
 from trial_model import build_model, loss_of, read_weights, taught_loss, write_weights
-from trial_optimizer import TrialOptimizer, groups_of
+from trial_optimizer import Number, TrialOptimizer, groups_of
 from trial_settings import DEFAULTS, Settings
 
 from azllm_lightning import compose
@@ -44,6 +45,14 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
     if unknown:
         raise ValueError(f"unknown settings {sorted(unknown)}")
     s = {**DEFAULTS, **settings}
+    if s["device"] != "cuda":
+        return trained(s, settings, deadline)
+    with torch.cuda.stream(torch.cuda.Stream()):  # the default stream cannot be recorded
+        return trained(s, settings, deadline)
+
+
+def trained(s: Settings, settings: Settings, deadline: float) -> Result:
+    """As `run_trial`, with all settings `s`."""
     started = time.perf_counter()
     device = torch.device(s["device"])
     precision = "highest" if s["precision"] == "fp32" else "high"
@@ -121,6 +130,9 @@ class Ours:
         self.averages = Averages(s, self.net)
         self.teachers = [read_weights(s, name) for name in s["teachers"]]
         self.look_ahead = LookAhead(s, self.parameters) if s["look_ahead"] else None
+        self.recorded = recorded(s, self.update_by_tensor)
+        if self.recorded:
+            self.optimizer.steps = torch.zeros((), device=device)
 
     def step(self, step: int, place: float, size: int, x: Tensor, y: Tensor) -> Tensor:
         """One update; `place` is the step of `batch` windows that this would be."""
@@ -131,6 +143,22 @@ class Ours:
             self.look_ahead.before(progress, factor)
         if s["dropout"]:
             torch.manual_seed(derived_seed(s["seed"], step, 0, 0))
+        if self.recorded:
+            plain = self.recorded(x, y, factor)
+        else:
+            plain = self.update(x, y, factor, progress)
+        if self.look_ahead:
+            self.look_ahead.after()
+        self.averages.update((place + size / s["batch"]) / s["steps"], size)
+        return plain
+
+    def update_by_tensor(self, x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+        """`update` of a trial in which all steps do the same."""
+        return self.update(x, y, factor, 0.0)
+
+    def update(self, x: Tensor, y: Tensor, factor: Number, progress: float) -> Tensor:
+        """Train on tokens x and the next y (B, T); returns the loss."""
+        s = self.s
         with autocast(s):
             if self.teachers:
                 loss, plain = taught_loss(self.net, self.teachers, x, y, s)
@@ -144,9 +172,6 @@ class Ours:
         self.optimizer.step(factor, decay, self.momentum(progress))
         for p in self.parameters:
             p.grad = None
-        if self.look_ahead:
-            self.look_ahead.after()
-        self.averages.update((place + size / s["batch"]) / s["steps"], size)
         return plain.detach()
 
     def factor(self, place: float) -> float:
@@ -201,11 +226,18 @@ class Peer:
             decay_ratio=1.0,
             min_lr_ratio=0.1,
         )
+        self.recorded = recorded(s, self.update)
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self.recorded is not None
 
     def step(self, step: int, place: float, size: int, x: Tensor, y: Tensor) -> Tensor:
         """One update."""
+        return (self.recorded or self.update)(x, y, lr_factor(step, self.schedule))
+
+    def update(self, x: Tensor, y: Tensor, factor: Number) -> Tensor:
+        """As that of `Ours`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.s["lr"] * lr_factor(step, self.schedule)
+            group["lr"] = self.s["lr"] * factor
         with autocast(self.s):
             loss: Tensor = self.net(x, y)
         loss.backward()
@@ -234,6 +266,14 @@ def validate(trainee: Ours | Peer, val: Tensor) -> float:
             total += trainee.nll(batch[:, :-1], batch[:, 1:]).double().sum()
     trainee.net.train()
     return round(float(total) / (len(val) * (val.shape[1] - 1)), 4)
+
+
+def recorded(s: Settings, update: Update) -> RecordedUpdate | None:
+    """`update` as a CUDA graph if `s` ask for one and it can be."""
+    if not (s["graphs"] and can_record(s)):
+        return None
+    stream = torch.cuda.current_stream() if s["device"] == "cuda" else None
+    return RecordedUpdate(update, stream)
 
 
 def autocast(s: Settings) -> torch.autocast:

@@ -11,6 +11,7 @@ in MB by `data_efficiency.write_parts`, with the tokenizer of `full`). A student
 of its teachers in its `keep_weights`, so it runs in a later call than they do. Without changes, a
 trial trains what `python -m azllm_lightning.train model=tiny` does (kind "ours") or
 `benchmarks/peer_recipe.py` (kind "peer"): same windows, weights, steps and validation, uncompiled.
+On a GPU a step is a CUDA graph, unless the trial says "graphs": false; these have not run on one.
 A result is a line of RESULTS: the settings, val_loss at the end, its lowest value, and its values
 by step. A trial whose `name` already is in RESULTS is skipped, so that the command can be repeated.
 """

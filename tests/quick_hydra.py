@@ -1,7 +1,7 @@
-"""Hydra for tests, which compose a thousand times: it remembers what the files of conf/ say.
+"""Hydra for tests, which compose thousands of times: it remembers what the files of conf/ say, and
+what `hydra.compose` made of them.
 
-Half of the time of the quick tests went into reading and merging the same files. What is typed on
-top of them is parsed and applied each time.
+Half of the time of the quick tests went into composing the same settings.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import hydra
 import pytest
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.global_hydra import GlobalHydra
 
 from azllm_lightning.cli.composition import conf_dir
 
@@ -26,6 +28,7 @@ def remember(patch: pytest.MonkeyPatch) -> None:
         (FileConfigSource, "load_config", remembers_files),
         (defaults_list, "_create_defaults_list", remembers_choices),
         (ConfigLoaderImpl, "_compose_config_from_defaults_list", remembers_merged),
+        (hydra, "compose", remembers_composed),
     )
     for owner, name, remembering in names:
         patch.setattr(owner, name, remembering(getattr(owner, name)))
@@ -76,6 +79,23 @@ def remembers_merged(merge: Callable[..., Any]) -> Callable[..., Any]:
         if key not in known:
             known[key] = merge(self, defaults=defaults, repo=repo)
         return copy.deepcopy(known[key])
+
+    return call
+
+
+def remembers_composed(compose: Callable[..., Any]) -> Callable[..., Any]:
+    """`hydra.compose`, whose configs nobody changes; environment variables are read later, when a
+    config is resolved.
+    """
+    known: dict[str, Any] = {}
+
+    def call(*names: Any, **settings: Any) -> Any:
+        if not reads_only_conf(GlobalHydra.instance().config_loader()):
+            return compose(*names, **settings)
+        key = repr((names, sorted(settings.items())))
+        if key not in known:
+            known[key] = compose(*names, **settings)
+        return known[key]
 
     return call
 

@@ -559,6 +559,8 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     run = {"steps": 8, "batch": 4, "warmup": 2, "val_every": 4}
     found = run_trial({**TRIAL, **data, **run})["val"]
     assert [found[step] for step in ("4", "8")] == pytest.approx([package[4], package[8]], abs=1e-4)
+    by_number = run_trial({**TRIAL, **data, **run, "graphs": False})["val"]
+    assert by_number == pytest.approx(found, abs=1e-4)
     changes = {"counted": "windows"}, {"neighbor_scale": 0.1}, {"embeddings": "random"}
     others = {run_trial({**TRIAL, **data, **run, **change})["val"]["8"] for change in changes}
     assert len({*others, found["8"]}) == 4

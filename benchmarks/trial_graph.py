@@ -37,9 +37,10 @@ class RecordedUpdate:
         """One step."""
         if not self.arguments:
             self.arguments = [x.clone(), y.clone(), torch.zeros((), device=x.device)]
-        for kept, value in zip(self.arguments, (x, y), strict=False):
-            kept.copy_(value)
-        self.arguments[2].fill_(factor)
+        tokens, following, kept_factor = self.arguments
+        tokens.copy_(x)
+        following.copy_(y)
+        kept_factor.fill_(factor)
         self.steps += 1
         if self.stream is None or self.steps <= EAGER_STEPS:
             return self.update(*self.arguments)

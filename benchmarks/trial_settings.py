@@ -14,7 +14,7 @@ DEFAULTS: Settings = {
     "data": "full",  # folder of shards within data_root
     "data_root": ".",
     "device": "cuda",
-    "graphs": True,  # steps are CUDA graphs where they can be
+    "graphs": False,  # steps are CUDA graphs where they can be
     "precision": "tf32",  # fp32, or bf16 (autocast)
     "seed": 1234,
     "block": 256,

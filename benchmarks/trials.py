@@ -11,7 +11,7 @@ in MB by `data_efficiency.write_parts`, with the tokenizer of `full`). A student
 of its teachers in its `keep_weights`, so it runs in a later call than they do. Without changes, a
 trial trains what `python -m azllm_lightning.train model=tiny` does (kind "ours") or
 `benchmarks/peer_recipe.py` (kind "peer"): same windows, weights, steps and validation, uncompiled.
-On a GPU a step is a CUDA graph, unless the trial says "graphs": false; these have not run on one.
+With --graphs, steps are CUDA graphs where all of them do the same; this has not run on a GPU yet.
 A result is a line of RESULTS: the settings, val_loss at the end, its lowest value, and its values
 by step. A trial whose `name` already is in RESULTS is skipped, so that the command can be repeated.
 """
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--graphs", action="store_true", help="record steps as CUDA graphs")
     parser.add_argument("--steps-at-most", type=int, help="for a test of a list on a CPU")
     args = parser.parse_args()
     deadline = time.time() + args.seconds
@@ -85,7 +86,7 @@ def settled(args: argparse.Namespace, trial: Settings, name: str) -> Settings:
     unknown = trial.keys() - DEFAULTS.keys()
     if unknown:
         raise SystemExit(f"{name}: unknown settings {sorted(unknown)}")
-    trial = {"data_root": args.data, "device": args.device, **trial}
+    trial = {"data_root": args.data, "device": args.device, "graphs": args.graphs, **trial}
     trial["name"] = trial.get("name") or name
     if args.steps_at_most:
         trial.update(steps=min(args.steps_at_most, trial.get("steps", 100)), val_windows=8)

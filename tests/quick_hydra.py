@@ -16,6 +16,7 @@ from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from azllm_lightning.cli.composition import conf_dir
 
@@ -84,8 +85,8 @@ def remembers_merged(merge: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def remembers_composed(compose: Callable[..., Any]) -> Callable[..., Any]:
-    """`hydra.compose`, whose configs nobody changes; environment variables are read later, when a
-    config is resolved.
+    """`hydra.compose`, whose configs nobody may change; environment variables are read later, when
+    a config is resolved.
     """
     known: dict[str, Any] = {}
 
@@ -95,6 +96,7 @@ def remembers_composed(compose: Callable[..., Any]) -> Callable[..., Any]:
         key = repr((names, sorted(settings.items())))
         if key not in known:
             known[key] = compose(*names, **settings)
+            OmegaConf.set_readonly(known[key], True)
         return known[key]
 
     return call

@@ -559,8 +559,8 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     run = {"steps": 8, "batch": 4, "warmup": 2, "val_every": 4}
     found = run_trial({**TRIAL, **data, **run})["val"]
     assert [found[step] for step in ("4", "8")] == pytest.approx([package[4], package[8]], abs=1e-4)
-    by_number = run_trial({**TRIAL, **data, **run, "graphs": False})["val"]
-    assert by_number == pytest.approx(found, abs=1e-4)
+    recorded = run_trial({**TRIAL, **data, **run, "graphs": True})["val"]
+    assert recorded == pytest.approx(found, abs=1e-4)
     changes = {"counted": "windows"}, {"neighbor_scale": 0.1}, {"embeddings": "random"}
     others = {run_trial({**TRIAL, **data, **run, **change})["val"]["8"] for change in changes}
     assert len({*others, found["8"]}) == 4
@@ -604,8 +604,10 @@ def test_a_trial_of_the_peer_trains_as_the_peer_does(tmp_path: Path) -> None:
     typed = f"{data} --lr 1e-2 --steps 4 --val-every 2 --type fp32 {sizes}"
     expected = peer_recipe.train(peer_recipe.arguments(typed.split()))["val_loss"]
     run = {"kind": "peer", "lr": 1e-2, "steps": 4, "batch": 2, "block": 16, "val_windows": 4}
-    found = run_trial({**TRIAL, **run, "data": data, "val_every": 2})["val"]
-    assert [found["2"], found["4"]] == pytest.approx([expected[2], expected[4]], abs=2e-4)
+    for graphs in (False, True):
+        settings = {**TRIAL, **run, "data": data, "val_every": 2, "graphs": graphs}
+        found = run_trial(settings)["val"]
+        assert [found["2"], found["4"]] == pytest.approx([expected[2], expected[4]], abs=2e-4)
 
 
 def test_each_trial_of_the_list_has_settings_that_there_are() -> None:

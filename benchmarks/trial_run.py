@@ -25,7 +25,7 @@ from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.model.loss import token_nll
 from azllm_lightning.training.affixes import Affixes
-from azllm_lightning.training.causal_lm import derived_seed
+from azllm_lightning.training.causal_lm import derived_seed, seed_device
 from azllm_lightning.training.induction import induction_heads
 from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
 from azllm_lightning.training.schedule import lr_factor
@@ -47,8 +47,16 @@ def run_trial(settings: Settings, deadline: float = math.inf) -> Result:
     s = {**DEFAULTS, **settings}
     if s["device"] != "cuda":
         return trained(s, settings, deadline)
-    with torch.cuda.stream(torch.cuda.Stream()):  # the default stream cannot be recorded
+    with torch.cuda.stream(own_stream()):
         return trained(s, settings, deadline)
+
+
+@cache
+def own_stream() -> torch.cuda.Stream:
+    """The stream of all trials of this process, since the default one cannot be recorded; each has
+    memory of its own, which others cannot use.
+    """
+    return torch.cuda.Stream()
 
 
 def trained(s: Settings, settings: Settings, deadline: float) -> Result:
@@ -142,7 +150,7 @@ class Ours:
         if self.look_ahead:
             self.look_ahead.before(progress, factor)
         if s["dropout"]:
-            torch.manual_seed(derived_seed(s["seed"], step, 0, 0))
+            seed_device(x.device, derived_seed(s["seed"], step, 0, 0))
         if self.recorded:
             plain = self.recorded(x, y, factor)
         else:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import math
 import multiprocessing
@@ -116,8 +117,9 @@ def work(
             continue
         except Exception as error:
             result = {"name": trial["name"], "error": repr(error)[:500], "settings": trial}
-            if "out of memory" in str(error):
-                torch.cuda.empty_cache()
+        if trial["device"] == "cuda":  # other processes need the memory that this trial had
+            gc.collect()
+            torch.cuda.empty_cache()
         line = json.dumps(result, ensure_ascii=False) + "\n"
         with lock, args.out.open("a", encoding="utf-8") as file:
             file.write(line)

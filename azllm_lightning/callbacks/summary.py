@@ -68,7 +68,8 @@ class Summary:
             best_step=self.best.best_step,
             tokens_per_sec=self.history.median_tokens_per_sec(),
             wall_seconds=self.history.clock.wall_seconds,
-            peak_memory_bytes=peak_memory_bytes(module.device.type),
+            # Lightning has moved the module to the CPU by now.
+            peak_memory_bytes=peak_memory_bytes(trainer.strategy.root_device.type),
             precision=self.config.precision,
             compile=bool(self.config.compile),
             num_params=module.model_config.num_params(),

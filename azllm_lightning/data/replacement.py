@@ -8,6 +8,7 @@ processes and on any device.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,5 +35,13 @@ def replace_tokens(
     # The upper half of the bits chooses the places, the lower half the tokens.
     is_replaced = (bits >> np.uint64(32)) < np.uint64(round(share * 2**32))
     tokens = ((bits & np.uint64(0xFFFFFFFF)) * np.uint64(vocab_size)) >> np.uint64(32)
-    other = torch.from_numpy(tokens.astype(np.int64)).to(windows.device)
-    return torch.where(torch.from_numpy(is_replaced).to(windows.device), other, windows)
+    other = _on(windows.device, tokens.astype(np.int64))
+    return torch.where(_on(windows.device, is_replaced), other, windows)
+
+
+def _on(device: torch.device, values: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor of `values` on `device`; a GPU is not waited for."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -64,6 +64,8 @@ class _StudentLosses(torch.autograd.Function):
             grad_logits = minus_onehot(difference, y, dtype, 1 - share)
             grad_hidden.append(grad_logits @ head)
             grad_weight += grad_logits.t() @ h
+            # Before there are those of the next chunk.
+            del log_probabilities, target, difference, grad_logits
         ctx.save_for_backward(torch.cat(grad_hidden), grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return torch.stack(((1 - share) * nll + share * taught, nll)) / len(labels)

@@ -32,9 +32,10 @@ def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     Meant for evaluation: with gradients enabled, autograd keeps the logits of all chunks.
     """
     rows = chunk_size(hidden)
+    head = weight.to(product_dtype(hidden))  # once: autocast would convert it for each chunk
     return torch.cat(
         [
-            F.cross_entropy(F.linear(h, weight).float(), y, reduction="none")
+            F.cross_entropy(F.linear(h, head).float(), y, reduction="none")
             for h, y in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
         ]
     )
@@ -98,6 +99,7 @@ class _NextTokenLoss(torch.autograd.Function):
                 grad_weight.addmm_(grad_logits.t(), h)
             else:
                 grad_weight += grad_logits.t() @ h
+            del logits, exponentials, grad_logits  # before there are those of the next chunk
         ctx.save_for_backward(torch.cat(grad_hidden), grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss / len(labels)

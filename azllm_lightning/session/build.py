@@ -90,7 +90,8 @@ def build(
     module.run_config = config.to_yaml()
     module.teachers = resolved.teachers
     if trainer_config.compile:
-        compile_network(module.net, device, is_student=module.teachers is not None)
+        is_student = module.teachers is not None
+        compile_network(module.net, device, is_student, resolved.devices)
         module.is_compiled = True
     if resolved.devices > 1:
         stop.interruptible = False  # the other processes would wait for this one

@@ -112,7 +112,7 @@ class CausalLM(LightningModule):
         )
         # The weights depend on the seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(seed, "weights"))
+            torch.default_generator.manual_seed(derived_seed(seed, "weights"))
             self.net = GPT(self.model_config)
         self.is_compiled = False
         """Whether `net` is compiled."""
@@ -180,7 +180,8 @@ class CausalLM(LightningModule):
         micro = batch_idx % self.trainer.accumulate_grad_batches
         if self.model_config.dropout > 0:
             rank = self.trainer.global_rank
-            torch.manual_seed(derived_seed(self.seed, self.trainer.global_step, micro, rank))
+            step = self.trainer.global_step
+            seed_device(self.device, derived_seed(self.seed, step, micro, rank))
         inputs = datamodule_of(self.trainer).training_inputs(batch, micro)
         loss_of = partial(self.teachers.losses, self.net) if self.teachers else self.net
         if self.is_compiled:
@@ -456,3 +457,14 @@ def derived_seed(*key: object) -> int:
     """A seed for one use of random numbers, independent of that of any other key."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed what draws dropout on `device`.
+
+    The numbers are those of torch.manual_seed, which also seeds every other kind of device: that
+    takes a millisecond, as long as a step of a small model on a GPU.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

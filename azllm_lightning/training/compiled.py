@@ -29,15 +29,16 @@ ROUNDS = 7
 """Turns in which the speed of a compiled layer is compared with that of an uncompiled one."""
 
 
-def compile_network(net: GPT, device: str, is_student: bool = False) -> None:
+def compile_network(net: GPT, device: str, is_student: bool = False, devices: int = 1) -> None:
     """Compile `net` in place, at its first forward and backward pass.
 
     On a CPU one layer is compiled, and its code used for all: that takes half as long, and is as
-    fast. The gradient of the loss is our own, which PyTorch (2.13) does not cache. A
-    student is compiled by layers on a GPU, too, because its loss is not that of `net`.
+    fast. The gradient of the loss is our own, which PyTorch (2.13) does not cache. On a GPU, too,
+    layers are compiled for a student, whose loss is not that of `net`, and for several devices,
+    where earlier releases of PyTorch refuse to compile a gradient of our own.
     """
     keep_compiled_code()
-    if device == "cuda" and not is_student:
+    if device == "cuda" and not is_student and devices == 1:
         net.compile()
         return
     for layer in net.model.layers:

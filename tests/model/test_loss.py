@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from azllm_lightning.model.distillation import student_losses
 from azllm_lightning.model.loss import minus_onehot, next_token_loss, token_nll
 
 pytestmark = pytest.mark.numerics
@@ -108,6 +109,39 @@ def test_peak_memory_against_the_plain_loss():
         peaks.append(held.peak)
     assert peaks[0] > 2 * 8192 * 512 * 4
     assert peaks[1] < peaks[0] / 6
+
+
+@pytest.mark.parametrize("is_student", [False, True])
+def test_a_chunk_is_gone_before_the_next_one(is_student):
+    """One chunk of 256 tokens over a vocabulary of 20,000 is 20 MB in fp32."""
+    hidden, weight = (
+        torch.randn(1024, 2, requires_grad=True),
+        torch.randn(20000, 2, requires_grad=True),
+    )
+    labels, chunk = torch.randint(20000, (1024,)), 256 * 20000 * 4
+    with torch.autocast("cpu", dtype=torch.bfloat16), Held() as held:
+        if is_student:
+            student_losses(hidden, weight, labels, [(hidden.detach(), weight.detach())], 0.5)
+        else:
+            next_token_loss(hidden, weight, labels)
+    assert held.peak < (4 if is_student else 2) * chunk
+
+
+def test_the_head_is_converted_once(batch):
+    class Conversions(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            is_conversion = func.overloadpacket is torch.ops.aten._to_copy
+            Conversions.count += is_conversion and args[0].shape == (VOCAB, WIDTH)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        with Conversions():
+            found = token_nll(*batch)
+        expected = F.cross_entropy(F.linear(*batch[:2]).float(), batch[2], reduction="none")
+    assert Conversions.count == 1
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_logits_of_all_tokens_never_exist(batch):

@@ -251,6 +251,26 @@ def test_weights_and_dropout_follow_from_the_seed_alone(data: DataConfig) -> Non
     assert fit(data, dropout=0.31).watch.losses[0] != one.watch.losses[0]
 
 
+def test_dropout_is_seeded_as_by_torch() -> None:
+    torch.manual_seed(2**62 + 1)
+    expected = torch.rand(5)
+    causal_lm.seed_device(torch.device("cpu"), 2**62 + 1)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_the_device_of_the_run_is_seeded_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        torch,
+        "get_device_module",
+        lambda device: SimpleNamespace(manual_seed=lambda seed: seeded.append((device.type, seed))),
+    )
+    causal_lm.seed_device(torch.device("cpu"), 3)
+    causal_lm.seed_device(torch.device("cuda", 1), 4)
+    assert seeded == [("cuda", 4)]
+    assert torch.initial_seed() == 4
+
+
 @dataclass
 class Reads:
     """What the network was given, in order: whether to train on it, inputs, labels."""

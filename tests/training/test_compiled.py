@@ -43,6 +43,9 @@ def test_layers_on_a_cpu_and_all_on_a_gpu(
     seen.clear()
     compiled.compile_network(net, "cuda", is_student=True)  # its loss is not that of the network
     assert seen == [Block, Block]
+    seen.clear()
+    compiled.compile_network(net, "cuda", devices=2)
+    assert seen == [Block, Block]
 
 
 @pytest.mark.slow

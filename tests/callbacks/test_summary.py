@@ -1,0 +1,31 @@
+"""summary.json, beside what the tests of whole runs read in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from azllm_lightning.callbacks import summary
+from azllm_lightning.callbacks.summary import RunSummary, Summary
+from azllm_lightning.training.causal_lm import CausalLM
+
+
+def test_the_peak_is_that_of_the_device_on_which_the_run_was(
+    train_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `fit` Lightning has moved the module to the CPU."""
+    write = Summary.write
+
+    def on_a_gpu(self: Summary, trainer: Trainer, module: CausalLM, status: str) -> RunSummary:
+        monkeypatch.setattr(trainer.strategy, "_root_device", torch.device("cuda"))
+        return write(self, trainer, module, status)
+
+    monkeypatch.setattr(Summary, "write", on_a_gpu)
+    monkeypatch.setattr(summary, "peak_memory_bytes", {"cuda": 7, "cpu": 1}.get)
+    folder = train_tiny("trainer.max_steps=1")
+    assert json.loads((folder / "summary.json").read_text())["peak_memory_bytes"] == 7

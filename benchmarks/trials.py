@@ -7,8 +7,8 @@ Each line of LIST is a JSON object: a trial, with the settings that differ from
 trial_settings.DEFAULTS, most important trials first; trials.jsonl has those that LOG.md names as
 not run yet. `data` names a folder of prepared shards within --data; those of the list are `full`
 and `full32k` (az_open.jsonl with a vocabulary of 8,192 and of 32,000) and `mb1`, `mb2`, ... (parts
-in MB by `data_efficiency.write_parts`, with the tokenizer of `full`). A student finds the weights
-of its teachers in its `keep_weights`, so it runs in a later call than they do. Without changes, a
+in MB by `data_efficiency.write_parts`, with the tokenizer of `full`). A student waits for those of
+its teachers that are in the list, and finds their weights in its `keep_weights`. Without changes, a
 trial trains what `python -m azllm_lightning.train model=tiny` does (kind "ours") or
 `benchmarks/peer_recipe.py` (kind "peer"): same windows, weights, steps and validation, uncompiled.
 With --graphs, steps are CUDA graphs where all of them do the same; this has not run on a GPU yet.
@@ -30,8 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trial_run import TimeUp, batches_of, opened, run_trial
+from trial_run import Result, TimeUp, batches_of, opened, run_trial
 from trial_settings import DEFAULTS, Settings
+
+OPEN, TAKEN, ENDED = range(3)
 
 
 def main() -> None:
@@ -56,10 +58,9 @@ def main() -> None:
         with contextlib.suppress(ValueError):  # verified once, before all workers do
             opened(str(Path(args.data) / folder), 256, 0, 1)
     context = multiprocessing.get_context("spawn")  # CUDA cannot be forked
-    turn = context.Value("i", 0)
-    lock = context.Lock()
+    states = context.Array("i", len(trials))
     workers = [
-        context.Process(target=work, args=(args, trials, turn, lock, deadline))
+        context.Process(target=work, args=(args, trials, states, deadline))
         for _ in range(args.workers)
     ]
     for worker in workers:
@@ -67,7 +68,7 @@ def main() -> None:
     for worker in workers:
         worker.join()
     done = len(args.out.read_text(encoding="utf-8").splitlines())
-    print(f"{turn.value} trials taken; {args.out} has {done} lines", flush=True)
+    print(f"{len(trials) - [*states].count(OPEN)} trials taken; {args.out} has {done} lines")
 
 
 def read_trials(args: argparse.Namespace) -> list[Settings]:
@@ -94,39 +95,68 @@ def settled(args: argparse.Namespace, trial: Settings, name: str) -> Settings:
     return trial
 
 
-def work(
-    args: argparse.Namespace, trials: list[Settings], turn: Any, lock: Any, deadline: float
-) -> None:
-    """Take one trial after the other, until none is left or the time is up."""
+def work(args: argparse.Namespace, trials: list[Settings], states: Any, deadline: float) -> None:
+    """Run one trial after the other, until none is left or the time is up.
+
+    `states` are those of all trials, shared by the processes.
+    """
     torch.set_num_threads(1)
     rate = 0.0  # seconds per unit of work, in this process
-    while True:
-        with turn.get_lock():
-            number = turn.value
-            turn.value += 1
-        if time.time() > deadline or number >= len(trials):
-            return
+    while (number := take(trials, states, deadline)) is not None:
         trial = trials[number]
-        if time.time() + 0.8 * rate * cost(trial) > deadline:
-            continue
         started = time.perf_counter()
-        try:
-            result = run_trial(trial, deadline)
-            rate = (time.perf_counter() - started) / cost(trial)
-        except TimeUp:
-            continue
-        except Exception as error:
-            result = {"name": trial["name"], "error": repr(error)[:500], "settings": trial}
+        if time.time() + 0.8 * rate * cost(trial) < deadline:
+            with contextlib.suppress(TimeUp):
+                result = tried(trial, deadline)
+                rate = (time.perf_counter() - started) / cost(trial)
+                with states.get_lock():
+                    write(args.out, result)
+        states[number] = ENDED
+
+
+def take(trials: list[Settings], states: Any, deadline: float) -> int | None:
+    """The number of the first trial that is open, and whose teachers have ended; waits for them.
+
+    None if there is none left, or the time is up.
+    """
+    while time.time() < deadline:
+        with states.get_lock():
+            names = {
+                trial["name"] for trial, state in zip(trials, states, strict=True) if state != ENDED
+            }
+            open_ones = [number for number, state in enumerate(states) if state == OPEN]
+            for number in open_ones:
+                if names.isdisjoint(trials[number].get("teachers", [])):
+                    states[number] = TAKEN
+                    return number
+        if not open_ones:
+            return None
+        time.sleep(0.5)
+    return None
+
+
+def tried(trial: Settings, deadline: float) -> Result:
+    """The result of a trial, or its error; raises TimeUp at `deadline`."""
+    try:
+        return run_trial(trial, deadline)
+    except TimeUp:
+        raise
+    except Exception as error:
+        return {"name": trial["name"], "error": repr(error)[:500], "settings": trial}
+    finally:
         if trial["device"] == "cuda":  # other processes need the memory that this trial had
             gc.collect()
             torch.cuda.empty_cache()
-        line = json.dumps(result, ensure_ascii=False) + "\n"
-        with lock, args.out.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        shown = result.get("error") or f"{result['val_loss']:.4f} in {result['seconds']:.1f} s"
-        print(f"{result['name']}: {shown}", flush=True)
+
+
+def write(path: Path, result: Result) -> None:
+    """Add a line to the results, and show it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    shown = result.get("error") or f"{result['val_loss']:.4f} in {result['seconds']:.1f} s"
+    print(f"{result['name']}: {shown}", flush=True)
 
 
 def cost(trial: Settings) -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -617,6 +619,30 @@ def test_each_trial_of_the_list_has_settings_that_there_are() -> None:
     trials = [json.loads(line) for line in lines]
     assert len({trial["name"] for trial in trials}) == len(trials)
     assert {key for trial in trials for key in trial} <= DEFAULTS.keys()
+    names = [trial["name"] for trial in trials]
+    for trial in trials:
+        earlier = names[: names.index(trial["name"])]
+        assert set(trial.get("teachers", ())) <= {*earlier}, trial["name"]
+
+
+def test_a_student_waits_for_its_teachers() -> None:
+    import trials
+
+    listed = [
+        {"name": "student", "teachers": ["first", "second"]},
+        {"name": "first"},
+        {"name": "second"},
+        {"name": "another student", "teachers": ["of an earlier call"]},
+    ]
+    states = multiprocessing.Array("i", len(listed))
+    later = time.time() + 60
+    taken = [trials.take(listed, states, later) for _ in range(3)]
+    assert taken == [1, 2, 3]
+    states[1] = trials.ENDED
+    assert trials.take(listed, states, time.time() + 0.6) is None
+    states[2] = trials.ENDED
+    assert trials.take(listed, states, later) == 0
+    assert trials.take(listed, states, later) is None
 
 
 # --- overfitting ---------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from azllm_lightning.cli import messages
 from azllm_lightning.cli.composition import conf_dir
+from azllm_lightning.cli.messages import LANGUAGES
 from azllm_lightning.cli.reference import choices
 from azllm_lightning.config.compose import compose
 
@@ -24,6 +26,9 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/en/*.md", "docs/az/*.md", "benchmarks/*.md", ".github/**/*.md")
     for path in ROOT.glob(pattern)
 )
+OTHERS_MESSAGES = ("ensurepip is not available", "running scripts is disabled")
+"""What Debian and PowerShell say, not we."""
+
 COMMAND = re.compile(r"^!?(?:python -m azllm_lightning\.|azllm )(?=\w)(.*)$")
 
 
@@ -78,6 +83,18 @@ def fixed_code(path: Path) -> list[str]:
     return [re.sub(r" *# .*", "", line) for block in blocks for line in block.splitlines()]
 
 
+def quoted_messages(lang: str) -> list[str]:
+    """The messages that the docs explain: headings of one page, the first column of another."""
+    docs = ROOT / "docs" / lang
+    headings = re.findall(
+        r"^\*\*`(.+?)`", (docs / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    watching = (docs / "watching.md").read_text(encoding="utf-8")
+    (table_rows,) = re.findall(r"^\|---\|---\|---\|\n\| (?!!)((?:.+\n)+)", watching, re.MULTILINE)
+    ours = [text for text in headings if text not in OTHERS_MESSAGES]
+    return ours + [row.strip("| ").split(" | ")[0] for row in table_rows.splitlines()]
+
+
 def slugs(path: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and MyST make them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -125,6 +142,27 @@ def test_both_languages_give_the_same_commands(name: str) -> None:
     english, azerbaijani = translations(name)
     assert commands(azerbaijani) == commands(english)
     assert fixed_code(azerbaijani) == fixed_code(english)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_messages_that_are_quoted_exist(lang: str) -> None:
+    """Word by word, with numbers in the place of fields, and `...` for anything."""
+    known = messages.translations()
+    ours = list(known if lang == "en" else known.values())
+    quotes = quoted_messages(lang)
+    assert len(quotes) > 15
+    for quote in quotes:
+        parts = re.split(r"(\.\.\.|\d[\d.,]*\b%?)", quote)
+        parts[::2] = map(re.escape, parts[::2])
+        parts[1::2] = [
+            ".*" if part == "..." else rf"(?:{{[^{{}}]+}}|{re.escape(part)})"
+            for part in parts[1::2]
+        ]
+        assert any(re.search("".join(parts), text) for text in ours), quote
+
+
+def test_both_languages_quote_the_same_number_of_messages() -> None:
+    assert len(quoted_messages("az")) == len(quoted_messages("en"))
 
 
 def test_both_languages_have_the_same_pages() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from azllm_lightning.cli.composition import composed_mapping, conf_dir
 from azllm_lightning.cli.keys import keys_of
-from azllm_lightning.cli.messages import use_language
+from azllm_lightning.cli.messages import LANGUAGES, use_language
 from azllm_lightning.cli.reference import (
     description,
     help_text,
@@ -83,12 +83,27 @@ def test_every_file_says_what_it_is(file: Path) -> None:
     assert description(file).strip()
 
 
+DOCS = Path(__file__).parents[2] / "docs"
+
+
 def test_the_pages_of_all_settings_are_those_of_conf() -> None:
-    script = Path(__file__).parents[2] / "docs" / "settings.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--check"], capture_output=True, encoding="utf-8", timeout=60
+        [sys.executable, str(DOCS / "settings.py"), "--check"],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", sorted(file.stem for file in conf_dir().glob("*.yaml")))
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_page_of_all_settings_has_those_of_every_verb(lang: str, verb: str) -> None:
+    page = (DOCS / "settings" / f"{lang}.md").read_text(encoding="utf-8")
+    assert page.count(f"### `{verb}`\n") == 1
+    section = page.partition(f"### `{verb}`\n")[2].partition("\n### ")[0]
+    keys = [item.key for item in read_settings(conf_dir() / f"{verb}.yaml") if item.default]
+    assert re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE) == keys
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_model_that_is_not_there_is_a_row(small: None, tiny: list[str]) -> Non
     check(settings(tiny, "init_from=yoxdur"))
     found = report()
     assert found["data"]["status"] == "failed"
-    assert "yoxdur does not exist" in found["data"]["reason"]
+    assert "init_from=yoxdur: no such file" in found["data"]["reason"]
     assert "see the row data" in found["advice"]
 
 

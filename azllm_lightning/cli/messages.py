@@ -57,6 +57,11 @@ def trn(singular: str, plural: str, count: int, /, **fields: Any) -> str:
     return tr(singular if count == 1 else plural, count=count, **fields)
 
 
+def and_then(message: str, sentence: str) -> str:
+    """`message`, which may end with a question, and after it a `sentence`."""
+    return f"{message} {sentence}" if message.endswith(("?", ".")) else f"{message}. {sentence}"
+
+
 @cache
 def translations() -> dict[str, str]:
     """Azerbaijani by English text.

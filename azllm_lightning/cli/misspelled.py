@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePath
 
@@ -19,12 +19,18 @@ MAX_ENTRIES = 10_000
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` most like `name`, whatever their case, diacritics and file endings."""
-    best, best_score = None, CUTOFF
-    for each in sorted(names):
-        score = max(_similarity(name, each), _similarity(PurePath(name).stem, PurePath(each).stem))
-        if score > best_score:
-            best, best_score = each, score
-    return best
+    return next(by_likeness(name, names), None)
+
+
+def by_likeness(name: str, names: Iterable[str]) -> Iterator[str]:
+    """Those of `names` that are like `name`, the most similar first."""
+    scores = {each: _likeness(name, each) for each in sorted(names)}
+    alike = [each for each in scores if scores[each] > CUTOFF]
+    yield from sorted(alike, key=lambda each: -scores[each])
+
+
+def _likeness(one: str, other: str) -> float:
+    return max(_similarity(one, other), _similarity(PurePath(one).stem, PurePath(other).stem))
 
 
 def _similarity(one: str, other: str) -> float:
@@ -44,21 +50,35 @@ def searched_folder(path: str) -> Path:
     return next(folder for folder in Path(path).absolute().parents if folder.is_dir())
 
 
-def with_near_path(message: str, path: str | Path) -> str:
+def with_near_path(
+    message: str, path: str | Path, suits: Callable[[Path], bool] = Path.exists
+) -> str:
     """`message`, that `path` does not exist, with the path that may have been meant."""
+    return did_you_mean(message, near_path(path, suits))
+
+
+def did_you_mean(message: str, near: Path | None) -> str:
+    """`message`, and the question whether `near` was meant, if it is not None."""
+    if near is None:
+        return message
+    return tr("{message}; did you mean {near}?", message=message, near=near)
+
+
+def near_path(path: str | Path, suits: Callable[[Path], bool] = Path.exists) -> Path | None:
+    """The path most like `path` that exists and `suits`, as one of the right kind does; else the
+    folder most like one that `path` names and that does not exist. None if nothing is alike.
+    """
     folder = searched_folder(str(path))
     missing, *rest = Path(path).absolute().relative_to(folder).parts
     try:
         names = [entry.name for entry in islice(folder.iterdir(), MAX_ENTRIES)]
     except OSError:
-        return message
+        return None
     names = [name for name in names if name.startswith(".") == missing.startswith(".")]
-    near = nearest(missing, [name for name in names if (folder / name / Path(*rest)).exists()])
-    near = near or nearest(missing, names)
-    if near is None or near == missing:  # a file stands in the place of a folder
-        return message
-    whole = folder / near / Path(*rest)
-    found = whole if whole.exists() else folder / near
-    if not Path(path).is_absolute() and found.is_relative_to(Path.cwd()):
+    alike = [folder / name for name in by_likeness(missing, names)]
+    whole = [near / Path(*rest) for near in alike]
+    folders = [near for near in alike if rest and near.is_dir()]
+    found = next((near for near in whole if suits(near)), None) or next(iter(folders), None)
+    if found is not None and not Path(path).is_absolute() and found.is_relative_to(Path.cwd()):
         found = found.relative_to(Path.cwd())
-    return tr("{message}; did you mean {near}?", message=message, near=found)
+    return found

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import and_then, tr
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Lock:
         said = False
         while self.try_acquire() is not State.HELD:
             if not said:
-                log.warning(f"{message}. {self.way_out}" if self.holder else message)
+                log.warning(and_then(message, self.way_out) if self.holder else message)
                 said = True
             time.sleep(0.5)
 

@@ -20,7 +20,6 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import CheckConfig
 from azllm_lightning.data.shards import MANIFEST
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.formats.load import tokenizer_of
 from azllm_lightning.machine.advice import advice
 from azllm_lightning.machine.experiment import (
     Experiment,
@@ -35,6 +34,7 @@ from azllm_lightning.machine.products import TYPE_OF_PRECISION
 from azllm_lightning.machine.random_text import random_text
 from azllm_lightning.machine.sample import Sample, sample, step_seconds
 from azllm_lightning.machine.storage import measure_disk
+from azllm_lightning.runs.model_paths import read_tokenizer
 from azllm_lightning.training import hardware
 
 FORMAT_VERSION = 1
@@ -290,5 +290,7 @@ def _tokenizer(run: RunConfig) -> Tokenizer | None:
     """
     if run.data.tokenizer is not None:
         return Tokenizer.from_file(run.data.tokenizer)
-    models = [*run.teacher_paths, *as_list(run.init_from)]
-    return tokenizer_of(models[0]) if models else None
+    models = [("teachers", path) for path in run.teacher_paths]
+    models += [("init_from", path) for path in as_list(run.init_from)]
+    found = [read_tokenizer(key, path, Path(run.logs_dir)) for key, path in models]
+    return found[0] if found else None

@@ -9,16 +9,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from azllm_lightning.cli.messages import tr
-from azllm_lightning.cli.misspelled import with_near_path
+from azllm_lightning.cli.messages import and_then, tr
 from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.run import check_run_name
 from azllm_lightning.disk.lock import SILENT_SECONDS, Lock, State
-from azllm_lightning.formats.huggingface import HF_CONFIG
 from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
 from azllm_lightning.runs.atomic import replacing, sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve, read_scalars
+from azllm_lightning.runs.model_paths import find_model
 from azllm_lightning.runs.paths import (
     LOCK,
     LOGS,
@@ -232,16 +231,7 @@ def find_checkpoint(
         return checkpoint_of(newest_run(name, logs))
     if ckpt_path == "last":
         return _last(name, logs)
-    path = Path(ckpt_path)
-    if path.is_dir():
-        return _in_folder(path, resume)
-    if not path.is_file():
-        message = tr(
-            "ckpt_path={path}: no such file; give a .ckpt file, a run folder, best or last",
-            path=ckpt_path,
-        )
-        raise ValueError(with_near_path(message, path))
-    return path
+    return find_model("ckpt_path", ckpt_path, logs, resume)
 
 
 def _last(name: str | None, logs: Path) -> Path:
@@ -258,11 +248,9 @@ def _last(name: str | None, logs: Path) -> Path:
         raise ValueError(_with_runs(message, logs))
     others = [other for other in run_names(logs) if _has_states(other, logs, where)]
     if others:
-        message = tr(
-            "{message}. Other runs have one; resume them with run_name=NAME: {names}",
-            message=message,
-            names=", ".join(others),
-        )
+        names = ", ".join(others)
+        hint = tr("Other runs have one; resume them with run_name=NAME: {names}", names=names)
+        message = and_then(message, hint)
     raise ValueError(message)
 
 
@@ -277,19 +265,7 @@ def _with_runs(message: str, logs: Path) -> str:
     names = run_names(logs)
     if not names:
         return message
-    return tr("{message}. Runs there: {names}", message=message, names=", ".join(names))
-
-
-def _in_folder(folder: Path, resume: bool) -> Path:
-    best = folder / "checkpoints" / BEST
-    if best.is_file() and not resume:
-        return best
-    if (folder / HF_CONFIG).is_file() and not resume:
-        return folder
-    for _, newest in valid_steps(folder / "checkpoints"):
-        return newest
-    message = tr("ckpt_path={path}: no complete checkpoint in this folder", path=folder)
-    raise ValueError(message)
+    return and_then(message, tr("Runs there: {names}", names=", ".join(names)))
 
 
 def _check_logs(logs: Path) -> None:
@@ -348,4 +324,4 @@ def _lock(folder: Path) -> Run:
         "{folder} is in use by another process that trains this run; wait for it or stop it",
         folder=folder,
     )
-    raise ValueError(f"{message}. {lock.way_out}" if lock.holder else message)
+    raise ValueError(and_then(message, lock.way_out) if lock.holder else message)

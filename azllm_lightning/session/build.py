@@ -25,9 +25,9 @@ from azllm_lightning.callbacks.throughput import Throughput
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.formats.load import checkpoint_of
 from azllm_lightning.report.live import LivePage
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.model_paths import read_tokenizer
 from azllm_lightning.session.loggers import check_wandb, loggers, tracker
 from azllm_lightning.session.resolve import Resolved, gpu_index
 from azllm_lightning.training import hardware
@@ -64,7 +64,7 @@ def check_optional(config: RunConfig) -> None:
     long.
     """
     if config.init_from is not None and config.ckpt_path is None:
-        checkpoint_of(Path(config.init_from))
+        read_tokenizer("init_from", config.init_from, Path(config.logs_dir))
     check_tokenizers(config)
     if config.logger.wandb is not None:
         check_wandb(config.logger.wandb)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.formats.load import tokenizer_folder, tokenizer_of
+from azllm_lightning.formats.load import tokenizer_folder
+from azllm_lightning.runs.model_paths import read_tokenizer
 
 
 def check_tokens(path: str, ours: Tokenizer) -> None:
@@ -13,7 +14,7 @@ def check_tokens(path: str, ours: Tokenizer) -> None:
     Its embeddings would be those of other pieces of text. A model with another number of tokens is
     refused with all that differs, when its weights are loaded.
     """
-    theirs = tokenizer_of(path)
+    theirs = read_tokenizer("init_from", path)
     if theirs.vocab_size != ours.vocab_size or theirs.fingerprint == ours.fingerprint:
         return
     raise ValueError(

@@ -15,7 +15,7 @@ from unicodedata import normalize
 import torch
 
 from azllm_lightning.callbacks.text import paragraph
-from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.cli.messages import and_then, tr, use_language
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
 from azllm_lightning.config.resume import kept_settings, resumed_config
@@ -211,10 +211,12 @@ def _data_of(config: DataConfig, source: Source) -> DataConfig:
         prepared_folder(place)
     except ValueError as error:
         raise ValueError(
-            tr(
-                "{error}. The prepared text of this run is not in the cache either: give the new "
-                "place of the text (data.path=) or of its prepared folder (data.dir=)",
-                error=error,
+            and_then(
+                str(error),
+                tr(
+                    "The prepared text of this run is not in the cache either: give the new place "
+                    "of the text (data.path=) or of its prepared folder (data.dir=)"
+                ),
             )
         ) from None
     return place

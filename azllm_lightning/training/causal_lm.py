@@ -26,8 +26,9 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TrainingWindows, datamodule_of
-from azllm_lightning.formats.load import FORMAT, load, name_of
+from azllm_lightning.formats.load import FORMAT, name_of
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.runs.model_paths import read_model
 from azllm_lightning.training.compiled import uncompiled
 from azllm_lightning.training.hardware import muon_dtype
 from azllm_lightning.training.induction import induction_heads
@@ -372,7 +373,7 @@ class CausalLM(LightningModule):
         A head of its own starts as the embedding table if that model's head is its table. Raises
         ValueError if that is a model of another shape.
         """
-        net, _ = load(path)
+        net, _ = read_model("init_from", path)
         theirs = net.config.to_dict()
         if theirs["tie_embeddings"]:
             theirs["tie_embeddings"] = self.model_config.tie_embeddings

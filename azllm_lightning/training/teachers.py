@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import and_then, tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.tokenizer import Tokenizer
-from azllm_lightning.formats.load import load, tokenizer_folder, tokenizer_of
+from azllm_lightning.formats.load import tokenizer_folder
 from azllm_lightning.model.distillation import student_losses
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.runs.model_paths import find_model, read_model, read_tokenizer
 
 
 class Teachers:
@@ -98,11 +100,9 @@ def check_tokenizers(config: RunConfig) -> None:
     """
     known = None
     for path in config.teacher_paths:
-        try:
-            theirs = tokenizer_of(path)
-        except ValueError as error:
-            text = tr("{error}. teachers=[...] gives the places of all teachers", error=error)
-            raise ValueError(text) from None
+        if config.ckpt_path is not None:
+            _check_place(path, Path(config.logs_dir))
+        theirs = read_tokenizer("teachers", path, Path(config.logs_dir))
         if known is not None and theirs.fingerprint != known.fingerprint:
             raise ValueError(
                 tr(
@@ -113,6 +113,15 @@ def check_tokenizers(config: RunConfig) -> None:
                 )
             )
         known = theirs
+
+
+def _check_place(path: str, logs: Path) -> None:
+    """Raise ValueError if a run that resumes does not find the teacher at `path` any more."""
+    try:
+        find_model("teachers", path, logs)
+    except ValueError as error:
+        hint = tr("This run learns from it: if it has moved, give all places with teachers=[...]")
+        raise ValueError(and_then(str(error), hint)) from None
 
 
 def check_same_teachers(
@@ -147,7 +156,7 @@ def check_same_teachers(
 
 
 def _read(path: str, tokenizer: Tokenizer, block_size: int) -> GPT:
-    net, theirs = load(path)
+    net, theirs = read_model("teachers", path)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise ValueError(
             tr(

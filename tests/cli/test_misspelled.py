@@ -19,6 +19,7 @@ from azllm_lightning.formats.load import checkpoint_of
 from azllm_lightning.inference.pair_files import read_pairs
 from azllm_lightning.machine.planner import read_check
 from azllm_lightning.runs.folder import claim, find_checkpoint
+from azllm_lightning.runs.model_paths import find_model
 
 GROUPS = sorted(
     path.name
@@ -61,11 +62,15 @@ def test_an_unlike_choice_lists_the_others() -> None:
         composed_mapping("train", ["model=qqq"])
 
 
+MODELS = ("load", "init_from", "ckpt_path")
+"""Those of READERS that want a model."""
+
 READERS = {
     "data.path": lambda path: find_files([path], "data.path"),
     "pairs": read_pairs,
     "tokenizer": Tokenizer.from_file,
-    "init_from": lambda path: checkpoint_of(Path(path)),
+    "load": lambda path: checkpoint_of(Path(path)),
+    "init_from": lambda path: find_model("init_from", path),
     "ckpt_path": lambda path: find_checkpoint(path, None, Path("lightning_logs")),
     "check": lambda path: read_check(Path(path)),
 }
@@ -74,15 +79,17 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("kitabar.txt", "kitab.txt"), ("qovlug/kitab.txt", "qovluq/kitab.txt"), ("yox", None)],
+    [("kitabar", "kitab"), ("qovlug/kitab", "qovluq/kitab"), ("yox", None)],
 )
 def test_every_path_that_is_missing_names_the_one_meant(
     reader: str, typed: str, meant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    ending = ".ckpt" if reader in MODELS else ".txt"
+    typed, meant = typed + ending, meant and meant + ending
     Path("qovluq").mkdir()
-    for name in ("kitab.txt", "qovluq/kitab.txt"):
-        Path(name).write_text("Bakı", encoding="utf-8")
+    for name in ("kitab", "qovluq/kitab"):
+        Path(name + ending).write_text("Bakı", encoding="utf-8")
     for folder in ("", f"{tmp_path}/"):
         with pytest.raises(ValueError, match=re.escape(typed)) as missing:
             READERS[reader](folder + typed)

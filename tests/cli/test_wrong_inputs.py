@@ -240,7 +240,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*TINY, "init_from=lightning_logs/tiny/version_0", "model.n_layer=2"],
         ["init_from=lightning_logs/tiny/version_0", "n_layer is 1 there and 2 here"],
     ),
-    "missing weights": ([*TINY, "init_from=yox.ckpt"], ["yox.ckpt", "does not exist"]),
+    "weights in a damaged file": (
+        [*TINY, "init_from=zibil.ckpt"],
+        ["init_from: zibil.ckpt is not a complete checkpoint"],
+    ),
+    "missing weights": ([*TINY, "init_from=yox.ckpt"], ["init_from=yox.ckpt: no such file"]),
     "T4 job without a GPU": (
         ["+experiment=t4"],
         ["trainer.accelerator=gpu", "finds no GPU", "Runtime", "trainer.accelerator=cpu"],

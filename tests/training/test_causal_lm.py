@@ -488,7 +488,7 @@ def test_a_tied_head_may_start_a_head_of_its_own(
 ) -> None:
     shape = GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16)
     theirs = GPT(replace(shape, tie_embeddings=theirs_is_tied))
-    monkeypatch.setattr(causal_lm, "load", lambda path: (theirs, None))
+    monkeypatch.setattr(causal_lm, "read_model", lambda key, path: (theirs, None))
     monkeypatch.setattr(causal_lm, "name_of", str)
     module = CausalLM(replace(shape, tie_embeddings=ours_is_tied), MUON, COSINE)
     if ours_is_tied and not theirs_is_tied:

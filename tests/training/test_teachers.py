@@ -51,7 +51,10 @@ def test_a_resumed_student_equals_the_uninterrupted_one(
     train_tiny("run_name=student", "trainer.max_steps=4", *settings)
     moved = [shutil.move(path, tmp_path / str(k)) for k, path in enumerate(pair)]
     resume = ["run_name=student", "ckpt_path=last", "trainer.max_steps=8"]
-    with pytest.raises(ValueError, match=r"teacher.version_0 does not exist.*teachers=\[\.\.\.\]"):
+    with pytest.raises(ValueError, match=r"version_0: no such .* folder\. This run learns"):
+        train_tiny(*resume)
+    shutil.copytree(moved[0], Path(pair[0]).with_name("version_7"))
+    with pytest.raises(ValueError, match=r"did you mean .*version_7\? This run learns"):
         train_tiny(*resume)
     with pytest.raises(ValueError, match=f"teachers: {re.escape(str(moved[1]))} has other weights"):
         train_tiny(*resume, named([str(path) for path in reversed(moved)]))
@@ -95,7 +98,8 @@ def test_teachers_are_looked_at_before_the_text(train_tiny: Train, tmp_path: Pat
     text = ["data=text", "data.path=nowhere.txt"]
     for paths, wrong in (
         ([good, other], f"{re.escape(str(other))} and .* different tokenizers"),
-        ([good, broken], r"teacher\.gguf is not a complete checkpoint.*teachers=\[\.\.\.\]"),
+        ([good, broken], r"teachers: .*teacher\.gguf is not a complete checkpoint.*step_\*\.ckpt$"),
+        ([good, tmp_path / "yox"], r"^teachers=.*yox: no such file .* an exported folder$"),
     ):
         with pytest.raises(ValueError, match=wrong):
             train_tiny("run_name=student", *text, named([str(path) for path in paths]))

@@ -44,7 +44,6 @@ from azllm_lightning.inference.measures import open_subject
 from azllm_lightning.inference.pair_files import SentencePair
 from azllm_lightning.inference.pair_scores import SentenceLoss, named, sentence_losses
 
-CHUNK_TOKENS = 1 << 20
 NO_COUPLES = ("question_order", "turkish_words", "turkish_spelling", "turkish_suffixes")
 
 
@@ -183,8 +182,7 @@ def form_counts(folder: Path, tokenizer: Tokenizer, forms: set[str]) -> Counter[
     lengths = sorted({len(form) for form in wanted})
     counts: Counter[str] = Counter()
     shards = TokenShards.open(folder, "train", tokenizer)
-    for start in range(0, len(shards), CHUNK_TOKENS):
-        tokens = shards.read(start, min(CHUNK_TOKENS, len(shards) - start))
+    for tokens in shards.chunks():
         text = words(lower(tokenizer.decode(tokens.tolist())))
         for length in lengths:
             found = Counter(zip(*(text[i:] for i in range(length)), strict=False))

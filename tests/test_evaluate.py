@@ -319,19 +319,11 @@ def test_results_say_whose_they_are_and_replace_their_own(
         run("samples=true")
 
 
-@pytest.mark.parametrize("chunk_tokens", [7, 1 << 20])
 def test_text_that_a_run_was_trained_on_is_recognized(
-    tiny_run: Path,
-    tiny: list[str],
-    own_text: str,
-    chunk_tokens: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_run: Path, tiny: list[str], own_text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from azllm_lightning.data.corpus import documents
-    from azllm_lightning.inference import trained_on
 
-    monkeypatch.setattr(trained_on, "CHUNK_TOKENS", chunk_tokens)
     found = [document for document in documents(compose(tiny).data) if document.split == "train"]
     first, second = (found[i].text for i in (0, -1))
     texts = [first, second, "Bunu model heç vaxt oxumayıb.", first]

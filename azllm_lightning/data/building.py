@@ -152,10 +152,8 @@ def _count_lines(config: DataConfig, work: Path, workers: Workers) -> Path | Non
     with Progress(tr("counting lines"), bytes_to_read(config)) as progress:
         for number, _ in enumerate(streams(config)):
             for _, block in clean_blocks(config, Position(number), None, work, workers):
-                census.add(block)
-                done = block.read_bytes
-                if config.max_bytes is not None:
-                    done = int(block.sizes.sum())
+                counted = census.add(block)
+                done = block.read_bytes if config.max_bytes is None else counted
                 progress.add(done, len(block.ends))
                 if census.is_full:
                     break

@@ -61,6 +61,9 @@ class Document(NamedTuple):
 class Stream:
     """Text that is read up to `max_bytes`, all of it for `split` unless that is None.
 
+    It ends before the first document with which it would be more, but has one at least. Pieces of a
+    long text are documents, so that a book can end within.
+
     `setting` ("data.path") names its `paths`; without paths, it is generated.
     """
 
@@ -152,28 +155,40 @@ class LineCensus:
         self._limit = config.repeated_lines
         self._max_bytes = config.max_bytes
         self._bytes = 0
+        self._is_full = False
         self._seen = DigestSet()
         self._lines = LineCounter()
 
     @property
     def is_full(self) -> bool:
         """Whether enough of the stream is counted."""
-        return self._max_bytes is not None and self._bytes >= self._max_bytes
+        return self._is_full
 
     @property
     def frequent(self) -> FrequentLines:
         """The lines that occur in more than data.repeated_lines documents."""
         return FrequentLines(*self._lines.above(self._limit))
 
-    def add(self, block: CleanBlock) -> None:
-        """Count the lines of a block that has their hashes."""
-        new = self._seen.add_new(block.digests)
-        self._lines.add(block.lines[np.repeat(new, block.line_counts)])
-        self._bytes += int(block.sizes.sum())
+    def add(self, block: CleanBlock) -> int:
+        """Count the lines of a block that has their hashes; returns the bytes that were counted."""
+        count = len(block.ends)
+        if self._max_bytes is not None:
+            room = self._max_bytes - self._bytes
+            count = int(np.searchsorted(block.ends, room, side="right"))
+            self._is_full = count < len(block.ends)
+            if not self._bytes:  # one document at least
+                count = min(max(count, 1), len(block.ends))
+        new = self._seen.add_new(block.digests[:count])
+        lines = block.lines[: int(block.line_counts[:count].sum())]
+        self._lines.add(lines[np.repeat(new, block.line_counts[:count])])
+        counted = int(block.sizes[:count].sum())
+        self._bytes += counted
+        return counted
 
     def end_stream(self) -> None:
         """The next block is of another stream."""
         self._bytes = 0
+        self._is_full = False
 
 
 def is_validation(block: CleanBlock, stream: Stream, config: DataConfig) -> npt.NDArray[np.bool_]:
@@ -202,6 +217,7 @@ class Selection:
         self._seen = DigestSet()
         self._max_bytes: int | None = None
         self._bytes = 0
+        self._is_full = False
         self._counts: Counter[str] = Counter()
         self._read: Counter[str] = Counter()
 
@@ -213,12 +229,13 @@ class Selection:
     @property
     def is_full(self) -> bool:
         """Whether the stream has given all the text that it should."""
-        return self._max_bytes is not None and self._bytes >= self._max_bytes
+        return self._is_full
 
     def start(self, stream: Stream) -> None:
         """Go on with the text of `stream`."""
         self._max_bytes = stream.max_bytes
         self._bytes = 0
+        self._is_full = False
         self._counts += self._read
         self._read.clear()
 
@@ -230,13 +247,17 @@ class Selection:
         new: set[bytes] = set()
         sizes = block.sizes.tolist()
         stop = 0
-        for number, pieces in enumerate(block.pieces.tolist()):  # all of a text, or nothing
-            if self.is_full:
+        for number, pieces in enumerate(block.pieces.tolist()):
+            if self._is_full:
                 break
             start, stop = stop, stop + pieces
             for index in range(start, stop):
                 digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
                 is_duplicate = known[index] or digest in new
+                # Before it is remembered: another stream may still have room for it.
+                if not is_duplicate and not self._has_room(sizes[index]):
+                    self._is_full = True
+                    break
                 reason = self._reason(block, index, is_duplicate)
                 if reason in (None, "near_duplicates"):
                     new.add(digest)
@@ -245,7 +266,8 @@ class Selection:
                     self._bytes += sizes[index]
                 else:
                     self._counts[reason] += 1
-            self._counts.update(block.counts.get(str(number), {}))
+            if not self._is_full or kept[start:stop].any():
+                self._counts.update(block.counts.get(str(number), {}))
         self._seen.update(np.frombuffer(b"".join(new), np.uint8).reshape(-1, DIGEST_BYTES))
         self._read = Counter(block.end.counts)
         self._names.update(block.names)
@@ -260,6 +282,11 @@ class Selection:
             )
         self._blocks += 1
         return kept
+
+    def _has_room(self, size: int) -> bool:
+        """Whether a document of `size` bytes may follow those of the stream."""
+        is_first = self._bytes == 0
+        return is_first or self._max_bytes is None or self._bytes + size <= self._max_bytes
 
     def _reason(self, block: CleanBlock, index: int, is_duplicate: bool) -> str | None:
         """What counts a document that is removed; None if it is kept."""

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,9 @@ from azllm_lightning.disk.sync import sync
 VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_TOKENS = 100_000_000
+CHUNK_TOKENS = 1 << 20
+"""Tokens of a split that are read at once where all of them are gone through."""
+
 SPLITS = ("train", "val")
 DTYPE = np.dtype("<u2")  # nanoGPT's uint16, little-endian on every machine
 
@@ -282,6 +285,11 @@ class TokenShards:
         if not pieces:
             return np.empty(0, dtype=np.uint16)
         return np.concatenate(pieces).astype(np.uint16)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All tokens as uint16, at most CHUNK_TOKENS of them at once."""
+        for start in range(0, len(self), CHUNK_TOKENS):
+            yield self.read(start, min(CHUNK_TOKENS, len(self) - start))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": None}

@@ -22,7 +22,7 @@ from azllm_lightning.azerbaijani.morphology import lower
 from azllm_lightning.azerbaijani.tales import words
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.progress import Progress
-from azllm_lightning.data.shards import Manifest, TokenShards
+from azllm_lightning.data.shards import CHUNK_TOKENS, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.inference.memorization import SuffixAutomaton
 from azllm_lightning.inference.sampling import sample
@@ -39,7 +39,6 @@ SEED = 0
 RECITED_CHARS = 100
 """Stretches of training text that are at least this long, about 13 words, count as recited."""
 
-_CHUNK_TOKENS = 1 << 20
 _MAX_UNKNOWN = 10
 _MAX_SHOWN = 160
 _NGRAMS = (2, 4)
@@ -130,7 +129,7 @@ def sample_results(
 def _held_out(folder: Path, tokenizer: Tokenizer, samples: list[list[int]]) -> list[str]:
     """Beginnings of validation documents, cut to as many tokens as the samples have."""
     shards = TokenShards.open(folder, "val", tokenizer)
-    tokens = shards.read(0, min(len(shards), _CHUNK_TOKENS))
+    tokens = shards.read(0, min(len(shards), CHUNK_TOKENS))
     documents = np.split(tokens, np.flatnonzero(tokens == tokenizer.eot_id) + 1)[:-1]
     step = max(1, len(documents) // max(1, len(samples)))
     chosen = islice((ids for ids in documents[::step] if len(ids) > 1), len(samples))
@@ -173,8 +172,7 @@ def _training_tokens(
     """The tokens of the training text, in chunks; the `wanted` words in it are added to `seen`."""
     shards = TokenShards.open(folder, "train", tokenizer)
     with Progress(tr("training text"), 2 * len(shards)) as progress:
-        for start in range(0, len(shards), _CHUNK_TOKENS):
-            tokens = shards.read(start, min(_CHUNK_TOKENS, len(shards) - start))
+        for tokens in shards.chunks():
             missing = wanted - seen
             if missing:
                 seen |= missing & {

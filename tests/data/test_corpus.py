@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,36 @@ def test_max_bytes(tmp_path: Path) -> None:
     paths = {"path": str(tmp_path / "train.jsonl"), "val_path": str(tmp_path / "test.jsonl")}
     found = list(documents(DataConfig(**paths, max_bytes=20_000, val_fraction=0.1)))
     sizes = {s: sum(len(d.text.encode()) for d in found if d.split == s) for s in ("train", "val")}
-    assert 20_000 <= sizes["train"] < 21_000
-    assert 2_000 <= sizes["val"] < 3_000
+    assert 19_000 < sizes["train"] <= 20_000
+    assert 1_000 < sizes["val"] <= 2_000
+
+
+def test_max_bytes_ends_within_a_long_document(tmp_path: Path) -> None:
+    novel = "\n".join(make_texts(1500))
+    (tmp_path / "roman.txt").write_text(novel, encoding="utf-8")
+    config = DataConfig(path=str(tmp_path), max_document_bytes=1000)
+    pieces = [document.text for document in documents(config)]
+    size = len(pieces[0].encode()) + len(pieces[1].encode())
+    for max_bytes, count in ((1, 1), (size - 1, 1), (size, 2), (size + 1, 2), (10**9, len(pieces))):
+        counts: Counter[str] = Counter()
+        found = list(documents(replace(config, max_bytes=max_bytes), counts))
+        assert [document.text for document in found] == pieces[:count]
+        assert counts == {"cut_documents": 1}
+        if count > 1 and max_bytes <= size + 1:
+            assert sum(document.read_bytes for document in found) == size
+
+
+def test_what_max_bytes_leaves_out_is_not_counted_and_not_a_duplicate(tmp_path: Path) -> None:
+    """A document for which validation has no more room may be trained on."""
+    texts = ["a" * 60, "b" * 60, "a" * 60, "", "c" * 30]
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl([{"text": text} for text in texts]))
+    paths = {"path": str(tmp_path / "train.jsonl"), "val_path": str(tmp_path / "val.jsonl")}
+    config = DataConfig(**paths, max_bytes=100, val_fraction=0.99)
+    counts: Counter[str] = Counter()
+    found = [(document.text[0], document.split) for document in documents(config, counts)]
+    assert found == [("a", "val"), ("b", "train"), ("c", "train")]
+    assert counts == {"duplicates": 2, "empty_documents": 1}
 
 
 def test_the_hub_layout_of_fineweb2(tmp_path: Path) -> None:

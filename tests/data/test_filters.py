@@ -272,10 +272,11 @@ def test_the_number_of_processes_does_not_change_what_is_kept(
     assert one == two
 
 
+@pytest.mark.parametrize("max_bytes", [None, 20_000])
 def test_blocks_do_not_change_what_is_kept(
-    mixed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_bytes: int | None
 ) -> None:
-    config = replace(mixed, **FILTERS, prepare_workers=1)
+    config = replace(mixed, **FILTERS, max_bytes=max_bytes, prepare_workers=1)
     whole = contents(prepare(replace(config, dir=str(tmp_path / "whole"))))
     monkeypatch.setattr("azllm_lightning.data.corpus.BLOCK_CHARS", 10_000)
     assert contents(prepare(replace(config, dir=str(tmp_path / "blocks")))) == whole

@@ -222,7 +222,7 @@ class Peer:
     def __init__(self, s: Settings, vocab_size: int, train: Tensor, device: torch.device) -> None:
         self.s = s
         torch.manual_seed(s["seed"])
-        sizes = (s["block"], s["layers"], s["heads"], s["width"], s["dropout"])
+        sizes = (s["block"], s["layers"], s["heads"] or 4, s["width"], s["dropout"])
         self.net = GPT2(GPT2Config(vocab_size, *sizes)).to(device)
         decay = s["weight_decay"]
         self.optimizer = configure_adamw(self.net, s["lr"], decay)

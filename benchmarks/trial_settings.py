@@ -27,7 +27,7 @@ DEFAULTS: Settings = {
     "keep_losses": False,  # all training losses in the result
     # Sizes
     "layers": 4,
-    "heads": 4,
+    "heads": None,  # None: 2 of ours, 4 of the peer
     "kv_heads": None,
     "width": 256,
     "ffn": None,

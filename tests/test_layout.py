@@ -265,7 +265,7 @@ def test_kaggle_and_colab_are_t4_in_a_place_that_stays() -> None:
 def test_t4_is_the_run_of_the_course() -> None:
     config = compose(["experiment=t4"])
     data, model, trainer = config.data, config.model, config.trainer
-    assert (model.n_layer, model.n_head, model.n_embd) == (12, 12, 768)
+    assert (model.n_layer, model.n_head, model.n_embd) == (12, 6, 768)
     assert (data.name, data.vocab_size, data.block_size) == ("fineweb2", 32_000, 512)
     assert (data.val_windows, data.max_bytes) == (2400, 700_000_000)
     assert (trainer.global_batch_size, trainer.micro_batch_size) == (48, 24)
@@ -280,7 +280,8 @@ def test_course_is_t4_with_the_recipe_of_the_course() -> None:
     theirs = compose(["experiment=course"]).to_mapping()
     changed = {key for key in ours if ours[key] != theirs[key]}
     random = {"init_embeddings", "init_attention"}
-    assert changed == {"run_name", "optimizer", "schedule", "overrides", *random}
+    assert changed == {"run_name", "model", "optimizer", "schedule", "overrides", *random}
+    assert theirs["model"] == {**ours["model"], "n_head": 12, "n_kv_head": 12}
     assert {theirs[key] for key in random} == {"random"}
     adamw = {"name": "adamw", "lr": 6e-4, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8}
     assert theirs["optimizer"] == adamw

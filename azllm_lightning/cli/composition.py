@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -20,6 +20,12 @@ from azllm_lightning.cli.overrides import hydra_overrides
 from azllm_lightning.cli.system_errors import explained
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+
+REFUSALS = {
+    "ambiguous": r"Ambiguous value for argument '([^=']+)=(.+)'\n",
+    "unknown": r"Could not override '([^']+)'\.\nTo append to your config",
+}
+"""How messages of Hydra about one setting begin."""
 
 
 def conf_dir() -> Path:
@@ -57,7 +63,7 @@ def _composed(verb: str, overrides: Sequence[str], **options: bool) -> Iterator[
         with _our_hydra():
             yield hydra.compose(config_name=verb, overrides=typed, **options)
     except (*HYDRA_ERRORS, ValueError) as error:
-        raise ValueError(explanation(error, verb)) from None
+        raise ValueError(explanation(error, verb, overrides)) from None
 
 
 @contextlib.contextmanager
@@ -95,8 +101,61 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def explanation(error: BaseException, verb: str) -> str:
-    """What an error of Hydra means for the user, and how to fix it."""
+def explanation(error: BaseException, verb: str, overrides: Sequence[str] = ()) -> str:
+    """What an error means for the user, and how to fix it.
+
+    Hydra stops at the first of `overrides` that it refuses: the message has all that it refuses for
+    the same reason, which do not depend on each other.
+    """
+    messages = [_explanation(error, verb)]
+    for other in _others(error, verb, hydra_overrides(overrides)):
+        messages.append(_explanation(other, verb))
+    return "\n".join(dict.fromkeys(messages))
+
+
+def _others(error: BaseException, verb: str, overrides: Sequence[str]) -> Iterator[BaseException]:
+    """What Hydra says next, each time without the setting that it refused before."""
+    import hydra
+
+    refused = _refused(error)
+    while refused is not None:
+        rest = [text for text in overrides if text.partition("=")[0].lstrip("+~") != refused.key]
+        if len(rest) == len(overrides):  # it is in a file
+            return
+        overrides = rest
+        try:
+            with _our_hydra():
+                hydra.compose(config_name=verb, overrides=overrides)
+            return
+        except HYDRA_ERRORS as found:
+            following = _refused(found)
+            if following is None or following.why != refused.why:
+                return
+            refused = following
+            yield found
+
+
+class _Refused(NamedTuple):
+    """The setting that Hydra refuses, and why."""
+
+    key: str
+    why: str
+
+
+def _refused(error: BaseException) -> _Refused | None:
+    """What `error` is about; None if that is no single setting."""
+    if isinstance(error, OverrideParseException):
+        return _Refused(str(error.override).partition("=")[0].lstrip("+~"), "unreadable")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _Refused(error.missing_cfg_file.rpartition("/")[0], "unknown choice")
+    for why, pattern in REFUSALS.items():
+        if match := re.match(pattern, str(error)):
+            return _Refused(match[1], why)
+    return None
+
+
+def _explanation(error: BaseException, verb: str) -> str:
+    """The message about one error."""
     message = explained(error)
     if isinstance(error, OverrideParseException):
         return _unreadable_override(str(error.override), verb)
@@ -113,12 +172,13 @@ def explanation(error: BaseException, verb: str) -> str:
             "{group} is chosen twice: keep one of {group}=NAME",
             group=match[1].rpartition("/")[2].partition("@")[0],
         )
-    if match := re.match("Ambiguous value for argument '(.+)'\n", message):
-        return _number_with_a_comma(match[1]) or tr(
+    if match := re.match(REFUSALS["ambiguous"], message):
+        setting = f"{match[1]}={match[2]}"
+        return _number_with_a_comma(setting) or tr(
             "{setting} is ambiguous: write a decimal number with a point (0.5), a large one "
             "without separators (10000), text with a comma in two kinds of quotes "
             "(\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
-            setting=match[1],
+            setting=setting,
         )
     if isinstance(error, InterpolationKeyError):
         reference = re.search("Interpolation key '(.+?)'", message)
@@ -130,7 +190,7 @@ def explanation(error: BaseException, verb: str) -> str:
         )
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {message.splitlines()[0]}"
-    if unknown := re.match(r"Could not override '([^']+)'\.\nTo append to your config", message):
+    if unknown := re.match(REFUSALS["unknown"], message):
         return unknown_key(unknown[1], keys_of(composed_mapping(verb)))
     return message
 

@@ -85,7 +85,7 @@ def main(
     # A script with the line ends of Windows leaves a carriage return after its last word.
     args = [arg.rstrip("\r") for arg in sys.argv[1:]]
     use_language(typed_language(args))
-    with _exit_code(verb):
+    with _exit_code(verb, args):
         if {"-h", "--help"} & set(args):
             print(help_text(verb, composed_mapping(verb, split_options(args)[0])))
             return
@@ -128,8 +128,8 @@ def is_first_process() -> bool:
 
 
 @contextlib.contextmanager
-def _exit_code(verb: str) -> Iterator[None]:
-    """Turn an error into one message and an exit code."""
+def _exit_code(verb: str, args: Sequence[str] = ()) -> Iterator[None]:
+    """Turn an error, that of composing `args` included, into one message and an exit code."""
     try:
         yield
     except Resumable as stop:
@@ -143,7 +143,10 @@ def _exit_code(verb: str) -> Iterator[None]:
         is_expected = isinstance(error, (*HYDRA_ERRORS, ValueError, OSError))
         if os.environ.get("AZLLM_TRACEBACK") or not (is_expected or is_out_of_memory(error)):
             raise
-        reason = explanation(error, verb) if is_expected else out_of_memory_message(error)
+        settings, options = split_options(args)
+        # Options may name other files, or several values for each setting.
+        typed = [] if options else settings
+        reason = explanation(error, verb, typed) if is_expected else out_of_memory_message(error)
         message = tr("error: {message}", message=reason)
         message = for_terminal(message)
         if has_colors(sys.stderr):

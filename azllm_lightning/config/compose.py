@@ -52,7 +52,7 @@ def compose(overrides: Sequence[str] = (), verb: str = "train") -> Any:
 
     Example: ``compose(["experiment=t4", "trainer.max_steps=10"])`` is a `RunConfig`.
 
-    Raises ValueError with every mistake at once.
+    Raises ValueError with all unknown names at once, or with all wrong values.
     """
     config = CONFIGS[verb].from_mapping(composed_mapping(verb, overrides), overrides)
     for message in config.ignored():

@@ -430,9 +430,15 @@ def _no_files(filesystem: Any, given: str, place: str) -> str:
     if "file" not in _protocols(filesystem):
         return tr("{place}: no such file", place=place)
     folder = searched_folder(given)
-    return with_near_path(
-        tr("{place}: no such file in {folder}", place=place, folder=folder), given
-    )
+    message = tr("{place}: no such file in {folder}", place=place, folder=folder)
+    return with_near_path(message, given, _may_be_text)
+
+
+def _may_be_text(path: Path) -> bool:
+    if not path.is_file():
+        return path.is_dir()
+    has_format = not path.suffix or format_of(path.name) is not None
+    return has_format and path.name not in METADATA
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -112,7 +112,8 @@ class Tokenizer:
         if path.is_dir():
             path = path / "tokenizer.json"
         if not path.is_file():  # neither is a pipe, which would be waited for
-            raise ValueError(with_near_path(tr("{path}: no such tokenizer", path=path), path))
+            message = tr("{path}: no such tokenizer", path=path)
+            raise ValueError(with_near_path(message, path, _may_be_tokenizer))
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -182,6 +183,10 @@ def _library_threads() -> Iterator[None]:
         yield
     finally:
         os.environ[_LIBRARY_THREADS] = before
+
+
+def _may_be_tokenizer(path: Path) -> bool:
+    return (path / "tokenizer.json").is_file() or (path.is_file() and path.suffix == ".json")
 
 
 def _incomplete(path: str, error: Exception) -> ValueError:

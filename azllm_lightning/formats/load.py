@@ -112,7 +112,7 @@ def checkpoint_of(path: Path) -> Path:
             "{path} does not exist: give a .ckpt file, a run folder or an exported folder",
             path=path,
         )
-        raise ValueError(with_near_path(message, path))
+        raise ValueError(with_near_path(message, path, _may_be_model))
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
         return best
@@ -127,6 +127,10 @@ def checkpoint_of(path: Path) -> Path:
             )
         )
     return steps[max(steps)]
+
+
+def _may_be_model(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".ckpt"
 
 
 def read_checkpoint(path: Path, mmap: bool = os.name != "nt") -> dict[str, Any]:

@@ -30,10 +30,17 @@ from azllm_lightning.planning.choice import Candidate, Choice, Task, choose, lon
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import EFFICIENCY, Speed
 from azllm_lightning.planning.survey import Text, prepared, survey
+from azllm_lightning.runs.own_file import has_keys
 from azllm_lightning.training import hardware
 
 FORMAT_VERSION = 2
 """Increased when a key of the JSON changes its meaning or is removed."""
+
+KEYS = ("format_version", *PARTS)
+"""What every check.json has."""
+
+LONGEST_REPORT = 1_000_000
+"""Bytes: some hundred times those of a check.json."""
 
 MEASURED = ("products", "disk", "data", "steps")
 MINUTES = 1.0
@@ -169,14 +176,14 @@ def read_check(path: Path) -> Figures:
             "on the machine that will train",
             path=path,
         )
-        raise ValueError(with_near_path(message, path)) from None
+        raise ValueError(with_near_path(message, path, _is_report)) from None
     except OSError as error:
         raise ValueError(
             tr("check={path}: {error}", path=path, error=system_reason(error))
         ) from None
     except ValueError:  # not JSON, or not even text
         values = None
-    if not isinstance(values, dict) or not {"format_version", *PARTS} <= values.keys():
+    if not isinstance(values, dict) or not set(KEYS) <= values.keys():
         raise ValueError(
             tr(
                 "check={path} is not a report of check: make one with python -m "
@@ -185,6 +192,12 @@ def read_check(path: Path) -> Figures:
             )
         )
     return values
+
+
+def _is_report(path: Path) -> bool:
+    """Whether `read_check` would read `path`; what is too long for that is not looked into."""
+    is_short = path.is_file() and path.stat().st_size < LONGEST_REPORT
+    return is_short and has_keys(path, *KEYS)
 
 
 def _omitted(run: RunConfig) -> set[str]:

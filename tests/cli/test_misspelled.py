@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from azllm_lightning.data.files import find_files
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.formats.load import checkpoint_of
 from azllm_lightning.inference.pair_files import read_pairs
-from azllm_lightning.machine.planner import read_check
+from azllm_lightning.machine.planner import KEYS, LONGEST_REPORT, read_check
 from azllm_lightning.runs.folder import claim, find_checkpoint
 from azllm_lightning.runs.model_paths import find_model
 
@@ -62,9 +63,6 @@ def test_an_unlike_choice_lists_the_others() -> None:
         composed_mapping("train", ["model=qqq"])
 
 
-MODELS = ("load", "init_from", "ckpt_path")
-"""Those of READERS that want a model."""
-
 READERS = {
     "data.path": lambda path: find_files([path], "data.path"),
     "pairs": read_pairs,
@@ -76,6 +74,25 @@ READERS = {
 }
 
 
+KINDS = {
+    "data.path": ".txt",
+    "pairs": ".tsv",
+    "tokenizer": ".json",
+    "load": ".ckpt",
+    "init_from": ".ckpt",
+    "ckpt_path": ".ckpt",
+    "check": ".json",
+}
+"""The ending of what each of them reads."""
+
+TEXTS = {".txt", ".jsonl", ".json", ".tsv"}
+TAKEN = {reader: {own} for reader, own in KINDS.items()} | {"data.path": TEXTS, "pairs": TEXTS}
+"""Endings of files that each may have meant."""
+
+CHECK = json.dumps(dict.fromkeys(KEYS))
+"""The text of every file: a check.json has to be one."""
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     ("typed", "meant"),
@@ -85,11 +102,11 @@ def test_every_path_that_is_missing_names_the_one_meant(
     reader: str, typed: str, meant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ending = ".ckpt" if reader in MODELS else ".txt"
-    typed, meant = typed + ending, meant and meant + ending
+    own = KINDS[reader]
+    typed, meant = typed + own, meant and meant + own
     Path("qovluq").mkdir()
     for name in ("kitab", "qovluq/kitab"):
-        Path(name + ending).write_text("Bakı", encoding="utf-8")
+        Path(name + own).write_text(CHECK, encoding="utf-8")
     for folder in ("", f"{tmp_path}/"):
         with pytest.raises(ValueError, match=re.escape(typed)) as missing:
             READERS[reader](folder + typed)
@@ -98,6 +115,31 @@ def test_every_path_that_is_missing_names_the_one_meant(
         assert ("did you mean" in message) == (meant is not None)
         if meant is not None:
             assert f"did you mean {Path(folder + meant)}?" in message
+
+
+@pytest.mark.parametrize("reader", KINDS)
+def test_a_file_of_another_kind_is_not_proposed(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for ending in {".pdf", ".png", ".jsonl", *KINDS.values()} - TAKEN[reader]:
+        Path(f"kitab{ending}").write_text("Bakı", encoding="utf-8")
+    with pytest.raises(ValueError, match="kitabar") as missing:
+        READERS[reader](f"kitabar{KINDS[reader]}")
+    assert "did you mean" not in str(missing.value)
+
+
+def test_only_a_report_of_check_is_proposed_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("checks.json").write_text("{}", encoding="utf-8")  # nearer, but not one
+    Path("check_gpu.json").write_text(CHECK, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"did you mean check_gpu\.json\?"):
+        read_check(Path("check.json"))
+    Path("check_gpu.json").write_text(CHECK + " " * LONGEST_REPORT, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"on the machine that will train$"):
+        read_check(Path("check.json"))
 
 
 def test_the_folder_searched_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

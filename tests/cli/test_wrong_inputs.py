@@ -140,6 +140,26 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["model.dropout=1.5", "trainer.max_steps=0", "optimizer.lr=-1", "data.block_size=0"],
         ["model.dropout=1.5", "trainer.max_steps=0", "optimizer.lr=-1", "data.block_size=0"],
     ),
+    "several misspelt keys": (
+        ["sed=5", "modle.n_layer=2", "seed=abc", "batch_size=4", "sed=6"],
+        [
+            "unknown setting sed; did you mean seed?\nunknown setting modle.n_layer; did you mean "
+            "model.n_layer?\nunknown setting batch_size; did you mean trainer.global_batch_size?\n"
+        ],
+    ),
+    "several unknown choices": (
+        ["optimizer=adm", "sed=5", "experiment=t5", "model=gpt5"],
+        ["did you mean adamw?", 'unknown experiment "t5"', 'unknown model "gpt5"'],
+    ),
+    "several commas": (
+        ["optimizer.lr=0,1", "trainer.max_steps=10,000", "trainer.devices=0,1"],
+        ["optimizer.lr=0.1", "trainer.max_steps=10000", "trainer.devices=0,1 is ambiguous"],
+    ),
+    "several words that are no settings": (
+        ["t4", "laptop"],
+        ["t4 is not a setting", "laptop is not a setting"],
+    ),
+    "one misspelt key of several runs": (["-m", "seed=1,2", "sed=5"], ["did you mean seed?"]),
     "n_embd not divisible": (["model.n_head=5"], ["model.n_embd=192", "model.n_head=5", "190"]),
     "odd heads": (["model.n_head=64"], ["model.n_head=64", "even"]),
     "vocabulary too large": (["data.vocab_size=100_000"], ["data.vocab_size=100000", "65536"]),
@@ -403,3 +423,20 @@ def test_the_hub_offline(
         "data=text data.path=",
     ):
         assert part in error
+
+
+def test_python_has_the_message_of_the_command() -> None:
+    from azllm_lightning.config.compose import compose
+
+    with pytest.raises(ValueError, match=r"unknown setting sed.*\n.*trainer\.max_step;"):
+        compose(["sed=5", "trainer.max_step=1"])
+
+
+def test_a_choice_that_is_unknown_hides_the_names_that_depend_on_it(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be right for what was meant."""
+    assert command("schedule=wds", "schedule.decay_ratio=0.2") == 2
+    error = capsys.readouterr().err
+    assert "did you mean wsd?" in error
+    assert "decay_ratio" not in error

@@ -27,6 +27,12 @@ REFUSALS = {
 }
 """How messages of Hydra about one setting begin."""
 
+NO_GROUP = (
+    r"(In 'experiment/(?P<experiment>[^']+)': )?"
+    r"Could not override '(?P<group>[^']+)'\. No match in the defaults list"
+)
+"""How a message of Hydra about a group that a verb lacks begins."""
+
 
 def conf_dir() -> Path:
     """The folder of Hydra configs: the packaged one if there is one, else the repository's."""
@@ -180,6 +186,8 @@ def _explanation(error: BaseException, verb: str) -> str:
             "(\"key='a,b'\"), a list as key=[a,b], or add -m for one run per value",
             setting=setting,
         )
+    if match := re.match(NO_GROUP, message):
+        return _no_group(match["group"], match["experiment"], verb)
     if isinstance(error, InterpolationKeyError):
         reference = re.search("Interpolation key '(.+?)'", message)
         return tr(
@@ -193,6 +201,27 @@ def _explanation(error: BaseException, verb: str) -> str:
     if unknown := re.match(REFUSALS["unknown"], message):
         return unknown_key(unknown[1], keys_of(composed_mapping(verb)))
     return message
+
+
+def _no_group(group: str, experiment: str | None, verb: str) -> str:
+    """An `experiment`, or a choice of a `group`, is typed for a verb without such groups."""
+    setting = f"experiment={experiment}" if experiment else f"{group}=..."
+    needed = "trainer" if experiment else group  # an experiment changes the groups of a run
+    verbs = sorted(file.stem for file in conf_dir().glob("*.yaml"))
+    verbs = [name for name in verbs if needed in group_choices(name)]
+    if experiment and verb == "prepare":
+        return tr(
+            "{setting} is for {verbs}, and train prepares the text itself; prepare takes its "
+            "settings of data alone, such as data=text data.path=FILE",
+            setting=setting,
+            verbs=", ".join(verbs),
+        )
+    return tr(
+        "{setting} is for {verbs}, not for {verb}",
+        setting=setting,
+        verbs=", ".join(verbs),
+        verb=verb,
+    )
 
 
 def _number_with_a_comma(setting: str) -> str:

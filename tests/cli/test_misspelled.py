@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from azllm_lightning.cli.composition import composed_mapping, conf_dir, explanation
+from azllm_lightning.cli.composition import composed_mapping, conf_dir, explanation, group_choices
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.cli.misspelled import nearest, with_near_path
 from azllm_lightning.cli.system_errors import system_reason
@@ -61,6 +61,19 @@ def test_a_misspelled_choice_of_every_group_is_recognized(group: str) -> None:
 def test_an_unlike_choice_lists_the_others() -> None:
     with pytest.raises(ValueError, match='unknown model "qqq"; available: '):
         composed_mapping("train", ["model=qqq"])
+
+
+@pytest.mark.parametrize("verb", [file.stem for file in sorted(conf_dir().glob("*.yaml"))])
+@pytest.mark.parametrize("setting", ["experiment=small_text", "model=tiny", "data=text"])
+def test_a_choice_that_a_verb_lacks_names_the_verbs_that_have_it(verb: str, setting: str) -> None:
+    group = setting.partition("=")[0]
+    having = {"experiment": "trainer", "model": "model", "data": "data"}[group]
+    if having in group_choices(verb):
+        composed_mapping(verb, [setting])
+        return
+    with pytest.raises(ValueError, match=f"^{group}=.* is for check, plan, .*train") as caught:
+        composed_mapping(verb, [setting])
+    assert verb in str(caught.value)
 
 
 READERS = {

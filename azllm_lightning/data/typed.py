@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import typed_keys
+from azllm_lightning.data.pipeline import content_settings
 from azllm_lightning.data.shards import MANIFEST, Manifest
 from azllm_lightning.data.tokenizer import Tokenizer
 
@@ -42,7 +44,7 @@ def _check_text(config: DataConfig) -> None:
     if config.name == "tales":
         asked["name"] = config.name
     for key, value in asked.items():
-        if value is not None and _places(value) != _places(stored.get(key)):
+        if value is not None and places(value) != places(stored.get(key)):
             raise ValueError(
                 tr(
                     "data.dir={folder} was prepared from data.{key}={stored}, not from {value}: "
@@ -56,7 +58,20 @@ def _check_text(config: DataConfig) -> None:
             )
 
 
-def _places(paths: str | list[str] | None) -> list[str]:
+def changed(config: DataConfig, before: Mapping[str, Any]) -> list[str]:
+    """The settings of `config` that decide what the prepared data has and were others `before`."""
+
+    def comparable(key: str, value: Any) -> Any:
+        return places(value) if key in ("path", "val_path") else value
+
+    return [
+        key
+        for key, value in content_settings(config).items()
+        if key in before and comparable(key, before[key]) != comparable(key, value)
+    ]
+
+
+def places(paths: str | list[str] | None) -> list[str]:
     """`paths` in a form in which two spellings of one place are equal."""
     given = [paths] if isinstance(paths, str) else paths or []
     return [path if "://" in path else str(Path(path).resolve()) for path in given]

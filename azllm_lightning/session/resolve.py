@@ -23,13 +23,18 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.data.pipeline import prepared_folder, with_prepared
-from azllm_lightning.data.typed import check_typed
+from azllm_lightning.data.typed import changed, check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
 from azllm_lightning.runs.folder import find_checkpoint
 from azllm_lightning.runs.paths import is_version
 from azllm_lightning.session.edited_config import warn_of_edits
 from azllm_lightning.session.initial_weights import check_tokens
+from azllm_lightning.session.unprepared import (
+    check_text_of_run,
+    check_tokens_of_models,
+    way_out,
+)
 from azllm_lightning.training import batch, compiled, hardware
 from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
@@ -57,6 +62,8 @@ class Source:
     """The digests of its teachers."""
     threads: int | None = None
     """PyTorch's threads, if it was trained on a CPU."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of its data."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,10 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
 
     def settle() -> tuple[RunConfig, str, list[str]]:
         nonlocal mine, teachers
+        check_tokens_of_models(config)
         mine = _open_data(config, source)
         if source is not None:
-            mine.check_same_data(source.fingerprint)
+            _check_same_data(mine, source)
         elif config.init_from is not None:
             check_tokens(config.init_from, mine.tokenizer)
         teachers = teachers_of(config, mine.tokenizer)
@@ -219,7 +227,18 @@ def _data_of(config: DataConfig, source: Source) -> DataConfig:
                 ),
             )
         ) from None
+    check_text_of_run(place, source.data, source.fingerprint)
     return place
+
+
+def _check_same_data(data: TokenDataModule, source: Source) -> None:
+    """Raise ValueError, with the way out, unless `data` is what `source` was trained on."""
+    try:
+        data.check_same_data(source.fingerprint)
+    except ValueError as error:
+        keys = changed(data.config, source.data)
+        text = and_then(str(error), way_out(keys)) if keys else str(error)
+        raise ValueError(text) from None
 
 
 def settled(
@@ -350,6 +369,7 @@ def _resumed(config: RunConfig) -> Located:
         stored["trainer"]["precision"],
         checkpoint["azllm"].get("teachers", []),
         checkpoint["azllm"].get("threads"),
+        stored["data"],
     )
     return Located(resumed, source)
 

@@ -12,7 +12,7 @@ import pytest
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.config.verbs import EvaluateConfig
 from azllm_lightning.evaluate import evaluate
-from azllm_lightning.formats.load import name_of, read_checkpoint
+from azllm_lightning.formats.load import name_of, read_checkpoint, tokenizer_of
 from azllm_lightning.runs.checkpoint_files import step_files
 
 Train = Callable[..., Path]
@@ -53,8 +53,28 @@ def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
     own_text: Path, train_tiny: Train
 ) -> None:
     other = write_text("b.txt", "Həkim")
-    with pytest.raises(ValueError, match="different data"):
-        train_tiny("ckpt_path=last", "trainer.max_steps=9", f"data.path={other}")
+    typed = ["ckpt_path=last", "trainer.max_steps=9"]
+    with pytest.raises(ValueError, match=r"different data \(data\.path=a\.txt\).*Omit data\.path "):
+        train_tiny(*typed, f"data.path={other}")
+    assert len(list(Path("cache").glob("text-*"))) == 1  # nothing was prepared
+    shutil.rmtree("cache")
+    with pytest.raises(ValueError, match=r"different data \(fingerprint.*Omit data\.path "):
+        train_tiny(*typed, f"data.path={other}")
+    Path("here").mkdir()
+    train_tiny(*typed, f"data.path={Path('here', '..', 'a.txt')}")  # the same place
+
+
+@pytest.mark.parametrize("key", ["init_from", "teachers"])
+def test_models_of_other_text_are_refused_before_this_one_is_prepared(
+    key: str, own_text: Path, train_tiny: Train
+) -> None:
+    typed = ["run_name=b", "data=text", f"data.path={write_text('b.txt', 'Həkim')}"]
+    typed += [f"{key}={own_text}", "trainer.max_steps=1"]
+    with pytest.raises(ValueError, match=f"^{key}=.*another tokenizer than this text") as told:
+        train_tiny(*typed)
+    assert len(list(Path("cache").glob("text-*"))) == 1
+    size = f"data.vocab_size={tokenizer_of(own_text).vocab_size}"
+    train_tiny(*typed, str(told.value).rpartition(" ")[2], size)
 
 
 def test_without_text_and_shards_the_message_says_what_to_give(
@@ -87,7 +107,7 @@ def test_edits_of_config_yaml_are_reported(
 def test_weights_of_another_tokenizer_of_the_same_size_are_refused(train_tiny: Train) -> None:
     first = train_tiny("trainer.max_steps=1")
     other = ["run_name=other", "data.tales_seed=5", "trainer.max_steps=1", f"init_from={first}"]
-    with pytest.raises(ValueError, match=r"different tokenizer of the same size") as refusal:
+    with pytest.raises(ValueError, match=r"(another|different) tokenizer") as refusal:
         train_tiny(*other)
     assert f"data.tokenizer={first}" in str(refusal.value)
     assert not Path("lightning_logs/other").exists()

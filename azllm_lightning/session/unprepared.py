@@ -22,10 +22,11 @@ from azllm_lightning.runs.model_paths import find_model, read_tokenizer
 def check_text_of_run(config: DataConfig, before: Mapping[str, Any], fingerprint: str) -> None:
     """Raise ValueError if other text would be prepared than that of a run, which is still there.
 
-    `before` are the settings of the run's data, and `fingerprint` is theirs.
+    `before` are the settings of the run's data, and `fingerprint` is theirs. Text that may only
+    have moved is prepared: it shows then whether it is the same.
     """
     keys = changed(config, before)
-    if not keys or is_prepared(prepared_folder(config)):
+    if not keys or is_prepared(prepared_folder(config)) or _may_have_moved(keys, before):
         return
     own = with_prepared(replace(config, **{key: before[key] for key in keys}), fingerprint)
     if own.dir is None or not is_prepared(Path(own.dir)):
@@ -40,6 +41,14 @@ def check_text_of_run(config: DataConfig, before: Mapping[str, Any], fingerprint
             way_out=way_out(keys),
         )
     )
+
+
+def _may_have_moved(keys: list[str], before: Mapping[str, Any]) -> bool:
+    """Whether only paths among `keys` differ, and nothing is at those `before` any more."""
+    if not {"path", "val_path"}.issuperset(keys):
+        return False
+    paths = [path for key in keys for path in as_list(before[key])]
+    return not any("://" in path or Path(path).exists() for path in paths)
 
 
 def way_out(keys: list[str]) -> str:

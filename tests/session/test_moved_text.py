@@ -64,6 +64,16 @@ def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
     train_tiny(*typed, f"data.path={Path('here', '..', 'a.txt')}")  # the same place
 
 
+def test_text_that_has_moved_is_compared_with_the_one_before(
+    own_text: Path, train_tiny: Train
+) -> None:
+    typed = ["ckpt_path=last", "trainer.max_steps=9"]
+    Path("a.txt").rename("c.txt")
+    with pytest.raises(ValueError, match=r"different data \(fingerprint.*Omit data\.path "):
+        train_tiny(*typed, f"data.path={write_text('b.txt', 'Həkim')}")
+    train_tiny(*typed, "data.path=c.txt")
+
+
 @pytest.mark.parametrize("key", ["init_from", "teachers"])
 def test_models_of_other_text_are_refused_before_this_one_is_prepared(
     key: str, own_text: Path, train_tiny: Train

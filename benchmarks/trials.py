@@ -111,7 +111,7 @@ def work(args: argparse.Namespace, trials: list[Settings], states: Any, deadline
                 rate = (time.perf_counter() - started) / cost(trial)
                 with states.get_lock():
                     write(args.out, result)
-        states[number] = ENDED
+                    states[number] = ENDED  # students of one that did not end cannot run
 
 
 def take(trials: list[Settings], states: Any, deadline: float) -> int | None:

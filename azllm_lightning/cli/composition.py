@@ -211,8 +211,8 @@ def _no_group(group: str, experiment: str | None, verb: str) -> str:
     verbs = [name for name in verbs if needed in group_choices(name)]
     if experiment and verb == "prepare":
         return tr(
-            "{setting} is for {verbs}, and train prepares the text itself; prepare takes its "
-            "settings of data alone, such as data=text data.path=FILE",
+            "{setting} is for {verbs}; train prepares the text itself, and prepare takes settings "
+            "of data alone, such as data=text data.path=FILE",
             setting=setting,
             verbs=", ".join(verbs),
         )

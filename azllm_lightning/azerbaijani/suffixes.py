@@ -55,10 +55,10 @@ FINITE = {
 # form: (suffix, suffix of the negative). What can be declined is in DECLINED.
 NONFINITE = {
     "inf": ("mAK", "mAmAK"),  # məsdər
-    "act": ("mA", "mAmA"),  # feli isim: "doing"
+    "act": ("mA", "mAmA"),  # feili isim: "doing"
     "manner": ("(y)Iş", "mAyIş"),  # gəliş, baxış
     "doer": ("(y)IcI", "mAyIcI"),  # oxuyucu
-    # feli sifət
+    # feili sifət
     "part": ("(y)An", "mAyAn"),  # "who does"
     "part_perf": ("mIş", "mAmIş"),  # oxunmuş: "read"
     "part_fut": ("(y)AcAK", "mAyAcAK"),  # gələcək gün; gələcəyi: "that he will come"
@@ -66,7 +66,7 @@ NONFINITE = {
     "part_duty": ("(y)AsI", "mAyAsI"),  # deyiləsi söz: "to be said"
     "part_nec": ("mAlI", "mAmAlI"),  # görməli yer: "worth seeing"
     "done": ("dIK", "mAdIK"),  # before a possessive: gördüyü
-    # feli bağlama
+    # feili bağlama
     "and": ("(y)Ib", "mAyIb"),  # "having done"
     "by": ("(y)ArAK", "mAyArAK"),
     "when": ("(y)AndA", "mAyAndA"),

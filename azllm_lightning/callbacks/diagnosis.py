@@ -190,9 +190,9 @@ class Diagnosis(Callback):
 
     def _check_waits(self, trainer: Trainer) -> None:
         clock = self.history.clock
-        share = rules.waiting_share(
-            clock.waits[self._waits_judged :], clock.step_seconds[self._waits_judged :]
-        )
+        # With log_every_steps=1 no wait is known, however many steps there are.
+        first = max(self._waits_judged, len(clock.waits) - rules.WATCHED_AT_MOST)
+        share = rules.waiting_share(clock.waits[first:], clock.step_seconds[first:])
         if share is None:
             return
         self._waits_judged = len(clock.waits)

@@ -73,7 +73,7 @@ def start_panel(
         verbatim("", str(data.folder)),
         labeled(tr("steps"), _length(config, windows.num_windows * model.block_size)),
         labeled(tr("hardware"), _hardware(config.trainer, device, devices)),
-        labeled(tr("disk"), _disk(run, checkpoint_bytes(config))),
+        labeled(tr("disk"), _disk(run, config)),
     ]
     return "\n".join(rows)
 
@@ -128,9 +128,13 @@ def _hardware(trainer: TrainerConfig, device: str, devices: int) -> str:
     return ", ".join([name, trainer.precision, compiled])
 
 
-def _disk(run: Run, needed: int) -> str:
+def _disk(run: Run, config: RunConfig) -> str:
     free = shutil.disk_usage(run.folder).free
-    if needed > free:
+    needed = checkpoint_bytes(config)
+    files = [path for path in run.checkpoints.glob("*.ckpt") if not path.is_symlink()]
+    present = sum(path.stat().st_size for path in files)
+    # A state is written before the oldest one goes.
+    if max(needed - present, _state_bytes(config)) > free:
         return tr(
             "not enough space: checkpoints need about {needed}, {free} are free",
             needed=size_text(needed),
@@ -144,7 +148,14 @@ def _disk(run: Run, needed: int) -> str:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """About the size of a run's checkpoints: the full states kept, and the best weights, in fp32.
+    """About the size of all checkpoints: the full states kept, and the best weights (in fp32)."""
+    trainer = config.trainer
+    states = min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
+    return states * _state_bytes(config) + 4 * config.shape.num_params()
+
+
+def _state_bytes(config: RunConfig) -> int:
+    """About the size of a full state.
 
     Token tables and norms have the two moments of AdamW, and with Muon so have the affixes of
     tokens; how many the matrices of the layers have depends on the optimizer.
@@ -155,10 +166,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     moments = 2 * tables + config.optimizer.hidden_moments * (params - tables)
     if config.optimizer.shares_affixes:
         moments += int(2 * PER_TOKEN * tables)
-    state = 4 * (params + moments)
-    trainer = config.trainer
-    states = min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
-    return states * state + 4 * params
+    return 4 * (params + moments)
 
 
 def validation_line(validations: Sequence[Validation], max_steps: int) -> str:

@@ -80,6 +80,9 @@ WAITING = 0.20
 WATCHED_STEPS = 50
 """Minimum number of steps for a verdict on waiting for data."""
 
+WATCHED_AT_MOST = 50_000
+"""Steps that are looked at, from the last one back."""
+
 WATCHED_SECONDS = 20.0
 """Minimum duration of these steps, in seconds."""
 
@@ -258,14 +261,18 @@ def slowdown(waits: Sequence[float], step_seconds: Sequence[float]) -> float:
     Waits for data do not count, and neither does the very first step, which compiles. 0 before
     there are twice as many steps to compare with.
     """
-    own = [
-        seconds - (0.0 if math.isnan(wait) else wait)
-        for wait, seconds in zip(waits, step_seconds, strict=True)
-    ]
-    before = own[1:-SLOW_STEPS][:KEPT]
-    if len(before) < 2 * SLOW_STEPS:
+    last = len(step_seconds) - SLOW_STEPS
+    if last - 1 < 2 * SLOW_STEPS:
         return 0.0
-    return min(own[-SLOW_STEPS:]) / statistics.median(before)
+
+    def own(steps: slice) -> list[float]:
+        return [
+            seconds - (0.0 if math.isnan(wait) else wait)
+            for wait, seconds in zip(waits[steps], step_seconds[steps], strict=True)
+        ]
+
+    first = own(slice(1, min(last, 1 + KEPT)))
+    return min(own(slice(last, None))) / statistics.median(first)
 
 
 def _train_loss(row: Validation) -> float:

@@ -326,18 +326,22 @@ def _read_marker(path: Path) -> Marker | None:
             return None
 
 
+def _lost(path: Path, current: Marker | None) -> str:
+    if current is None:
+        return tr("{marker} was deleted: another process may now start to write here", marker=path)
+    return tr(
+        "{marker} was taken over by another process: two processes now write here", marker=path
+    )
+
+
 def _renew(path: Path, token: str, stop: threading.Event) -> None:
-    """Renew the marker until `stop` is set; warn and end if another process took it over."""
+    """Renew the marker until `stop` is set; warn and end if it is gone or another process's."""
     while not stop.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):
             current = _read_marker(path)
             if current is None or current.token != token:
                 if not stop.is_set():
-                    message = tr(
-                        "{marker} was taken over by another process: two processes now write here",
-                        marker=path,
-                    )
-                    log.warning(message)
+                    log.warning(_lost(path, current))
                 return
             with path.open("r+b") as file:
                 file.write(_record(token))

@@ -34,8 +34,8 @@ USUAL_SECONDS = 0.1
 class LivePage(Callback):
     """Writes the page of the run in `folder`, and logs where sessions start.
 
-    It comes after the callbacks that log, so that what they log is on the page. It reads only what
-    is new in the event files. Where validations follow each other within a second, it skips some.
+    It comes after the callbacks that log what it shows. It reads only what is new in the event
+    files. Where validations follow each other within a second, it skips some.
     A page that cannot be written is one warning.
     """
 

@@ -15,13 +15,15 @@ from azllm_lightning.config.local_paths import escape_surrogates
 from azllm_lightning.disk.sync import sync, sync_folder
 
 LEFTOVER = re.compile(
-    r"\.(?P<name>.+\.(?:ckpt|json|yaml|html|md)|events\.out\.tfevents\..+?)"
+    r"\.(?P<name>.+\.(?:ckpt|json|yaml|html|md)|tracking_id|events\.out\.tfevents\..+?)"
     r"(?P<aside>\.old)?\.\d+\.tmp"
 )
 """The names of temporary files of `replacing` in a run folder."""
 
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Pauses between attempts to replace a file; Windows refuses that while a reader has it open."""
+"""Pauses between attempts to rename a file; Windows refuses that while another program has it, or
+what it replaces, open.
+"""
 
 
 @contextlib.contextmanager
@@ -53,12 +55,15 @@ def _take_name(temporary: Path, target: Path) -> None:
             return
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except PermissionError:  # of the target, or of a scanner that has the new file open
+            time.sleep(seconds)
+        except OSError:
             if not target.is_file():
                 raise
-            if not isinstance(error, PermissionError):
-                break  # the file system cannot do it (some FUSE mounts), and will not later
-        time.sleep(seconds)
+            break  # the file system cannot do it (some FUSE mounts), and will not later
+    if not target.is_file():
+        temporary.replace(target)
+        return
     # An odd mount, or a reader that does not let go: put the old file aside, if that is allowed.
     aside = target.with_name(f".{target.name}.old.{os.getpid()}.tmp")
     target.rename(aside)

@@ -53,9 +53,9 @@ def _state_difference(left: Path, right: Path) -> str | None:
     for step in sorted(files[0].keys() & files[1].keys()):
         states = [read_checkpoint(file[step]) for file in files]
         for part in STATES:
-            others = dict(_leaves(states[1][part], part))
-            for name, value in _leaves(states[0][part], part):
-                if not _equal(value, others[name]):
+            mine, others = (dict(_leaves(state[part], part)) for state in states)
+            for name in sorted(mine.keys() | others.keys()):
+                if not _equal(mine.get(name), others.get(name)):
                     return tr(
                         "step {step}: {name} differs in {file}",
                         step=step,
@@ -66,7 +66,9 @@ def _state_difference(left: Path, right: Path) -> str | None:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    return torch.equal(value, other) if isinstance(value, torch.Tensor) else bool(value == other)
+    if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(value, other)
+    return type(value) is type(other) and bool(value == other)
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -16,11 +16,12 @@ from azllm_lightning.disk.lock import SILENT_SECONDS, Lock, State
 from azllm_lightning.formats.load import checkpoint_of, read_checkpoint
 from azllm_lightning.runs.atomic import replacing, sweep
 from azllm_lightning.runs.checkpoint_files import BEST, is_complete, step_files, valid_steps
-from azllm_lightning.runs.curves import carry_curve, read_scalars
+from azllm_lightning.runs.curves import carry_curve
 from azllm_lightning.runs.model_paths import find_model
 from azllm_lightning.runs.paths import (
     LOCK,
     LOGS,
+    METRICS,
     folder_of,
     is_version,
     run_names,
@@ -39,6 +40,8 @@ class Run:
     lock: Lock | None = field(default=None, repr=False)
     is_new: bool = False
     """Whether this session created the folder."""
+    has_trained: bool = False
+    """Whether this session completed an optimizer step."""
 
     @property
     def name(self) -> str:
@@ -65,24 +68,14 @@ class Run:
         """Its settled config as YAML."""
         return self.folder / ".hydra" / "config.yaml"
 
-    @property
-    def is_untrained(self) -> bool:
-        """Whether no optimizer step has left anything here."""
-        if step_files(self.checkpoints):
-            return False
-        curves = read_scalars(self.folder)
-        # The weights of step 0 can be the best ones; without curves, of some later step too.
-        return "train_loss" not in curves and (
-            bool(curves) or not (self.checkpoints / BEST).exists()
-        )
-
     def release(self, failed: bool = False) -> None:
         """Let another process use the folder.
 
         If this session created it and `failed` before its first step, the folder is removed: there
         is nothing to resume, to look at or to compare.
         """
-        discard = failed and self.is_new and self.is_untrained
+        is_untrained = not self.has_trained and not step_files(self.checkpoints)
+        discard = failed and self.is_new and is_untrained
         if self.lock is not None:
             self.lock.release()
         if discard:
@@ -171,6 +164,8 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     run = claim(folder.parent.name if is_version(folder) else name, logs)
     carry_curve(folder, run.folder, step)
     _carry_best(real.parent / BEST, run, step)
+    with contextlib.suppress(OSError):  # there is none, or nobody may read it
+        shutil.copyfile(folder / METRICS, run.folder / METRICS)
     return run
 
 

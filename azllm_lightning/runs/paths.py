@@ -9,6 +9,9 @@ from unicodedata import normalize
 LOGS = Path("lightning_logs")
 """The folder of all runs, unless logs_dir names another."""
 
+METRICS = "metrics.csv"
+"""The curves of a run as a table, with logger=csv."""
+
 LOCK = ".lock"
 """The file in a run folder that is locked while the run trains."""
 

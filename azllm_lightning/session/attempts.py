@@ -121,6 +121,8 @@ def attempt(parts: Parts, start: Start, run: Run, stop: StopRequest) -> Outcome:
         if not is_out_of_memory(error):
             raise
         return OutOfMemory()
+    finally:
+        run.has_trained |= parts.trainer.global_step > max(start.step, 0)
     return Done()
 
 
@@ -205,8 +207,9 @@ def leave_after_out_of_memory(parts: Parts, start: Start, run: Run) -> NoReturn:
     config = batch.halved(start.config, parts.trainer.world_size)
     size = f"trainer.micro_batch_size={config.trainer.micro_batch_size}"
     Notes().write("micro_batch_size", str(config.trainer.micro_batch_size))
-    has_checkpoint = bool(step_files(run.checkpoints))
-    settings = resume_address_of(run.folder) if has_checkpoint else start.config.overrides
+    saved = step_files(run.checkpoints)[:1]
+    is_newer = bool(saved) and saved[0][0] > start.step
+    settings = resume_address_of(run.folder) if is_newer else start.config.overrides
     resume = command("train", [*settings, size])
     message = tr(
         "process {rank} of {count} is out of memory with trainer.micro_batch_size={size}\n"
@@ -249,19 +252,24 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
 
 
 def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -> None:
-    if rollbacks > parts.health.config.max_rollbacks:
-        reason = trn(
-            "the same happened after {count} rollback",
-            "the same happened after {count} rollbacks",
-            rollbacks - 1,
-        )
-    else:
+    limit = parts.health.config.max_rollbacks
+    if rollbacks <= limit:
         return
+    problem = str(broken)
+    if limit:
+        problem = tr(
+            "{problem}, and {reason}",
+            problem=broken,
+            reason=trn(
+                "the same happened after {count} rollback",
+                "the same happened after {count} rollbacks",
+                limit,
+            ),
+        )
     message = tr(
-        "{problem}, and {reason}: the data or the settings are at fault. Check the last "
-        "validations, lower optimizer.lr, or try trainer.precision=32-true",
-        problem=broken,
-        reason=reason,
+        "{problem}: the data or the settings are at fault. Check the last validations, lower "
+        "optimizer.lr, or try trainer.precision=32-true",
+        problem=problem,
     )
     good = next(
         (path for step, path in valid_steps(run.checkpoints) if step < broken.first_step), None
@@ -280,8 +288,9 @@ def _report_stop(
     """
     for message in shown:
         log.info(message, extra=SHOWN)
-    newest = step_files(run.checkpoints)[:1]
     step = parts.trainer.global_step
+    # A newer one is damaged, or a rollback has left it behind.
+    saved = [number for number, _ in step_files(run.checkpoints) if number <= max(step, start.step)]
     if parts.io.failed is not None:
         message = tr(
             "stopped by {reason} at step {step:,}, which is not saved: {failed}",
@@ -290,9 +299,8 @@ def _report_stop(
             failed=parts.io.failed,
         )
         log.warning(paragraph(message))
-    elif newest:
-        step = newest[0][0]
-        log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=step))
+    elif saved:
+        log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=saved[0]))
         if parts.trainer.global_step > start.step:
             parts.summary.write(parts.trainer, parts.module, "stopped")
             parts.page.write_last(parts.trainer)

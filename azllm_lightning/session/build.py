@@ -121,7 +121,7 @@ def build(
     ]
     callbacks += _instantiate(config.callbacks.custom, "callbacks", pl.Callback)
     page = LivePage(run.folder, history)
-    callbacks += [best, periodic, page]
+    callbacks += [page, best, periodic]  # Lightning runs checkpoints last in any case
     own = _instantiate(config.logger.custom, "logger", Logger)
     logs = loggers(config.logger, run, first_step, resolved.place.is_first) + own
     trainer = _trainer(config, resolved, callbacks, logs, io)

@@ -19,8 +19,11 @@ OF_A_SESSION = ("ckpt_path", "init_from", "teachers", "logs_dir", "run_name", "l
 """Keys that differ between the sessions of a run."""
 
 
-def warn_of_edits(checkpoint: Path, stored: Mapping[str, Any]) -> None:
-    """Warn of settings in the run's config.yaml that differ from those in its newest checkpoint.
+def warn_of_edits(
+    checkpoint: Path, stored: Mapping[str, Any], in_effect: Mapping[str, Any]
+) -> None:
+    """Warn of settings in the run's config.yaml that differ from those in its newest checkpoint,
+    and from those `in_effect` now.
 
     Somebody edited the file, or a session changed them and ended before its first save.
     """
@@ -39,10 +42,11 @@ def warn_of_edits(checkpoint: Path, stored: Mapping[str, Any]) -> None:
         log.warning(paragraph(message))
         return
     kept = dict(_leaves(stored))
+    now = dict(_leaves(in_effect))
     differing = [
         tr("{key}={value} (in the checkpoint: {stored})", key=key, value=value, stored=kept[key])
         for key, value in _leaves(values)
-        if key in kept and str(value) != str(kept[key])
+        if key in kept and str(value) not in (str(kept[key]), str(now.get(key)))
     ]
     if differing:
         message = tr(

@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
+import logging
 import os
 import secrets
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.callbacks import LoggerConfig
 from azllm_lightning.formats.optional import import_optional
 from azllm_lightning.runs.atomic import write_text
+from azllm_lightning.runs.event_file import CurveWriter
 from azllm_lightning.runs.folder import Run
+from azllm_lightning.runs.paths import METRICS
 
-METRICS = "metrics.csv"
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
 EARLIER = "metrics_earlier.csv"
 """metrics.csv of earlier sessions, until the session has written it again."""
 
@@ -42,11 +52,9 @@ def loggers(config: LoggerConfig, run: Run, first_step: int, is_first: bool) -> 
     found: list[Logger] = []
     version = run.folder.name
     if config.tensorboard:
-        found.append(
-            TensorBoardLogger(run.logs, name=run.name, version=version, default_hp_metric=False)
-        )
+        found.append(CurveLogger(run.logs, name=run.name, version=version, default_hp_metric=False))
     if config.csv:
-        table = CSVLogger(run.logs, name=run.name, version=version)
+        table = TableLogger(run.logs, name=run.name, version=version)
         if is_first:
             continue_table(table, run.folder, first_step)
         found.append(table)
@@ -57,6 +65,50 @@ def loggers(config: LoggerConfig, run: Run, first_step: int, is_first: bool) -> 
         name = f"{run.name}-{version}-{_tracking_id(run.folder, is_first)}"
         found.append(TrackioLogger(config.trackio, name))
     return found
+
+
+class CurveLogger(TensorBoardLogger):
+    """TensorBoard's logger, whose files may be written later if the disk is full now."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer of the event file."""
+        if self._experiment is None:
+            self._experiment = CurveWriter(self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the curves, and hparams.yaml if it is not there."""
+        with contextlib.suppress(OSError):  # the next save tries again
+            super().save()
+
+
+class TableLogger(CSVLogger):
+    """Lightning's metrics.csv, whose rows may be written later if that is impossible now: the disk
+    is full, or on Windows a spreadsheet has it open.
+    """
+
+    _has_failed = False
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows; a warning if that is impossible now."""
+        try:
+            super().save()
+            self._has_failed = False
+        except OSError as error:
+            if self._has_failed:
+                return
+            self._has_failed = True
+            message = tr(
+                "{file} could not be written: {reason}. Training continues, and the next save "
+                "tries again",
+                file=Path(self.log_dir) / METRICS,
+                reason=system_reason(error),
+            )
+            log.warning(message)
 
 
 def tracker(name: str, project: str) -> Any:
@@ -78,18 +130,29 @@ def continue_table(table: CSVLogger, folder: Path, last_step: int) -> None:
     earlier = folder / EARLIER
     if path.is_file() and not earlier.is_file():
         path.rename(earlier)
-    rows: list[dict[str, str]] = []
-    if earlier.is_file():
-        with earlier.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+    rows = [(step, values) for step, values in _rows(earlier) if step <= last_step]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
         writer = table.experiment
-    for row in rows:
-        values = {key: float(value) for key, value in row.items() if value and key != "step"}
-        writer.log_metrics(values, int(row["step"]))
+    for step, values in rows:
+        writer.log_metrics(values, step)
     writer.save()
     earlier.unlink(missing_ok=True)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """The complete rows of a table, and their steps: a kill or a power cut may have cut one off."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    lines = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    for row in csv.DictReader(lines):
+        try:
+            step = int(row.pop("step"))
+            values = {key: float(value) for key, value in row.items() if value}
+        except (KeyError, TypeError, ValueError):
+            continue
+        yield step, values
 
 
 def _tracking_id(folder: Path, is_first: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +35,13 @@ class SmallerBatch(Resumable):
     """This process ran out of memory; `command` continues with a smaller micro-batch."""
 
 
-def resume_command(run: Run) -> str | None:
-    """The command that resumes `run` from its newest checkpoint; None if it has none."""
-    if not step_files(run.checkpoints):
-        return None
-    return command("train", resume_address_of(run.folder))
+def resume_command(run: Run, typed: Sequence[str] = (), start: int | None = None) -> str | None:
+    """The command that resumes `run` from its newest checkpoint; None if it has none.
+
+    A session that resumed step `start` and saved nothing newer has changed nothing, so that the
+    settings `typed` for it are in no checkpoint: they are typed again.
+    """
+    saved = step_files(run.checkpoints)[:1]
+    if start is not None and (not saved or saved[0][0] <= start):
+        return command("train", typed)
+    return command("train", resume_address_of(run.folder)) if saved else None

@@ -28,6 +28,7 @@ from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
 from azllm_lightning.runs.folder import find_checkpoint
 from azllm_lightning.runs.paths import is_version
+from azllm_lightning.session.deadline import set_deadline, without_old_deadline
 from azllm_lightning.session.edited_config import warn_of_edits
 from azllm_lightning.session.initial_weights import check_tokens
 from azllm_lightning.session.unprepared import (
@@ -170,7 +171,7 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
         log.info(tr("resuming from {path}, step {step:,}", path=source.path, step=source.step))
     # Report missing hardware before the data is prepared, which may take long.
     device = together(lambda: _device(config, place))
-    stop.until(config.trainer.deadline)
+    together(lambda: set_deadline(stop, config.trainer.deadline))
     check_typed(config.data, config.overrides)
     mine: TokenDataModule | None = None
     teachers: Teachers | None = None
@@ -187,6 +188,7 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
         if source is not None:
             check_same_teachers(source.teachers, teachers, config.teacher_paths)
         complete = settled(config, mine, device, place.size, teachers)
+        batch.check_validation(len(mine.chosen_val_windows()), place.size)
         if source is not None:
             _report_precision(source, complete.trainer.precision)
             _report_threads(source, device)
@@ -355,8 +357,8 @@ def _resumed(config: RunConfig) -> Located:
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
-    warn_of_edits(path, stored)
-    resumed = resumed_here(stored, config, str(path))
+    resumed = without_old_deadline(resumed_here(stored, config, str(path)), config)
+    warn_of_edits(path, stored, resumed.to_mapping())
     ignored = ignored_settings([*TRAIN, *DATA], resumed, config.overrides)
     for message in [*ignored, *kept_settings(stored, config, resumed)]:
         log.warning(message)

@@ -113,6 +113,7 @@ def _run(
 ) -> Path:
     typed = config
     run = None
+    start = None
     try:
         stop.begin()
         free_memory()  # of a training before in this process: its compiled code, the peak on a GPU
@@ -120,6 +121,7 @@ def _run(
         first(lambda: check_launcher(typed, place))
         found = located or first(lambda: locate(typed))
         together(lambda: check_optional(found.config))
+        start = found.source.step if found.source is not None else None
         resolved = resolve(found, stop, place)
         if (folder := first(lambda: finished_run(resolved))) is not None:
             assert resolved.source is not None
@@ -130,22 +132,22 @@ def _run(
             try:
                 parts = attempts(resolved, config, run, stop)
             except Stopped:
-                raise _resumable(typed, run) from None
+                raise _resumable(typed, run, start) from None
             finally:
                 close_trackers(config.logger)
             report(parts, run, config)
             return run.folder
     except Stopped:
-        raise _resumable(typed, run) from None
+        raise _resumable(typed, run, start) from None
     except RuntimeError as error:
         if not has_lost_peer(error):
             raise
-        raise _peer_lost(typed, run) from None
+        raise _peer_lost(typed, run, start) from None
 
 
-def _resumable(typed: RunConfig, run: Run | None) -> Resumable:
+def _resumable(typed: RunConfig, run: Run | None, start: int | None) -> Resumable:
     """The end of a session that stopped early, with the command that goes on."""
-    resume = resume_command(run) if run is not None else None
+    resume = resume_command(run, typed.overrides, start) if run is not None else None
     return _start_again(typed) if resume is None else Resumable(resume)
 
 
@@ -155,8 +157,8 @@ def _start_again(config: RunConfig) -> Resumable:
     return Resumable(start_again, tr("start again: {command}", command=start_again))
 
 
-def _peer_lost(config: RunConfig, run: Run | None) -> PeerLost:
-    end = _resumable(config, run)
+def _peer_lost(config: RunConfig, run: Run | None, start: int | None) -> PeerLost:
+    end = _resumable(config, run, start)
     reason = tr("another process of this run ended, so this one cannot continue")
     return PeerLost(end.command, f"{reason}\n{end.message}")
 

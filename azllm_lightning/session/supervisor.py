@@ -6,6 +6,7 @@ smaller micro-batch when one runs out of memory, and ends all when one dies.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -137,7 +138,8 @@ def supervise(config: RunConfig, located: Located, count: int) -> Path:
             outcomes = group.outcomes()
             notes = {name: text for name in KEPT_NOTES if (text := group.note(name)) is not None}
         if not any(outcome.kind == "memory" for outcome in outcomes):
-            return _result(outcomes, notes.get("run"))
+            start = located.source.step if located.source is not None else None
+            return _result(outcomes, notes.get("run"), config.overrides, start)
         attempt += 1
 
 
@@ -151,9 +153,11 @@ def settings_line(config: RunConfig, located: Located | None) -> bytes:
     return json.dumps(values).encode() + b"\n"
 
 
-def _result(outcomes: list[Outcome], folder: str | None) -> Path:
+def _result(
+    outcomes: list[Outcome], folder: str | None, typed: Sequence[str], start: int | None
+) -> Path:
     """The run folder if all is done; else raises for the gravest end."""
-    resume = None if folder is None else resume_command(Run(Path(folder)))
+    resume = None if folder is None else resume_command(Run(Path(folder)), typed, start)
     for kind in ("error", "crash", "killed", "stopped", "lost"):
         for rank, outcome in enumerate(outcomes):
             if outcome.kind == kind:
@@ -261,8 +265,9 @@ def _start(
 
 def _copy_output(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a block may end within a letter
     while block := process.stdout.read1():  # type: ignore[attr-defined]
-        sys.stdout.write(block.decode("utf-8", errors="replace"))
+        sys.stdout.write(decoder.decode(block))
 
 
 def _loopback() -> dict[str, str]:

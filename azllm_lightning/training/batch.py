@@ -76,6 +76,23 @@ def check_devices(config: TrainerConfig, devices: int) -> None:
         _sequences_per_device(config, devices)
 
 
+def check_validation(windows: int, devices: int) -> None:
+    """Raise ValueError if a device would have nothing to validate, which Lightning (2.6) refuses
+    with an error of its own.
+    """
+    if windows < devices:
+        raise ValueError(
+            trn(
+                "there is {count} validation window for {devices} devices: set trainer.devices=1, "
+                "a smaller data.block_size, or give more validation text",
+                "there are {count} validation windows for {devices} devices: set "
+                "trainer.devices={count}, a smaller data.block_size, or give more validation text",
+                windows,
+                devices=devices,
+            )
+        )
+
+
 def divides_a_step(config: TrainerConfig, devices: int) -> bool:
     """Whether each of `devices` takes a whole number of micro-batches per step."""
     micro = config.micro_batch_size

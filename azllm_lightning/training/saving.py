@@ -36,8 +36,14 @@ from azllm_lightning.training.stopping import NO_REQUESTS, Requests, Stopped, St
 
 log = logging.getLogger(__name__)
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
 KEEP = 3
 """Number of full states that are kept; more than one, in case the newest is damaged."""
+
+
+RETRY_SECONDS = 60.0
+"""A save that failed is tried again after so long, if none is due before."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -81,13 +87,12 @@ class AtomicCheckpointIO(CheckpointIO):
             self.failed = tr(
                 "{path} could not be written: {reason}", path=target, reason=system_reason(error)
             )
-            log.warning(
-                tr(
-                    "CHECKPOINT NOT SAVED. {reason}. Free some disk space; training continues "
-                    "unsaved.",
-                    reason=self.failed,
-                )
+            way_out = (
+                tr("Free some disk space: training continues, and the save is tried again.")
+                if error.errno in NO_SPACE
+                else tr("Training continues, and the save is tried again.")
             )
+            log.warning(f"{_not_saved(self.failed)} {way_out}")
         seconds = time.perf_counter() - started
         self.seconds += seconds
         self.longest = max(self.longest, seconds)
@@ -106,7 +111,7 @@ class AtomicCheckpointIO(CheckpointIO):
             path=self.diverged,
         )
         if is_first:
-            log.warning(tr("CHECKPOINT NOT SAVED. {reason}.", reason=self.failed))
+            log.warning(_not_saved(self.failed))
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         while True:
@@ -115,7 +120,7 @@ class AtomicCheckpointIO(CheckpointIO):
             except OSError as error:
                 step = checkpoint.get("global_step", 0)
                 removable = _removable(target.parent, step)
-                if not removable or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if not removable or error.errno not in NO_SPACE:
                     raise
                 log.warning(
                     tr(
@@ -381,14 +386,16 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def save(self, trainer: Trainer) -> None:
         """Write the full state, link last.ckpt to it, and delete the oldest beyond KEEP."""
         for logger in trainer.loggers:
-            logger.save()  # after a kill, the curve must reach the newest checkpoint
+            with contextlib.suppress(OSError):  # the state is worth more than a curve
+                logger.save()  # after a kill, the curve must reach the newest checkpoint
         path = step_path(self.folder, trainer.global_step)
         self._save_checkpoint(trainer, str(path))
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         if trainer.is_global_zero and self.io.failed is None:
             for old in _outdated(self.folder, trainer.global_step):
-                old.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # open in another program, on Windows
+                    old.unlink(missing_ok=True)
             # Windows and Google Drive have no links; nothing depends on this one.
             with contextlib.suppress(OSError):
                 temporary = self.folder / f".{LAST}.{os.getpid()}.tmp"
@@ -417,9 +424,14 @@ class PeriodicCheckpoint(ModelCheckpoint):
             return Requests(stop=self.stop.reason is not None)
         save_seconds = self.io.longest or self._first_save_seconds
         seconds = save_seconds + self._step_seconds + self._validation_seconds
-        minutes = (time.monotonic() - self._saved_at) / 60
-        elapsed = self.every_minutes is not None and minutes >= self.every_minutes
-        return Requests(stop=self.stop.due(1.5 * seconds), save=elapsed)
+        since = time.monotonic() - self._saved_at
+        elapsed = self.every_minutes is not None and since >= 60 * self.every_minutes
+        again = self.io.failed is not None and self.io.diverged is None and since >= RETRY_SECONDS
+        return Requests(stop=self.stop.due(1.5 * seconds), save=elapsed or again)
+
+
+def _not_saved(reason: str) -> str:
+    return tr("CHECKPOINT NOT SAVED. {reason}.", reason=reason)
 
 
 def _state_bytes(trainer: Trainer) -> int:

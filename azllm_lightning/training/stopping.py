@@ -18,7 +18,9 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.trainer import parse_deadline
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    if hasattr(signal, name)
 )
 
 
@@ -103,7 +105,8 @@ class StopRequest:
         is_late = self.deadline is not None and time.time() + seconds_needed >= self.deadline
         if self.reason is None and self.deadline is not None and is_late:
             clock = datetime.fromtimestamp(self.deadline)
-            self.reason = f"trainer.deadline ({clock:%H:%M:%S})"
+            form = "%H:%M:%S" if clock.date() == datetime.now().date() else "%Y-%m-%d %H:%M"
+            self.reason = f"trainer.deadline ({clock:{form}})"
         return self.reason is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

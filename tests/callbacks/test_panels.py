@@ -28,6 +28,7 @@ from azllm_lightning.config.optimizer import CHOICES
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.runs.checkpoint_files import step_path
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.training.optimizer import build_optimizer
 
@@ -129,6 +130,21 @@ def test_a_disk_that_is_too_small_is_reported(
     assert "not enough space: checkpoints need about 92 MB, 50 MB are free" in "\n".join(
         start(tmp_path)
     )
+
+
+def test_checkpoints_that_are_there_need_no_more_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new state is written before the oldest goes, though."""
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for number in (1, 2, 3):
+        with step_path(checkpoints, number).open("wb") as file:
+            file.truncate(27_000_000)
+    for free, fits in ((50_000_000, True), (20_000_000, False)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, usage=usage: usage)
+        assert ("not enough space" not in "\n".join(start(tmp_path))) == fits
 
 
 @pytest.mark.parametrize("optimizer", CHOICES)

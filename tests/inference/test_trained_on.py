@@ -137,5 +137,5 @@ def test_a_long_text_is_compared_part_by_part(
     texts = [*cut(BOOK, 1000), *cut(OTHER, 1000), *SHORT, SHORT[0]]
     at_once = share(*texts)
     assert 0.45 < at_once < 0.55
-    monkeypatch.setattr(trained_on, "PART_TOKENS", 300)
+    monkeypatch.setattr(trained_on, "PART_TOKENS", 3000)
     assert share(*texts) == at_once

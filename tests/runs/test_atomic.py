@@ -4,6 +4,7 @@ step.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -74,6 +75,29 @@ def test_a_reader_that_lets_go_soon_costs_only_time(
         file.write(b"new")
     assert (tmp_path / "best.ckpt").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.parametrize("times", [2, 10**9])
+def test_a_scanner_that_has_a_new_file_open(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows an open file cannot be renamed either; a name that is new is tried as often."""
+    monkeypatch.setattr(atomic, "RETRY_SECONDS", (0.01,) * 3)
+    calls = 0
+    replace = Path.replace
+
+    def scanned(path: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls <= times:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", scanned)
+    with contextlib.nullcontext() if times < 3 else pytest.raises(PermissionError):
+        write_text(tmp_path / "step_00000001.ckpt", "new")
+    assert calls == (3 if times < 3 else 4)
+    assert len(list(tmp_path.iterdir())) == (1 if times < 3 else 0)
 
 
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.EPERM, errno.EINVAL])

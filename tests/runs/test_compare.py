@@ -21,6 +21,19 @@ def test_a_tensor_that_differs_is_named(tiny_run: Path) -> None:
     assert first_difference(tiny_run, other) == expected
 
 
+def test_a_state_that_only_one_of_them_has_is_named(tiny_run: Path) -> None:
+    other = tiny_run.with_name("version_1")
+    shutil.copytree(tiny_run, other)
+    path = step_files(other / "checkpoints")[0][1]
+    saved = torch.load(path, weights_only=True)
+    del saved["optimizer_states"][0]["state"][1]
+    torch.save(saved, path)
+    for left, right in ((tiny_run, other), (other, tiny_run)):
+        difference = first_difference(left, right)
+        assert difference is not None
+        assert difference.startswith("step 8: optimizer_states/0/state/1/")
+
+
 def test_the_first_logged_value_that_differs_is_named(tiny_run: Path) -> None:
     other = tiny_run.parent.with_name("davam") / "version_0"
     shutil.copytree(tiny_run, other)

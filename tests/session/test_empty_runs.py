@@ -75,11 +75,29 @@ def test_a_stop_before_the_first_step_leaves_no_run(train_tiny: Train, probe: Pr
         assert not Path("lightning_logs/tiny").exists()
 
 
-def test_a_crash_after_a_step_keeps_its_curve(train_tiny: Train, probe: Probe) -> None:
+def test_a_stop_before_the_first_step_of_a_fork_leaves_no_run(
+    train_tiny: Train, probe: Probe
+) -> None:
+    """The curve up to its start is that of the other version."""
+    folder = train_tiny()
+    probe.at(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Resumable) as stop:
+        train_tiny(f"ckpt_path={folder}/checkpoints/step_00000004.ckpt", "trainer.max_steps=9")
+    if "step_00000004" in stop.value.command:  # it was not a moment too late
+        assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+        assert stop.value.command.endswith("trainer.max_steps=9")
+
+
+@pytest.mark.parametrize("settings", [[], ["logger.tensorboard=false", "logger.csv=true"]], ids=str)
+def test_a_crash_after_a_step_keeps_its_curve(
+    settings: list[str], train_tiny: Train, probe: Probe
+) -> None:
     probe.crash(1)
     with pytest.raises(Crash):
-        train_tiny()
-    assert 1 in read_scalars(Path("lightning_logs/tiny/version_0"))["train_loss"]
+        train_tiny("callbacks.samples.max_new_tokens=0", *settings)
+    folder = Path("lightning_logs/tiny/version_0")
+    assert "Crash" in (folder / "train.log").read_text(encoding="utf-8")
+    assert settings or 1 in read_scalars(folder)["train_loss"]
 
 
 def test_a_resumed_run_that_fails_at_once_stays(train_tiny: Train, probe: Probe) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from azllm_lightning.session.build import check_optional
 from azllm_lightning.session.loggers import (
     EARLIER,
     METRICS,
+    TableLogger,
     close_trackers,
     continue_table,
     tracker,
@@ -51,6 +54,9 @@ def test_a_table_keeps_the_curve_of_a_resumed_run_without_doubled_steps(
         assert points(folder, tag) == expected
     assert [step for step, _ in points(folder, "val_loss")] == [0, 4, 8]
     assert not (folder / EARLIER).exists()
+    fork = train_tiny(f"ckpt_path={folder}/checkpoints/step_00000006.ckpt")
+    assert fork != folder
+    assert [step for step, _ in points(fork, "val_loss")] == [0, 4, 8]
 
 
 def test_a_session_that_is_killed_while_it_starts_loses_no_row(tmp_path: Path) -> None:
@@ -62,6 +68,38 @@ def test_a_session_that_is_killed_while_it_starts_loses_no_row(tmp_path: Path) -
     continue_table(CSVLogger(tmp_path, "a", "version_0"), run, 2)
     assert points(run, "train_loss") == [(1, 5.0), (2, 4.0)]
     assert [path.name for path in run.iterdir()] == [METRICS]
+
+
+@pytest.mark.parametrize("end", ["0.1,3", "0.1,3,", "0.1", "0.1,3,3.", "\0\0\0", "0.1,3,3.0\0\0"])
+def test_a_row_that_a_kill_or_a_power_cut_has_cut_off(end: str, tmp_path: Path) -> None:
+    """It is lost, as the step will be trained again."""
+    run = tmp_path / "a" / "version_0"
+    run.mkdir(parents=True)
+    rows = "lr,step,train_loss\n0.1,1,5.0\n0.1,2,4.0\n"
+    (run / METRICS).write_text(rows + end, encoding="utf-8", newline="")
+    continue_table(CSVLogger(tmp_path, "a", "version_0"), run, 3)
+    assert points(run, "train_loss") == [(1, 5.0), (2, 4.0)]
+
+
+def test_a_table_that_is_open_in_another_program_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A spreadsheet has it on Windows."""
+    table = TableLogger(tmp_path, "a", "version_0")
+    table.log_metrics({"loss": 1.0}, 0)
+    table.save()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table.experiment, "save", refuse)
+        for step in (1, 2):
+            table.log_metrics({"loss": 2.0}, step)
+            table.save()
+    table.finalize("success")
+    assert points(tmp_path / "a" / "version_0", "loss") == [(0, 1.0), (1, 2.0), (2, 2.0)]
+    assert caplog.text.count("the next save tries again") == 1
 
 
 def test_an_empty_project_is_refused() -> None:

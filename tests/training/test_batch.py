@@ -542,3 +542,10 @@ def test_batches_are_pinned_and_sent_without_waiting(
     )
     data.transfer_batch_to_device(torch.zeros(2, 33), torch.device("cuda"), 0)
     assert given == {"non_blocking": True}
+
+
+@pytest.mark.parametrize(("windows", "devices"), [(1, 2), (7, 8)])
+def test_each_device_needs_a_validation_window(windows: int, devices: int) -> None:
+    with pytest.raises(ValueError, match=rf"{windows} validation .*trainer\.devices={windows}"):
+        micro_batch.check_validation(windows, devices)
+    micro_batch.check_validation(devices, devices)

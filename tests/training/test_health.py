@@ -159,6 +159,12 @@ def test_too_many_rollbacks_end_the_run_with_a_message(train_short: Train, probe
         train_short("callbacks.health.patience=2", "callbacks.health.max_rollbacks=2")
 
 
+def test_without_rollbacks_a_broken_run_ends_at_once(train_short: Train, probe: Probe) -> None:
+    probe.factor = lambda step, batch: math.nan if step >= 5 else 1.0
+    with pytest.raises(ValueError, match=r"in steps 6 to 7: the data or the settings"):
+        train_short("callbacks.health.patience=2", "callbacks.health.max_rollbacks=0")
+
+
 def test_a_loss_that_stays_high_is_one_spike(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(health.log, "warning", lines.append)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +64,47 @@ def test_saving_by_the_clock(
         "trainer.micro_batch_size=1",
     )
     assert steps(folder) == [8, 3]
+
+
+def test_a_save_that_failed_is_tried_again_after_a_minute(
+    train_tiny: Train,
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        saving, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+    )
+
+    def once(checkpoint: dict[str, Any], target: Path) -> None:
+        if checkpoint["global_step"] == 4:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        write_checkpoint(checkpoint, target)
+
+    monkeypatch.setattr(saving, "write_checkpoint", once)
+    probe.at(6, lambda: setattr(clock, "now", 61.0))
+    folder = train_tiny("trainer.checkpoint_every_steps=4", "trainer.val_every_steps=8")
+    assert steps(folder) == [8, 7]
+    said = capsys.readouterr().err
+    assert "the save is tried again" in said
+    assert "disk space" not in said
+
+
+def test_an_old_state_that_another_program_reads_stays_for_now(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows removes no open file."""
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "step_00000002.ckpt":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    folder = train_tiny("trainer.checkpoint_every_steps=2", "trainer.max_steps=9")
+    assert steps(folder) == [9, 8, 6, 2]
 
 
 @pytest.mark.parametrize(("spoiled_steps", "best_step"), [((4,), 8), ((4, 8), None)])

@@ -19,9 +19,11 @@ import pytest
 from training_runs import Probe, Uninterrupted, add_callback, assert_same_end, start, wait_for
 
 from azllm_lightning.cli.entrance import EXIT_RESUMABLE, Resumable
+from azllm_lightning.config.compose import compose
 from azllm_lightning.config.trainer import parse_deadline
 from azllm_lightning.data import datamodule
 from azllm_lightning.runs.checkpoint_files import step_files, write_checkpoint
+from azllm_lightning.session.deadline import without_old_deadline
 from azllm_lightning.training import causal_lm, saving, stopping
 from azllm_lightning.training.causal_lm import CausalLM
 
@@ -252,6 +254,31 @@ def test_a_deadline_beyond_the_calendar_is_refused(text: str) -> None:
         parse_deadline(text, NOW)
 
 
+def test_a_deadline_that_has_passed_is_refused(train_tiny: Train) -> None:
+    with pytest.raises(ValueError, match=r"deadline=2020-01-01T06:30 has passed.*null"):
+        train_tiny("trainer.deadline=2020-01-01T06:30")
+    assert not Path("lightning_logs/tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("stored", "typed", "left"),
+    [
+        ("2020-01-01T06:30", [], None),
+        ("2999-01-01T06:30", [], "2999-01-01T06:30"),
+        ("11h30m", [], "11h30m"),  # of each session
+        ("06:30", [], "06:30"),  # the next one
+        # A mistake, which the session refuses.
+        ("2020-01-01", ["trainer.deadline=2020-01-01"], "2020-01-01"),
+    ],
+)
+def test_a_resume_has_no_deadline_that_an_earlier_session_has_reached(
+    stored: str, typed: list[str], left: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed = without_old_deadline(compose([f"trainer.deadline='{stored}'"]), compose(typed))
+    assert resumed.trainer.deadline == left
+    assert ("has passed" in caplog.text) == (left is None)
+
+
 def test_a_stop_before_the_first_step_of_a_resume_changes_nothing(
     train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +294,8 @@ def test_a_stop_before_the_first_step_of_a_resume_changes_nothing(
         log = (folder / "train.log").read_text(encoding="utf-8")
         stopped, resume = log.splitlines()[-2:]
         assert stopped.endswith("stopped by SIGTERM at step 4, saved")
-        assert resume.endswith("ckpt_path=last")
+        # Nothing has saved what was typed.
+        assert resume.endswith("ckpt_path=last trainer.max_steps=8")
 
 
 def test_only_the_session_handles_signals(train_tiny: Train, probe: Probe) -> None:

@@ -123,6 +123,26 @@ def test_other_sites_are_refused(tiny_run: Path, headers: dict[str, str], status
 
 
 @pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        ("POST /generate HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example", 403),
+        ("POST /generate HTTP/1.1\r\nHost: localhost", 400),
+        ("GET /favicon.ico HTTP/1.1\r\nHost: localhost", 404),
+        ("GET / HTTP/1.1\r\nHost: localhost", 200),
+    ],
+)
+def test_a_body_is_never_taken_for_a_request(tiny_run: Path, start: str, status: int) -> None:
+    body = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serving(tiny_run) as server:
+        client = socket.create_connection(("127.0.0.1", server.server_port), timeout=60)
+        with client, client.makefile("rb") as answers:
+            client.sendall(f"{start}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            received = answers.read()  # until the server closes
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
     ("body", "headers", "message"),
     [
         ('{"prompt": "a"}', {"Content_Type": "text/plain"}, "only JSON"),  # as another site may

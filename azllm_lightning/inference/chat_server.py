@@ -191,7 +191,6 @@ class _Request(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("Connection", "close")
         self.end_headers()
-        self.close_connection = True
         with self.server.generating, contextlib.suppress(ConnectionError):
             self._event({})  # so that a browser that left while it waited is noticed
             try:
@@ -225,7 +224,6 @@ class _Request(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         size = int(length) if length.isdecimal() else LARGEST_REQUEST + 1
         if self.path != "/generate" or not is_json or size > LARGEST_REQUEST:
-            self.close_connection = True  # what follows is not read
             raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))
         asked = json.loads(self.rfile.read(size))
         if not isinstance(asked, dict):
@@ -241,6 +239,8 @@ class _Request(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        # a body that was not read would be taken for the next request
+        self.send_header("Connection", "close")
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()

@@ -195,7 +195,23 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, suffix: str) -> None:
         read(tmp_path)
 
 
-def test_old_mac_line_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1000])
+@pytest.mark.parametrize("end", ["\r\n", "\r\r\n", "\r\r\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-be"])
+def test_returns_before_a_newline_are_one_line_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, end: str, encoding: str
+) -> None:
+    text = "bir\niki\n\nüç\nbir\niki\n"
+    mark = "" if encoding == "utf-8" else "\ufeff"
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", chunk + len(mark))
+    for name, content in (("a.txt", text), ("b.csv", 'id,text\n1,"dörd\nbeş"\n2,altı\n')):
+        (tmp_path / name).write_bytes(f"{mark}{content}".replace("\n", end).encode(encoding))
+    assert read(tmp_path) == ["bir\niki", "üç\nbir\niki", "dörd\nbeş", "altı"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+def test_old_mac_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", chunk)
     (tmp_path / "a.txt").write_bytes(b"bir\riki\r\r\xc3\xbc\xc3\xa7\r")
     (tmp_path / "b.csv").write_bytes(b'id,text\r1,d\xc3\xb6rd\r2,"be\xc5\x9f\nalt\xc4\xb1"\r')
     (tmp_path / "c.jsonl").write_bytes(jsonl([{"text": "a"}, {"text": "b"}]).replace(b"\n", b"\r"))

@@ -324,3 +324,16 @@ def test_runs_and_models_in_the_folder_are_not_text(tmp_path: Path) -> None:
     write(tmp_path / "model" / "config.json", "{}")
     write(tmp_path / "model" / "tokenizer.json", '{\n  "version": "1.0"\n}')
     assert read(tmp_path) == ["bir"]
+
+
+def test_prepared_text_in_the_folder_is_not_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.txt", "bir")
+    write(tmp_path / "x" / "manifest.json", "{}")
+    write(tmp_path / "x" / "b.txt", "iki")  # a manifest may be that of anything
+    for name in ("manifest.json", "tokenizer.json", "verified.json"):
+        write(tmp_path / "hazır" / name, "{}")
+    write(tmp_path / "hazır" / "removed.jsonl", '{"text": "yox"}')
+    assert read(tmp_path) == ["bir", "iki"]
+    assert "prepared text 1 (hazır)" in caplog.text

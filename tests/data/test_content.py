@@ -93,6 +93,7 @@ KINDS = {
     "web page": (b"\n<!DOCTYPE html>\n<html>", "a web page"),
     "web page in capitals": (b"<HTML><HEAD>", "a web page"),
     "xhtml": (b'<?xml version="1.0"?>\n<!-- x -->\n<html xmlns="x">', "a web page"),
+    "web page after comments": (b"<!-- a -->\n<!--\n-- b\n-->" * 99 + b"<body>", "a web page"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "pdftotext"),
     "zip": (zipped(["a.txt"]), "an archive of files; unpack it"),
     "docx": (zipped(["[Content_Types].xml", "word/document.xml"]), "save it as plain text"),
@@ -193,6 +194,12 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a.txt{suffix}").write_bytes(pack.compress(os.urandom(5000).hex().encode())[:-99])
     with pytest.raises(ValueError, match=rf"a\.txt\{suffix}: damaged"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["<!-- a -->bir <!-- b --><html>", "<!-- a -->" * 99 + "bir"])
+def test_text_after_comments_is_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert read(tmp_path) == [text]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 1000])

@@ -80,9 +80,9 @@ def supported_files(folder: str, skipped: Skipped) -> Iterator[str]:
             skipped.add(tr("link to a folder that is read anyway"), _shown(current, folder))
             continue
         seen.add((found.st_dev, found.st_ino))
-        reason = "" if current == folder else _why_no_text({entry.name for entry in inside})
-        if reason:
-            skipped.add(reason, _shown(current, folder))
+        content = "" if current == folder else _what_else({entry.name for entry in inside})
+        if content:
+            skipped.add(content, _shown(current, folder))
             continue
         folders = []
         for entry in inside:
@@ -98,8 +98,8 @@ def supported_files(folder: str, skipped: Skipped) -> Iterator[str]:
         pending += [path for path in folders if not Path(path).is_symlink()]
 
 
-def _why_no_text(names: set[str]) -> str:
-    """Why a folder with files of these `names` is not searched; "" if it is."""
+def _what_else(names: set[str]) -> str:
+    """What a folder with files of these `names` has that is not searched; "" for any other."""
     if ".hydra" in names:
         return tr("folder of a run")
     return tr("prepared text") if {"manifest.json", "tokenizer.json"} <= names else ""

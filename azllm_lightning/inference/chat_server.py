@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ class ChatServer(ThreadingHTTPServer):
         self.model = model
         self.config = config
         self.generating = threading.Lock()
+        if ":" in config.host:
+            self.address_family = socket.AF_INET6
         try:
             super().__init__((config.host, config.port), _Request)
         except (OSError, OverflowError) as error:
@@ -79,8 +82,9 @@ class ChatServer(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """Where a browser on this machine finds the page."""
-        host = self.config.host if self.is_local else "127.0.0.1"
-        return f"http://{host}:{self.server_port}/"
+        host = self.config.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # of all addresses, one
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
 
     @property
     def is_local(self) -> bool:

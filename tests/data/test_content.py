@@ -196,6 +196,18 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, suffix: str) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz", ".bz2"])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_compressed_parquet_has_to_be_unpacked(tmp_path: Path, suffix: str, is_named: bool) -> None:
+    pack = {".gz": gzip, ".zst": zstd, ".xz": lzma, ".bz2": bz2}[suffix]
+    path = tmp_path / f"a.parquet{suffix if is_named else ''}"
+    path.write_bytes(pack.compress(parquet_bytes([{"text": "bir"}])))
+    with pytest.raises(ValueError, match=r"a\.parquet.*: a compressed Parquet file; unpack it"):
+        read(tmp_path)
+    path.write_bytes(parquet_bytes([{"text": "bir"}]))  # a server has unpacked it
+    assert read(tmp_path) == ["bir"]
+
+
 @pytest.mark.parametrize("text", ["<!-- a -->bir <!-- b --><html>", "<!-- a -->" * 99 + "bir"])
 def test_text_after_comments_is_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")

@@ -27,8 +27,8 @@ def prepare(config: PrepareConfig) -> Path:
     """Prepare the text of `config` if necessary, print a summary, and return the folder.
 
     Raises ValueError and OSError as `azllm_lightning.data.pipeline.prepare` does, and
-    `cli.entrance.Resumable` on a signal: unfinished files are removed, and the same command starts
-    again.
+    `cli.entrance.Resumable` on a signal: what is finished is kept, and the same command goes on
+    from there.
     """
     # Imported here, so that --help does not load numpy, tokenizers and torch.
     from azllm_lightning.data import pipeline, removed

@@ -9,8 +9,10 @@ import struct
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,26 @@ def test_other_sites_are_refused(tiny_run: Path, headers: dict[str, str], status
     with serving(tiny_run) as server:
         assert ask(server, "GET", "/", **headers)[0] == status
         assert ask(server, "POST", "/generate", body, **JSON, **headers)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        ("POST /generate HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example", 403),
+        ("POST /generate HTTP/1.1\r\nHost: localhost", 400),
+        ("GET /favicon.ico HTTP/1.1\r\nHost: localhost", 404),
+        ("GET / HTTP/1.1\r\nHost: localhost", 200),
+    ],
+)
+def test_a_body_is_never_taken_for_a_request(tiny_run: Path, start: str, status: int) -> None:
+    body = "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serving(tiny_run) as server:
+        client = socket.create_connection(("127.0.0.1", server.server_port), timeout=60)
+        with client, client.makefile("rb") as answers:
+            client.sendall(f"{start}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            received = answers.read()  # until the server closes
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(f"HTTP/1.1 {status} ".encode())
 
 
 @pytest.mark.parametrize(
@@ -244,9 +266,29 @@ def test_it_listens_on_this_machine_only_unless_asked(
     with serving(tiny_run, "host=0.0.0.0") as server:
         assert not server.is_local
         assert server.address == f"http://127.0.0.1:{server.server_port}/"
+        server.config = replace(server.config, host="192.0.2.1")
+        assert server.address == f"http://192.0.2.1:{server.server_port}/"
     for wrong in ("port=70000", "host=", "temperature=-1"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
             compose([wrong], "chat")
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize(("host", "is_local"), [("::1", True), ("::", False)])
+def test_an_address_of_ipv6(tiny_run: Path, host: str, is_local: bool) -> None:
+    with serving(tiny_run, f"host={host}") as server:
+        assert server.is_local == is_local
+        assert server.address == f"http://[::1]:{server.server_port}/"
+        with urllib.request.urlopen(server.address, timeout=60) as answer:
+            assert answer.status == 200
 
 
 def test_the_settings_are_those_of_generate() -> None:

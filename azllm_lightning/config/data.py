@@ -51,7 +51,7 @@ class Weight:
 class DataConfig:
     """Settings of the text and its windows, as conf/data/text.yaml explains them.
 
-    All but the last seven decide what the prepared shards contain.
+    All but `dir` and the last seven decide what the prepared shards contain.
 
     Raises ValueError for a value out of range.
     """

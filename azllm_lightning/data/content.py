@@ -19,7 +19,8 @@ HEAD_BYTES = 1 << 16
 _BUFFER_BYTES = 1 << 20
 _ZSTD_STARTS = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + low, 0x2A, 0x4D, 0x18]) for low in range(16)))
 _WEB_PAGE = re.compile(
-    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)[\s>]",
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*"  # one way to read comments
+    rb"<(!doctype html|html|head|body)[\s>]",
     re.IGNORECASE | re.DOTALL,
 )
 _OFFICE = re.compile(rb"\[Content_Types\]\.xml|word/|xl/|ppt/|mimetypeapplication/(vnd|epub)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -474,9 +474,10 @@ def _texts(
     check_contents([file for file, _ in files[start.file : stop]])
     before = Counter(start.counts)
     has_text = start.file > 0 or start.texts > 0
+    are_sources = _are_sources(files, stream, config)
     for index in range(start.file, stop):
         file, found = files[index]
-        file_source = file.name if len(files) <= MAX_SOURCES else config.name
+        file_source = file.name if are_sources else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
         meter = Meter()
@@ -497,6 +498,12 @@ def _texts(
             log.warning(_summary(found))
     if not has_text:
         raise no_text(stream, len(files))
+
+
+def _are_sources(files: Sequence[object], stream: Stream, config: DataConfig) -> bool:
+    """Whether each file is a source: those of all streams, `files` and the others, are few."""
+    others = (each for each in streams(config) if each != stream)
+    return len(files) + sum(len(stream_files(each)) for each in others) <= MAX_SOURCES
 
 
 def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position, int]]:

@@ -29,7 +29,8 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-_FIRST_LINE = re.compile(b"[^\r\n]*\r(?!\n)")  # as old Macs end it
+_LINE_ENDS = re.compile(b"[\r\n]+")
+_RETURNS = re.compile(b"(?<!\r)\r\r+\n")
 _NOT_ASCII = re.compile(b"[\x80-\xff]")
 _LIKELY = (
     "cp1254 iso8859_9 cp857 mac_turkish cp1251 koi8_r cp866 mac_cyrillic iso8859_5 kz1048 "
@@ -72,7 +73,8 @@ class Decoder:
     def blocks(self, stream: BinaryIO) -> Iterator[Block]:
         """The text of `stream`, with line breaks as they are in the file.
 
-        Carriage returns become newlines where the first line ends in one alone (old Macs).
+        Carriage returns become newlines where the first line ends in one alone (old Macs), and
+        several of them before a newline are one line break with it.
         Raises ValueError if the file is in another encoding that cannot be found out, or that is
         broken and not to be replaced.
         """
@@ -98,28 +100,28 @@ class Decoder:
         """The file as UTF-8 without a byte order mark, about a megabyte at a time."""
         converter: codecs.IncrementalDecoder | None = None
         is_decided = False
-        ends_in_returns: bool | None = None
+        is_first = True
+        line_ends = _LineEnds()
         line = 1
         while chunk := stream.read(CHUNK_BYTES):
-            if ends_in_returns is None:
+            if is_first:
                 mark = next((mark for mark in _BOMS if chunk.startswith(mark)), b"")
                 chunk = chunk[len(mark) :]
                 marked = _BOMS.get(mark) or unmarked_encoding(chunk)
                 is_decided = marked is not None
                 converter = self._converter(marked or "utf-8")
+                is_first = False
             if not is_decided and not chunk.isascii():
                 chunk += stream.read(HEAD_BYTES)  # enough to judge by
                 converter = self._converter(self._found_encoding(chunk))
                 is_decided = True
             if converter is not None:
                 chunk = self._converted(converter, chunk, line)
-            if ends_in_returns is None:
-                ends_in_returns = _FIRST_LINE.match(chunk) is not None
-            if ends_in_returns:
-                chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            chunk = line_ends.mended(chunk)
             line += chunk.count(b"\n")
             yield chunk
-        if converter is not None and (last := self._converted(converter, b"", line, final=True)):
+        last = b"" if converter is None else self._converted(converter, b"", line, final=True)
+        if last := line_ends.mended(last, final=True):
             yield last
 
     def _converted(
@@ -228,6 +230,25 @@ class Decoder:
                     count=self._broken,
                 )
             )
+
+
+class _LineEnds:
+    """Mends the line breaks of a file that have carriage returns, other than CRLF."""
+
+    def __init__(self) -> None:
+        self._is_mac: bool | None = None
+        self._held = b""  # returns at the end of a chunk: what they are depends on the next one
+
+    def mended(self, chunk: bytes, final: bool = False) -> bytes:
+        chunk = self._held + chunk
+        whole = chunk if final else chunk.rstrip(b"\r")
+        self._held = chunk[len(whole) :]
+        if self._is_mac is None and (first := _LINE_ENDS.search(whole)):
+            self._is_mac = b"\n" not in first[0]
+        if self._is_mac:
+            return whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        # CRLF that was written as text on Windows, where each newline becomes CRLF
+        return _RETURNS.sub(b"\n", whole) if b"\r\r" in whole else whole
 
 
 def _guesses(sample: bytes) -> list[str]:

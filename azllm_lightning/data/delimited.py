@@ -87,7 +87,9 @@ def read_table(
 def read_rows(
     blocks: Iterator[Block], address: str, is_tabbed: bool, wanted: Sequence[str]
 ) -> Iterator[list[str]]:
-    """The header of a table, then its rows, each with as many cells; blank lines are left out.
+    """The header of a table, then its rows, each with as many cells.
+
+    Blank lines are left out, and the header where it comes again, as in files put together.
 
     The delimiter is the one with which the header has most of the `wanted` names.
 
@@ -113,7 +115,9 @@ def read_rows(
 
 
 class _Lines:
-    """The lines of a file without NULs, which can be looked at before they are used."""
+    """The lines of a file without NULs and byte order marks, which can be looked at before they are
+    used.
+    """
 
     def __init__(self, blocks: Iterator[Block]) -> None:
         self._ahead: list[str] = []
@@ -140,7 +144,7 @@ def _whole_lines(blocks: Iterator[Block]) -> Iterator[str]:
     """The text of `blocks`, those joined that are parts of one line."""
     parts: list[str] = []
     for _, text, is_cut in blocks:
-        parts.append(text.replace("\0", ""))
+        parts.append(text.replace("\0", "").replace("\ufeff", ""))
         if not is_cut:
             yield "".join(parts)
             parts.clear()
@@ -199,7 +203,8 @@ def _rows(lines: _Lines, dialect: _Dialect, address: str) -> Iterator[list[str]]
         start = lines.skipped + reader.line_num + 1
         for row in reader:
             if len(row) == width or _trimmed(row, width) == width:
-                yield dialect.unescaped(row[:width])
+                if row != names:
+                    yield dialect.unescaped(row[:width])
             elif any(cell.strip(_BLANK) for cell in row):
                 raise ValueError(_wrong_width(address, start, len(row), width))
             start = lines.skipped + reader.line_num + 1

@@ -17,11 +17,12 @@ from email.message import Message
 from hashlib import blake2b
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.data.cache import cache_folder
+from azllm_lightning.data.folders import format_of
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.disk.lock import Lock
 from azllm_lightning.disk.sync import sync
@@ -249,8 +250,24 @@ def _open(url: str, headers: Mapping[str, str]) -> HTTPResponse:
         )
     )
     request = urllib.request.Request(address, headers=sent)
+    opener = urllib.request.build_opener(_Redirects)
     with _connection():
-        return cast(HTTPResponse, urllib.request.urlopen(request, timeout=TIMEOUT))
+        return cast(HTTPResponse, opener.open(request, timeout=TIMEOUT))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; a password is for the server that it was given for, and no other."""
+
+    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> Any:
+        request = super().redirect_request(req, *answer)
+        if request is not None and _server(request.full_url) != _server(req.full_url):
+            request.remove_header("Authorization")
+        return request
+
+
+def _server(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
 
 
 def _next_chunk(response: HTTPResponse) -> bytes:
@@ -308,10 +325,13 @@ def _name(url: str, final_url: str, headers: Message) -> str:
     """A file name with the ending that says what the file is."""
     names = [_last_part(url), headers.get_filename() or "", _last_part(final_url)]
     names = [re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name).strip(". ")[-120:] for name in names]
-    named = [name for name in names if PurePosixPath(name).suffix]
-    if named:
-        return named[0]
-    return f"{names[0] or 'text'}{_TYPES.get(headers.get_content_type(), '')}"
+    known = next((name for name in names if format_of(name) is not None), None)
+    if known is not None:
+        return known
+    named = next((name for name in names if PurePosixPath(name).suffix), names[0])
+    # without a header, get_content_type() is text/plain
+    kind = headers.get_content_type() if "Content-Type" in headers else ""
+    return f"{named or 'text'}{_TYPES.get(kind, '')}"
 
 
 def _last_part(url: str) -> str:

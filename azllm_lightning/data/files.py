@@ -36,6 +36,7 @@ DIGEST_BYTES = 100_000_000
 
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 _MAX_PROBLEMS = 5
+_PARQUET = b"PAR1"
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -223,12 +224,7 @@ def check_contents(files: Sequence[TextFile]) -> None:
     """Raise ValueError if local files are not text, such as web pages; all are looked at first."""
     problems = []
     for file in files:
-        if not file.is_local:
-            continue
-        with file.explained_errors(), file.open_text() as stream:
-            head = stream.read(HEAD_BYTES)
-        is_table = file.format == ".parquet" and head.startswith(b"PAR1")
-        reason = None if is_table else why_not_text(head)
+        reason = _why_not_read(file) if file.is_local else None
         if reason:
             problems.append(f"{file.address}: {reason}")
     if problems:
@@ -238,6 +234,17 @@ def check_contents(files: Sequence[TextFile]) -> None:
                 trn("and {count:,} other file", "and {count:,} other files", more)
             ]
         raise ValueError("\n".join(problems))
+
+
+def _why_not_read(file: TextFile) -> str | None:
+    with file.explained_errors():
+        with file.open_text() as stream:
+            head = stream.read(HEAD_BYTES)
+        if file.format != ".parquet" or not head.startswith(_PARQUET):
+            return why_not_text(head)
+        with file.open() as raw:  # whatever the name says: servers pack and unpack files
+            is_packed = raw.read(len(_PARQUET)) != _PARQUET
+    return tr("a compressed Parquet file; unpack it") if is_packed else None
 
 
 def _expand(given: str, place: str) -> Found:

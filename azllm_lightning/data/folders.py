@@ -80,8 +80,9 @@ def supported_files(folder: str, skipped: Skipped) -> Iterator[str]:
             skipped.add(tr("link to a folder that is read anyway"), _shown(current, folder))
             continue
         seen.add((found.st_dev, found.st_ino))
-        if current != folder and any(entry.name == ".hydra" for entry in inside):
-            skipped.add(tr("folder of a run"), _shown(current, folder))
+        content = "" if current == folder else _what_else({entry.name for entry in inside})
+        if content:
+            skipped.add(content, _shown(current, folder))
             continue
         folders = []
         for entry in inside:
@@ -95,6 +96,13 @@ def supported_files(folder: str, skipped: Skipped) -> Iterator[str]:
         # `pending` is used from its end: links last, so that a folder is found at its own place
         pending = [path for path in folders if Path(path).is_symlink()] + pending
         pending += [path for path in folders if not Path(path).is_symlink()]
+
+
+def _what_else(names: set[str]) -> str:
+    """What a folder with files of these `names` has that is not searched; "" for any other."""
+    if ".hydra" in names:
+        return tr("folder of a run")
+    return tr("prepared text") if {"manifest.json", "tokenizer.json"} <= names else ""
 
 
 def why_skipped(path: str, name: str) -> str | None:

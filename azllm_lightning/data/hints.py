@@ -12,6 +12,7 @@ from itertools import islice
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.data.cleaning import clean
 from azllm_lightning.data.corpus import (
     MAX_SOURCES,
     VALIDATED_SOURCES,
@@ -90,7 +91,7 @@ def _look(config: DataConfig, seconds: float) -> Look:
             sources.add(source)
         if hash(text) not in seen:
             seen.add(hash(text))
-            _count(text, lines, examples)
+            _count(clean(text), lines, examples)
     read = max(1, sum(meter.num_bytes for meter in meters))
     size = read if is_complete else max(read, sum(file.size() for file in files))
     if config.max_bytes is not None:

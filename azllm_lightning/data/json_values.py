@@ -13,7 +13,8 @@ from azllm_lightning.data.decoder import MAX_BLOCK_BYTES, Block
 from azllm_lightning.data.json_scanner import JsonScanner
 from azllm_lightning.data.rows import Record, Rows
 
-_SPACE = " \t\r\n\0\x1a"  # with what disks and DOS leave at the end of a file
+# with what disks and DOS leave at the end of a file, and the marks that others begin with
+_SPACE = " \t\r\n\0\x1a\ufeff"
 _DECODER = json.JSONDecoder()
 _LONGEST_WORD = len("-Infinity")
 

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ class ChatServer(ThreadingHTTPServer):
         self.model = model
         self.config = config
         self.generating = threading.Lock()
+        if ":" in config.host:
+            self.address_family = socket.AF_INET6
         try:
             super().__init__((config.host, config.port), _Request)
         except (OSError, OverflowError) as error:
@@ -79,8 +82,9 @@ class ChatServer(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """Where a browser on this machine finds the page."""
-        host = self.config.host if self.is_local else "127.0.0.1"
-        return f"http://{host}:{self.server_port}/"
+        host = self.config.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # of all addresses, one
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
 
     @property
     def is_local(self) -> bool:
@@ -191,7 +195,6 @@ class _Request(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("Connection", "close")
         self.end_headers()
-        self.close_connection = True
         with self.server.generating, contextlib.suppress(ConnectionError):
             self._event({})  # so that a browser that left while it waited is noticed
             try:
@@ -225,7 +228,6 @@ class _Request(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         size = int(length) if length.isdecimal() else LARGEST_REQUEST + 1
         if self.path != "/generate" or not is_json or size > LARGEST_REQUEST:
-            self.close_connection = True  # what follows is not read
             raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))
         asked = json.loads(self.rfile.read(size))
         if not isinstance(asked, dict):
@@ -241,6 +243,8 @@ class _Request(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        # a body that was not read would be taken for the next request
+        self.send_header("Connection", "close")
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()

@@ -1,15 +1,16 @@
-"""Minimal pairs in files of anyone: TSV, CSV, JSON Lines or Parquet, on this machine or by URL."""
+"""Minimal pairs in files of anyone: TSV, CSV, JSON or Parquet, on this machine or by URL."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.data.decoder import Block
+from azllm_lightning.data.decoder import Block, Decoder
 from azllm_lightning.data.delimited import read_rows
 from azllm_lightning.data.files import TextFile, find_files
 from azllm_lightning.data.rows import matching
@@ -64,13 +65,14 @@ def _rows(file: TextFile) -> Iterator[Mapping[str, Any]]:
         with file.open() as stream:
             yield from parquet.ParquetFile(stream).read().to_pylist()
         return
-    with file.open_text() as stream:
-        try:
-            text = stream.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                tr("{path}: not UTF-8 ({error})", path=file.address, error=error)
-            ) from None
+    if file.format == ".txt":
+        raise ValueError(
+            tr(
+                "{path}: pairs are not read from .txt; name it .tsv or .csv",
+                path=file.address,
+            )
+        )
+    text = _text(file)
     if file.format in TABLES:
         lines = text.replace("\r\n", "\n").replace("\r", "\n")
         known = [*RIGHT, *WRONG, *EITHER]
@@ -80,18 +82,40 @@ def _rows(file: TextFile) -> Iterator[Mapping[str, Any]]:
         names = next(table, [])
         for cells in table:
             yield dict(zip(names, cells, strict=True))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+    else:
+        yield from _json_rows(text, file.address)
+
+
+def _text(file: TextFile) -> str:
+    """The text of a file in any encoding that training text may have."""
+    decoder = Decoder(file.address, None, True, Counter())
+    with file.open_text() as stream:
+        try:
+            return "".join(block.text for block in decoder.blocks(stream))
+        except ValueError:  # which names settings of training text
+            raise ValueError(
+                tr(
+                    "{path}: broken, or in an encoding that is not certain; save it as UTF-8",
+                    path=file.address,
+                )
+            ) from None
+
+
+def _json_rows(text: str, address: str) -> Iterator[Mapping[str, Any]]:
+    """The objects of JSON Lines, or of an array, over any number of lines."""
+    parts = [text] if text.lstrip().startswith("[") else text.split("\n")
+    for number, part in enumerate(parts, start=1):
+        if not part.strip():
             continue
         try:
-            row = json.loads(line)
+            found = json.loads(part)
         except ValueError as error:
-            place = f"{file.address}:{number}"
+            place = f"{address}:{number + getattr(error, 'lineno', 1) - 1}"
             raise ValueError(
                 tr("{place}: not a JSON object ({error})", place=place, error=error)
             ) from None
-        yield row if isinstance(row, dict) else {}
+        for row in found if isinstance(found, list) else [found]:
+            yield row if isinstance(row, dict) else {}
 
 
 def _pair(row: Mapping[str, Any], file: TextFile, number: int) -> SentencePair:

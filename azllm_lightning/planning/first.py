@@ -21,7 +21,7 @@ PREPARED = ("data.vocab_size=", "data.block_size=", "data.val_windows=")
 def first_run(config: DataConfig, manifest: Manifest) -> list[str]:
     """The overrides of a run of about HOURS, besides those that name the text.
 
-    None for tales, which the defaults are for.
+    An empty list for tales, which the defaults are for.
     """
     if config.name == "tales":
         return []

@@ -31,6 +31,8 @@ class WebSite:
     """How much longer the announced length is than the content."""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     """(path, Range) of each request."""
+    authorizations: list[str | None] = field(default_factory=list)
+    """The Authorization of each request."""
     sent: int = 0
     """Bytes of all answers."""
     url: str = ""
@@ -62,6 +64,7 @@ class WebSite:
         path = handler.path.split("?")[0]
         wanted = handler.headers.get("Range")
         self.requests.append((handler.path, wanted))
+        self.authorizations.append(handler.headers.get("Authorization"))
         if self.failures:
             handler.send_error(self.failures.pop(0))
             return

@@ -89,6 +89,16 @@ def test_tasks_give_the_files_of_prepare(config: DataConfig, tmp_path: Path, tas
     assert prepare(config) == tmp_path / "data"
 
 
+def test_tasks_give_the_sources_of_prepare(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.corpus.MAX_SOURCES", 7)  # of eight files
+    expected = contents_of_prepare(config, tmp_path)
+    spans = json.loads(expected["manifest.json"])["spans"]
+    assert {span["source"] for span in spans} == {"text"}
+    assert contents(run(config)) == expected
+
+
 @pytest.mark.slow
 def test_shards_do_not_depend_on_where_blocks_end(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

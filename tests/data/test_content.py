@@ -93,6 +93,7 @@ KINDS = {
     "web page": (b"\n<!DOCTYPE html>\n<html>", "a web page"),
     "web page in capitals": (b"<HTML><HEAD>", "a web page"),
     "xhtml": (b'<?xml version="1.0"?>\n<!-- x -->\n<html xmlns="x">', "a web page"),
+    "web page after comments": (b"<!-- a -->\n<!--\n-- b\n-->" * 99 + b"<body>", "a web page"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "pdftotext"),
     "zip": (zipped(["a.txt"]), "an archive of files; unpack it"),
     "docx": (zipped(["[Content_Types].xml", "word/document.xml"]), "save it as plain text"),
@@ -195,7 +196,41 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, suffix: str) -> None:
         read(tmp_path)
 
 
-def test_old_mac_line_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz", ".bz2"])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_compressed_parquet_has_to_be_unpacked(tmp_path: Path, suffix: str, is_named: bool) -> None:
+    pack = {".gz": gzip, ".zst": zstd, ".xz": lzma, ".bz2": bz2}[suffix]
+    path = tmp_path / f"a.parquet{suffix if is_named else ''}"
+    path.write_bytes(pack.compress(parquet_bytes([{"text": "bir"}])))
+    with pytest.raises(ValueError, match=r"a\.parquet.*: a compressed Parquet file; unpack it"):
+        read(tmp_path)
+    path.write_bytes(parquet_bytes([{"text": "bir"}]))  # a server has unpacked it
+    assert read(tmp_path) == ["bir"]
+
+
+@pytest.mark.parametrize("text", ["<!-- a -->bir <!-- b --><html>", "<!-- a -->" * 99 + "bir"])
+def test_text_after_comments_is_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert read(tmp_path) == [text]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 1000])
+@pytest.mark.parametrize("end", ["\r\n", "\r\r\n", "\r\r\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-be"])
+def test_returns_before_a_newline_are_one_line_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, end: str, encoding: str
+) -> None:
+    text = "bir\niki\n\nüç\nbir\niki\n"
+    mark = "" if encoding == "utf-8" else "\ufeff"
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", chunk + len(mark))
+    for name, content in (("a.txt", text), ("b.csv", 'id,text\n1,"dörd\nbeş"\n2,altı\n')):
+        (tmp_path / name).write_bytes(f"{mark}{content}".replace("\n", end).encode(encoding))
+    assert read(tmp_path) == ["bir\niki", "üç\nbir\niki", "dörd\nbeş", "altı"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+def test_old_mac_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", chunk)
     (tmp_path / "a.txt").write_bytes(b"bir\riki\r\r\xc3\xbc\xc3\xa7\r")
     (tmp_path / "b.csv").write_bytes(b'id,text\r1,d\xc3\xb6rd\r2,"be\xc5\x9f\nalt\xc4\xb1"\r')
     (tmp_path / "c.jsonl").write_bytes(jsonl([{"text": "a"}, {"text": "b"}]).replace(b"\n", b"\r"))
@@ -308,3 +343,16 @@ def test_runs_and_models_in_the_folder_are_not_text(tmp_path: Path) -> None:
     write(tmp_path / "model" / "config.json", "{}")
     write(tmp_path / "model" / "tokenizer.json", '{\n  "version": "1.0"\n}')
     assert read(tmp_path) == ["bir"]
+
+
+def test_prepared_text_in_the_folder_is_not_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "a.txt", "bir")
+    write(tmp_path / "x" / "manifest.json", "{}")
+    write(tmp_path / "x" / "b.txt", "iki")  # a manifest may be that of anything
+    for name in ("manifest.json", "tokenizer.json", "verified.json"):
+        write(tmp_path / "hazır" / name, "{}")
+    write(tmp_path / "hazır" / "removed.jsonl", '{"text": "yox"}')
+    assert read(tmp_path) == ["bir", "iki"]
+    assert "prepared text 1 (hazır)" in caplog.text

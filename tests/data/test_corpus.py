@@ -27,6 +27,23 @@ def test_sources(tmp_path: Path) -> None:
         read(tmp_path, source_field="site")
 
 
+@pytest.mark.parametrize(("train", "val"), [(4, 2), (2, 4), (5, 1), (4, 3), (3, 4), (7, 1)])
+def test_files_are_sources_if_those_of_both_texts_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: int, val: int
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.corpus.MAX_SOURCES", 6)
+    for name, count in (("train", train), ("val", val)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            text = f"{name} {number}"
+            (tmp_path / name / f"{text}.txt").write_text(text, encoding="utf-8")
+    config = DataConfig(path=str(tmp_path / "train"), val_path=str(tmp_path / "val"))
+    found = [(document.text, document.source) for document in documents(config)]
+    is_few = train + val <= 6
+    assert len(found) == train + val
+    assert all(source == (f"{text}.txt" if is_few else "text") for text, source in found)
+
+
 def test_exact_duplicates_are_left_out(tmp_path: Path) -> None:
     unique = make_texts(2000)
     (tmp_path / "a.jsonl").write_bytes(

@@ -75,6 +75,30 @@ def test_a_name_from_the_headers_or_the_type(site: WebSite) -> None:
     assert read(f"{site.url}/raw") == TEXTS
 
 
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/download.php", {"Content-Disposition": 'attachment; filename="kitab.csv"'}),
+        ("/kitab.aspx", {"Content-Type": "text/csv"}),
+        ("/kitab.v2", {"Content-Disposition": 'filename="kitab.bin"', "Content-Type": "text/csv"}),
+        ("/redirect.cgi", {"Content-Type": "application/octet-stream"}),
+    ],
+)
+def test_an_unknown_ending_leaves_the_other_names(
+    site: WebSite, path: str, headers: dict[str, str]
+) -> None:
+    site.files = {path: CSV, "/b.csv": CSV}
+    site.redirects = {"/redirect.cgi": "/b.csv"}
+    site.headers = headers
+    assert read(f"{site.url}{path}") == ["bir", "iki"]
+
+
+def test_an_unknown_ending_alone_is_refused(site: WebSite) -> None:
+    site.files = {"/kitab.bin": CSV}
+    with pytest.raises(ValueError, match=r"no file of a supported type; .*\.bin 1 \(kitab\.bin\)"):
+        read(f"{site.url}/kitab.bin")
+
+
 def test_a_redirect_is_followed(site: WebSite) -> None:
     site.files = {"/real/a.txt": PLAIN}
     site.redirects = {"/resolve": "/real/a.txt", "/old.txt": "/real/a.txt"}
@@ -223,6 +247,17 @@ def test_a_password_is_sent_and_not_shown(site: WebSite) -> None:
     with pytest.raises(ValueError) as caught:
         read(f"{url}/b.txt")
     assert "gizli" not in str(caught.value)
+
+
+def test_a_password_is_for_its_own_server(site: WebSite) -> None:
+    site.redirects = {"/old": "/new"}
+    url = site.url.replace("//", "//ad:gizli@")
+    with WebSite({"/new": PLAIN, "/a.txt": PLAIN}).running() as other:
+        site.redirects |= {"/new": f"{other.url}/a.txt"}
+        assert read(f"{url}/old") == TEXTS
+    first, second = site.authorizations
+    assert first == second is not None
+    assert other.authorizations == [None]
 
 
 def test_no_half_file_is_left_in_place(site: WebSite, cache: Path) -> None:

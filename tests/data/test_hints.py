@@ -77,6 +77,15 @@ def test_lines_of_many_documents_are_named_with_the_setting(tmp_path: Path) -> N
     assert hints(found(few)) == []
 
 
+@pytest.mark.parametrize("raw", ["Oxu \\ud83d paylaş", "Oxu\\u00a0\\ufffd paylaş\\u200b"])
+def test_lines_are_counted_as_they_are_cleaned(tmp_path: Path, raw: str) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = (f'{{"text": "Sənəd {i}: Kür çayı axır.\\n{raw}"}}' for i in range(100))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    (hint,) = hints(found(path))
+    assert "“Oxu \ufffd paylaş”" in hint
+
+
 def test_the_limit_is_that_of_all_documents_where_only_some_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

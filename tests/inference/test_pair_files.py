@@ -85,6 +85,38 @@ def test_parquet_as_on_the_hub(tmp_path: Path) -> None:
     assert read_pairs(str(tmp_path)) == [SentencePair("x", RIGHT, WRONG)]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_an_array_is_read_as_its_objects(tmp_path: Path, name: str, indent: int | None) -> None:
+    rows = [{"good": RIGHT, "bad": WRONG}, {"good": "Gəl.", "bad": "Gel."}]
+    (tmp_path / name).write_text(f"\n{json.dumps(rows, indent=indent)}\n", encoding="utf-8")
+    pairs = [SentencePair("a", RIGHT, WRONG), SentencePair("a", "Gəl.", "Gel.")]
+    assert read_pairs(str(tmp_path / name)) == pairs
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", f"right\twrong\r\n{RIGHT}\t{WRONG}\r\n"),
+        ("a.csv", f"right;wrong\r\r\n{RIGHT};{WRONG}\r\r\n"),
+        ("a.json", json.dumps({"right": RIGHT, "wrong": WRONG}, ensure_ascii=False)),
+    ],
+)
+def test_encodings_are_those_of_training_text(
+    tmp_path: Path, name: str, text: str, encoding: str
+) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read_pairs(str(tmp_path / name)) == [SentencePair("a", RIGHT, WRONG)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a"])
+def test_a_file_that_does_not_say_how_it_is_written_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(f"right\twrong\n{RIGHT}\t{WRONG}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"not read from \.txt; name it \.tsv or \.csv"):
+        read_pairs(str(tmp_path / name))
+
+
 def test_what_is_no_list_of_pairs_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for row, complaint in (
@@ -104,8 +136,12 @@ def test_what_is_no_list_of_pairs_is_refused(tmp_path: Path) -> None:
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"pairs=.*a\.jsonl: no pairs"):
         read_pairs(str(path))
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not UTF-8"):
+    path.write_text('[{"good": "Bir.",\n"bad"}]', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: not a JSON object"):
         read_pairs(str(path))
+    for broken in (b"\xff\xfe\x00", b'{"good": "\xff"}'):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"a\.jsonl: broken, .*save it as UTF-8$"):
+            read_pairs(str(path))
     with pytest.raises(ValueError, match=r"pairs=.*yoxdur"):
         read_pairs(str(tmp_path / "yoxdur.tsv"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import math
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from azllm_lightning.config.compose import compose
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.data.corpus import Document
+from azllm_lightning.data.corpus import Document, documents
 from azllm_lightning.planning import rule
 from azllm_lightning.planning.choice import (
     LEAST_STEPS,
@@ -278,6 +280,133 @@ def test_a_survey_counts_bytes_documents_and_duplicates(tmp_path: Path) -> None:
     assert found.train_bytes + found.val_bytes == expected
     assert not found.is_estimate
     assert 2 < found.bytes_per_token(8192) < 60
+
+
+def rows_of(first: int, count: int) -> list[str]:
+    letters = random.Random(first)
+    return [
+        f"{i} " + "".join(letters.choices("abcçdeə ", k=150)) for i in range(first, first + count)
+    ]
+
+
+def as_text(rows: list[str]) -> bytes:
+    return "\n\n".join(rows).encode()
+
+
+def as_jsonl(rows: list[str], ensure_ascii: bool = False) -> bytes:
+    """With other fields, which take more room than the text."""
+    objects = [
+        {"url": f"https://az.az/{'x' * 150}", "title": row[:40], "text": row} for row in rows
+    ]
+    return "\n".join(json.dumps(each, ensure_ascii=ensure_ascii) for each in objects).encode()
+
+
+def as_csv(rows: list[str]) -> bytes:
+    lines = [f"{number};{'x' * 150};{row}" for number, row in enumerate(rows)]
+    return "\n".join(["id;other;text", *lines]).encode()
+
+
+def twice(rows: list[str]) -> list[str]:
+    return [row for row in rows for _ in range(2)]
+
+
+ROWS = rows_of(0, 600)
+OTHERS = rows_of(1000, 60)
+LARGE: dict[str, dict[str, bytes]] = {
+    "a text": {"a.txt": as_text(ROWS)},
+    "other fields": {"a.jsonl": as_jsonl(ROWS)},
+    "other columns": {"a.csv": as_csv(ROWS)},
+    "escaped letters": {"a.jsonl": as_jsonl(ROWS, ensure_ascii=True)},
+    "compressed": {
+        f"{i:03}.jsonl.gz": gzip.compress(as_jsonl(ROWS[i : i + 15])) for i in range(0, 600, 15)
+    },
+    "duplicates": {"a.jsonl": as_jsonl(twice(ROWS))},
+    "duplicates in a table": {"a.csv": as_csv(twice(ROWS))},
+    "validation in other fields": {"a.txt": as_text(ROWS), "val/a.jsonl": as_jsonl(OTHERS)},
+    "validation without fields": {"a.jsonl": as_jsonl(ROWS), "val/a.txt": as_text(OTHERS)},
+    "more validation than is read": {
+        "a.jsonl": as_jsonl(twice(OTHERS)),
+        "val/a.jsonl": as_jsonl(twice(ROWS)),
+    },
+}
+
+
+@pytest.fixture
+def little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small steps, and without what is not of its amount."""
+    for place, size in (
+        ("planning.survey.MOST_BYTES", 40_000),
+        ("data.corpus.BLOCK_CHARS", 2000),
+        ("data.decoder.CHUNK_BYTES", 1000),
+        ("data.decoder.HEAD_BYTES", 100),
+        ("data.content._BUFFER_BYTES", 1000),
+        ("data.delimited._SAMPLE_LINES", 10),
+    ):
+        monkeypatch.setattr(f"azllm_lightning.{place}", size)
+    monkeypatch.setattr(Sample, "token_bytes", lambda self: (5.0, 5.0))
+
+
+def folder_of(files: dict[str, bytes], folder: Path) -> dict[str, str]:
+    """The settings of `files`: those in val/ are for validation."""
+    for name, content in files.items():
+        path = folder / ("val" if name.startswith("val/") else "train") / Path(name).name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    val = {"val_path": str(folder / "val")} if (folder / "val").exists() else {}
+    return {"path": str(folder / "train"), **val}
+
+
+@pytest.mark.usefixtures("little_is_read")
+@pytest.mark.parametrize("max_bytes", [None, 10**9])
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_survey_of_a_part_tells_how_much_all_is(
+    kind: str, max_bytes: int | None, tmp_path: Path
+) -> None:
+    """Whatever takes room in the files besides new text."""
+    config = DataConfig(**folder_of(LARGE[kind], tmp_path), max_bytes=max_bytes, val_fraction=0.3)
+    found = survey(config)
+    assert found.is_estimate
+    rows = {"train": ROWS, "val": OTHERS if config.val_paths else []}
+    if kind == "more validation than is read":
+        rows = {"train": OTHERS, "val": ROWS}
+    number = len(rows["train"]) + len(rows["val"])
+    sizes = {split: sum(len(row.encode()) for row in rows[split]) for split in rows}
+    if config.val_paths:
+        assert found.train_bytes == pytest.approx(sizes["train"], rel=0.1)
+        assert found.val_bytes == pytest.approx(sizes["val"], rel=0.1)
+        assert found.val_documents == pytest.approx(len(rows["val"]), rel=0.1)
+    assert found.train_bytes + found.val_bytes == pytest.approx(sum(sizes.values()), rel=0.1)
+    assert found.num_documents == pytest.approx(number, rel=0.1)
+    is_twice = kind.startswith("duplicates") or kind == "more validation than is read"
+    assert found.num_duplicates == pytest.approx(number * is_twice, rel=0.15)
+
+
+@pytest.mark.usefixtures("little_is_read")
+@pytest.mark.parametrize("kind", ["other fields", "duplicates", "validation in other fields"])
+def test_a_survey_expects_no_more_than_max_bytes(kind: str, tmp_path: Path) -> None:
+    files = folder_of(LARGE[kind], tmp_path)
+    found = survey(DataConfig(**files, max_bytes=50_000, val_fraction=0.1))
+    assert found.is_estimate
+    size = found.train_bytes if "val_path" in files else found.train_bytes + found.val_bytes
+    assert size == pytest.approx(50_000, rel=0.01)
+    assert "val_path" not in files or found.val_bytes <= 5000
+
+
+@pytest.mark.usefixtures("little_is_read")
+@pytest.mark.parametrize(
+    ("max_bytes", "size"), [(None, 200_000), (80_000, 80_000), (10**9, 200_000)]
+)
+def test_tales_are_as_many_as_are_to_be_written(max_bytes: int | None, size: int) -> None:
+    found = survey(DataConfig(name="tales", tales_bytes=200_000, max_bytes=max_bytes))
+    assert found.is_estimate
+    assert found.train_bytes + found.val_bytes == pytest.approx(size, rel=0.1)
+
+
+def test_a_survey_that_may_take_no_time_has_text_to_train_on(tmp_path: Path) -> None:
+    config = DataConfig(**folder_of({"a.txt": as_text(ROWS)}, tmp_path), val_fraction=0.1)
+    val_first = sorted(documents(config), key=lambda document: document.split == "train")
+    folder_of({"a.txt": as_text([document.text for document in val_first])}, tmp_path)
+    assert survey(config, seconds=0).train_bytes > 0
 
 
 def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:

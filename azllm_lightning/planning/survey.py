@@ -11,11 +11,12 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import Document, Stream, documents, stored_bytes, streams
-from azllm_lightning.data.shards import SPLITS, Manifest
+from azllm_lightning.data.enough import BYTES_PER_TOKEN, too_little
+from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.planning.law import DOCUMENT_SPREAD
 
@@ -120,7 +121,7 @@ class Text:
 def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
     """Read the text of `config`, or as much as `seconds` allow.
 
-    Raises ValueError if there is none, or if it cannot be read.
+    Raises ValueError if there is none to train on, or if it cannot be read.
     """
     sample = Sample()
     counts: Counter[str] = Counter()
@@ -139,6 +140,8 @@ def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
                 is_estimate = True
                 break
     whole = _whole(config, read) if is_estimate else read
+    if not whole["train"].text_bytes:
+        raise too_little(replace(config, dir=None), _manifest(read, counts), "train")
     train, new = sample.token_bytes()
     number = sum(each.documents for each in whole.values())
     factor = number / sum(each.documents for each in read.values())
@@ -157,13 +160,19 @@ def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
     )
 
 
-def prepared(manifest: Manifest, name: str) -> Text:
-    """The text of prepared shards; its kind is known only from its bytes per token."""
+def prepared(config: DataConfig, manifest: Manifest) -> Text:
+    """The text of prepared shards; its kind is known only from its bytes per token.
+
+    Raises ValueError if a split has none.
+    """
+    for split, content in manifest.splits.items():
+        if not content.tokens:
+            raise too_little(config, manifest, split)
     train = manifest.splits["train"]
     val = manifest.splits["val"]
     relative = relative_token_bytes(manifest.vocab_size)
     return Text(
-        name=name,
+        name=config.name,
         train_bytes=train.text_bytes,
         val_bytes=val.text_bytes,
         num_documents=train.documents + val.documents,
@@ -296,6 +305,20 @@ def _bytes_per_token(texts: list[str], tokenizer: Tokenizer) -> float:
     return sum(len(text.encode("utf-8")) for text in texts) / tokens
 
 
+def _manifest(read: Mapping[str, Read], counts: Mapping[str, int]) -> Manifest:
+    """About what `prepare` would make of what was read."""
+    splits = {
+        split: Split(
+            documents=round(found.documents),
+            text_bytes=round(found.text_bytes),
+            tokens=round(found.text_bytes / BYTES_PER_TOKEN),
+            files=(),
+        )
+        for split, found in read.items()
+    }
+    return Manifest(VERSION, "", 0, splits, (), dict(counts), {})
+
+
 def _whole(config: DataConfig, read: Mapping[str, Read]) -> dict[str, Read]:
     """About what each split has if the rest of the files is like what was read of them."""
     if not config.val_paths:
@@ -314,7 +337,7 @@ def _whole(config: DataConfig, read: Mapping[str, Read]) -> dict[str, Read]:
 def _factor(config: DataConfig, stream: Stream, read: Read) -> float:
     """How many times as much text as `read` there is in `stream`; 1 if that is not known."""
     size = stored_bytes(config, stream)
-    if not size or not read.stored_bytes:
+    if size is None or not read.stored_bytes:
         return 1.0
     factor = size / read.stored_bytes
     return factor if stream.max_bytes is None else min(factor, stream.max_bytes / read.text_bytes)

@@ -9,6 +9,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,8 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.corpus import Document, documents
+from azllm_lightning.data.pipeline import prepare
+from azllm_lightning.data.shards import SPLITS, Manifest, Split
 from azllm_lightning.planning import rule
 from azllm_lightning.planning.choice import (
     LEAST_STEPS,
@@ -39,7 +42,7 @@ from azllm_lightning.planning.law import (
 )
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
-from azllm_lightning.planning.survey import Sample, Text, scale_of, spread_of, survey
+from azllm_lightning.planning.survey import Sample, Text, prepared, scale_of, spread_of, survey
 
 MB = 1e6
 SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
@@ -409,6 +412,51 @@ def test_a_survey_that_may_take_no_time_has_text_to_train_on(tmp_path: Path) -> 
     assert survey(config, seconds=0).train_bytes > 0
 
 
+NOTHING: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
+    "empty rows": ({"a.jsonl": as_jsonl(["", " "])}, {}),
+    "empty cells": ({"a.csv": as_csv(["", " "])}, {}),
+    "only validation": ({"a.txt": as_text(ROWS[:1])}, {"val_fraction": 0.9999}),
+    "only what is for validation": ({"a.txt": as_text(ROWS[:3]), "val/a.txt": as_text(ROWS)}, {}),
+    "empty rows beside validation": ({"a.jsonl": as_jsonl([""]), "val/a.txt": as_text(ROWS)}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+def test_nothing_to_train_on_is_refused_as_prepare_does(kind: str, tmp_path: Path) -> None:
+    files, settings = NOTHING[kind]
+    config = DataConfig(**folder_of(files, tmp_path), **settings, prepare_workers=1)
+    refusals = []
+    for refuse in (survey, prepare):
+        with pytest.raises(ValueError, match=r"too little text: .* the train split has 0") as error:
+            refuse(config)
+        refusals.append(str(error.value))
+    assert refusals[0] == refusals[1]
+
+
+def test_nothing_to_train_on_is_no_fault_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    files, _ = NOTHING["empty rows"]
+    with pytest.raises(ValueError, match="the train split has 0") as error:
+        survey(DataConfig(**folder_of(files, tmp_path), dir=str(tmp_path / "new")))
+    assert "data.dir" not in str(error.value)
+
+
+@pytest.mark.usefixtures("little_is_read")
+def test_an_empty_file_after_much_validation_is_nothing_to_train_on(tmp_path: Path) -> None:
+    config = DataConfig(**folder_of({"a.txt": b"", "val/a.txt": as_text(ROWS)}, tmp_path))
+    with pytest.raises(ValueError, match="the train split has 0"):
+        survey(config)
+
+
+@pytest.mark.parametrize("empty", SPLITS)
+def test_a_prepared_folder_without_text_of_a_split_is_refused(empty: str) -> None:
+    splits = {split: Split(5, 500, 100, ()) for split in SPLITS}
+    splits[empty] = Split(0, 0, 0, ())
+    manifest = Manifest(1, "", 300, splits, (), {}, {})
+    config = DataConfig(path="book.txt", dir="folder")
+    with pytest.raises(ValueError, match=rf"the {empty} split has 0.*data\.dir=folder keeps"):
+        prepared(config, manifest)
+
+
 def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:
     lines = [f"Sətir {i}. Bakı Xəzər dənizinin sahilində yerləşir." for i in range(400)]
     (tmp_path / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
@@ -416,7 +464,7 @@ def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:
     count = round(even.val_bytes / len(lines[100].encode()))
     assert even.val_documents == pytest.approx(count, rel=0.05)
     long = "Sətir. " * 2000
-    (tmp_path / "b.txt").write_text("\n\n".join([*lines, long]), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\n\n".join([*lines[:200], long]), encoding="utf-8")
     paths = ["data.path=" + str(tmp_path / "a.txt"), f"data.val_path={tmp_path / 'b.txt'}"]
     assert survey(compose(["data=text", *paths]).data).val_documents < 10
 

@@ -8,6 +8,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from azllm_lightning.planning.choice import (
     LEAST_STEPS,
     SAMPLES_AND_PAGE_SECONDS,
     VALIDATIONS,
+    Candidate,
     Choice,
     Task,
     choose,
     longer,
     planned,
+    state_bytes,
 )
 from azllm_lightning.planning.far_off import TextSize, advice
 from azllm_lightning.planning.forecast import forecast
@@ -43,6 +46,7 @@ from azllm_lightning.planning.law import (
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Sample, Text, prepared, scale_of, spread_of, survey
+from azllm_lightning.training.batch import CPU_BYTES, HEADROOM, activation_bytes, divisors
 
 MB = 1e6
 SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
@@ -183,6 +187,66 @@ def test_a_plan_keeps_to_its_time_its_memory_and_the_passes_that_were_tried() ->
         assert plan.seconds <= 3600 * hours * 1.02
         assert plan.passes <= 16.5
         assert plan.memory_bytes <= 1.5e9
+
+
+CARD = Speed.assumed("cuda", 8)
+
+
+activations = cache(activation_bytes)
+
+
+@pytest.mark.parametrize("model", [named_models()[0], named_models()[-1]], ids=lambda m: m.name)
+def test_the_micro_batch_of_a_gpu_is_the_largest_that_fits(model: Candidate) -> None:
+    """As trainer.micro_batch_size=auto has it, up to the whole step."""
+    task = Task(text(500), CARD, [model], 512, 8192)
+    found = set()
+    for tokens, memory in itertools.product((1e6, 1e9), (1e9, 2e9, 4e9, 8e9, 15.8e9, 80e9)):
+        unknown = planned(task, model, tokens)
+        one = activations(unknown.shape)
+        most = max(1, CPU_BYTES // one)
+        assert unknown.micro_batch == max(divisors(unknown.batch, at_most=most))
+        plan = planned(replace(task, speed=replace(CARD, memory_bytes=memory)), model, tokens)
+        found.add(plan.micro_batch)
+        assert plan.batch % plan.micro_batch == 0
+        twice_as_many = plan.memory_bytes + 0.6 * plan.micro_batch * one
+        usable = (1 - HEADROOM) * memory
+        assert plan.memory_bytes <= usable or plan.micro_batch == 1
+        assert twice_as_many > usable or plan.micro_batch == plan.batch
+        if plan.micro_batch > unknown.micro_batch:
+            assert plan.memory_bytes > unknown.memory_bytes
+            assert plan.seconds <= unknown.seconds
+    assert len(found) > 1
+
+
+def test_a_model_fits_a_gpu_if_one_sequence_does() -> None:
+    """A step in more micro-batches takes less memory; it is no reason for a smaller model."""
+    model = named_models()[-1]
+    task = Task(text(500), CARD, [model], 512, 8192)
+    shape = planned(task, model, 1e9).shape
+    least = state_bytes(shape) + 4 * shape.num_params() + 0.6 * activations(shape)
+    smaller = named_models()[0]
+    for memory, name in ((1.02 * least, model.name), (0.98 * least, smaller.name)):
+        card = replace(CARD, memory_bytes=memory / (1 - HEADROOM), flops=1e14)
+        both = replace(task, speed=card, candidates=[smaller, model])
+        assert choose(both, 36_000).candidate.name == name
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory"),
+    [
+        ([{"name": "T4", "memory_bytes": 15.8e9}], 15.8e9),
+        ([{"name": "T4", "memory_bytes": None}], None),
+        ([{"name": "T4"}], None),
+        ([], None),
+    ],
+)
+def test_the_memory_of_a_gpu_is_its_own(gpus: list[dict[str, Any]], memory: float | None) -> None:
+    """Never that of the machine."""
+    skipped = {part: {"status": "skipped"} for part in ("disk", "data", "compile", "steps")}
+    machine = {"cpu_cores": 2, "cpu_model": "CPU", "memory_bytes": 64e9, "gpus": gpus}
+    for device, expected in (("cuda", memory), ("cpu", 64e9)):
+        findings = {"machine": {"device": device, **machine}, "products": {}, **skipped}
+        assert Speed.from_check(findings).memory_bytes == expected
 
 
 def test_twice_the_time_is_never_planned_as_less() -> None:

@@ -63,6 +63,7 @@ WRITERS = {
     "runs/atomic.py": "the file of its caller; sweeps only what `replacing` left",
     "runs/checkpoint_files.py": "checkpoints in a run folder",
     "runs/curves.py": "event files in a run folder",
+    "runs/event_file.py": "a new event file in a run folder",
     "runs/folder.py": "run folders; removes only one that this session made",
     "session/child.py": "output.txt in a temporary folder",
     "session/loggers.py": "a logger's files in a run folder",

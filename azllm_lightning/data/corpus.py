@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -48,13 +48,15 @@ VALIDATED_SOURCES = 12
 class Document(NamedTuple):
     """A clean text of at most data.max_document_bytes; `split` is "train" or "val".
 
-    `read_bytes` is its share of `bytes_to_read`, as far as that can be told.
+    `read_bytes` is its share of `bytes_to_read`, as far as that can be told, and `stored_bytes` its
+    share of the files, as they are stored.
     """
 
     text: str
     source: str
     split: str
     read_bytes: float = 0.0
+    stored_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,27 @@ def streams(config: DataConfig) -> list[Stream]:
     ]
 
 
-def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterator[Document]:
+def documents(
+    config: DataConfig, counts: Counter[str] | None = None
+) -> Generator[Document, None, None]:
     """The documents of `config` in the order of their files, without exact duplicates.
 
     The split of a document depends only on its text and data.val_fraction, unless data.val_path
     gives the validation text; documents of that text are kept out of training. `counts` receives
-    what was dropped, split or repaired (see `describe_cleaning`). Raises ValueError if there is no
-    text or it cannot be read.
+    what was dropped, split or repaired (see `describe_cleaning`), also when the reader ends before
+    the text does. Raises ValueError if there is no text or it cannot be read.
     """
     check_filters(config)
     selection = Selection(config)
+    try:
+        yield from _kept(config, selection)
+    finally:
+        if counts is not None:
+            counts.update(selection.counts)
+
+
+def _kept(config: DataConfig, selection: Selection) -> Iterator[Document]:
+    """The documents that `selection` keeps."""
     dropped = _repeated_lines(config)
     unseen = 0  # bytes read since the last document
     for number, stream in enumerate(streams(config)):
@@ -116,18 +129,17 @@ def documents(config: DataConfig, counts: Counter[str] | None = None) -> Iterato
             kept = selection.keep(block)
             validation = is_validation(block, stream, config)
             size = int(block.sizes[kept].sum())
-            unseen += raw.read_bytes if config.max_bytes is None else size
-            read = unseen / size if size else 0.0
+            unseen += raw.read_bytes
             for index in np.flatnonzero(kept):
                 source = block.names[block.sources[index]]
                 split = "val" if validation[index] else "train"
-                share = read * float(block.sizes[index])
-                yield Document(block.document(int(index)), source, split, share)
+                text_bytes = float(block.sizes[index])
+                stored = unseen / size * text_bytes
+                read = stored if config.max_bytes is None else text_bytes
+                yield Document(block.document(int(index)), source, split, read, stored)
             unseen = 0 if size else unseen
             if selection.is_full:
                 break
-    if counts is not None:
-        counts.update(selection.counts)
 
 
 def _repeated_lines(config: DataConfig) -> set[int]:
@@ -429,9 +441,15 @@ def bytes_to_read(config: DataConfig) -> int | None:
     """
     if config.max_bytes is not None:
         return sum(stream.max_bytes or 0 for stream in streams(config))
-    if config.name == "tales":
+    sizes = [stored_bytes(config, stream) for stream in streams(config)]
+    return None if None in sizes else sum(filter(None, sizes))
+
+
+def stored_bytes(config: DataConfig, stream: Stream) -> int | None:
+    """The bytes of all files of `stream`, as they are stored; None if they are unknown."""
+    if not stream.paths:
         return config.tales_bytes
-    files = [file for stream in streams(config) for file in stream_files(stream)]
+    files = stream_files(stream)
     sizes = [file.size() for file in files]
     # A local file may be empty; of others, 0 means that it is not known.
     is_known = all(size or file.is_local for file, size in zip(files, sizes, strict=True))

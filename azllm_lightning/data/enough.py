@@ -44,16 +44,7 @@ def check_enough(config: DataConfig, manifest: Manifest) -> None:
     needed = config.block_size + 1
     for name, split in manifest.splits.items():
         if split.tokens < needed:
-            message = tr(
-                "too little text: a window of data.block_size={block_size} needs {needed:,} "
-                "tokens, but the {split} split has {tokens:,}.",
-                block_size=config.block_size,
-                needed=needed,
-                split=name,
-                tokens=split.tokens,
-            )
-            advice = [*_amounts(config, manifest, name), *_of_prepared(config)]
-            raise ValueError(" ".join([message, *_remedies(config, manifest, 1), *advice]))
+            raise too_little(config, manifest, name)
     windows = manifest.splits["val"].tokens // needed
     if windows < FEW_WINDOWS:
         remedies = _remedies(config, manifest, FEW_WINDOWS) or [_more_text(config, manifest, "val")]
@@ -68,6 +59,20 @@ def check_enough(config: DataConfig, manifest: Manifest) -> None:
                 remedy=" ".join([*remedies, *_of_prepared(config)]),
             )
         )
+
+
+def too_little(config: DataConfig, manifest: Manifest, split: str) -> ValueError:
+    """The error that `split` does not fill a window, with the amount of text needed."""
+    message = tr(
+        "too little text: a window of data.block_size={block_size} needs {needed:,} "
+        "tokens, but the {split} split has {tokens:,}.",
+        block_size=config.block_size,
+        needed=config.block_size + 1,
+        split=split,
+        tokens=manifest.splits[split].tokens,
+    )
+    advice = [*_amounts(config, manifest, split), *_of_prepared(config)]
+    return ValueError(" ".join([message, *_remedies(config, manifest, 1), *advice]))
 
 
 def _of_prepared(config: DataConfig) -> list[str]:
@@ -241,6 +246,8 @@ def _likely(count: int) -> float:
 def _bytes_per_token(config: DataConfig, manifest: Manifest) -> float:
     """How much text a token is, once there is enough of it."""
     tokens = sum(each.tokens for each in manifest.splits.values())
-    found = sum(each.text_bytes for each in manifest.splits.values()) / max(1, tokens)
+    if not tokens:
+        return BYTES_PER_TOKEN
+    found = sum(each.text_bytes for each in manifest.splits.values()) / tokens
     is_learning = config.tokenizer is None and manifest.vocab_size < config.vocab_size
     return max(found, BYTES_PER_TOKEN) if is_learning else found

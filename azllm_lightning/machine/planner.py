@@ -62,7 +62,7 @@ def make_plan(config: PlanConfig) -> Figures:
     findings = None if config.check is None else read_check(Path(config.check))
     folder = config.run.data.dir
     if folder is not None and is_prepared(Path(folder)):
-        text = prepared(Manifest.read(Path(folder)), config.run.data.name)
+        text = prepared(config.run.data, Manifest.read(Path(folder)))
     else:
         _announce(tr("reading the text"))
         text = survey(config.run.data)

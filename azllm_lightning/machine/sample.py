@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.planning.speed import muon_flops
+from azllm_lightning.planning.speed import EFFICIENCY, muon_flops
+from azllm_lightning.training.batch import divisors
 
 MOST_STEPS = 20
-EFFICIENCY = 0.4
-"""Share of the speed of matrix products that a run is assumed to reach: a cautious one."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def sample(config: RunConfig, shape: GPTConfig, flops: float, seconds: float) ->
     """
     batch = config.trainer.global_batch_size
     most = min(MOST_STEPS, max(2, config.trainer.max_steps - 1))
-    for sequences in sorted(_divisors(batch), reverse=True):
+    for sequences in reversed(divisors(batch, at_most=batch)):
         step = step_seconds(config, shape, sequences, flops)
         fitting = min(most, int(seconds / step))
         if fitting >= (4 if sequences > 1 and most >= 4 else 2):
@@ -61,8 +60,4 @@ def _micro_batch(config: RunConfig, sequences: int) -> int | None:
     micro = config.trainer.micro_batch_size
     if micro == "auto" or sequences % micro == 0:
         return None
-    return max(size for size in _divisors(sequences) if size <= micro)
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    return max(divisors(sequences, at_most=micro))

@@ -13,7 +13,7 @@ from azllm_lightning.planning.law import Prediction, Size, predict
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Text
 from azllm_lightning.training.affixes import PER_TOKEN
-from azllm_lightning.training.batch import CPU_BYTES, activation_bytes
+from azllm_lightning.training.batch import CPU_BYTES, HEADROOM, activation_bytes, divisors
 from azllm_lightning.training.saving import KEEP
 
 MOST_PASSES = 16.0
@@ -37,8 +37,12 @@ SAMPLES_AND_PAGE_SECONDS = 1.2
 BASE_BYTES = 7e8
 """Memory of Python with PyTorch."""
 
-MEMORY_SHARE = 0.8
-"""Share of the memory that a run may take."""
+MEMORY_SHARE = {"cpu": 0.8, "cuda": 1 - HEADROOM}
+"""Share of the memory that a run may take: of a GPU, as much as trainer.micro_batch_size=auto does.
+"""
+
+ACTIVATION_SHARE = {"cpu": 1.0, "cuda": 0.6}
+"""Of the activations in fp32, what is kept: on a GPU, most of them have 16 bits."""
 
 LEAST_STEPS = 20
 
@@ -205,7 +209,7 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         starts_from_neighbors=task.starts_from_neighbors,
         starts_with_induction=task.starts_with_induction,
     )
-    micro_batch = _micro_batch(shape, batch)
+    micro_batch = _micro_batch(shape, batch, speed)
     training = speed.training_seconds(shape, batch, micro_batch, steps)
     val_windows, is_reduced = _val_windows(task, shape, training)
     state = state_bytes(shape)
@@ -251,10 +255,15 @@ def state_bytes(shape: GPTConfig) -> float:
     return 4.0 * (2 * params + (1 + 2 * PER_TOKEN) * tables)
 
 
-def _micro_batch(shape: GPTConfig, batch: int) -> int:
-    """About what trainer.micro_batch_size=auto finds."""
-    most = min(batch, max(1, CPU_BYTES // _activation_bytes(shape)))
-    return 1 << (most.bit_length() - 1)
+def _micro_batch(shape: GPTConfig, batch: int, speed: Speed) -> int:
+    """About what trainer.micro_batch_size=auto finds; on a GPU whose memory is not known, what it
+    finds on a CPU.
+    """
+    room, each = float(CPU_BYTES), float(_activation_bytes(shape))
+    if speed.device == "cuda" and speed.memory_bytes is not None:
+        room = _usable_bytes(speed) - _memory_bytes(shape, 0, speed)
+        each *= ACTIVATION_SHARE["cuda"]
+    return max(divisors(batch, at_most=max(1, int(room / each))))
 
 
 def _activation_bytes(shape: GPTConfig) -> int:
@@ -294,13 +303,19 @@ def _disk_bytes(text: Text, vocab_size: int, state: float, shape: GPTConfig) -> 
 
 
 def _memory_bytes(shape: GPTConfig, micro_batch: int, speed: Speed) -> float:
-    """Weights, gradients, moments, activations; on a GPU activations in 16 bits."""
-    half = 0.6 if speed.device == "cuda" else 1.0
+    """Weights, gradients, moments, activations."""
+    activations = ACTIVATION_SHARE[speed.device] * micro_batch * _activation_bytes(shape)
     gradients = 4.0 * shape.num_params()
     base = BASE_BYTES if speed.device == "cpu" else 0.0
-    return base + state_bytes(shape) + gradients + half * micro_batch * _activation_bytes(shape)
+    return base + state_bytes(shape) + gradients + activations
 
 
 def _fits(choice: Choice, speed: Speed) -> bool:
-    memory = math.inf if speed.memory_bytes is None else MEMORY_SHARE * speed.memory_bytes
-    return choice.memory_bytes <= memory
+    return choice.memory_bytes <= _usable_bytes(speed)
+
+
+def _usable_bytes(speed: Speed) -> float:
+    """What a run may take of the memory; infinity if that is not known."""
+    if speed.memory_bytes is None:
+        return math.inf
+    return MEMORY_SHARE[speed.device] * speed.memory_bytes

@@ -26,7 +26,7 @@ def first_run(config: DataConfig, manifest: Manifest) -> list[str]:
     if config.name == "tales":
         return []
     speed = Speed.assumed(hardware.resolve_accelerator("auto"), num_cores())
-    text = prepared(manifest, config.name)
+    text = prepared(config, manifest)
     task = Task(text, speed, named_models(), config.block_size, manifest.vocab_size)
     chosen = choose(task, 3600 * HOURS).overrides()
     return [override for override in chosen if not override.startswith(PREPARED)]

@@ -82,10 +82,14 @@ class Speed:
         """Of the machine that check.json describes."""
         machine = findings["machine"]
         device = str(machine["device"])
-        gpus = machine["gpus"] if device == "cuda" else []
         values: dict[str, Any] = {**cls.assumed(device, machine["cpu_cores"]).__dict__}
-        values["name"] = gpus[0]["name"] if gpus else machine["cpu_model"]
-        values["memory_bytes"] = gpus[0]["memory_bytes"] if gpus else machine["memory_bytes"]
+        if device == "cuda":
+            gpu: dict[str, Any] = next(iter(machine["gpus"]), {})
+            values["name"] = gpu.get("name", device)
+            values["memory_bytes"] = gpu.get("memory_bytes")
+        else:
+            values["name"] = machine["cpu_model"]
+            values["memory_bytes"] = machine["memory_bytes"]
         products = findings["products"].get("types") or {}
         rates = [kind["flops_per_second"] or 0.0 for kind in products.values()]
         if any(rates):

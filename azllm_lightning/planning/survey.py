@@ -9,19 +9,20 @@ import statistics
 import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass, replace
 
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.corpus import Document, documents, stream_files, streams
-from azllm_lightning.data.shards import Manifest
+from azllm_lightning.data.corpus import Document, Stream, documents, stored_bytes, streams
+from azllm_lightning.data.enough import BYTES_PER_TOKEN, too_little
+from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.planning.law import DOCUMENT_SPREAD
 
 MOST_BYTES = 60_000_000
 MOST_SECONDS = 20.0
-"""How much of the text is read; the rest is estimated from the sizes of the files."""
+"""How much of the text is read; the rest is estimated from how much of the files that took."""
 
 SAMPLE_BYTES = 2_000_000
 """Text for the tokenizer, spread evenly over what is read."""
@@ -42,9 +43,6 @@ TOKEN_BYTES = {
 """Bytes per token of Azerbaijani with a vocabulary, relative to REFERENCE_VOCABULARY; measured on
 the text of the law's runs.
 """
-
-TEXT_PER_FILE_BYTE = {".parquet": 1.8, ".gz": 2.8, ".zst": 3.0, ".xz": 3.5, ".bz2": 3.3}
-"""Bytes of text per byte of a file that is compressed, where none has been read to its end."""
 
 KIND_BYTES = 200_000
 KIND_COMPRESSED = 1.93
@@ -123,48 +121,58 @@ class Text:
 def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
     """Read the text of `config`, or as much as `seconds` allow.
 
-    Raises ValueError if there is none, or if it cannot be read.
+    Raises ValueError if there is none to train on, or if it cannot be read.
     """
     sample = Sample()
     counts: Counter[str] = Counter()
     started = time.monotonic()
-    sizes: Counter[str] = Counter()
-    val_squares = 0.0
-    number = 0
+    read = {split: Read() for split in SPLITS}
     is_estimate = False
-    for document in documents(config, counts):
-        number += 1
-        size = len(document.text.encode("utf-8"))
-        sizes[document.split] += size
-        val_squares += size**2 if document.split == "val" else 0
-        sample.add(document, size)
-        if sizes.total() > MOST_BYTES or time.monotonic() - started > seconds:
-            is_estimate = True
-            break
-    factor = max(1.0, _all_bytes(config) / sizes.total()) if is_estimate else 1.0
+    with closing(documents(config, counts)) as found:  # which fills `counts` when it is closed
+        for document in found:
+            size = len(document.text.encode("utf-8"))
+            read[document.split].add(document, size)
+            sample.add(document, size)
+            text_bytes = sum(each.text_bytes for each in read.values())
+            is_enough = text_bytes > MOST_BYTES or time.monotonic() - started > seconds
+            # Of one text for both, some is for training.
+            if is_enough and (read["train"].documents or config.val_paths):
+                is_estimate = True
+                break
+    whole = _whole(config, read) if is_estimate else read
+    if not whole["train"].text_bytes:
+        raise too_little(replace(config, dir=None), _manifest(read, counts), "train")
     train, new = sample.token_bytes()
+    number = sum(each.documents for each in whole.values())
+    factor = number / sum(each.documents for each in read.values())
     return Text(
         name=config.name,
-        train_bytes=sizes["train"] * factor,
-        val_bytes=sizes["val"] * factor,
-        num_documents=round(number * factor),
+        train_bytes=whole["train"].text_bytes,
+        val_bytes=whole["val"].text_bytes,
+        num_documents=round(number),
         num_duplicates=round(counts["duplicates"] * factor),
         is_estimate=is_estimate,
         token_bytes=new,
         train_token_bytes=train,
         scale=sample.scale(),
-        val_documents=sizes["val"] ** 2 / max(1.0, val_squares) * factor,
+        val_documents=whole["val"].text_bytes ** 2 / max(1.0, whole["val"].squares),
         document_spread=spread_of(sample.texts),
     )
 
 
-def prepared(manifest: Manifest, name: str) -> Text:
-    """The text of prepared shards; its kind is known only from its bytes per token."""
+def prepared(config: DataConfig, manifest: Manifest) -> Text:
+    """The text of prepared shards; its kind is known only from its bytes per token.
+
+    Raises ValueError if a split has none.
+    """
+    for split, content in manifest.splits.items():
+        if not content.tokens:
+            raise too_little(config, manifest, split)
     train = manifest.splits["train"]
     val = manifest.splits["val"]
     relative = relative_token_bytes(manifest.vocab_size)
     return Text(
-        name=name,
+        name=config.name,
         train_bytes=train.text_bytes,
         val_bytes=val.text_bytes,
         num_documents=train.documents + val.documents,
@@ -176,6 +184,31 @@ def prepared(manifest: Manifest, name: str) -> Text:
         val_documents=float(val.documents),
         vocab_size=manifest.vocab_size,
     )
+
+
+@dataclass
+class Read:
+    """What was read of a text, or what there should be of it."""
+
+    documents: float = 0
+    text_bytes: float = 0
+    squares: float = 0
+    """Of the bytes of the documents."""
+    stored_bytes: float = 0
+    """Of the files."""
+
+    def add(self, document: Document, size: int) -> None:
+        """A document of `size` bytes."""
+        self.documents += 1
+        self.text_bytes += size
+        self.squares += size**2
+        self.stored_bytes += document.stored_bytes
+
+    def __add__(self, other: Read) -> Read:
+        return Read(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, factor: float) -> Read:
+        return Read(*(factor * value for value in astuple(self)))
 
 
 class Sample:
@@ -272,13 +305,39 @@ def _bytes_per_token(texts: list[str], tokenizer: Tokenizer) -> float:
     return sum(len(text.encode("utf-8")) for text in texts) / tokens
 
 
-def _all_bytes(config: DataConfig) -> float:
-    """About how many bytes of text all files have."""
-    most = math.inf if config.max_bytes is None else float(config.max_bytes)
-    total = 0.0
-    for stream in streams(config):
-        for file in stream_files(stream):
-            size: Any = file.stamp()[1]
-            endings = [TEXT_PER_FILE_BYTE[end] for end in TEXT_PER_FILE_BYTE if end in file.name]
-            total += float(size or 0) * math.prod(endings)
-    return min(total, most)
+def _manifest(read: Mapping[str, Read], counts: Mapping[str, int]) -> Manifest:
+    """About what `prepare` would make of what was read."""
+    splits = {
+        split: Split(
+            documents=round(found.documents),
+            text_bytes=round(found.text_bytes),
+            tokens=round(found.text_bytes / BYTES_PER_TOKEN),
+            files=(),
+        )
+        for split, found in read.items()
+    }
+    return Manifest(VERSION, "", 0, splits, (), dict(counts), {})
+
+
+def _whole(config: DataConfig, read: Mapping[str, Read]) -> dict[str, Read]:
+    """About what each split has if the rest of the files is like what was read of them."""
+    if not config.val_paths:
+        (stream,) = streams(config)
+        factor = _factor(config, stream, read["train"] + read["val"])
+        return {split: read[split] * factor for split in SPLITS}
+    val, train = streams(config)
+    if read["train"].documents:  # data.val_path was read to its end
+        return {"train": read["train"] * _factor(config, train, read["train"]), "val": read["val"]}
+    return {
+        split: read["val"] * _factor(config, stream, read["val"])
+        for split, stream in (("train", train), ("val", val))
+    }
+
+
+def _factor(config: DataConfig, stream: Stream, read: Read) -> float:
+    """How many times as much text as `read` there is in `stream`; 1 if that is not known."""
+    size = stored_bytes(config, stream)
+    if size is None or not read.stored_bytes:
+        return 1.0
+    factor = size / read.stored_bytes
+    return factor if stream.max_bytes is None else min(factor, stream.max_bytes / read.text_bytes)

@@ -62,7 +62,7 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
                 share=share,
                 batch=config.global_batch_size,
                 devices=devices,
-                choices=", ".join(map(str, _divisors(share, at_most=share))),
+                choices=", ".join(map(str, divisors(share, at_most=share))),
             )
         )
     return share // micro
@@ -117,7 +117,7 @@ def largest_micro_batch(
     share = _sequences_per_device(config.trainer, devices)
     if device == "cpu":
         most = CPU_BYTES // activation_bytes(config.shape)
-        return max(_divisors(share, at_most=max(1, most)))
+        return max(divisors(share, at_most=max(1, most)))
     with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
         fits = trial(config, device, teachers=teachers, tokenizer=tokenizer)
         size = largest_that_fits(share, fits, has_teachers=teachers is not None)
@@ -139,7 +139,7 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
                 remedies=_remedies(bool(config.teachers)),
             )
         )
-    smaller = max(_divisors(_sequences_per_device(config.trainer, devices), at_most=micro // 2))
+    smaller = max(divisors(_sequences_per_device(config.trainer, devices), at_most=micro // 2))
     return replace(config, trainer=replace(config.trainer, micro_batch_size=smaller))
 
 
@@ -191,7 +191,7 @@ def largest_that_fits(share: int, fits: Callable[[int], bool], has_teachers: boo
     Raises ValueError if not even 1 fits.
     """
     best = 0
-    for size in _divisors(share, at_most=share):
+    for size in divisors(share, at_most=share):
         if not fits(size):
             break
         best = size
@@ -283,6 +283,11 @@ def activation_bytes(model: GPTConfig) -> int:
     return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
 
 
+def divisors(number: int, at_most: int) -> list[int]:
+    """The divisors of `number` up to `at_most`, the smallest first."""
+    return [size for size in range(1, min(number, at_most) + 1) if number % size == 0]
+
+
 def _sequences_per_device(config: TrainerConfig, devices: int) -> int:
     """Sequences that each of `devices` takes per step."""
     if config.global_batch_size % devices:
@@ -295,10 +300,6 @@ def _sequences_per_device(config: TrainerConfig, devices: int) -> int:
             )
         )
     return config.global_batch_size // devices
-
-
-def _divisors(number: int, at_most: int) -> list[int]:
-    return [size for size in range(1, min(number, at_most) + 1) if number % size == 0]
 
 
 def _remedies(has_teachers: bool) -> str:

@@ -125,6 +125,25 @@ def test_max_bytes_ends_within_a_long_document(tmp_path: Path) -> None:
             assert sum(document.read_bytes for document in found) == size
 
 
+def test_a_reader_that_ends_early_knows_what_was_dropped(tmp_path: Path) -> None:
+    texts = [text for text in make_texts(20) for _ in range(2)]
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": text} for text in texts]))
+    counts: Counter[str] = Counter()
+    found = documents(DataConfig(path=str(tmp_path)), counts)
+    next(found)
+    found.close()
+    assert counts["duplicates"] == 20
+
+
+@pytest.mark.parametrize("max_bytes", [None, 2000, 10**9])
+def test_documents_share_the_bytes_of_the_files(tmp_path: Path, max_bytes: int | None) -> None:
+    rows = [{"text": text, "other": text} for text in make_texts(20)]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    found = list(documents(DataConfig(path=str(tmp_path), max_bytes=max_bytes)))
+    size = (tmp_path / "a.jsonl").stat().st_size
+    assert sum(document.stored_bytes for document in found) == pytest.approx(size)
+
+
 def test_what_max_bytes_leaves_out_is_not_counted_and_not_a_duplicate(tmp_path: Path) -> None:
     """A document for which validation has no more room may be trained on."""
     texts = ["a" * 60, "b" * 60, "a" * 60, "", "c" * 30]

@@ -15,6 +15,7 @@ from azllm_lightning.data.cleaning import cut
 from azllm_lightning.data.enough import FEW_WINDOWS
 from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.data.shards import Manifest
+from azllm_lightning.data.tokenizer import Tokenizer
 
 SEEDS = range(3)
 AMOUNT = re.compile(r"(?:With (\S+), about|About) ([\d,]+) kB of text")
@@ -169,3 +170,23 @@ def test_more_text_comes_from_where_it_is_limited(
     given = {} if "name" in settings else {"path": write(tmp_path, 50_000, 500, 0)}
     config = DataConfig(**{**given, "vocab_size": 1024, "prepare_workers": 1, **settings})
     assert re.search(wanted, refusal(config))
+
+
+@pytest.mark.parametrize("has_tokenizer", [False, True])
+@pytest.mark.parametrize("block_size", [1, 256])
+def test_no_text_at_all_has_an_amount_too(
+    tmp_path: Path, has_tokenizer: bool, block_size: int
+) -> None:
+    """No token says how long tokens are, and a given tokenizer need not learn from more text."""
+    tokenizer = str(tmp_path / "tokenizer.json")
+    Tokenizer.train(["Bakı gözəl şəhərdir. " * 9], 280).save(Path(tokenizer))
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": " "}\n', encoding="utf-8")
+    config = DataConfig(
+        path=str(tmp_path / "a.jsonl"),
+        tokenizer=tokenizer if has_tokenizer else None,
+        block_size=block_size,
+        prepare_workers=1,
+    )
+    message = refusal(config)
+    assert "the train split has 0" in message
+    assert AMOUNT.search(message)

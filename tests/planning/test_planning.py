@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import math
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from azllm_lightning.config.compose import compose
+from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.data.corpus import Document
+from azllm_lightning.data.corpus import Document, documents
+from azllm_lightning.data.pipeline import prepare
+from azllm_lightning.data.shards import SPLITS, Manifest, Split
 from azllm_lightning.planning import rule
 from azllm_lightning.planning.choice import (
     LEAST_STEPS,
     SAMPLES_AND_PAGE_SECONDS,
     VALIDATIONS,
+    Candidate,
     Choice,
     Task,
     choose,
     longer,
     planned,
+    state_bytes,
 )
 from azllm_lightning.planning.far_off import TextSize, advice
 from azllm_lightning.planning.forecast import forecast
@@ -37,7 +45,8 @@ from azllm_lightning.planning.law import (
 )
 from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
-from azllm_lightning.planning.survey import Sample, Text, scale_of, spread_of, survey
+from azllm_lightning.planning.survey import Sample, Text, prepared, scale_of, spread_of, survey
+from azllm_lightning.training.batch import CPU_BYTES, HEADROOM, activation_bytes, divisors
 
 MB = 1e6
 SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
@@ -180,6 +189,66 @@ def test_a_plan_keeps_to_its_time_its_memory_and_the_passes_that_were_tried() ->
         assert plan.memory_bytes <= 1.5e9
 
 
+CARD = Speed.assumed("cuda", 8)
+
+
+activations = cache(activation_bytes)
+
+
+@pytest.mark.parametrize("model", [named_models()[0], named_models()[-1]], ids=lambda m: m.name)
+def test_the_micro_batch_of_a_gpu_is_the_largest_that_fits(model: Candidate) -> None:
+    """As trainer.micro_batch_size=auto has it, up to the whole step."""
+    task = Task(text(500), CARD, [model], 512, 8192)
+    found = set()
+    for tokens, memory in itertools.product((1e6, 1e9), (1e9, 2e9, 4e9, 8e9, 15.8e9, 80e9)):
+        unknown = planned(task, model, tokens)
+        one = activations(unknown.shape)
+        most = max(1, CPU_BYTES // one)
+        assert unknown.micro_batch == max(divisors(unknown.batch, at_most=most))
+        plan = planned(replace(task, speed=replace(CARD, memory_bytes=memory)), model, tokens)
+        found.add(plan.micro_batch)
+        assert plan.batch % plan.micro_batch == 0
+        twice_as_many = plan.memory_bytes + 0.6 * plan.micro_batch * one
+        usable = (1 - HEADROOM) * memory
+        assert plan.memory_bytes <= usable or plan.micro_batch == 1
+        assert twice_as_many > usable or plan.micro_batch == plan.batch
+        if plan.micro_batch > unknown.micro_batch:
+            assert plan.memory_bytes > unknown.memory_bytes
+            assert plan.seconds <= unknown.seconds
+    assert len(found) > 1
+
+
+def test_a_model_fits_a_gpu_if_one_sequence_does() -> None:
+    """A step in more micro-batches takes less memory; it is no reason for a smaller model."""
+    model = named_models()[-1]
+    task = Task(text(500), CARD, [model], 512, 8192)
+    shape = planned(task, model, 1e9).shape
+    least = state_bytes(shape) + 4 * shape.num_params() + 0.6 * activations(shape)
+    smaller = named_models()[0]
+    for memory, name in ((1.02 * least, model.name), (0.98 * least, smaller.name)):
+        card = replace(CARD, memory_bytes=memory / (1 - HEADROOM), flops=1e14)
+        both = replace(task, speed=card, candidates=[smaller, model])
+        assert choose(both, 36_000).candidate.name == name
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory"),
+    [
+        ([{"name": "T4", "memory_bytes": 15.8e9}], 15.8e9),
+        ([{"name": "T4", "memory_bytes": None}], None),
+        ([{"name": "T4"}], None),
+        ([], None),
+    ],
+)
+def test_the_memory_of_a_gpu_is_its_own(gpus: list[dict[str, Any]], memory: float | None) -> None:
+    """Never that of the machine."""
+    skipped = {part: {"status": "skipped"} for part in ("disk", "data", "compile", "steps")}
+    machine = {"cpu_cores": 2, "cpu_model": "CPU", "memory_bytes": 64e9, "gpus": gpus}
+    for device, expected in (("cuda", memory), ("cpu", 64e9)):
+        findings = {"machine": {"device": device, **machine}, "products": {}, **skipped}
+        assert Speed.from_check(findings).memory_bytes == expected
+
+
 def test_twice_the_time_is_never_planned_as_less() -> None:
     fast = replace(SLOW, flops=2.6e11, optimizer_flops=2.6e11)
     for megabytes, hours in ((1, 0.5), (2, 1), (2, 0.2)):
@@ -280,6 +349,178 @@ def test_a_survey_counts_bytes_documents_and_duplicates(tmp_path: Path) -> None:
     assert 2 < found.bytes_per_token(8192) < 60
 
 
+def rows_of(first: int, count: int) -> list[str]:
+    letters = random.Random(first)
+    return [
+        f"{i} " + "".join(letters.choices("abcçdeə ", k=150)) for i in range(first, first + count)
+    ]
+
+
+def as_text(rows: list[str]) -> bytes:
+    return "\n\n".join(rows).encode()
+
+
+def as_jsonl(rows: list[str], ensure_ascii: bool = False) -> bytes:
+    """With other fields, which take more room than the text."""
+    objects = [
+        {"url": f"https://az.az/{'x' * 150}", "title": row[:40], "text": row} for row in rows
+    ]
+    return "\n".join(json.dumps(each, ensure_ascii=ensure_ascii) for each in objects).encode()
+
+
+def as_csv(rows: list[str]) -> bytes:
+    lines = [f"{number};{'x' * 150};{row}" for number, row in enumerate(rows)]
+    return "\n".join(["id;other;text", *lines]).encode()
+
+
+def twice(rows: list[str]) -> list[str]:
+    return [row for row in rows for _ in range(2)]
+
+
+ROWS = rows_of(0, 600)
+OTHERS = rows_of(1000, 60)
+LARGE: dict[str, dict[str, bytes]] = {
+    "a text": {"a.txt": as_text(ROWS)},
+    "other fields": {"a.jsonl": as_jsonl(ROWS)},
+    "other columns": {"a.csv": as_csv(ROWS)},
+    "escaped letters": {"a.jsonl": as_jsonl(ROWS, ensure_ascii=True)},
+    "compressed": {
+        f"{i:03}.jsonl.gz": gzip.compress(as_jsonl(ROWS[i : i + 15])) for i in range(0, 600, 15)
+    },
+    "duplicates": {"a.jsonl": as_jsonl(twice(ROWS))},
+    "duplicates in a table": {"a.csv": as_csv(twice(ROWS))},
+    "validation in other fields": {"a.txt": as_text(ROWS), "val/a.jsonl": as_jsonl(OTHERS)},
+    "validation without fields": {"a.jsonl": as_jsonl(ROWS), "val/a.txt": as_text(OTHERS)},
+    "more validation than is read": {
+        "a.jsonl": as_jsonl(twice(OTHERS)),
+        "val/a.jsonl": as_jsonl(twice(ROWS)),
+    },
+}
+
+
+@pytest.fixture
+def little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small steps, and without what is not of its amount."""
+    for place, size in (
+        ("planning.survey.MOST_BYTES", 40_000),
+        ("data.corpus.BLOCK_CHARS", 2000),
+        ("data.decoder.CHUNK_BYTES", 1000),
+        ("data.decoder.HEAD_BYTES", 100),
+        ("data.content._BUFFER_BYTES", 1000),
+        ("data.delimited._SAMPLE_LINES", 10),
+    ):
+        monkeypatch.setattr(f"azllm_lightning.{place}", size)
+    monkeypatch.setattr(Sample, "token_bytes", lambda self: (5.0, 5.0))
+
+
+def folder_of(files: dict[str, bytes], folder: Path) -> dict[str, str]:
+    """The settings of `files`: those in val/ are for validation."""
+    for name, content in files.items():
+        path = folder / ("val" if name.startswith("val/") else "train") / Path(name).name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    val = {"val_path": str(folder / "val")} if (folder / "val").exists() else {}
+    return {"path": str(folder / "train"), **val}
+
+
+@pytest.mark.usefixtures("little_is_read")
+@pytest.mark.parametrize("max_bytes", [None, 10**9])
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_survey_of_a_part_tells_how_much_all_is(
+    kind: str, max_bytes: int | None, tmp_path: Path
+) -> None:
+    """Whatever takes room in the files besides new text."""
+    config = DataConfig(**folder_of(LARGE[kind], tmp_path), max_bytes=max_bytes, val_fraction=0.3)
+    found = survey(config)
+    assert found.is_estimate
+    rows = {"train": ROWS, "val": OTHERS if config.val_paths else []}
+    if kind == "more validation than is read":
+        rows = {"train": OTHERS, "val": ROWS}
+    number = len(rows["train"]) + len(rows["val"])
+    sizes = {split: sum(len(row.encode()) for row in rows[split]) for split in rows}
+    if config.val_paths:
+        assert found.train_bytes == pytest.approx(sizes["train"], rel=0.1)
+        assert found.val_bytes == pytest.approx(sizes["val"], rel=0.1)
+        assert found.val_documents == pytest.approx(len(rows["val"]), rel=0.1)
+    assert found.train_bytes + found.val_bytes == pytest.approx(sum(sizes.values()), rel=0.1)
+    assert found.num_documents == pytest.approx(number, rel=0.1)
+    is_twice = kind.startswith("duplicates") or kind == "more validation than is read"
+    assert found.num_duplicates == pytest.approx(number * is_twice, rel=0.15)
+
+
+@pytest.mark.usefixtures("little_is_read")
+@pytest.mark.parametrize("kind", ["other fields", "duplicates", "validation in other fields"])
+def test_a_survey_expects_no_more_than_max_bytes(kind: str, tmp_path: Path) -> None:
+    files = folder_of(LARGE[kind], tmp_path)
+    found = survey(DataConfig(**files, max_bytes=50_000, val_fraction=0.1))
+    assert found.is_estimate
+    size = found.train_bytes if "val_path" in files else found.train_bytes + found.val_bytes
+    assert size == pytest.approx(50_000, rel=0.01)
+    assert "val_path" not in files or found.val_bytes <= 5000
+
+
+@pytest.mark.usefixtures("little_is_read")
+@pytest.mark.parametrize(
+    ("max_bytes", "size"), [(None, 200_000), (80_000, 80_000), (10**9, 200_000)]
+)
+def test_tales_are_as_many_as_are_to_be_written(max_bytes: int | None, size: int) -> None:
+    found = survey(DataConfig(name="tales", tales_bytes=200_000, max_bytes=max_bytes))
+    assert found.is_estimate
+    assert found.train_bytes + found.val_bytes == pytest.approx(size, rel=0.1)
+
+
+def test_a_survey_that_may_take_no_time_has_text_to_train_on(tmp_path: Path) -> None:
+    config = DataConfig(**folder_of({"a.txt": as_text(ROWS)}, tmp_path), val_fraction=0.1)
+    val_first = sorted(documents(config), key=lambda document: document.split == "train")
+    folder_of({"a.txt": as_text([document.text for document in val_first])}, tmp_path)
+    assert survey(config, seconds=0).train_bytes > 0
+
+
+NOTHING: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
+    "empty rows": ({"a.jsonl": as_jsonl(["", " "])}, {}),
+    "empty cells": ({"a.csv": as_csv(["", " "])}, {}),
+    "only validation": ({"a.txt": as_text(ROWS[:1])}, {"val_fraction": 0.9999}),
+    "only what is for validation": ({"a.txt": as_text(ROWS[:3]), "val/a.txt": as_text(ROWS)}, {}),
+    "empty rows beside validation": ({"a.jsonl": as_jsonl([""]), "val/a.txt": as_text(ROWS)}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+def test_nothing_to_train_on_is_refused_as_prepare_does(kind: str, tmp_path: Path) -> None:
+    files, settings = NOTHING[kind]
+    config = DataConfig(**folder_of(files, tmp_path), **settings, prepare_workers=1)
+    refusals = []
+    for refuse in (survey, prepare):
+        with pytest.raises(ValueError, match=r"too little text: .* the train split has 0") as error:
+            refuse(config)
+        refusals.append(str(error.value))
+    assert refusals[0] == refusals[1]
+
+
+def test_nothing_to_train_on_is_no_fault_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    files, _ = NOTHING["empty rows"]
+    with pytest.raises(ValueError, match="the train split has 0") as error:
+        survey(DataConfig(**folder_of(files, tmp_path), dir=str(tmp_path / "new")))
+    assert "data.dir" not in str(error.value)
+
+
+@pytest.mark.usefixtures("little_is_read")
+def test_an_empty_file_after_much_validation_is_nothing_to_train_on(tmp_path: Path) -> None:
+    config = DataConfig(**folder_of({"a.txt": b"", "val/a.txt": as_text(ROWS)}, tmp_path))
+    with pytest.raises(ValueError, match="the train split has 0"):
+        survey(config)
+
+
+@pytest.mark.parametrize("empty", SPLITS)
+def test_a_prepared_folder_without_text_of_a_split_is_refused(empty: str) -> None:
+    splits = {split: Split(5, 500, 100, ()) for split in SPLITS}
+    splits[empty] = Split(0, 0, 0, ())
+    manifest = Manifest(1, "", 300, splits, (), {}, {})
+    config = DataConfig(path="book.txt", dir="folder")
+    with pytest.raises(ValueError, match=rf"the {empty} split has 0.*data\.dir=folder keeps"):
+        prepared(config, manifest)
+
+
 def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:
     lines = [f"Sətir {i}. Bakı Xəzər dənizinin sahilində yerləşir." for i in range(400)]
     (tmp_path / "a.txt").write_text("\n\n".join(lines), encoding="utf-8")
@@ -287,7 +528,7 @@ def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:
     count = round(even.val_bytes / len(lines[100].encode()))
     assert even.val_documents == pytest.approx(count, rel=0.05)
     long = "Sətir. " * 2000
-    (tmp_path / "b.txt").write_text("\n\n".join([*lines, long]), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\n\n".join([*lines[:200], long]), encoding="utf-8")
     paths = ["data.path=" + str(tmp_path / "a.txt"), f"data.val_path={tmp_path / 'b.txt'}"]
     assert survey(compose(["data=text", *paths]).data).val_documents < 10
 

@@ -14,7 +14,7 @@ from azllm_lightning.config.verbs import PrepareConfig
 if TYPE_CHECKING:
     from azllm_lightning.data.shards import Manifest
 
-MAX_SOURCES = 12
+SHOWN_SOURCES = 12
 """Sources listed by name, largest first; a corpus may have hundreds."""
 
 
@@ -79,10 +79,10 @@ def summary(manifest: Manifest) -> str:
         tokens[span.source] += span.end - span.start
     sources = [
         f"{source} {100 * count / tokens.total():.1f} %"
-        for source, count in tokens.most_common(MAX_SOURCES)
+        for source, count in tokens.most_common(SHOWN_SOURCES)
     ]
-    if len(tokens) > MAX_SOURCES:
-        sources.append(tr("and {count} more", count=len(tokens) - MAX_SOURCES))
+    if len(tokens) > SHOWN_SOURCES:
+        sources.append(tr("and {count} more", count=len(tokens) - SHOWN_SOURCES))
     lines.append(_line(tr("sources"), ", ".join(sources)))
     return "\n".join(lines)
 

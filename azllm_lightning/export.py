@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +58,7 @@ def export(config: ExportConfig) -> Path:
             name,
             model.config,
             config.license,
-            usage,
+            usage(out.name),
             training,
             from_scratch,
             evaluation=card_section(path),
@@ -67,7 +69,7 @@ def export(config: ExportConfig) -> Path:
     for file in sorted(out.iterdir()):
         print(f"{size_text(file.stat().st_size):>10}  {file}")
     print(tr("load it:"))
-    print(textwrap.indent(model_card.code_of(usage), "  "))
+    print(textwrap.indent(model_card.code_of(usage(out.as_posix())), "  "))
     if config.license == UNKNOWN:
         message = tr(
             "license=unknown: the model card says that the license is not chosen yet. Choose one "
@@ -77,19 +79,23 @@ def export(config: ExportConfig) -> Path:
     return out
 
 
-def _write(model: GPT, tokenizer: Tokenizer, folder: Path, config: ExportConfig, name: str) -> str:
-    """Write the model in `config.format`; returns the usage section of the model card."""
+def _write(
+    model: GPT, tokenizer: Tokenizer, folder: Path, config: ExportConfig, name: str
+) -> Callable[[str], str]:
+    """Write the model in `config.format`; returns what gives the usage section of the model card,
+    for a place of the folder.
+    """
     from azllm_lightning.formats import gguf, huggingface, model_card, state_dict
 
-    out = Path(config.out or "").name
     if config.format == "gguf":
         gguf.write_gguf(model, tokenizer, folder, config.quant, name)
-        return model_card.gguf_usage(out, config.quant, name, model.config.block_size)
+        size = model.config.block_size
+        return partial(model_card.gguf_usage, quant=config.quant, name=name, block_size=size)
     if config.format == "hf":
         huggingface.write_hf(model, tokenizer, folder)
-        return model_card.hf_usage(out)
+        return model_card.hf_usage
     state_dict.write_state_dict(model, tokenizer, folder)
-    return model_card.state_dict_usage(out, model.config)
+    return partial(model_card.state_dict_usage, model=model.config)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,11 @@ def test_what_export_prints(
     assert re.search(r"^ +\d+(\.\d)? kB  çıxan/config\.json$".replace("/", "."), captured.out, re.M)
     code = captured.out.partition("load it:\n")[2]
     assert 'pipeline("text-generation", model="çıxan")' in code
+    Path("başqa").mkdir()
+    for form in FILES:
+        exported(f"format={form}", f"out=başqa/{form}")
+        assert f'"başqa/{form}' in capsys.readouterr().out  # to be typed here
+        assert "başqa" not in Path(f"başqa/{form}/README.md").read_text(encoding="utf-8")
     assert "license=apache-2.0" in captured.err  # none was chosen
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "have not chosen a license" in card

@@ -48,12 +48,17 @@ class Console(Callback):
     """
 
     def __init__(
-        self, history: History, samples: Samples | None = None, compiles: bool = False
+        self,
+        history: History,
+        samples: Samples | None = None,
+        compiles: bool = False,
+        deadline: float | None = None,
     ) -> None:
         self.history = history
         self.samples = samples
         self._first_work = tr("compiling") if compiles else tr("first step")
         self._compiles = compiles
+        self._deadline = deadline
         self._bar: tqdm[Any] | None = None
         self._line_at = 0.0
         self._end_announced = False
@@ -174,7 +179,14 @@ class Console(Callback):
             return
         now = datetime.now()
         end = now + timedelta(seconds=left)
-        if end.date() == now.date():
+        if self._deadline is not None and end.timestamp() > self._deadline:
+            clock = datetime.fromtimestamp(self._deadline)
+            text = tr(
+                "about {time}, but trainer.deadline stops it at {clock}",
+                time=duration(left),
+                clock=f"{clock:%Y-%m-%d %H:%M}",
+            )
+        elif end.date() == now.date():
             text = tr(
                 "about {time}, ends around {clock}", time=duration(left), clock=f"{end:%H:%M}"
             )

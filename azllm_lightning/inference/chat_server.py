@@ -227,12 +227,12 @@ class _Request(BaseHTTPRequestHandler):
         is_json = self.headers.get("Content-Type", "").partition(";")[0] == "application/json"
         length = self.headers.get("Content-Length", "")
         size = int(length) if length.isdecimal() else LARGEST_REQUEST + 1
-        if self.path != "/generate" or not is_json or size > LARGEST_REQUEST:
-            raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))
-        asked = json.loads(self.rfile.read(size))
-        if not isinstance(asked, dict):
-            raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))
-        return asked
+        if self.path == "/generate" and is_json and size <= LARGEST_REQUEST:
+            with contextlib.suppress(ValueError):
+                asked = json.loads(self.rfile.read(size))
+                if isinstance(asked, dict):
+                    return asked
+        raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))
 
     def _send(
         self, status: int, kind: str, text: str, headers: dict[str, str] | None = None

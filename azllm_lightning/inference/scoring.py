@@ -37,6 +37,9 @@ TOKENS_AT_ONCE = 4096
 DOCUMENTS_AT_ONCE = 32
 """Documents whose windows are sorted by length, so that a batch needs little padding."""
 
+CHARACTERS_AT_ONCE = 100_000
+"""No further document is added to so many: their scores come together, and progress waits."""
+
 
 class Scorer(NamedTuple):
     """What scoring needs from a model and its tokenizer."""
@@ -164,11 +167,23 @@ def _token_losses(
     tokens_at_once: int,
     max_tokens: int | None = None,
 ) -> Iterator[ScoredText]:
-    while pool := list(islice(texts, DOCUMENTS_AT_ONCE)):
+    for pool in _pools(texts):
         encoded = scorer.encode(pool)
         sequences = [(scorer.start + ids)[:max_tokens] for ids in encoded]
         losses = _losses(scorer, sequences, stride, tokens_at_once)
         yield from map(ScoredText, pool, encoded, losses)
+
+
+def _pools(texts: Iterator[str]) -> Iterator[list[str]]:
+    while pool := list(islice(texts, 1)):
+        size = len(pool[0])
+        while size < CHARACTERS_AT_ONCE and len(pool) < DOCUMENTS_AT_ONCE:
+            text = next(texts, None)
+            if text is None:
+                break
+            pool.append(text)
+            size += len(text)
+        yield pool
 
 
 def _sums(scorer: Scorer, scored: ScoredText) -> Score:

@@ -72,7 +72,7 @@ def make_plan(config: PlanConfig) -> Figures:
         findings = _measured(config, choose(task, seconds))
     task = replace(task, speed=Speed.from_check(findings))
     chosen = choose(task, seconds)
-    half = choose(task, seconds / 2)
+    half = min(choose(task, seconds / 2), chosen, key=lambda each: each.seconds)
     twice = longer(task, seconds, chosen)
     more = [choose(replace(task, text=text.with_more(factor)), seconds) for factor in MORE_TEXT]
     return {

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, replace
 
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import Document, Stream, documents, stored_bytes, streams
-from azllm_lightning.data.enough import BYTES_PER_TOKEN, too_little
+from azllm_lightning.data.enough import too_little
 from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, Split
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.planning.law import DOCUMENT_SPREAD
@@ -43,6 +43,9 @@ TOKEN_BYTES = {
 """Bytes per token of Azerbaijani with a vocabulary, relative to REFERENCE_VOCABULARY; measured on
 the text of the law's runs.
 """
+
+LITTLE_TOKEN_BYTES = 1.5
+"""Bytes of the tokens that a text makes which hardly fills a window."""
 
 KIND_BYTES = 200_000
 KIND_COMPRESSED = 1.93
@@ -140,7 +143,7 @@ def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
                 is_estimate = True
                 break
     whole = _whole(config, read) if is_estimate else read
-    if not whole["train"].text_bytes:
+    if whole["train"].text_bytes < LITTLE_TOKEN_BYTES * (config.block_size + 1):
         raise too_little(replace(config, dir=None), _manifest(read, counts), "train")
     train, new = sample.token_bytes()
     number = sum(each.documents for each in whole.values())
@@ -311,7 +314,7 @@ def _manifest(read: Mapping[str, Read], counts: Mapping[str, int]) -> Manifest:
         split: Split(
             documents=round(found.documents),
             text_bytes=round(found.text_bytes),
-            tokens=round(found.text_bytes / BYTES_PER_TOKEN),
+            tokens=round(found.text_bytes / LITTLE_TOKEN_BYTES),
             files=(),
         )
         for split, found in read.items()

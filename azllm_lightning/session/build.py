@@ -116,7 +116,8 @@ def build(
         TensorBoard(config),
         Throughput(history, hardware.peak_flops(device, trainer_config.precision)),
         *([samples] if samples is not None else []),
-        Console(history, samples, bool(trainer_config.compile)),  # shows the latest sample
+        # Shows the latest sample.
+        Console(history, samples, bool(trainer_config.compile), stop.deadline),
         diagnosis,
     ]
     callbacks += _instantiate(config.callbacks.custom, "callbacks", pl.Callback)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ OF_A_SESSION = ("ckpt_path", "init_from", "teachers", "logs_dir", "run_name", "l
 
 
 def warn_of_edits(
-    checkpoint: Path, stored: Mapping[str, Any], in_effect: Mapping[str, Any]
+    checkpoint: Path,
+    stored: Mapping[str, Any],
+    in_effect: Mapping[str, Any],
+    typed: Collection[str],
 ) -> None:
     """Warn of settings in the run's config.yaml that differ from those in its newest checkpoint,
-    and from those `in_effect` now.
+    and from those `in_effect` now, unless they are among those `typed` now.
 
     Somebody edited the file, or a session changed them and ended before its first save.
     """
@@ -46,7 +49,9 @@ def warn_of_edits(
     differing = [
         tr("{key}={value} (in the checkpoint: {stored})", key=key, value=value, stored=kept[key])
         for key, value in _leaves(values)
-        if key in kept and str(value) not in (str(kept[key]), str(now.get(key)))
+        if key in kept
+        and key not in typed
+        and str(value) not in (str(kept[key]), str(now.get(key)))
     ]
     if differing:
         message = tr(

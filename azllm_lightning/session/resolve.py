@@ -358,7 +358,7 @@ def _resumed(config: RunConfig) -> Located:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
     resumed = without_old_deadline(resumed_here(stored, config, str(path)), config)
-    warn_of_edits(path, stored, resumed.to_mapping())
+    warn_of_edits(path, stored, resumed.to_mapping(), typed_keys(config.overrides))
     ignored = ignored_settings([*TRAIN, *DATA], resumed, config.overrides)
     for message in [*ignored, *kept_settings(stored, config, resumed)]:
         log.warning(message)

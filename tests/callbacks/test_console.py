@@ -8,6 +8,7 @@ import re
 import struct
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,19 @@ def test_the_end_is_announced_once_when_enough_was_measured(
     announced = [line for line in lines if line.startswith(("time ", "vaxt "))]
     assert len(announced) == 1
     assert re.fullmatch(wanted, announced[0])  # after step 3: 97 steps of 8 s
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"), [(60, r"but trainer\.deadline stops it at"), (10**6, "ends around")]
+)
+def test_an_end_after_the_deadline_is_not_announced(
+    shown: DrivenRun, lines: list[str], seconds: int, wanted: str
+) -> None:
+    shown.callbacks[-1] = Console(shown.history, deadline=time.time() + seconds)
+    shown.call("on_train_start")
+    for _ in range(10):
+        shown.step(seconds=8)
+    assert re.search(wanted, next(line for line in lines if line.startswith("time ")))
 
 
 def test_times_are_added_up_only_until_the_end_is_announced(

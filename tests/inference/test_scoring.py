@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.formats.huggingface import write_hf
+from azllm_lightning.inference import scoring
 from azllm_lightning.inference.scoring import (
     MAX_BLOCK_SIZE,
     Score,
@@ -104,6 +106,23 @@ def test_results_do_not_depend_on_the_batch(scorer: Scorer, tokens_at_once: int)
     for one, other in zip(score(scorer, texts), others, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-5)
         assert replace(one, nll=0.0) == replace(other, nll=0.0)
+
+
+def test_scores_of_long_texts_come_while_others_wait(scorer: Scorer) -> None:
+    """So that progress does not wait for dozens of books."""
+    text = " ".join(TEXTS)
+    asked = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal asked
+        for _ in range(4):
+            asked += 1
+            yield text * (scoring.CHARACTERS_AT_ONCE // len(text) + 1)
+
+    scores = score(scorer._replace(token_nll=lambda x, y: torch.zeros(x.shape)), texts())
+    next(scores)
+    assert asked == 1
+    assert sum(1 for _ in scores) == 3
 
 
 @pytest.mark.parametrize(

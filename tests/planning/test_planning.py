@@ -497,6 +497,15 @@ def test_nothing_to_train_on_is_refused_as_prepare_does(kind: str, tmp_path: Pat
     assert refusals[0] == refusals[1]
 
 
+def test_text_that_fills_no_window_is_refused(tmp_path: Path) -> None:
+    """`train` would refuse the planned command."""
+    files = folder_of({"a.txt": as_text(ROWS)}, tmp_path)
+    size = survey(DataConfig(**files, val_fraction=0.01)).train_bytes
+    survey(DataConfig(**files, val_fraction=0.01, block_size=round(size / 2)))
+    with pytest.raises(ValueError, match=r"too little text: a window of data\.block_size="):
+        survey(DataConfig(**files, val_fraction=0.01, block_size=round(size)))
+
+
 def test_nothing_to_train_on_is_no_fault_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
     files, _ = NOTHING["empty rows"]
     with pytest.raises(ValueError, match="the train split has 0") as error:

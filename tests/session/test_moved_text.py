@@ -105,8 +105,10 @@ def test_edits_of_config_yaml_are_reported(
     train_tiny("ckpt_path=last", "trainer.max_steps=3", "schedule.total_steps=3")
     assert "config.yaml" not in capsys.readouterr().err
     edited = file.read_text(encoding="utf-8").replace("dropout: 0.0", "dropout: 0.25")
-    # What is typed now is in effect, whichever session wrote it there.
-    edited = edited.replace("max_steps: 3", "max_steps: 4")
+    # What is typed now is in effect, whatever another session wrote there.
+    edited = edited.replace("max_steps: 3", "max_steps: 4").replace(
+        "total_steps: 3", "total_steps: 9"
+    )
     file.write_text(edited, encoding="utf-8")
     train_tiny("ckpt_path=last", "trainer.max_steps=4", "schedule.total_steps=4")
     warning = " ".join(capsys.readouterr().err.split())

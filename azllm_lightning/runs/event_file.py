@@ -95,8 +95,7 @@ class EventFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self._complete else "wb") as file:
-                file.seek(self._complete)
-                file.truncate()  # an event that a full disk has cut off
+                file.seek(self._complete)  # an event that a full disk has cut off is written again
                 file.write(waiting)
         except OSError as error:
             if not self._has_failed:

@@ -26,7 +26,7 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TrainingWindows, datamodule_of
-from azllm_lightning.formats.load import FORMAT, name_of
+from azllm_lightning.formats.load import FORMAT, name_of, tokenizer_folder
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.runs.model_paths import read_model
 from azllm_lightning.training.compiled import uncompiled
@@ -391,10 +391,11 @@ class CausalLM(LightningModule):
         if differing:
             raise ValueError(
                 tr(
-                    "init_from={path} has a different model: {differing}; choose model= and "
-                    "data.tokenizer= accordingly",
+                    "init_from={path} has a different model: {differing}; choose model= "
+                    "accordingly, and its tokenizer, data.tokenizer={folder}",
                     path=path,
                     differing=", ".join(differing),
+                    folder=tokenizer_folder(path),
                 )
             )
         self.net.load_state_dict(net.state_dict())

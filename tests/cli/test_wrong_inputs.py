@@ -258,7 +258,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "weights of another model": (
         [*TINY, "init_from=lightning_logs/tiny/version_0", "model.n_layer=2"],
-        ["init_from=lightning_logs/tiny/version_0", "n_layer is 1 there and 2 here"],
+        [
+            "init_from=lightning_logs/tiny/version_0",
+            "n_layer is 1 there and 2 here",
+            "data.tokenizer=lightning_logs/tiny/version_0",
+        ],
     ),
     "weights in a damaged file": (
         [*TINY, "init_from=zibil.ckpt"],

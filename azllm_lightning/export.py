@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,20 +81,18 @@ def export(config: ExportConfig) -> Path:
 def _write(
     model: GPT, tokenizer: Tokenizer, folder: Path, config: ExportConfig, name: str
 ) -> Callable[[str], str]:
-    """Write the model in `config.format`; returns what gives the usage section of the model card,
-    for a place of the folder.
-    """
+    """Write the model in `config.format`; returns its usage section by the place of the folder."""
     from azllm_lightning.formats import gguf, huggingface, model_card, state_dict
 
     if config.format == "gguf":
         gguf.write_gguf(model, tokenizer, folder, config.quant, name)
         size = model.config.block_size
-        return partial(model_card.gguf_usage, quant=config.quant, name=name, block_size=size)
+        return lambda place: model_card.gguf_usage(place, config.quant, name, size)
     if config.format == "hf":
         huggingface.write_hf(model, tokenizer, folder)
         return model_card.hf_usage
     state_dict.write_state_dict(model, tokenizer, folder)
-    return partial(model_card.state_dict_usage, model=model.config)
+    return lambda place: model_card.state_dict_usage(place, model.config)
 
 
 if __name__ == "__main__":

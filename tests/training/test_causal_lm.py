@@ -490,6 +490,7 @@ def test_a_tied_head_may_start_a_head_of_its_own(
     theirs = GPT(replace(shape, tie_embeddings=theirs_is_tied))
     monkeypatch.setattr(causal_lm, "read_model", lambda key, path: (theirs, None))
     monkeypatch.setattr(causal_lm, "name_of", str)
+    monkeypatch.setattr(causal_lm, "tokenizer_folder", str)
     module = CausalLM(replace(shape, tie_embeddings=ours_is_tied), MUON, COSINE)
     if ours_is_tied and not theirs_is_tied:
         with pytest.raises(ValueError, match="tie_embeddings is False there and True here"):

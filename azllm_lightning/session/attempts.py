@@ -24,10 +24,9 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.runs.paths import resume_address_of
 from azllm_lightning.session.build import Parts, build
 from azllm_lightning.session.open import describe
-from azllm_lightning.session.outcome import SmallerBatch
+from azllm_lightning.session.outcome import SmallerBatch, resume_settings
 from azllm_lightning.session.resolve import Resolved
 from azllm_lightning.training import batch
 from azllm_lightning.training.processes import Notes, first
@@ -207,9 +206,8 @@ def leave_after_out_of_memory(parts: Parts, start: Start, run: Run) -> NoReturn:
     config = batch.halved(start.config, parts.trainer.world_size)
     size = f"trainer.micro_batch_size={config.trainer.micro_batch_size}"
     Notes().write("micro_batch_size", str(config.trainer.micro_batch_size))
-    saved = step_files(run.checkpoints)[:1]
-    is_newer = bool(saved) and saved[0][0] > start.step
-    settings = resume_address_of(run.folder) if is_newer else start.config.overrides
+    typed = start.config.overrides
+    settings = resume_settings(run, typed, start.step) or typed
     resume = command("train", [*settings, size])
     message = tr(
         "process {rank} of {count} is out of memory with trainer.micro_batch_size={size}\n"

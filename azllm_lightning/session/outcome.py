@@ -8,6 +8,7 @@ from typing import Literal
 
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import resume_address_of
@@ -36,12 +37,21 @@ class SmallerBatch(Resumable):
 
 
 def resume_command(run: Run, typed: Sequence[str] = (), start: int | None = None) -> str | None:
-    """The command that resumes `run` from its newest checkpoint; None if it has none.
+    """The command of `resume_settings`; None if there are none."""
+    settings = resume_settings(run, typed, start)
+    return None if settings is None else command("train", settings)
 
-    A session that resumed step `start` and saved nothing newer has changed nothing, so that the
-    settings `typed` for it are in no checkpoint: they are typed again.
+
+def resume_settings(
+    run: Run, typed: Sequence[str] = (), start: int | None = None
+) -> Sequence[str] | None:
+    """What to type to resume `run` from its newest checkpoint; None if it has none.
+
+    A session whose `typed` settings name the checkpoint of step `start`, and which saved nothing
+    newer, has changed nothing: what else was typed is in no checkpoint, so it is typed again.
     """
-    saved = step_files(run.checkpoints)[:1]
-    if start is not None and (not saved or saved[0][0] <= start):
-        return command("train", typed)
-    return command("train", resume_address_of(run.folder)) if saved else None
+    newest = max((step for step, _ in step_files(run.checkpoints)), default=None)
+    is_newer = newest is not None and (start is None or newest > start)
+    if start is not None and not is_newer and "ckpt_path" in typed_keys(typed):
+        return typed
+    return None if newest is None else resume_address_of(run.folder)

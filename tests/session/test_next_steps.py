@@ -16,10 +16,11 @@ from azllm_lightning.callbacks.rules import more_steps_help
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.planning.far_off import TextSize
+from azllm_lightning.runs.checkpoint_files import step_path
 from azllm_lightning.runs.folder import Run, claim
 from azllm_lightning.runs.paths import address_of, name_address_of
 from azllm_lightning.session import session
-from azllm_lightning.session.outcome import resume_command
+from azllm_lightning.session.outcome import resume_command, resume_settings
 from azllm_lightning.session.report import better_command, remedy
 
 
@@ -102,6 +103,32 @@ def test_the_command_of_the_next_run_keeps_what_was_typed() -> None:
     )
     parts.diagnosis.present = frozenset()
     assert better_command(parts, config) is None
+
+
+@pytest.mark.parametrize(
+    ("saved", "start", "typed", "again"),
+    [
+        (4, 4, ["ckpt_path=last", "trainer.max_steps=8"], True),
+        (None, 4, ["ckpt_path=a.ckpt", "trainer.max_steps=8"], True),  # a fork
+        (6, 4, ["ckpt_path=last", "trainer.max_steps=8"], False),
+        # A rollback, or a launcher, went back to what a session of these settings saved.
+        (4, 4, ["model=tiny", "trainer.max_steps=8"], False),
+    ],
+)
+def test_what_no_checkpoint_has_is_typed_again(
+    saved: int | None,
+    start: int,
+    typed: list[str],
+    again: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = claim("kitab")
+    if saved is not None:
+        step_path(run.checkpoints, saved).touch()
+    by_name = ["run_name=kitab", "ckpt_path=last"]
+    assert resume_settings(run, typed, start) == (typed if again else by_name)
 
 
 @pytest.mark.parametrize("logs", ["lightning_logs", "elsewhere"])

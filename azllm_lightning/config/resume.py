@@ -80,6 +80,8 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     # Before they are checked on their own: a mixture of two models may be impossible.
     _check_same_run(stored, values, checkpoint)
     earlier = stored.get("overrides", []) if choices is None else choices.earlier
+    again = {override.path for override in parsed if not override.is_group(composed)}
+    earlier = [text for text in earlier if parse_override(text).path not in again]
     config = RunConfig.from_mapping(values, _joined(earlier, typed.overrides))
     _check_same_run(stored, config.to_mapping(), checkpoint)
     config.data.check_source()

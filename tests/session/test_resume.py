@@ -70,6 +70,13 @@ def test_settings_younger_than_the_run_get_their_defaults() -> None:
     assert resumed.overrides == (*typed.overrides, "ckpt_path=last")
 
 
+def test_a_setting_that_is_typed_again_is_stored_once() -> None:
+    typed = settled(compose(["model=tiny", "trainer.max_steps=7", "seed=3", "optimizer.lr=0.01"]))
+    again = ["trainer.max_steps=9", "ckpt_path=last", "optimizer.lr=0.02"]
+    resumed = resumed_config(typed.to_mapping(), compose(again), "step_00000001.ckpt")
+    assert resumed.overrides == ("model=tiny", "seed=3", *again)
+
+
 def test_an_experiment_that_is_typed_again_adds_nothing_to_an_older_run() -> None:
     typed = settled(compose(["experiment=small_text", "data.path=here.txt"]))
     stored = typed.to_mapping()

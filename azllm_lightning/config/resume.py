@@ -27,12 +27,15 @@ FIXED = (
     "seed",
     "data.block_size",
     "data.mix",
+    "data.val_windows",
     "optimizer.name",
     "teacher_share",
     "teacher_temperature",
     "trainer.global_batch_size",
 )
-"""Settings that a resume cannot change, in addition to the shape of the model."""
+"""Settings that a resume cannot change, in addition to the shape of the model: losses on other
+validation windows could not be compared with the best until then.
+"""
 
 DERIVED = ("model.n_kv_head", "model.intermediate_size")
 """Sizes that follow from the others if they are null."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import zipfile
@@ -30,6 +31,19 @@ def step_path(folder: Path, step: int) -> Path:
 def diverged_path(path: Path) -> Path:
     """Where the state of `path` goes if its weights are not finite: no function here finds it."""
     return path.with_name(f"{path.stem}.diverged.ckpt")
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Keep no function here from finding the full states up to `step` first: the newest of those
+    after it, which a rollback has left, gets the name of a diverged one, and the others go.
+    """
+    left = [path for saved, path in step_files(folder) if saved > step]
+    for old in [*folder.glob(diverged_path(Path("*")).name), *left[1:]] if left else []:
+        with contextlib.suppress(OSError):  # open in another program, on Windows
+            old.unlink()
+    for newest in left[:1]:
+        with contextlib.suppress(OSError):
+            newest.replace(diverged_path(newest))
 
 
 def step_files(folder: Path) -> list[tuple[int, Path]]:

@@ -21,7 +21,7 @@ from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.runs.checkpoint_files import step_files, valid_steps
+from azllm_lightning.runs.checkpoint_files import set_aside_after, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.build import Parts, build
@@ -169,18 +169,23 @@ def _built(start: Start, resolved: Resolved, run: Run, stop: StopRequest) -> Par
 def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> Start:
     """Where to restart after non-finite steps: before them, and without their windows.
 
-    Raises ValueError after too many rollbacks.
+    Raises ValueError after too many rollbacks, and if there is nothing to go back to.
     """
     rollbacks = parts.health.rollbacks + 1
+    # What a rollback went back to is at fault itself if no step could be taken from there.
+    has_failed = start.rollbacks > 0 and broken.first_step == start.step + 1
+    before = start.step if has_failed else broken.first_step
 
     def choose() -> tuple[int, Path | None]:
-        _check_rollbacks(parts, rollbacks, run, broken)
         complete: list[tuple[int, Path | None]] = [
             found for found in valid_steps(run.checkpoints) if found[0] < broken.last_step
         ]
-        earlier = [found for found in complete if found[0] < broken.first_step]
+        earlier = [found for found in complete if found[0] < before]
         # If all are newer, take the oldest: the skipped steps have changed no weights.
         chosen = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
+        set_aside_after(run.checkpoints, chosen[0])
+        if rollbacks > parts.health.config.max_rollbacks or (has_failed and not earlier):
+            raise ValueError(_at_fault(broken, rollbacks - 1, earlier[0][1] if earlier else None))
         carry_curve(run.folder, run.folder, chosen[0])
         return chosen
 
@@ -235,7 +240,8 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
     # A checkpoint of this session already records what the session resumed from.
     resumed_from = None if step > start.step else start.resumed_from
     carry_curve(run.folder, run.folder, step)
-    describe(run, config, parts.data)
+    with contextlib.suppress(OSError):  # the disk may be full; the checkpoints have the settings
+        describe(run, config, parts.data)
     assert isinstance(config.trainer.micro_batch_size, int)
     parts.data.micro_batch_size = config.trainer.micro_batch_size
     log.warning(paragraph(batch.continuing(config.trainer, parts.trainer.world_size, reached)))
@@ -249,19 +255,19 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
     )
 
 
-def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -> None:
-    limit = parts.health.config.max_rollbacks
-    if rollbacks <= limit:
-        return
+def _at_fault(broken: RollBack, rollbacks: int, good: Path | None) -> str:
+    """Why the run ends after so many `rollbacks`; `good` is the newest state that a run can
+    continue from.
+    """
     problem = str(broken)
-    if limit:
+    if rollbacks:
         problem = tr(
             "{problem}, and {reason}",
             problem=broken,
             reason=trn(
                 "the same happened after {count} rollback",
                 "the same happened after {count} rollbacks",
-                limit,
+                rollbacks,
             ),
         )
     message = tr(
@@ -269,12 +275,9 @@ def _check_rollbacks(parts: Parts, rollbacks: int, run: Run, broken: RollBack) -
         "optimizer.lr, or try trainer.precision=32-true",
         problem=problem,
     )
-    good = next(
-        (path for step, path in valid_steps(run.checkpoints) if step < broken.first_step), None
-    )
-    if good is not None:
-        message += ". " + tr("The last good checkpoint is {path}", path=good)
-    raise ValueError(message) from None
+    if good is None:
+        return message + ". " + tr("No checkpoint from before is left: start a new run")
+    return message + ". " + tr("The last good checkpoint is {path}", path=good)
 
 
 def _report_stop(

@@ -23,7 +23,7 @@ from types import FrameType
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported by a wildcard
 
-from azllm_lightning.cli.entrance import EXIT_INTERRUPTED, EXIT_RESUMABLE, Resumable
+from azllm_lightning.cli.entrance import EXIT_INTERRUPTED, Resumable
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.folder import Run
@@ -66,20 +66,20 @@ class Group:
     workers: list[Worker] = field(default_factory=list)
 
     def outcomes(self) -> list[Outcome]:
-        """How each process ended, by rank."""
-        ended = []
-        for worker in self.workers:
-            key = f"azllm/outcome/{worker.rank}"
-            code = worker.process.returncode
-            if self.store.check([key]):
-                ended.append(Outcome(**json.loads(self.store.get(key))))
-            elif worker.was_killed:
-                ended.append(Outcome("lost"))
-            elif code < 0:
-                ended.append(Outcome("killed", signal_name(-code)))
-            else:
-                ended.append(Outcome("killed", tr("exit code {code}", code=code)))
-        return ended
+        """How each process that has ended did, by rank."""
+        ended = [worker for worker in self.workers if worker.process.returncode is not None]
+        return [self._outcome(worker) for worker in ended]
+
+    def _outcome(self, worker: Worker) -> Outcome:
+        key = f"azllm/outcome/{worker.rank}"
+        code = worker.process.returncode
+        if self.store.check([key]):
+            return Outcome(**json.loads(self.store.get(key)))
+        if worker.was_killed:
+            return Outcome("lost")
+        if code < 0:
+            return Outcome("killed", signal_name(-code))
+        return Outcome("killed", tr("exit code {code}", code=code))
 
     def note(self, name: str) -> str | None:
         """A note that a process left."""
@@ -92,7 +92,7 @@ class Group:
         while running := [w for w in self.workers if w.process.poll() is None]:
             codes = {w.process.returncode for w in self.workers} - {None, 0}
             if codes and deadline is None:
-                in_order = codes == {EXIT_RESUMABLE}
+                in_order = {outcome.kind for outcome in self.outcomes()} <= {"done", "stopped"}
                 deadline = time.monotonic() + (SAVING_SECONDS if in_order else GRACE_SECONDS)
             if deadline is not None and time.monotonic() > deadline:
                 for worker in running:
@@ -195,7 +195,9 @@ def _raise(outcome: Outcome, process: str, resume: str | None) -> None:
 @contextlib.contextmanager
 def _started(settings: bytes, count: int, attempt: int, notes: dict[str, str]) -> Iterator[Group]:
     """The processes, which get every signal that this process gets."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30))
+    has_libuv = os.name != "nt"  # PyTorch for Windows is built without
+    timeout = timedelta(seconds=30)
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timeout, use_libuv=has_libuv)
     for name, text in notes.items():
         store.set(f"azllm/{name}", text)
     group = Group(store)

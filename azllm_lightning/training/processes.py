@@ -100,8 +100,9 @@ def joined(place: Processes, use_gpus: bool) -> Iterator[Processes]:
     global _control
     has_gpu = use_gpus and torch.cuda.is_available()
     store = connect()
+    by_gpu = "nccl" if dist.is_nccl_available() else "gloo"  # Windows has no NCCL
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
+        f"cpu:gloo,cuda:{by_gpu}" if has_gpu else "gloo",
         # torchrun (torch 2.13) keeps its store over a restart, with the addresses of the dead.
         store=PrefixStore(f"attempt_{attempt_number()}", store),
         rank=place.rank,

@@ -277,6 +277,10 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self.stop = stop
         self.io = io
         self._saved_step = -1
+        self._is_due = False
+        """Whether a save waits for a step that changes the weights."""
+        self._has_failed = False
+        """Whether the last save was none, and may succeed later."""
         self._saved_at = time.monotonic()
         self._step_started = self._saved_at
         self._step_seconds = 0.0
@@ -328,7 +332,10 @@ class PeriodicCheckpoint(ModelCheckpoint):
         requests = self._agreed(trainer, pl_module)
         if requests.stop:
             self._save_and_stop(trainer)
-        if requests.save or step % self.every_steps == 0 or self._saved_step < 0:
+        self._is_due |= requests.save or step % self.every_steps == 0 or self._saved_step < 0
+        # After a skipped step the weights are those of the state before; many in a row would drive
+        # the states that a rollback needs out of KEEP.
+        if self._is_due and _was_taken(pl_module):
             self.save(trainer)
 
     def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -391,6 +398,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
         path = step_path(self.folder, trainer.global_step)
         self._save_checkpoint(trainer, str(path))
         self._saved_step = trainer.global_step
+        self._is_due = False
+        self._has_failed = self.io.failed is not None and self.io.diverged is None
         self._saved_at = time.monotonic()
         if trainer.is_global_zero and self.io.failed is None:
             for old in _outdated(self.folder, trainer.global_step):
@@ -426,8 +435,14 @@ class PeriodicCheckpoint(ModelCheckpoint):
         seconds = save_seconds + self._step_seconds + self._validation_seconds
         since = time.monotonic() - self._saved_at
         elapsed = self.every_minutes is not None and since >= 60 * self.every_minutes
-        again = self.io.failed is not None and self.io.diverged is None and since >= RETRY_SECONDS
+        again = self._has_failed and since >= RETRY_SECONDS
         return Requests(stop=self.stop.due(1.5 * seconds), save=elapsed or again)
+
+
+def _was_taken(module: LightningModule) -> bool:
+    """Whether the step just completed changed the weights; all processes agree on it."""
+    assert isinstance(module, CausalLM)
+    return module.step_report is None or module.step_report.finite
 
 
 def _not_saved(reason: str) -> str:

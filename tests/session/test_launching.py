@@ -197,6 +197,27 @@ def test_each_process_gets_each_signal_once(supervised: Callable[[str], Path]) -
 
 
 @pytest.mark.slow
+def test_nobody_waits_for_those_that_a_full_memory_left(
+    supervised: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a process that is gone, and not for the end of a save."""
+    monkeypatch.setattr(supervisor, "SAVING_SECONDS", 60.0)
+    code = (
+        "if attempt: sys.exit(3)\n"
+        "if rank == 0:\n"
+        "    from torch.distributed import TCPStore\n"
+        "    store = TCPStore('127.0.0.1', int(os.environ['MASTER_PORT']), is_master=False)\n"
+        "    store.set('azllm/outcome/0', json.dumps({'kind': 'memory', 'text': ''}))\n"
+        "    sys.exit(75)\n"
+        "time.sleep(30)\n"
+        "open('waited', 'w').close()\n"
+    )
+    with pytest.raises(SystemExit, match="1"):
+        supervised(code)
+    assert not Path("waited").exists()
+
+
+@pytest.mark.slow
 def test_what_the_processes_report_is_raised_here(
     supervised: Callable[[str], Path], tiny_run: Path
 ) -> None:

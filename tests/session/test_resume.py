@@ -177,6 +177,7 @@ def test_a_resume_with_a_learning_rate_of_zero_is_warned_of(
     [
         ("model.n_embd=48", r"model\.n_embd: 32 in the checkpoint, 48 requested"),
         ("data.block_size=16", r"data\.block_size: 32 in the checkpoint, 16 requested"),
+        ("data.val_windows=2", r"data\.val_windows: \d+ in the checkpoint, 2 requested"),
         ("seed=7", "seed: 1234 in the checkpoint, 7 requested"),
         ("optimizer=adamw", r"optimizer\.name: muon in the checkpoint, adamw requested"),
         (

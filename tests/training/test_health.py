@@ -134,29 +134,89 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(
     assert list(curve(folder)["train_loss"]) == list(range(1, 9))
 
 
-def test_a_rollback_with_only_younger_checkpoints_goes_to_the_oldest(
+BREAKS_OFTEN = [
+    "callbacks.health.patience=4",
+    "trainer.checkpoint_every_steps=1",
+    "trainer.max_steps=12",
+]
+
+
+def test_a_long_row_pushes_out_no_state_from_before(
     train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
-    """Three are kept, and a long patience outlives them; the run must not start from scratch."""
-    overrides = [
-        "callbacks.health.patience=4",
-        "trainer.checkpoint_every_steps=1",
-        "trainer.max_steps=12",
-    ]
     broken = [window for step in range(5, 9) for window in windows[step]]
     probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
     probe.at(4, lambda: probe.at(4, lambda: pytest.fail("the run went back too far")))
-    folder = train_short(*overrides)
+    folder = train_short(*BREAKS_OFTEN)
+    assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[20, 36]]
+    assert [probe.windows[step] for step in (5, 6, 7)] == [windows[step] for step in (9, 10, 11)]
+    assert not any(window in broken for step in range(5, 12) for window in probe.windows[step])
+
+
+def test_a_rollback_with_only_younger_checkpoints_goes_to_the_oldest(
+    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
+) -> None:
+    """A stop saves within a row, too; the run must not start from scratch."""
+    broken = [window for step in range(5, 9) for window in windows[step]]
+    probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
+    probe.signal(6, signal.SIGTERM)
+    with pytest.raises(Resumable):
+        train_short(*BREAKS_OFTEN)
+    (stopped, *earlier) = step_files(Path("lightning_logs/tiny/version_0/checkpoints").absolute())
+    assert stopped[0] == 7
+    for _, path in earlier:
+        path.unlink()
+    probe.at(6, lambda: pytest.fail("the run went back too far"))
+    folder = train_short("ckpt_path=last")
     # The windows of steps 5 and 6, counted from 0, are already behind that checkpoint.
-    assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[24, 36]]
-    assert [probe.windows[step] for step in (6, 7, 8)] == [windows[step] for step in (9, 10, 11)]
-    assert not any(window in broken for step in range(6, 12) for window in probe.windows[step])
+    assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[28, 36]]
+    assert not any(window in broken for step in range(7, 12) for window in probe.windows[step])
+
+
+def test_a_state_from_which_no_step_can_be_taken_is_left_for_an_earlier_one(
+    train_short: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights may be finite and yet give a loss that is not."""
+
+    def spoil() -> None:
+        probe.factor = lambda step, batch: math.nan if step >= 6 else 1.0
+        probe.at(4, lambda: setattr(probe, "factor", lambda step, batch: 1.0))
+
+    probe.at(4, spoil)  # until the steps from 4 on are taken again
+    settings = ["callbacks.health.patience=2", "trainer.checkpoint_every_steps=3"]
+    folder = train_short(*settings, "trainer.max_steps=9")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rolling back to step_00000006.ckpt" in said
+    assert "rolling back to step_00000003.ckpt" in said
+    assert [step for step, _ in step_files(folder / "checkpoints")] == [9, 6, 3]
+    assert [path.name for path in (folder / "checkpoints").glob("*.diverged.ckpt")] == [
+        "step_00000006.diverged.ckpt"
+    ]
+
+
+def test_what_a_rollback_leaves_is_not_resumed(train_short: Train, probe: Probe) -> None:
+    """A stop soon after a rollback is resumed from where it stopped, not from later steps that the
+    run has left.
+    """
+    probe.factor = lambda step, batch: math.nan if step >= 6 else 1.0
+    settings = ["callbacks.health.patience=3", "trainer.checkpoint_every_steps=5"]
+    probe.signal(7, signal.SIGTERM)
+    with pytest.raises(Resumable):
+        train_short(*settings, "trainer.max_steps=12")
+    probe.at(5, lambda: probe.signal(6, signal.SIGTERM))
+    with pytest.raises(Resumable):
+        train_short("ckpt_path=last")
+    states = step_files(Path("lightning_logs/tiny/version_0/checkpoints"))
+    assert [step for step, _ in states] == [7, 5]  # and not 8, of before the rollback
 
 
 def test_too_many_rollbacks_end_the_run_with_a_message(train_short: Train, probe: Probe) -> None:
     probe.factor = lambda step, batch: math.nan if step >= 5 else 1.0
     with pytest.raises(ValueError, match=r"steps 6 to 7.* after 2 rollbacks.* optimizer\.lr"):
         train_short("callbacks.health.patience=2", "callbacks.health.max_rollbacks=2")
+    # What the message advises works.
+    probe.factor = lambda step, batch: 1.0
+    assert len(curve(train_short("ckpt_path=last", "optimizer.lr=0.001"))["train_loss"]) == 8
 
 
 def test_without_rollbacks_a_broken_run_ends_at_once(train_short: Train, probe: Probe) -> None:

@@ -88,7 +88,10 @@ def run_session(config: RunConfig) -> Path:
                 return _run(config, Processes(), stop, located)
         except Stopped:
             raise _start_again(config) from None
-    return supervise(config, located, count)
+    try:
+        return supervise(config, located, count)
+    except Stopped:
+        raise _start_again(config) from None
 
 
 def run_as_one_of(config: RunConfig, place: Processes, located: Located | None = None) -> Path:

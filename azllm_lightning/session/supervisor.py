@@ -30,9 +30,9 @@ from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.outcome import Outcome, resume_command
 from azllm_lightning.session.resolve import Located
 from azllm_lightning.training.batch import check_devices
-from azllm_lightning.training.stopping import SIGNALS, signal_name
+from azllm_lightning.training.stopping import SIGNALS, Stopped, signal_name
 
-WORKER = "azllm_lightning.session.worker"
+WORKER = "azllm_lightning.session.process"
 """The module that each process runs."""
 
 GRACE_SECONDS = 8.0
@@ -64,6 +64,8 @@ class Group:
 
     store: TCPStore
     workers: list[Worker] = field(default_factory=list)
+    signal: str | None = None
+    """The first signal that they were sent."""
 
     def outcomes(self) -> list[Outcome]:
         """How each process that has ended did, by rank."""
@@ -102,6 +104,7 @@ class Group:
 
     def send(self, number: int) -> None:
         """Send a signal to all."""
+        self.signal = self.signal or signal_name(number)
         for worker in self.workers:
             if worker.process.poll() is None:
                 with contextlib.suppress(OSError, ValueError):  # Windows has few signals
@@ -123,7 +126,8 @@ def supervise(config: RunConfig, located: Located, count: int) -> Path:
 
     Returns the run folder.
 
-    Raises what `train` raises in a single process. If a process was killed, that is Resumable.
+    Raises what `train` raises in a single process; Stopped for a signal before anything was saved.
+    If a process was killed, that is Resumable.
     """
     check_devices(located.config.trainer, count)  # before the processes start
     notes = {"started": str(time.time())}
@@ -139,7 +143,7 @@ def supervise(config: RunConfig, located: Located, count: int) -> Path:
             notes = {name: text for name in KEPT_NOTES if (text := group.note(name)) is not None}
         if not any(outcome.kind == "memory" for outcome in outcomes):
             start = located.source.step if located.source is not None else None
-            return _result(outcomes, notes.get("run"), config.overrides, start)
+            return _result(outcomes, notes.get("run"), config.overrides, start, group.signal)
         attempt += 1
 
 
@@ -154,10 +158,18 @@ def settings_line(config: RunConfig, located: Located | None) -> bytes:
 
 
 def _result(
-    outcomes: list[Outcome], folder: str | None, typed: Sequence[str], start: int | None
+    outcomes: list[Outcome],
+    folder: str | None,
+    typed: Sequence[str],
+    start: int | None,
+    sent: str | None,
 ) -> Path:
-    """The run folder if all is done; else raises for the gravest end."""
+    """The run folder if all is done; else raises for the gravest end. `sent` is the signal that the
+    processes were sent.
+    """
     resume = None if folder is None else resume_command(Run(Path(folder)), typed, start)
+    if sent is not None and Outcome("killed", sent) in outcomes:  # it did not listen yet
+        raise Stopped(sent) if resume is None else Resumable(resume)
     for kind in ("error", "crash", "killed", "stopped", "lost"):
         for rank, outcome in enumerate(outcomes):
             if outcome.kind == kind:

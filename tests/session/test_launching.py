@@ -26,6 +26,7 @@ from azllm_lightning.session.resolve import Located, Source, check_launcher, num
 from azllm_lightning.session.worker import read_settings
 from azllm_lightning.training import processes
 from azllm_lightning.training.processes import Processes, first, has_lost_peer, launched, together
+from azllm_lightning.training.stopping import Stopped
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7654321"}
 
@@ -194,6 +195,25 @@ def test_each_process_gets_each_signal_once(supervised: Callable[[str], Path]) -
     with pytest.raises(SystemExit, match="130"):
         supervised(code)
     assert [Path(f"count{rank}").read_text() for rank in range(2)] == ["1", "1"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_processes_that_do_not_listen_yet_is_a_stop(
+    number: int, supervised: Callable[[str], Path]
+) -> None:
+    def interrupt() -> None:
+        while not (Path("ready0").exists() and Path("ready1").exists()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(Stopped):
+        supervised(
+            "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+            "open(f'ready{rank}', 'w').close()\n"
+            "time.sleep(60)\n"
+        )
 
 
 @pytest.mark.slow

@@ -134,6 +134,10 @@ def test_the_name_of_the_machine_is_accepted_however_it_is_written(
         for host in (typed, plain, f"{plain}.", plain.title()):
             assert server.allows(f"{host}:8765"), host
         assert not server.allows(f"{plain}.evil.example:8765")
+        assert not server.is_local
+        server.config = replace(server.config, host="LocalHost")
+        assert server.is_local
+        server.config = replace(server.config, host=typed)
         assert ask(server, "GET", "/", Host=plain, Origin=f"http://{plain}")[0] == 200
 
 

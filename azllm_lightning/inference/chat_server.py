@@ -89,7 +89,7 @@ class ChatServer(ThreadingHTTPServer):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
-        if self.config.host == "localhost":
+        if _plain_name(self.config.host) == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.config.host).is_loopback

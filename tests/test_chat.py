@@ -124,6 +124,32 @@ def test_other_sites_are_refused(tiny_run: Path, headers: dict[str, str], status
         assert ask(server, "POST", "/generate", body, **JSON, **headers)[0] == status
 
 
+@pytest.mark.parametrize("typed", ["Kitab-PC", "kitab-pc.", "KITAB-PC.LOCAL", "kitab-pc"])
+def test_the_name_of_the_machine_is_accepted_however_it_is_written(
+    tiny_run: Path, typed: str
+) -> None:
+    plain = typed.lower().removesuffix(".")
+    with serving(tiny_run) as server:
+        server.config = replace(server.config, host=typed)
+        for host in (typed, plain, f"{plain}.", plain.title()):
+            assert server.allows(f"{host}:8765"), host
+        assert not server.allows(f"{plain}.evil.example:8765")
+        assert not server.is_local
+        server.config = replace(server.config, host="LocalHost")
+        assert server.is_local
+        server.config = replace(server.config, host=typed)
+        assert ask(server, "GET", "/", Host=plain, Origin=f"http://{plain}")[0] == 200
+
+
+def test_a_refusal_names_the_hosts_that_are_accepted(tiny_run: Path) -> None:
+    with serving(tiny_run) as server:
+        server.config = replace(server.config, host="kitab-pc")
+        text = ask(server, "GET", "/", Host="evil.example")[2]
+        assert text.startswith("refused: ")
+        assert "localhost, kitab-pc, or" in text
+        assert "evil" not in text
+
+
 @pytest.mark.parametrize(
     ("start", "status"),
     [

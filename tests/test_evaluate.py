@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -68,6 +69,24 @@ def test_a_run_is_scored_on_its_own_validation_documents(
     num_bytes = sum(len(text.encode()) for text in texts)
     assert everything.split()[-2:] == [f"{len(texts):,}", f"{num_bytes:,}"]
     assert notes[0] == "windows of 32 tokens, stride 16, fp32"
+
+
+@pytest.mark.parametrize(
+    ("data", "typed"),
+    [
+        ("Дом стоял на окраине города, и в нём жили старые люди.".encode("koi8_r"), ()),
+        ("Nənə nağıl danışır.".encode() + b"\xff", ("data.on_bad_utf8=refuse",)),
+    ],
+    ids=["encoding", "on_bad_utf8"],
+)
+def test_a_text_is_read_with_the_setting_that_its_error_names(
+    tiny_run: Path, data: bytes, typed: tuple[str, ...]
+) -> None:
+    Path("metn.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"data\.\w+=\w+") as error:
+        run("data.path=metn.txt", *typed)
+    (advice,) = re.findall(r"data\.\w+=\w+", str(error.value))
+    assert run("data.path=metn.txt", advice)["all"]["documents"] == 1
 
 
 def test_other_text_by_source(tiny_run: Path, own_text: str) -> None:

@@ -84,7 +84,7 @@ PROVE_RESUME = [
 
 DATA = [
     Rule(
-        "data.text_field data.source_field data.txt_documents data.on_bad_utf8",
+        "data.text_field data.source_field data.txt_documents data.encoding data.on_bad_utf8",
         lambda config: config.data.name == "tales",
         lambda config: tr("data=tales reads no files"),
     ),
@@ -134,7 +134,8 @@ PLAN = [Rule(PLANNED, lambda config: True, lambda config: tr("the plan chooses i
 EVALUATE = [
     *CHECKPOINT,
     Rule(
-        "data.text_field data.source_field data.txt_documents data.max_bytes",
+        "data.text_field data.source_field data.txt_documents data.encoding data.on_bad_utf8 "
+        "data.max_bytes",
         lambda config: config.data.path is None,
         lambda config: tr("data.path is not set"),
     ),

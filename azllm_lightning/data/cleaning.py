@@ -18,6 +18,8 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\ufeff\ufff0-\ufffb\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
 )
+# At the end of a line, a soft hyphen is the hyphen of a word that continues on the next one.
+_BROKEN_WORD = re.compile(r"\xad+[ \t]*\n[ \t]*(?=[^\W\d_])")
 # Joiners shape Arabic letters and emoji, and mean nothing next to letters of ours.
 _JOINERS = re.compile("(?<=[\x20-\u052f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x20-\u052f])")
 # Half characters, which a JSON escape can spell and UTF-8 cannot.
@@ -65,6 +67,8 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
     if not text.replace("\n", "").isprintable():
         text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
         text = _SPACES.sub(" ", text)
+        if "\xad" in text:
+            text = _BROKEN_WORD.sub("", text)
         text = _INVISIBLE.sub("", text)
         if "\u200c" in text or "\u200d" in text:
             text = _JOINERS.sub("", text)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +42,8 @@ from azllm_lightning.data.rows import NoTextError
 log = logging.getLogger(__name__)
 
 MAX_SOURCES = 256
+_MAX_TRIED = 20
+"""Files that are tried, to find one with text next to one without."""
 
 VALIDATED_SOURCES = 12
 """Sources with a validation loss of their own, the largest; more curves would be unreadable."""
@@ -542,14 +546,60 @@ def _numbered(
             for number, (text, source) in enumerate(read_records(file, config, counts, meter), 1):
                 yield number, text, source
     except NoTextError as error:
-        if file.is_given or file.format != ".json":
+        if file.is_given:
             raise
+        if file.format != ".json":
+            raise _with_readable_path(error, file, found, config) from None
         # a folder of text often has JSON that describes it
         log.warning(tr("{message}; the file is skipped", message=error))
         found.skipped.add(tr("without text"), file.name)
     else:
         if number == 0:
             log.warning(tr("{path} contains no text", path=file.address))
+
+
+def _with_readable_path(
+    error: NoTextError, file: TextFile, found: Found, config: DataConfig
+) -> NoTextError:
+    """The `error` of a file of a folder; if others there have text, with the path of those alone.
+
+    Another field, which the error names, would only move it to the others.
+    """
+    others = [each for each in found.files if each != file and each.is_local]
+    other = next((each for each in others[:_MAX_TRIED] if _has_text(each, config)), None)
+    if other is None:
+        return error
+    setting, _, given = found.place.partition("=")
+    return NoTextError(
+        tr(
+            "{path}: no text in the field '{field}', but {other} has text. Name the files to read: "
+            "{setting}",
+            path=file.address,
+            field=config.text_field,
+            other=other.name,
+            setting=shlex.quote(f"{setting}={_path_without(file, other, given, found.files)}"),
+        )
+    )
+
+
+def _has_text(file: TextFile, config: DataConfig) -> bool:
+    try:
+        return any(True for _ in read_records(file, config, Counter()))
+    except (ValueError, OSError):
+        return False
+
+
+def _path_without(file: TextFile, other: TextFile, given: str, files: Sequence[TextFile]) -> str:
+    """A glob in the folder `given` of what ends like `other`, unless `file` does; else `other`."""
+    if "://" in given or set("*?[") & set(given):
+        return other.address
+    lower = other.name.lower()  # which is longer if the name has an İ
+    ending = other.name[lower.rindex(other.format) - len(lower) :]
+    if file.name.endswith(ending):
+        return other.address
+    alike = {PurePosixPath(each.path).parent for each in files if each.name.endswith(ending)}
+    depth = "*" if alike == {PurePosixPath(Path(given).absolute().as_posix())} else "**/*"
+    return f"{given.rstrip('/')}/{depth}{ending}"
 
 
 def _summary(found: Found) -> str:

@@ -11,8 +11,8 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -26,8 +26,19 @@ _NO_DELIMITER = "\x1f"
 MAX_CELL_CHARS = 1 << 27
 _SAMPLE_LINES = 1000
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
-_ESCAPED = re.compile(r'\\(["\\])')
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _QUOTE = "\x1e"  # an escaped one, which ends no cell
+_MEANINGS = {_QUOTE: '"', '"': '"', "\\": "\\"}
+"""What follows a backslash where it is only for quotes, and what that means."""
+_DATABASE_MEANINGS = {
+    **_MEANINGS,
+    **{"'": "'", "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": ""},
+    "\n": "\n",
+}
+"""The same in the exports of databases (PostgreSQL, MySQL, ClickHouse)."""
+_NULL_CELL = re.compile(r"(?:^|\t)\\N(?=[\t\r\n]|$)")
+_QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*"(?=[\t\r\n]|$)')
+_DOUBLED_QUOTE = re.compile(r'(?:^|\t)"[^\t]*""')
 _BLANK = " \t\r\n\x1a"  # with the end of file of DOS
 _NULLS = ("\\N",)
 
@@ -37,12 +48,12 @@ class _Dialect:
     """How a file separates and quotes its cells."""
 
     delimiter: str
-    has_escapes: bool = False
+    meanings: Mapping[str, str] | None = None
     has_quotes: bool = True
 
     def rows(self, lines: Iterator[str]) -> Any:
         """A csv.reader; its rows are to be `unescaped`."""
-        if self.has_escapes:
+        if self.meanings and self.has_quotes:
             # csv's own escapechar is not strict: "a" b would be read as `a b`
             lines = (_ESCAPED.sub(_placeholder, line) for line in lines)
         return csv.reader(
@@ -53,11 +64,15 @@ class _Dialect:
         )
 
     def unescaped(self, row: list[str]) -> list[str]:
-        return [cell.replace(_QUOTE, '"') for cell in row] if self.has_escapes else row
+        """`row` with what its escapes mean."""
+        meanings = self.meanings
+        if not meanings:
+            return row
+        return [_ESCAPED.sub(lambda found: meanings.get(found[1], found[0]), cell) for cell in row]
 
 
 def _placeholder(escaped: re.Match[str]) -> str:
-    return _QUOTE if escaped[1] == '"' else escaped[1]
+    return f"\\{_QUOTE}" if escaped[1] == '"' else escaped[0]
 
 
 def read_table(
@@ -156,10 +171,49 @@ def _dialect(sample: list[str], delimiters: str, wanted: Sequence[str]) -> _Dial
     delimiter = max(delimiters, key=lambda each: _header_score(sample, each, wanted))
     if len(_header(sample, _Dialect(delimiter))) == 1:
         delimiter = _NO_DELIMITER  # one column: there is nothing to separate
-    usual = [_Dialect(delimiter), _Dialect(delimiter, has_escapes=True)]
+    usual = [_Dialect(delimiter), _Dialect(delimiter, _MEANINGS)]
     if delimiter == "\t":
         usual.append(_Dialect(delimiter, has_quotes=False))
-    return next((each for each in usual if _fits(sample, each)), usual[0])
+    database = _Dialect(delimiter, _DATABASE_MEANINGS, has_quotes=False)
+    if delimiter in ("\t", _NO_DELIMITER) and _is_database_text(sample) and _fits(sample, database):
+        return database
+    found = next((each for each in usual if _fits(sample, each)), usual[0])
+    if found.meanings and _has_line_breaks_escaped(sample, found):
+        return replace(found, meanings=_DATABASE_MEANINGS)
+    return found
+
+
+def _is_database_text(sample: list[str]) -> bool:
+    r"""Whether lines are what databases write as text: \N for NULL, and no quotes.
+
+    pandas can write \N, too, but escapes nothing: there the backslashes of a text, such as those
+    of LaTeX, begin what no database writes.
+    """
+    quoted = sum(_QUOTED_CELL.search(line) is not None for line in sample)
+    return (
+        any(_NULL_CELL.search(line) for line in sample)
+        and not any(_DOUBLED_QUOTE.search(line) for line in sample)
+        and 2 * quoted < len(sample)
+        and _all_known(sample)
+    )
+
+
+def _has_line_breaks_escaped(sample: list[str], dialect: _Dialect) -> bool:
+    r"""Whether \n is a line break, since no cell of `sample` has one that is not escaped."""
+    try:
+        cells = list(chain.from_iterable(dialect.rows(iter(sample))))
+    except csv.Error:  # a cell that goes on after the sample, on another line
+        return False
+    return _all_known(sample) and not any("\n" in _ESCAPED.sub("", cell) for cell in cells)
+
+
+def _all_known(sample: list[str]) -> bool:
+    """Whether each backslash of `sample` begins what a database could have written."""
+    return all(
+        escaped in _DATABASE_MEANINGS or escaped == "N"
+        for line in sample
+        for escaped in _ESCAPED.findall(line)
+    )
 
 
 def _header(sample: list[str], dialect: _Dialect) -> list[str]:

@@ -18,6 +18,9 @@ _SAMPLE_CHARS = 500
 # py3langid knows Azerbaijani in Latin letters. Cyrillic ə and one of these occur in no other
 # language.
 _CYRILLIC_AZERBAIJANI = re.compile("[јҹҝ]", re.IGNORECASE)
+# The only Turkic language besides Uyghur that it knows in Arabic letters, Southern Uzbek: it takes
+# Azerbaijani in these letters for this one, and neither for Persian nor for Arabic.
+_ARABIC_AZERBAIJANI = "uzs"
 
 
 def other_languages(texts: Iterable[str], wanted: Collection[str]) -> list[str]:
@@ -37,9 +40,10 @@ def _other_language(text: str, wanted: Collection[str]) -> str:
     if sum(map(str.isalpha, sample)) < MIN_LETTERS or _is_wanted_cyrillic(sample, wanted):
         return ""
     ranked = _identifier().rank(sample)
-    probability = sum(share for language, share in ranked if language in wanted)
+    accepted = {*wanted, _ARABIC_AZERBAIJANI} if "az" in wanted else wanted
+    probability = sum(share for language, share in ranked if language in accepted)
     best = str(ranked[0][0])
-    return best if probability < _MAX_PROBABILITY and best not in wanted else ""
+    return best if probability < _MAX_PROBABILITY and best not in accepted else ""
 
 
 def _is_wanted_cyrillic(text: str, wanted: Collection[str]) -> bool:

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Q8_BLOCK = 32
 """Weights that share a scale in q8_0; the rows of a matrix must divide into such blocks."""
 
+SAMPLING = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+"""The settings of `generate`, by the names of llama.cpp and Ollama, whose own defaults cut off
+unlikely tokens and penalize repeated ones, and so the suffixes that Azerbaijani has to repeat.
+"""
+
 
 def gguf_name(quant: str) -> str:
     """The file name of a model in `quant` ("f16" or "q8_0")."""
@@ -64,9 +69,10 @@ def write_gguf(model: GPT, tokenizer: Tokenizer, folder: Path, quant: str, name:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+    parameters = {"num_ctx": model.config.block_size, **SAMPLING}
     (folder / "Modelfile").write_text(
         f'FROM ./{gguf_name(quant)}\nTEMPLATE """{EOT}{{{{ .Prompt }}}}"""\n'
-        f"PARAMETER num_ctx {model.config.block_size}\nPARAMETER temperature 0.8\n",
+        + "".join(f"PARAMETER {name} {value:g}\n" for name, value in parameters.items()),
         encoding="utf-8",
     )
 

@@ -13,7 +13,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.verbs import UNKNOWN
 from azllm_lightning.data.cleaning import EOT
 from azllm_lightning.data.downloads import shown
-from azllm_lightning.formats.gguf import gguf_name
+from azllm_lightning.formats.gguf import SAMPLING, gguf_name
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.formats.state_dict import STATE_DICT
 
@@ -175,11 +175,13 @@ def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
         name=ollama,
         prompt=PROMPT,
     )
+    sampling = ", ".join(f"{name}={value}" for name, value in SAMPLING.items())
     return f"""```python
 from llama_cpp import Llama
 
 llama = Llama("{folder}/{gguf_name(quant)}", n_ctx={block_size}, verbose=False)
-print(llama("{EOT}{PROMPT}", max_tokens=60)["choices"][0]["text"])
+sampling = dict({sampling})
+print(llama("{EOT}{PROMPT}", max_tokens=60, **sampling)["choices"][0]["text"])
 ```
 
 {note}"""

@@ -89,7 +89,7 @@ class ChatServer(ThreadingHTTPServer):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
-        if self.config.host == "localhost":
+        if _plain_name(self.config.host) == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.config.host).is_loopback
@@ -98,8 +98,8 @@ class ChatServer(ThreadingHTTPServer):
 
     def allows(self, host: str | None) -> bool:
         """Whether a request may name this host: an address, localhost, or the name configured."""
-        name = urlsplit(f"//{host or ''}").hostname or ""
-        if name in ("localhost", self.config.host):
+        name = _plain_name(urlsplit(f"//{host or ''}").hostname or "")
+        if name in ("localhost", _plain_name(self.config.host)):
             return True
         try:
             ipaddress.ip_address(name)
@@ -219,7 +219,12 @@ class _Request(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if self.server.allows(host) and origin in (None, f"http://{host}"):
             return True
-        self._send(403, "text/plain", "")
+        names = dict.fromkeys(("localhost", self.server.config.host))
+        accepted = tr(
+            "refused: this page is at {names}, or at an IP address of this machine",
+            names=", ".join(names),
+        )
+        self._send(403, "text/plain", f"{accepted}\n")
         return False
 
     def _asked(self) -> dict[str, Any]:
@@ -252,6 +257,11 @@ class _Request(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal is for messages."""
+
+
+def _plain_name(host: str) -> str:
+    """The name of a host as it is compared: case means nothing in it, nor does a dot at its end."""
+    return host.lower().removesuffix(".")
 
 
 def _explained(error: Exception) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from azllm_lightning.inference.scoring import ScoredText, Scorer
 
 SCORES = ("total", "per_byte", "word")
+_TRAILING = re.compile(r"(?<=\w)[^\w\s]+$")
 TURKISH = "turkish"
 """The value of `pairs` that means the list of Turkish interference."""
 
@@ -98,7 +99,8 @@ def differing_words(right: str, wrong: str) -> tuple[tuple[int, int], tuple[int,
 
     What precedes and follows them is the same words in both. A word that only one of them has
     comes with the next one, or at the end of the sentence with the one before it. Punctuation after
-    a word does not belong to it.
+    a word does not belong to it, unless it is all that differs: punctuation that only one of them
+    has comes with the next word, too.
     """
     words = [list(re.finditer(r"\S+", text)) for text in (right, wrong)]
     texts = [[word[0] for word in each] for each in words]
@@ -111,12 +113,19 @@ def differing_words(right: str, wrong: str) -> tuple[tuple[int, int], tuple[int,
         after += 1
     if before + after == shorter:  # one of them has nothing between
         after, before = (after - 1, before) if after else (after, max(0, before - 1))
-    spans = []
-    for each in words:
-        last = each[len(each) - after - 1]
-        end = last.start() + len(re.sub(r"(?<=\w)[^\w\s]+$", "", last[0]))
-        spans.append((each[before].start(), end))
-    return spans[0], spans[1]
+    starts = [each[before].start() for each in words]
+    whole = [each[len(each) - after - 1].end() for each in words]
+    bare = [
+        start + len(_TRAILING.sub("", text[start:end]))
+        for text, start, end in zip((right, wrong), starts, whole, strict=True)
+    ]
+    if right[starts[0] : bare[0]] != wrong[starts[1] : bare[1]]:
+        ends = bare
+    elif after and (whole[0] == bare[0] or whole[1] == bare[1]):  # one of them has no punctuation
+        ends = [each[len(each) - after].end() for each in words]
+    else:
+        ends = whole
+    return (starts[0], ends[0]), (starts[1], ends[1])
 
 
 def _word_loss(scorer: Scorer, scored: ScoredText, start: int, end: int) -> float:

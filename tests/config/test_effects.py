@@ -48,6 +48,8 @@ WITHOUT_EFFECT = {
     "ckpt_path=a.ckpt logs_dir=b": ("generate", "ckpt_path=best"),
     "hf=m data.path=a run_name=b": ("evaluate", "hf=null"),
     "pairs=true data.text_field=b": ("evaluate", "pairs=false data.path=a"),
+    "data.encoding=koi8_r": ("evaluate", "data.path=a"),
+    "data=tales data.encoding=koi8_r": ("train", "data=text data.path=a"),
     "out=m ckpt_path=a.ckpt logs_dir=b": ("export", "ckpt_path=last"),
 }
 

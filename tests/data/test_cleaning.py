@@ -29,6 +29,11 @@ from azllm_lightning.data.cleaning import (
         ("e\x00\u0301", "é"),
         ("İI ıi 😀 «sitat»", "İI ıi 😀 «sitat»"),
         ("müs\u00adtə\u200bqil\u2060lik\u200e", "müstəqillik"),
+        # a word that is divided at the end of a line
+        ("Bu kitab\u00ad\nlar yaxşıdır", "Bu kitablar yaxşıdır"),
+        ("kitab\u00ad \r\n\u00a0\tlar, ev\u00ad\u2028lər", "kitablar, evlər"),
+        ("ки\u00ad\nтаб, əl\u00ad\n\u0130l, kit\u00ad\na\u00ad\nb", "китаб, əlİl, kitab"),
+        ("kitab\u00ad\n\nLar\u00ad\n- və\u00ad\n5, bu\n\u00adda", "kitab\n\nLar\n- və\n5, bu\nda"),
         ("5\u00a0min\u202fman\u2003at\u3000", "5 min man at "),
         (
             "ki\u200ctab\u200d və 👨\u200d👩\u200d👧 می\u200cخواهم",
@@ -96,6 +101,7 @@ def every_step(text: str) -> str:
     """What `clean` does, without its shortcuts: every step for every text."""
     text = re.sub("[\r\x0b\x0c\x85\u2028\u2029]", "\n", text.replace("\r\n", "\n"))
     text = "".join(" " if unicodedata.category(char) == "Zs" else char for char in text)
+    text = re.sub("\xad+[ \t]*\n[ \t]*(?=[^\\W\\d_])", "", text)
     text = re.sub("[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u202a\ufeff\U000e0041]", "", text)
     text = re.sub("(?<=[\x20-\u052f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x20-\u052f])", "", text)
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)

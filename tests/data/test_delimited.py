@@ -93,6 +93,71 @@ def test_odd_but_clear_tables(tmp_path: Path, name: str, content: str, texts: li
     assert read(tmp_path / name) == texts
 
 
+def escaped(text: str, names: str) -> str:
+    """`text` as databases write it, with a backslash before each of the signs that have `names`."""
+    signs = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "b": "\b"}
+    text = text.replace("\\", "\\\\")
+    for name in names:
+        text = text.replace(signs[name], f"\\{name}")
+    return text
+
+
+DATABASES = {"postgresql": "bntr", "mysql": "nt", "clickhouse": "bntr'"}
+TEXTS = [*HARD[:-2], 'yol C:\\yeni\\tr, \\alpha və \\n, "sitat"\nO\'dur', '"tam"\t15" ekran']
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+@pytest.mark.parametrize("database", DATABASES)
+def test_escapes_of_a_database_are_undone(tmp_path: Path, database: str, name: str) -> None:
+    lines = [f"{i}\t{escaped(text, DATABASES[database])}\t\\N\n" for i, text in enumerate(TEXTS)]
+    content = "".join(["id\ttext\tdate\n", *lines, "9\t\\N\t\\N\n"])
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert read(tmp_path / name) == TEXTS
+
+
+def test_escapes_of_a_database_are_undone_in_a_table_of_one_column(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('text\nbir,\\niki\n\\N\n"üç" C:\\\\n\n', encoding="utf-8")
+    assert read(tmp_path / "a.tsv") == ["bir,\niki", '"üç" C:\\n']
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ",", ";"])
+def test_escapes_next_to_escaped_quotes_are_undone(tmp_path: Path, delimiter: str) -> None:
+    rows = [
+        delimiter.join(["1", f'"{escaped(text, DATABASES["mysql"] + chr(34))}"']) for text in TEXTS
+    ]
+    content = "\n".join([f"id{delimiter}text", *rows, ""])
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8", newline="")
+    assert read(tmp_path / "a.csv") == TEXTS
+
+
+def test_line_breaks_after_a_backslash_are_those_of_the_text(tmp_path: Path) -> None:
+    content = 'id,text\n1,"Bir,\\\niki \\"üç\\",\\\\n\\tdörd"\n'  # as MySQL's INTO OUTFILE writes
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8", newline="")
+    assert read(tmp_path / "a.csv") == ['Bir,\niki "üç",\\n\tdörd']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        # as pandas writes missing texts, if it is told to
+        ("a.tsv", "1\tC:\\yeni\\tr\n2\t\\N\n3\t\\alpha\n", ["C:\\yeni\\tr", "\\alpha"]),
+        ("a.tsv", '1\tC:\\yeni\n2\t\\N\n3\t"""a"" b"\n', ["C:\\yeni", '"a" b']),
+        ("a.tsv", '1\t"C:\\yeni"\n2\t\\N\n3\t"b"\n', ["C:\\yeni", "b"]),
+        ("a.tsv", "1\tC:\\yeni\\tr\n", ["C:\\yeni\\tr"]),
+        ("a.csv", "1,C:\\yeni\\tr\n2,\\N\n", ["C:\\yeni\\tr"]),
+        # Spark, which escapes nothing but quotes
+        ("a.csv", '1,"C:\\yeni \\"b\\" \\alpha"\n', ['C:\\yeni "b" \\alpha']),
+        ("a.csv", '1,"C:\\yeni \\"b\\"\niki"\n', ['C:\\yeni "b"\niki']),
+    ],
+)
+def test_backslashes_that_escape_nothing_stay(
+    tmp_path: Path, name: str, content: str, texts: list[str]
+) -> None:
+    header = "id\ttext\n" if name == "a.tsv" else "id,text\n"
+    (tmp_path / name).write_text(header + content, encoding="utf-8", newline="")
+    assert read(tmp_path / name) == texts
+
+
 def test_a_header_in_decomposed_letters_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,mu\u0308ndericat\n1,bir\n", encoding="utf-8")
     assert read(tmp_path / "a.csv", text_field="M\u00fcndericat") == ["bir"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sample_texts import make_texts
-from sentences import AZERBAIJANI, OTHERS, TURKISH
+from sentences import AZERBAIJANI, AZERBAIJANI_IN_ARABIC, OTHERS, TURKISH
 
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
@@ -152,6 +152,15 @@ def test_short_and_cyrillic_azerbaijani_is_kept() -> None:
         other_languages(["Teşekkürler.", "1 234 567 890 - 2020", "", cyrillic], ["az"]) == [""] * 4
     )
     assert other_languages([cyrillic], ["tr"]) != [""]
+
+
+def test_azerbaijani_in_arabic_letters_is_kept() -> None:
+    """Persian and Arabic, which have the same letters, are not: they are among OTHERS."""
+    pytest.importorskip("py3langid")
+    texts = [*AZERBAIJANI_IN_ARABIC, " ".join(AZERBAIJANI_IN_ARABIC)]
+    assert other_languages(texts, ["az"]) == [""] * len(texts)
+    assert other_languages(texts, ["tr", "az"]) == [""] * len(texts)
+    assert "" not in other_languages(texts, ["tr"])
 
 
 def test_a_long_text_is_judged_by_its_middle_too() -> None:

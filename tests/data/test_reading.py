@@ -312,6 +312,42 @@ def test_the_longest_field_is_proposed_ready_to_copy(tmp_path: Path, kind: str, 
     assert len(read(tmp_path / f"a.{kind}", text_field=field)) == 8
 
 
+TABLE = "id,başlıq\n1,uzun bir başlıq\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "unrelated", "proposed"),
+    [
+        ({"poeziya.jsonl": jsonl(ROWS)}, "index.csv", "*.jsonl"),
+        ({"a.txt": b"Bir.", "b.txt": "İki.".encode()}, "index.csv", "*.txt"),
+        ({"alt/b.csv": b"text\nbir\n", "a.csv": b"text\niki\n"}, "x.tsv", "**/*.csv"),
+        ({"İlk/İ.jsonl.gz": gzip.compress(jsonl(ROWS))}, "index.csv", "**/*.jsonl.gz"),
+        ({"mətn.csv": b"text\nbir\n"}, "index.csv", "mətn.csv"),
+        ({"z.parquet": parquet_bytes(ROWS), "b.json": b'{"a": "b"}'}, "a.jsonl", "*.parquet"),
+    ],
+)
+def test_a_table_that_is_no_text_next_to_text_is_answered_with_a_path_that_works(
+    tmp_path: Path, files: dict[str, bytes], unrelated: str, proposed: str
+) -> None:
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    is_json = unrelated.endswith("l")
+    (tmp_path / unrelated).write_bytes(b'{"id": 1, "x": "y"}\n' if is_json else TABLE)
+    with pytest.raises(ValueError, match=f"{unrelated}: no text in the field 'text', but") as error:
+        read(tmp_path)
+    (setting,) = shlex.split(str(error.value).partition(" read: ")[2])
+    assert setting == f"data.path={(tmp_path / proposed).as_posix()}"
+    assert read(setting.partition("=")[2])
+
+
+def test_without_text_elsewhere_in_the_folder_the_field_is_proposed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(TABLE)
+    (tmp_path / "b.csv").write_bytes(TABLE)
+    with pytest.raises(ValueError, match=r"a\.csv: no field 'text'.*data\.text_field=başlıq"):
+        read(tmp_path)
+
+
 def test_the_proposed_field_may_be_nested(tmp_path: Path) -> None:
     rows = [{"id": "a", "doc": {"lang": "az", "parts": [{"body": "uzun mətn"}]}}]
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from azllm_lightning.config.model import GPTConfig
+from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.formats.gguf import write_gguf
+from azllm_lightning.formats.model_card import gguf_usage
 from azllm_lightning.inference.sampling import sample
 from azllm_lightning.model.gpt import GPT
 
@@ -89,7 +92,31 @@ def test_a_gguf_holds_the_model_and_its_tokenizer(net, tokenizer, tmp_path, quan
         np.testing.assert_allclose(tensors[f"{theirs}.weight"], weight, rtol=0, atol=error + 1e-9)
     modelfile = (tmp_path / "Modelfile").read_text(encoding="utf-8")
     assert f"FROM ./model-{quant}.gguf\n" in modelfile
-    assert "PARAMETER num_ctx 48\n" in modelfile
+    parameters = dict(re.findall(r"^PARAMETER (\w+) (\S+)$", modelfile, re.MULTILINE))
+    assert parameters.pop("num_ctx") == "48"
+    samples_as_generate({name: float(value) for name, value in parameters.items()})
+
+
+def samples_as_generate(theirs: dict[str, float]) -> None:
+    """All that llama.cpp and Ollama would otherwise set by themselves is set as in `generate`."""
+    ours = SamplingConfig()
+    assert ours.top_k is ours.top_p is ours.min_p is None
+    assert theirs == {
+        "temperature": ours.temperature,
+        "top_k": 0,  # in both, 0 is all tokens
+        "top_p": 1,
+        "min_p": 0,
+        "repeat_penalty": ours.repetition_penalty,
+    }
+
+
+def test_the_card_of_a_gguf_samples_as_generate() -> None:
+    usage = gguf_usage("model", "q8_0", "nağıl", 256)
+    (typed,) = re.findall(r"^sampling = dict\((.+)\)$", usage, re.MULTILINE)
+    samples_as_generate(
+        {name: float(value) for name, value in re.findall(r"(\w+)=([\d.]+)", typed)}
+    )
+    assert ", **sampling)" in usage
 
 
 def test_rows_that_do_not_divide_into_blocks_stay_in_16_bits(tokenizer, tmp_path):

@@ -108,11 +108,24 @@ def test_the_score_of_a_word_is_that_of_its_tokens_after_what_precedes_them(mode
         ("O gördü nə", "O gördü", ("gördü nə", "gördü")),
         ("iki yeni ev tikdi", "iki köhnə evlər tikdi", ("yeni ev", "köhnə evlər")),
         ("a a a", "a a", ("a a", "a")),
+        # where only punctuation differs, it is what is scored
+        ("Sən haradasan?", "Sən haradasan.", ("haradasan?", "haradasan.")),
+        ("Haradasan? Gəl.", "Haradasan. Gəl.", ("Haradasan?", "Haradasan.")),
+        ("Gəldi, getdi.", "Gəldi getdi.", ("Gəldi, getdi.", "Gəldi getdi.")),
+        ("Gəl, Əli, gedək!", "Gəl, Əli gedək.", ("Əli, gedək", "Əli gedək")),
+        ("Hə...", "Hə", ("Hə...", "Hə")),
     ],
 )
 def test_the_words_that_differ(right: str, wrong: str, words: tuple[str, str]) -> None:
     first, second = differing_words(right, wrong)
     assert (right[slice(*first)], wrong[slice(*second)]) == words
+
+
+def test_a_pair_that_differs_in_punctuation_has_a_score_of_its_word() -> None:
+    scorer = scorer_by({"x": 9, "?": 2, ".": 5}.__getitem__, start=[0])
+    row = pair_results(scorer, [SentencePair("a", "x?", "x.")], None, own=False)["phenomena"]["a"]
+    assert row["word"]["accuracy"] == 1
+    assert row["word_bits"]["mean"] == pytest.approx(3 / math.log(2))
 
 
 def test_our_pairs_differ_in_the_word_that_they_name() -> None:

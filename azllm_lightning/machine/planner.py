@@ -24,7 +24,6 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import CheckConfig, PlanConfig
 from azllm_lightning.data.hints import look
 from azllm_lightning.data.pipeline import is_prepared
-from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.typed import check_typed
 from azllm_lightning.data.workers import num_cores
@@ -66,7 +65,7 @@ def make_plan(config: PlanConfig) -> Figures:
     findings = None if config.check is None else read_check(Path(config.check))
     folder = config.run.data.dir
     if folder is not None and is_prepared(Path(folder)):
-        text = prepared(config.run.data, Manifest.read(Path(folder)))
+        text = prepared(config.run.data, Path(folder))
     else:
         _announce(tr("reading the text"))
         text = survey(config.run.data)

@@ -53,7 +53,7 @@ def prepare(config: PrepareConfig) -> Path:
         print("\n".join(_line("", example) for example in examples))
     for hint in hints(look(config.data)):
         print(_line(tr("note"), hint))
-    planned = first_run(config.data, Manifest.read(folder))
+    planned = first_run(config.data, folder)
     print(_line(tr("next"), command("train", [*config.overrides, *planned])))
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, overload
 
 from azllm_lightning.cli.composition import composed_mapping
@@ -58,3 +59,12 @@ def compose(overrides: Sequence[str] = (), verb: str = "train") -> Any:
     for message in config.ignored():
         log.warning(message)
     return config
+
+
+@cache
+def tried(overrides: tuple[str, ...]) -> RunConfig:
+    """What `train` would run with, for a command that is only considered: without warnings.
+
+    Raises ValueError as `compose` does.
+    """
+    return RunConfig.from_mapping(composed_mapping("train", overrides), overrides)

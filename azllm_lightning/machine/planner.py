@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from azllm_lightning.cli.composition import group_choices
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.misspelled import with_near_path
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.cli.system_errors import system_reason
-from azllm_lightning.config.compose import compose
+from azllm_lightning.config.compose import compose, tried
 from azllm_lightning.config.effects import PLANNED, typed_keys
 from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import CheckConfig, PlanConfig
 from azllm_lightning.data.hints import look
 from azllm_lightning.data.pipeline import is_prepared
-from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.typed import check_typed
 from azllm_lightning.data.workers import num_cores
 from azllm_lightning.machine.checkup import PARTS, Checkup
 from azllm_lightning.planning import rule
-from azllm_lightning.planning.choice import Candidate, Choice, Task, choose, longer
-from azllm_lightning.planning.models import named_models
+from azllm_lightning.planning.choice import Candidate, Choice, Task, choose, longer, setting
+from azllm_lightning.planning.models import models_with
 from azllm_lightning.planning.speed import EFFICIENCY, Speed
 from azllm_lightning.planning.survey import Text, prepared, survey
 from azllm_lightning.runs.own_file import has_keys
@@ -62,7 +65,7 @@ def make_plan(config: PlanConfig) -> Figures:
     findings = None if config.check is None else read_check(Path(config.check))
     folder = config.run.data.dir
     if folder is not None and is_prepared(Path(folder)):
-        text = prepared(config.run.data, Manifest.read(Path(folder)))
+        text = prepared(config.run.data, Path(folder))
     else:
         _announce(tr("reading the text"))
         text = survey(config.run.data)
@@ -116,12 +119,10 @@ def task_of(config: PlanConfig, text: Text, speed: Speed) -> Task:
     block_size = rule.block_size(text.train_bytes)
     if "data.block_size" in typed:
         block_size = run.data.block_size
-    own_model = any(key == "model" or key.startswith("model.") for key in typed - {"model.dropout"})
-    candidates = [Candidate((), run.model)] if own_model else named_models()
     return Task(
         text,
         speed,
-        candidates,
+        _candidates(config),
         block_size,
         vocab_size,
         shares_affixes=run.optimizer.shares_affixes,
@@ -155,15 +156,20 @@ def figures(config: PlanConfig, choice: Choice) -> Figures:
 
 
 def overrides_of(config: PlanConfig, choice: Choice) -> list[str]:
-    """The overrides of the command: what was typed, and what the plan chose."""
-    omitted = _omitted(config.run)
-    planned = [text for text in choice.overrides() if not typed_keys([text]) & omitted]
-    keys = typed_keys(planned) | set(PLANNED.split())
-    kept = [text for text in config.run.overrides if not typed_keys([text]) & keys]
-    is_text = config.run.data.name == "text" and "data" not in typed_keys(kept)
-    defaults = {"data.block_size": compose(["data=text"]).data.block_size}
-    changed = [text for text in planned if not _is_default(text, defaults)]
-    return [*(["data=text"] if is_text else []), *kept, *changed]
+    """The overrides of the command: what was typed, and what the plan chose that is not so yet."""
+    given = [*_kept(config), *choice.candidate.overrides]
+    run = tried(tuple(given))
+    values = choice.values()
+    if not _divides(run, choice.batch):
+        values["trainer.micro_batch_size"] = "auto"
+    omitted = _omitted(run)
+    changed = {
+        key: value
+        for key, value in values.items()
+        if key not in omitted and attrgetter(key)(run) != value
+    }
+    others = [text for text in given if not typed_keys([text]) & changed.keys()]
+    return [*others, *(setting(key, value) for key, value in changed.items())]
 
 
 def read_check(path: Path) -> Figures:
@@ -210,9 +216,37 @@ def _omitted(run: RunConfig) -> set[str]:
     return found
 
 
-def _is_default(override: str, defaults: dict[str, Any]) -> bool:
-    key, _, value = override.partition("=")
-    return key in defaults and str(defaults[key]) == value
+def _kept(config: PlanConfig) -> list[str]:
+    """What was typed and is not for the plan to choose, and the text, for which `train` has another
+    default.
+    """
+    planned = set(PLANNED.split())
+    kept = [text for text in config.run.overrides if not typed_keys([text]) & planned]
+    return kept if _names_data(tuple(kept)) else ["data=text", *kept]
+
+
+@cache
+def _names_data(overrides: tuple[str, ...]) -> bool:
+    """Whether `overrides`, or their experiment, choose a file of conf/data."""
+    typed = typed_keys(overrides)
+    default = "experiment" not in typed or group_choices("train", overrides)["data"] == "tales"
+    return "data" in typed or not default
+
+
+def _candidates(config: PlanConfig) -> Sequence[Candidate]:
+    """The models to choose from: all that go with what was typed, or the one that it names."""
+    run = config.run
+    found = () if "model" in typed_keys(run.overrides) else models_with(_kept(config))
+    if len({candidate.model for candidate in found}) > 1:
+        return found
+    return [Candidate((), run.model)]  # no choice is left
+
+
+def _divides(run: RunConfig, batch: int) -> bool:
+    """Whether the micro-batch stays as it is: `auto`, or typed for batches such as this one."""
+    micro = run.trainer.micro_batch_size
+    is_typed = "trainer.micro_batch_size" in typed_keys(run.overrides)
+    return micro == "auto" or (is_typed and batch % micro == 0)
 
 
 def _assumed(config: PlanConfig) -> Speed:

@@ -87,7 +87,15 @@ def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -
     # A smaller model comes last: its decay is that of its own passes.
     better = [override for _, overrides in found for override in overrides]
     last = {override.partition("=")[0]: override for override in better}
+    if "trainer.global_batch_size" in last and not _is_auto(config):
+        last["trainer.micro_batch_size"] = "trainer.micro_batch_size=auto"
     return Advice(tuple(sentence for sentence, _ in found), tuple(last.values()))
+
+
+def _is_auto(config: RunConfig) -> bool:
+    """Whether the micro-batch follows the batch; one that was set may not divide another batch."""
+    micro = config.trainer.micro_batch_size
+    return micro == "auto" or "micro_batch_size" in config.auto.settings
 
 
 Problem = tuple[str, list[str]]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.workers import num_cores
 from azllm_lightning.planning.choice import Task, choose
 from azllm_lightning.planning.models import named_models
@@ -18,15 +19,16 @@ PREPARED = ("data.vocab_size=", "data.block_size=", "data.val_windows=")
 """Settings that are left as they are."""
 
 
-def first_run(config: DataConfig, manifest: Manifest) -> list[str]:
-    """The overrides of a run of about HOURS, besides those that name the text.
+def first_run(config: DataConfig, folder: Path) -> list[str]:
+    """The overrides of a run of about HOURS on the text in `folder`, besides those that name it.
 
     An empty list for tales, which the defaults are for.
     """
     if config.name == "tales":
         return []
     speed = Speed.assumed(hardware.resolve_accelerator("auto"), num_cores())
-    text = prepared(config, manifest)
-    task = Task(text, speed, named_models(), config.block_size, manifest.vocab_size)
+    text = prepared(config, folder)
+    assert text.vocab_size is not None
+    task = Task(text, speed, named_models(), config.block_size, text.vocab_size)
     chosen = choose(task, 3600 * HOURS).overrides()
     return [override for override in chosen if not override.startswith(PREPARED)]

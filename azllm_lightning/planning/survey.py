@@ -9,14 +9,17 @@ import statistics
 import time
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import numpy as np
 
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import Document, Stream, documents, stored_bytes, streams
 from azllm_lightning.data.enough import too_little
-from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, Split
+from azllm_lightning.data.shards import SPLITS, VERSION, Manifest, Split, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.planning.law import DOCUMENT_SPREAD
 
@@ -163,17 +166,21 @@ def survey(config: DataConfig, seconds: float = MOST_SECONDS) -> Text:
     )
 
 
-def prepared(config: DataConfig, manifest: Manifest) -> Text:
-    """The text of prepared shards; its kind is known only from its bytes per token.
+def prepared(config: DataConfig, folder: Path) -> Text:
+    """The text of the shards in `folder`, of whose documents some are decoded.
 
-    Raises ValueError if a split has none.
+    Raises ValueError if a split has none, or if the folder is damaged.
     """
+    manifest = Manifest.read(folder)
     for split, content in manifest.splits.items():
         if not content.tokens:
             raise too_little(config, manifest, split)
     train = manifest.splits["train"]
     val = manifest.splits["val"]
     relative = relative_token_bytes(manifest.vocab_size)
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    shards = {split: TokenShards.open(folder, split, tokenizer, config.verify) for split in SPLITS}
+    sample = _decoded(shards.values(), tokenizer, train.text_bytes + val.text_bytes)
     return Text(
         name=config.name,
         train_bytes=train.text_bytes,
@@ -183,10 +190,40 @@ def prepared(config: DataConfig, manifest: Manifest) -> Text:
         is_estimate=False,
         token_bytes=val.text_bytes / val.tokens / relative,
         train_token_bytes=train.text_bytes / train.tokens / relative,
-        scale=1.0,
-        val_documents=float(val.documents),
+        scale=sample.scale(),
+        val_documents=val.text_bytes**2 / _squares(shards["val"], tokenizer),
+        document_spread=spread_of(sample.texts),
         vocab_size=manifest.vocab_size,
     )
+
+
+def _edges(shards: TokenShards, eot_id: int) -> np.ndarray:
+    """Where the documents of a split begin, in tokens, and where the last one ends."""
+    found = [np.zeros(1, dtype=np.int64)]
+    read = 0
+    for chunk in shards.chunks():
+        found.append(read + 1 + np.flatnonzero(chunk == eot_id))
+        read += len(chunk)
+    return np.concatenate(found)
+
+
+def _squares(shards: TokenShards, tokenizer: Tokenizer) -> float:
+    """The sum of the squared bytes of the documents of a split."""
+    sizes = tokenizer.token_bytes[shards.read(0, len(shards))]
+    each = np.add.reduceat(sizes, _edges(shards, tokenizer.eot_id)[:-1])
+    return float((each.astype(float) ** 2).sum())
+
+
+def _decoded(shards: Iterable[TokenShards], tokenizer: Tokenizer, size: int) -> Sample:
+    """The text of every n-th document, as many of `size` bytes as a sample holds."""
+    sample = Sample()
+    stride = -(-size // SAMPLE_BYTES)
+    for split in shards:
+        edges = _edges(split, tokenizer.eot_id)
+        for start, end in zip(edges[:-1:stride], edges[1::stride], strict=True):
+            text = tokenizer.decode(split.read(int(start), int(end - start)).tolist())
+            sample.add(Document(text, "", split.split), len(text.encode("utf-8")))
+    return sample
 
 
 @dataclass

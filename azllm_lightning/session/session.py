@@ -19,7 +19,7 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.planning import far_off, rule
-from azllm_lightning.planning.models import named_models
+from azllm_lightning.planning.models import models_with, named_models
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.attempts import attempts
@@ -235,6 +235,9 @@ def warn_if_far_off(config: RunConfig, data: TokenDataModule) -> None:
         bytes_per_token=val.text_bytes / max(1, val.tokens),
     )
     found = far_off.advice(config, text, named_models())
+    if found is not None and "model" in typed_keys(found.overrides):
+        # Next to what was typed, a model may be another one, or refused.
+        found = far_off.advice(config, text, models_with(config.overrides))
     if found is not None:
         keys = typed_keys(found.overrides)
         kept = [text for text in config.overrides if not typed_keys([text]) & keys]

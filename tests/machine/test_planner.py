@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from azllm_lightning.cli.composition import conf_dir
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
+from azllm_lightning.config.optimizer import MuonConfig
+from azllm_lightning.config.verbs import PlanConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.typed import check_typed
 from azllm_lightning.machine.plan_table import plan_table
-from azllm_lightning.machine.planner import make_plan, overrides_of, task_of
-from azllm_lightning.planning.choice import Choice
+from azllm_lightning.machine.planner import figures, make_plan, overrides_of, task_of
+from azllm_lightning.planning import rule
+from azllm_lightning.planning.choice import VAL_WINDOWS, Choice, Task
 from azllm_lightning.planning.choice import planned as planned_run
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Text
+from azllm_lightning.training.batch import divides_a_step
 
 SKIPPED = {"status": "skipped", "reason": "not asked for", "seconds": 0.0}
 
@@ -101,11 +107,16 @@ def test_a_model_that_was_typed_is_kept(text: Path, check: Path) -> None:
     assert (config.data.vocab_size, config.seed) == (1024, 5)
 
 
-def chosen(*typed: str) -> tuple[list[str], Choice]:
-    """The settings of a command of plan for 1 MB of text, and the planned run."""
-    config = compose(["data.path=kitab.txt", *typed], "plan")
+def asked(*typed: str) -> tuple[PlanConfig, Task]:
+    """The settings of plan for 1 MB of text, and what is given by them."""
+    config: PlanConfig = compose(["data.path=kitab.txt", *typed], "plan")
     text = Text("text", 0.95e6, 0.05e6, 100, 0, False, 5.0, 5.3, 1.0, 400)
-    task = task_of(config, text, Speed.assumed("cpu", 2))
+    return config, task_of(config, text, Speed.assumed("cpu", 2))
+
+
+def chosen(*typed: str) -> tuple[list[str], Choice]:
+    """The settings of a command of plan, and the planned run."""
+    config, task = asked(*typed)
     choice = planned_run(task, task.candidates[0], 1e6)
     return overrides_of(config, choice), choice
 
@@ -114,6 +125,64 @@ def overrides(*typed: str) -> tuple[list[str], int]:
     """The same settings, and the planned vocabulary."""
     settings, choice = chosen(*typed)
     return settings, choice.shape.vocab_size
+
+
+NAMES = {
+    group: sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    for group in ("data", "experiment")
+}
+TYPED = [
+    *([f"data={name}"] for name in NAMES["data"] if name != "tales"),
+    *([f"experiment={name}"] for name in NAMES["experiment"]),
+    ["experiment=t4", "data=text", "model.tie_embeddings=true", "schedule=wsd"],
+    ["experiment=course", "data=text", "trainer.micro_batch_size=2"],
+    ["data.name=kitab", "model.n_layer=2"],
+    ["model.n_layer=2", "model.n_head=2", "model.n_embd=64"],
+]
+
+
+@pytest.mark.parametrize("typed", TYPED, ids=" ".join)
+@pytest.mark.parametrize("passes", [1, 20])
+def test_the_command_trains_what_the_plan_says(typed: list[str], passes: int) -> None:
+    """Whatever the defaults of an experiment and of a text are."""
+    own = ["teachers=null"] if typed == ["experiment=distil"] else []
+    plan_config, task = asked(*typed, *own)
+    candidate = task.candidates[-1]
+    tokens = passes * task.text.unique_tokens(task.vocab_size)
+    choice = planned_run(task, candidate, tokens)
+    found = figures(plan_config, choice)
+    config = compose(shlex.split(found["command"])[3:])
+    assert config.ignored() == []
+    shape = config.model.for_data(config.data.vocab_size, config.data.block_size, 0)
+    assert replace(shape, dropout=0.0) == replace(choice.shape, dropout=0.0)
+    assert shape.dropout == found["dropout"]
+    trainer, optimizer = config.trainer, config.optimizer
+    assert (trainer.max_steps, trainer.global_batch_size) == (choice.steps, choice.batch)
+    assert trainer.val_every_steps == trainer.checkpoint_every_steps == choice.every
+    assert trainer.micro_batch_size == "auto" or divides_a_step(trainer, 1)
+    assert optimizer.weight_decay == found["weight_decay"]
+    if isinstance(optimizer, MuonConfig):
+        assert optimizer.adam_weight_decay == found["table_decay"]
+    assert config.data.token_replacement == found["replaced"] == (0.1 if passes == 20 else 0)
+    assert config.data.val_windows == (choice.val_windows or VAL_WINDOWS)
+    is_linear = choice.regularization.is_linear
+    assert config.schedule.name == ("linear" if is_linear else "power")
+    assert config.schedule.warmup_steps == rule.warmup_steps(choice.steps)
+
+
+@pytest.mark.parametrize("typed", [[], ["model.n_head=6"]])
+def test_the_heads_of_an_experiment_leave_the_other_models_to_the_plan(typed: list[str]) -> None:
+    """Those that were typed leave only the models that they go with."""
+    _, task = asked("experiment=t4", "data=text", *typed)
+    names = [candidate.name for candidate in task.candidates]
+    everything = ["nano", "tiny", "small10m", "laptop", "course"]
+    assert names == (["nano", "course"] if typed else everything)
+
+
+def test_a_model_that_was_typed_leaves_no_choice() -> None:
+    _, task = asked("experiment=t4", "data=text", "model=laptop", "model.n_head=4")
+    (candidate,) = task.candidates
+    assert candidate.model == compose(["model=laptop"]).model
 
 
 @pytest.mark.parametrize(

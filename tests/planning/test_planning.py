@@ -521,13 +521,36 @@ def test_an_empty_file_after_much_validation_is_nothing_to_train_on(tmp_path: Pa
 
 
 @pytest.mark.parametrize("empty", SPLITS)
-def test_a_prepared_folder_without_text_of_a_split_is_refused(empty: str) -> None:
+def test_a_prepared_folder_without_text_of_a_split_is_refused(empty: str, tmp_path: Path) -> None:
     splits = {split: Split(5, 500, 100, ()) for split in SPLITS}
     splits[empty] = Split(0, 0, 0, ())
-    manifest = Manifest(1, "", 300, splits, (), {}, {})
+    Manifest(1, "", 300, splits, (), {}, {}).write(tmp_path)
     config = DataConfig(path="book.txt", dir="folder")
     with pytest.raises(ValueError, match=rf"the {empty} split has 0.*data\.dir=folder keeps"):
-        prepared(config, manifest)
+        prepared(config, tmp_path)
+
+
+def test_prepared_text_is_expected_to_be_as_hard_as_its_files(tmp_path: Path) -> None:
+    """Of two kinds and lengths, and harder than the text of the law's runs."""
+    generator = random.Random(0)
+    letters = "abcçdeəfgğhxıijkqlmnoöprsştuüvyz "
+    rows = ["".join(generator.choices(letters, k=1500)) for _ in range(300)]
+    rows += ["".join(generator.choices("aəbd ", k=600)) for _ in range(300)]
+    generator.shuffle(rows)
+    settings = {**folder_of({"a.txt": as_text(rows)}, tmp_path), "val_fraction": 0.2}
+    config = DataConfig(**settings, vocab_size=1024, prepare_workers=1)
+    read = survey(config)
+    found = prepared(config, prepare(replace(config, dir=str(tmp_path / "p"))))
+    assert read.scale > 1.1
+    assert found.scale == pytest.approx(read.scale, rel=0.05)
+    assert read.document_spread > 2 * DOCUMENT_SPREAD
+    assert found.document_spread == pytest.approx(read.document_spread, rel=0.1)
+    assert found.val_documents == pytest.approx(read.val_documents, rel=0.001)
+    model = named_models()[0]
+    ways = [planned(Task(each, SLOW, [model], 256, 1024), model, 1e6) for each in (read, found)]
+    of_files, of_shards = (way.prediction for way in ways)
+    assert of_shards.val_bpb == pytest.approx(of_files.val_bpb, rel=0.05)
+    assert of_shards.error == pytest.approx(of_files.error, rel=0.1)
 
 
 def test_a_few_long_documents_count_as_fewer(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ from azllm_lightning.callbacks.history import Validation
 from azllm_lightning.callbacks.panels import longer_command
 from azllm_lightning.callbacks.rules import more_steps_help
 from azllm_lightning.config.compose import compose
+from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
+from azllm_lightning.config.run import RunConfig
 from azllm_lightning.planning.far_off import TextSize
 from azllm_lightning.runs.checkpoint_files import step_path
 from azllm_lightning.runs.folder import Run, claim
@@ -22,6 +25,7 @@ from azllm_lightning.runs.paths import address_of, name_address_of
 from azllm_lightning.session import session
 from azllm_lightning.session.outcome import resume_command, resume_settings
 from azllm_lightning.session.report import better_command, remedy
+from azllm_lightning.training.batch import divides_a_step
 
 
 def validations(*losses: float) -> list[Validation]:
@@ -71,13 +75,49 @@ def test_the_text_of_a_mix_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(session.far_off, "advice", lambda config, text, models: seen.append(text))
     config = compose(["data.mix=kitab.txt: 10", "data.block_size=128"])
     config = replace(config, model=config.model.for_data(300, 128, 0))
-    split = SimpleNamespace(text_bytes=90_000, tokens=30_000)
-    manifest = SimpleNamespace(splits={"train": split, "val": split})
-    windows = SimpleNamespace(num_windows=5000, unique_windows=500)
-    windows.shards = SimpleNamespace(manifest=manifest)
-    data: Any = SimpleNamespace(train_windows=windows)
-    session.warn_if_far_off(config, data)
+    session.warn_if_far_off(config, prepared_data(500, 30_000, 3.0))
     assert seen[0].tokens == 500 * 128
+
+
+def prepared_data(windows: int, tokens: int, bytes_per_token: float) -> Any:
+    """Text of a run: both splits have so many tokens."""
+    split = SimpleNamespace(text_bytes=bytes_per_token * tokens, tokens=tokens)
+    manifest = SimpleNamespace(splits={"train": split, "val": split})
+    found = SimpleNamespace(num_windows=10 * windows, unique_windows=windows)
+    found.shards = SimpleNamespace(manifest=manifest)
+    return SimpleNamespace(train_windows=found)
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("experiment=t4 trainer.max_steps=300", {"nano", "tiny", "small10m"}),
+        ("model=course trainer.max_steps=500", {"nano", "tiny", "small10m"}),
+        ("model=course model.n_layer=10 model.n_head=12 trainer.max_steps=500", {"nano"}),
+    ],
+)
+def test_a_better_command_is_accepted_and_has_the_model_that_was_compared(
+    typed: str, names: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if an experiment, or what was typed, has sizes of another model."""
+    lines: list[str] = []
+    monkeypatch.setattr(session.log, "warning", lambda text: lines.extend(text.splitlines()))
+    config = compose(["data=text", "data.path=kitab.txt", *typed.split()])
+    shape = config.model.for_data(8192, config.data.block_size, 0)
+    tokens = 20_000_000
+    data = prepared_data(tokens // shape.block_size, tokens, 5.0)
+    session.warn_if_far_off(replace(config, model=shape), data)
+    better = compose(shlex.split(lines[-1])[4:])
+    trainer = better.trainer
+    new = better.model.for_data(8192, better.data.block_size, 0)
+    assert len([name for name in names if f"model={name}" in better.overrides]) == 1
+    assert trainer.micro_batch_size == "auto" or divides_a_step(trainer, 1)
+
+    def work(run: RunConfig, shape: GPTConfig) -> float:
+        steps, batch = run.trainer.max_steps, run.trainer.global_batch_size
+        return steps * batch * shape.block_size * shape.flops_per_token()
+
+    assert work(better, new) == pytest.approx(work(config, shape), rel=0.1)
 
 
 def test_a_student_is_not_told_to_decay_more() -> None:

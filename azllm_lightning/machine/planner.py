@@ -229,8 +229,9 @@ def _kept(config: PlanConfig) -> list[str]:
 def _names_data(overrides: tuple[str, ...]) -> bool:
     """Whether `overrides`, or their experiment, choose a file of conf/data."""
     typed = typed_keys(overrides)
-    default = "experiment" not in typed or group_choices("train", overrides)["data"] == "tales"
-    return "data" in typed or not default
+    if "data" in typed or "experiment" not in typed:
+        return "data" in typed
+    return group_choices("train", overrides)["data"] != "tales"
 
 
 def _candidates(config: PlanConfig) -> Sequence[Candidate]:

@@ -9,9 +9,10 @@ import statistics
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,10 @@ SPREAD_BYTES = 500
 
 SPREAD_DOCUMENTS = (20, 400)
 """At least so many documents are compared, and at most."""
+
+READ_TOKENS = 8_000_000
+SLICES = 64
+"""Prepared text above so many tokens is looked at in so many pieces."""
 
 SPREAD_START = 6000
 """Characters of a document that are compared."""
@@ -180,7 +185,7 @@ def prepared(config: DataConfig, folder: Path) -> Text:
     relative = relative_token_bytes(manifest.vocab_size)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     shards = {split: TokenShards.open(folder, split, tokenizer, config.verify) for split in SPLITS}
-    sample = _decoded(shards.values(), tokenizer, train.text_bytes + val.text_bytes)
+    sample = _decoded([*shards.values()], tokenizer)
     return Text(
         name=config.name,
         train_bytes=train.text_bytes,
@@ -191,37 +196,43 @@ def prepared(config: DataConfig, folder: Path) -> Text:
         token_bytes=val.text_bytes / val.tokens / relative,
         train_token_bytes=train.text_bytes / train.tokens / relative,
         scale=sample.scale(),
-        val_documents=val.text_bytes**2 / _squares(shards["val"], tokenizer),
+        val_documents=_effective_documents(shards["val"], tokenizer),
         document_spread=spread_of(sample.texts),
         vocab_size=manifest.vocab_size,
     )
 
 
-def _edges(shards: TokenShards, eot_id: int) -> np.ndarray:
-    """Where the documents of a split begin, in tokens, and where the last one ends."""
-    found = [np.zeros(1, dtype=np.int64)]
-    read = 0
-    for chunk in shards.chunks():
-        found.append(read + 1 + np.flatnonzero(chunk == eot_id))
-        read += len(chunk)
-    return np.concatenate(found)
+def _some_documents(shards: TokenShards, eot_id: int) -> Iterator[np.ndarray]:
+    """The tokens of each document of a split; of a large one, of those that are whole in SLICES
+    evenly spaced pieces of it.
+    """
+    size = len(shards)
+    length = size if size <= READ_TOKENS else READ_TOKENS // SLICES
+    for start in dict.fromkeys(np.linspace(0, size - length, SLICES).astype(int).tolist()):
+        tokens = shards.read(start, length)
+        ends = (np.flatnonzero(tokens == eot_id) + 1).tolist()
+        edges = ([0] if start == 0 else []) + ends  # elsewhere, it begins within a document
+        whole = [tokens[one:other] for one, other in pairwise(edges)]
+        yield from whole or [tokens]
 
 
-def _squares(shards: TokenShards, tokenizer: Tokenizer) -> float:
-    """The sum of the squared bytes of the documents of a split."""
-    sizes = tokenizer.token_bytes[shards.read(0, len(shards))]
-    each = np.add.reduceat(sizes, _edges(shards, tokenizer.eot_id)[:-1])
-    return float((each.astype(float) ** 2).sum())
+def _effective_documents(shards: TokenShards, tokenizer: Tokenizer) -> float:
+    """How many documents of one size say as much as those of a split."""
+    documents = _some_documents(shards, tokenizer.eot_id)
+    sizes = np.array([tokenizer.token_bytes[tokens].sum() for tokens in documents], dtype=float)
+    seen = sizes.sum() / shards.manifest.splits[shards.split].text_bytes
+    return float(sizes.sum() ** 2 / (sizes**2).sum() / seen)
 
 
-def _decoded(shards: Iterable[TokenShards], tokenizer: Tokenizer, size: int) -> Sample:
-    """The text of every n-th document, as many of `size` bytes as a sample holds."""
+def _decoded(shards: Sequence[TokenShards], tokenizer: Tokenizer) -> Sample:
+    """The text of every n-th document, as much as a sample holds."""
     sample = Sample()
-    stride = -(-size // SAMPLE_BYTES)
     for split in shards:
-        edges = _edges(split, tokenizer.eot_id)
-        for start, end in zip(edges[:-1:stride], edges[1::stride], strict=True):
-            text = tokenizer.decode(split.read(int(start), int(end - start)).tolist())
+        found = list(_some_documents(split, tokenizer.eot_id))
+        share = SAMPLE_BYTES * len(split) / sum(map(len, shards))
+        size = sum(int(tokenizer.token_bytes[tokens].sum()) for tokens in found)
+        for tokens in found[:: max(1, math.ceil(size / share))]:
+            text = tokenizer.decode(tokens.tolist())
             sample.add(Document(text, "", split.split), len(text.encode("utf-8")))
     return sample
 

@@ -530,8 +530,14 @@ def test_a_prepared_folder_without_text_of_a_split_is_refused(empty: str, tmp_pa
         prepared(config, tmp_path)
 
 
-def test_prepared_text_is_expected_to_be_as_hard_as_its_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("looked_at", ["all of it", "pieces"])
+def test_prepared_text_is_expected_to_be_as_hard_as_its_files(
+    looked_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of two kinds and lengths, and harder than the text of the law's runs."""
+    if looked_at == "pieces":
+        monkeypatch.setattr("azllm_lightning.planning.survey.READ_TOKENS", 100_000)
+        monkeypatch.setattr("azllm_lightning.planning.survey.SLICES", 8)
     generator = random.Random(0)
     letters = "abcçdeəfgğhxıijkqlmnoöprsştuüvyz "
     rows = ["".join(generator.choices(letters, k=1500)) for _ in range(300)]
@@ -545,7 +551,8 @@ def test_prepared_text_is_expected_to_be_as_hard_as_its_files(tmp_path: Path) ->
     assert found.scale == pytest.approx(read.scale, rel=0.05)
     assert read.document_spread > 2 * DOCUMENT_SPREAD
     assert found.document_spread == pytest.approx(read.document_spread, rel=0.1)
-    assert found.val_documents == pytest.approx(read.val_documents, rel=0.001)
+    few = 0.25 if looked_at == "pieces" else 0.001
+    assert found.val_documents == pytest.approx(read.val_documents, rel=few)
     model = named_models()[0]
     ways = [planned(Task(each, SLOW, [model], 256, 1024), model, 1e6) for each in (read, found)]
     of_files, of_shards = (way.prediction for way in ways)

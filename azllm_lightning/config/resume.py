@@ -83,9 +83,7 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     # Before they are checked on their own: a mixture of two models may be impossible.
     _check_same_run(stored, values, checkpoint)
     earlier = stored.get("overrides", []) if choices is None else choices.earlier
-    again = {override.path for override in parsed if not override.is_group(composed)}
-    earlier = [text for text in earlier if parse_override(text).path not in again]
-    config = RunConfig.from_mapping(values, _joined(earlier, typed.overrides))
+    config = RunConfig.from_mapping(values, _joined(earlier, typed.overrides, composed))
     _check_same_run(stored, config.to_mapping(), checkpoint)
     config.data.check_source()
     return config
@@ -103,10 +101,19 @@ def _new_choices(stored: Mapping[str, Any], typed: RunConfig) -> NewChoices | No
     return new_choices(stored.get("overrides", []), typed.overrides, typed.to_mapping())
 
 
-def _joined(earlier: Iterable[str], typed: Sequence[str]) -> list[str]:
-    """What was typed for a run, in the order in which it counts."""
+def _joined(earlier: Iterable[str], typed: Sequence[str], composed: Values) -> list[str]:
+    """What was typed for a run, in the order in which it counts: each setting once, and each group
+    choice.
+    """
     known = hydra_overrides(typed)
-    return [*(text for text in earlier if hydra_overrides([text])[0] not in known), *typed]
+    parsed = map(parse_override, typed)
+    again = {override.path for override in parsed if not override.is_group(composed)}
+    kept = [
+        text
+        for text in earlier
+        if hydra_overrides([text])[0] not in known and parse_override(text).path not in again
+    ]
+    return [*kept, *typed]
 
 
 def _check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:

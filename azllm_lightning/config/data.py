@@ -118,10 +118,12 @@ class DataConfig:
     def weights(self) -> dict[str, Weight]:
         """data.mix as a mapping from sources to weights; empty if null."""
         weights: dict[str, Weight] = {}
-        for entry in (self.mix or "").split(","):
-            name, _, number = (part.strip() for part in entry.rpartition(":"))
-            if not entry.strip():
-                continue
+        rest = self.mix or ""
+        while rest.strip(" ,"):
+            entry = _MIX_ENTRY.match(rest) or re.fullmatch("(.*)()", rest, re.DOTALL)
+            assert entry is not None
+            rest = rest[entry.end() :]
+            name, number = entry[1].strip(" ,"), entry[2].strip()
             is_share = number.endswith("%")
             try:
                 value = float(number.removesuffix("%")) / (100 if is_share else 1)
@@ -173,6 +175,10 @@ class DataConfig:
     def language_codes(self) -> list[str]:
         """data.languages as a list, empty if null."""
         return as_list(self.languages)
+
+
+_MIX_ENTRY = re.compile(r"(.+?):([^,:]*)(?:,|$)", re.DOTALL)
+"""SOURCE: WEIGHT up to the next comma; a comma or colon before that is part of the name."""
 
 
 def _is_encoding(name: str) -> bool:

@@ -38,9 +38,10 @@ ORDER_BLOCK = 1024
 """Positions whose windows are computed at once; one by one would add tenths of a millisecond to
 each step of a small model."""
 
-ORDER = 2
+ORDER = 3
 """The version of the training order, which checkpoints hold: 1, of runs begun before it was stored,
-cuts the same windows in every pass, and 2 others in each; the first pass is the same."""
+cuts the same windows in every pass, and 2 others in each; the first pass is the same. In 3, windows
+of a mix go from one source of a component to the next."""
 
 DIGEST_CHARS = 1 << 14
 """Characters at the start of the validation text that its digest reads."""
@@ -88,27 +89,32 @@ class TrainingWindows(Windows):
     ) -> None:
         super().__init__(shards, block_size)
         self.seed = seed
+        self.weights = weights
         self.mix: Mix | None = None
-        self.rings = Rings([(0, len(shards))])
+        self.rings = Rings([[(0, len(shards))]])
         self.unique_windows = self.num_windows
         self.windows_per_reading = float(self.num_windows)
-        if weights:
+        self.follow(ORDER)
+
+    def follow(self, order: int) -> None:
+        """Read the text in this version of the training order."""
+        self.order = order
+        self._starts: dict[int, Indices] = {}
+        if self.weights:
+            shards = self.shards
             spans = [span for span in shards.manifest.spans if span.split == shards.split]
-            self.mix = mix_of(weights, spans, block_size, seed)
+            self.mix = mix_of(self.weights, spans, self.block_size, self.seed, joined=order > 2)
             self.rings = self.mix.rings
             self.num_windows = self.mix.num_windows
             self.unique_windows = self.mix.unique_windows
             self.windows_per_reading = self.mix.windows_per_reading
-        self.order = ORDER
-        self._starts: dict[tuple[int, int], Indices] = {}
 
     def start(self, index: int) -> int:
         """The first token of the window at position `index` of the run."""
         block, place = divmod(index, ORDER_BLOCK)
-        key = (block, self.order)
-        if key not in self._starts:
-            self._starts = {key: self._starts_of(block * ORDER_BLOCK + np.arange(ORDER_BLOCK))}
-        return int(self._starts[key][place])
+        if block not in self._starts:
+            self._starts = {block: self._starts_of(block * ORDER_BLOCK + np.arange(ORDER_BLOCK))}
+        return int(self._starts[block][place])
 
     def read(self, start: int) -> Indices:
         """The tokens (T + 1,) of the window that begins at token `start` of its ring."""
@@ -319,7 +325,7 @@ class TokenDataModule(LightningDataModule):
                     ours=ORDER,
                 )
             )
-        self.train_windows.order = order
+        self.train_windows.follow(order)
         self.skipped = merge_ranges([*state_dict["skipped"], *self._to_skip])
 
     def check_same_data(self, fingerprint: str) -> None:

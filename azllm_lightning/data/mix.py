@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -37,7 +38,7 @@ class Mix:
     permutation, and each goes through its own windows in an order of its own (`window_order`), so
     that every window is used equally often, give or take one.
     There are `unique_windows` different ones. After `windows_per_reading`, those of the component
-    that is repeated most have been read once on average. `rings` are the spans of the sources.
+    that is repeated most have been read once on average. `rings` are those of the components.
     """
 
     def __init__(
@@ -76,18 +77,53 @@ class Mix:
         return found
 
 
-def mix_of(weights: Mapping[str, Weight], spans: Sequence[Span], block_size: int, seed: int) -> Mix:
+def mix_of(
+    weights: Mapping[str, Weight],
+    spans: Sequence[Span],
+    block_size: int,
+    seed: int,
+    joined: bool = True,
+) -> Mix:
     """The mix that `weights` (data.mix) ask for, of the sources in `spans` of the training split.
 
-    Sources that no name matches are in it once. Raises ValueError if a name matches no source, if
-    two match the same one, or if the shares leave no room for the rest.
+    Sources that no name matches are in it once. Those of a component are `joined`: windows go from
+    one to the next, so that none is too short for one. Raises ValueError if a name matches no
+    source, if two match the same one, or if the shares leave no room for the rest.
     """
-    sources = list(dict.fromkeys(span.source for span in spans))
-    group_of: dict[str, str] = {}
+    component_of = _component_of(weights, dict.fromkeys(span.source for span in spans))
+    spans_of = {
+        name: [(span.start, span.end) for span in spans if component_of[span.source] == name]
+        for name in [*weights, ""]
+    }
+    rings = {
+        name: [ranges] if joined and ranges else [[each] for each in ranges]
+        for name, ranges in spans_of.items()
+    }
+    cut = Rings([ring for own in rings.values() for ring in own])
+    ends = np.cumsum([len(own) for own in rings.values()])
+    starts = {
+        name: np.concatenate(
+            [np.empty(0, np.int64)]
+            + [cut.windows(number, block_size) for number in range(end - len(own), end)]
+        )
+        for (name, own), end in zip(rings.items(), ends.tolist(), strict=True)
+    }
+    draws = _draws({name: len(found) for name, found in starts.items()}, {**weights, "": Weight(1)})
+    components = [
+        Component(name, starts[name], draws[name], _derived_seed(seed, name))
+        for name in starts
+        if draws[name]
+    ]
+    return Mix(components, seed, block_size, cut)
+
+
+def _component_of(weights: Mapping[str, Weight], sources: Collection[str]) -> dict[str, str]:
+    """The one of `weights` that matches each source; "" for what none matches."""
+    component_of = dict.fromkeys(sources, "")
     for name in weights:
-        matching = [source for source in sources if fnmatchcase(source, name)]
+        matching = [source for source in sources if _matches(source, name)]
         if not matching:
-            shown = ", ".join(sources[:20])
+            shown = ", ".join(list(sources)[:20])
             raise ValueError(
                 tr(
                     "data.mix: no source is called {name}; there are {sources}",
@@ -96,33 +132,25 @@ def mix_of(weights: Mapping[str, Weight], spans: Sequence[Span], block_size: int
                 )
             )
         for source in matching:
-            if source in group_of:
+            if component_of[source]:
                 raise ValueError(
                     tr(
                         "data.mix: {source} matches {first} and {second}; one weight each",
                         source=source,
-                        first=group_of[source],
+                        first=component_of[source],
                         second=name,
                     )
                 )
-            group_of[source] = name
-    starts = {
-        name: _window_starts([s for s in spans if group_of.get(s.source, "") == name], block_size)
-        for name in [*weights, ""]
-    }
-    draws = _draws({name: len(found) for name, found in starts.items()}, {**weights, "": Weight(1)})
-    components = [
-        Component(name, starts[name], draws[name], _derived_seed(seed, name))
-        for name in starts
-        if draws[name]
-    ]
-    return Mix(components, seed, block_size, Rings([(span.start, span.end) for span in spans]))
+            component_of[source] = name
+    return component_of
 
 
-def _window_starts(spans: Sequence[Span], block_size: int) -> Indices:
-    """The first tokens of the windows of `block_size` + 1 tokens within each of `spans`."""
-    starts = [np.arange(s.start, s.end - block_size, block_size, dtype=np.int64) for s in spans]
-    return np.concatenate([np.empty(0, np.int64), *starts])
+def _matches(source: str, name: str) -> bool:
+    """Whether `name`, which may be a pattern, means `source`: macOS writes letters with accents as
+    two characters, a terminal as one, and a file may be called kitab[1].txt.
+    """
+    source, name = (unicodedata.normalize("NFC", text).strip() for text in (source, name))
+    return source == name or fnmatchcase(source, name)
 
 
 def _draws(windows: Mapping[str, int], weights: Mapping[str, Weight]) -> dict[str, int]:

@@ -30,20 +30,29 @@ def test_the_cuts_never_change() -> None:
     assert cut_offset(np.arange(6), 512).tolist() == [0, 317, 122, 439, 244, 49]
 
 
-@pytest.mark.parametrize("ranges", [[(0, 97)], [(0, 9), (9, 42), (50, 90)], [(3, 14)]])
-def test_a_pass_uses_each_token_at_most_once(ranges: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize(
+    "rings",
+    [
+        [[(0, 97)]],
+        [[(0, 9)], [(9, 42)], [(50, 90)]],
+        [[(3, 14)]],
+        [[(0, 3), (10, 12), (40, 60)], [(3, 10), (12, 40)]],
+    ],
+)
+def test_a_pass_uses_each_token_at_most_once(rings: list[list[tuple[int, int]]]) -> None:
     block = 8
-    rings = Rings(ranges)
-    first = np.concatenate([np.arange(lo, hi - block, block) for lo, hi in ranges])
-    for offset in range(block):
-        used = []
-        for start in rings.shifted(first, np.full(len(first), offset)).tolist():
-            (ring,) = [(lo, hi) for lo, hi in ranges if lo <= start < hi]
-            window = [lo + i for lo, n in rings.pieces(start, block + 1) for i in range(n)]
-            assert len(window) == block + 1
-            assert all(ring[0] <= token < ring[1] for token in window)
-            used += window[1:]
-        assert len(used) == len(set(used))
-        for lo, hi in ranges:
-            unused = hi - lo - sum(lo <= token < hi for token in used)
-            assert 0 < unused <= block
+    cut = Rings(rings)
+    for number, ring in enumerate(rings):
+        tokens = [token for lo, hi in ring for token in range(lo, hi)]
+        first = cut.windows(number, block)
+        assert first.tolist() == tokens[:-block:block]
+        for offset in range(block):
+            used = []
+            for start in cut.shifted(first, np.full(len(first), offset)).tolist():
+                window = [lo + i for lo, n in cut.pieces(start, block + 1) for i in range(n)]
+                place = tokens.index(start)
+                around = tokens[place:] + tokens[:place]
+                assert window == around[: block + 1]
+                used += window[1:]
+            assert len(used) == len(set(used))
+            assert 0 < len(tokens) - len(used) <= block

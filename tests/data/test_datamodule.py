@@ -232,7 +232,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
         "global_batch_size": 6,
         "skipped": [],
         "mix": None,
-        "order": 2,
+        "order": 3,
     }
     module.load_state_dict({**state, "skipped": [[3, 5]]})
     assert module.skipped == [[3, 5]]
@@ -240,7 +240,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
         "fingerprint": ("abc", "different data .*data.path="),
         "seed": (2, "seed=2.*seed=1"),
         "global_batch_size": (12, "=12.*has 6; omit trainer.global_batch_size="),
-        "order": (3, "version 3.*up to 2.*update it"),
+        "order": (4, "version 4.*up to 3.*update it"),
     }
     for key, (value, message) in refusals.items():
         with pytest.raises(ValueError, match=message):

@@ -132,13 +132,20 @@ def clean_block(raw: RawBlock, max_document_bytes: int) -> CleanBlock:
 def with_documents(block: CleanBlock, texts: Iterable[str]) -> CleanBlock:
     """`block` with these documents; their `sources` and `pieces` are the caller's."""
     documents = [text.encode("utf-8") for text in texts]
-    digests = b"".join(blake2b(data, digest_size=DIGEST_BYTES).digest() for data in documents)
+    digests = b"".join(map(_digest, documents))
     return replace(
         block,
         text=np.frombuffer(b"".join(documents), np.uint8),
         ends=np.cumsum([len(data) for data in documents], dtype=np.int64),
         digests=np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
     )
+
+
+def _digest(document: bytes) -> bytes:
+    """What tells duplicates, and puts a document into a split: its words, whatever the spaces and
+    line breaks between them, which differ between two copies of a book.
+    """
+    return blake2b(b" ".join(document.split()), digest_size=DIGEST_BYTES).digest()
 
 
 def _documents(text: str, max_bytes: int, counts: Counter[str]) -> list[str]:
@@ -166,7 +173,7 @@ def _documents(text: str, max_bytes: int, counts: Counter[str]) -> list[str]:
 def in_validation(digests: npt.NDArray[np.uint8], val_fraction: float) -> npt.NDArray[np.bool_]:
     """Whether each document (N, 16) is for validation, if its digest decides.
 
-    The split of a document depends on nothing but its text and data.val_fraction.
+    The split of a document depends on nothing but its words and data.val_fraction.
     """
     tails = np.ascontiguousarray(digests[:, -8:]).view(">u8")[:, 0]
     return tails < np.uint64(math.ceil(val_fraction * 2**64))

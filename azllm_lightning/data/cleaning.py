@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 EOT = "<|endoftext|>"
 """Marks the end of a document, in files too."""
@@ -148,25 +150,35 @@ def split_at_markers(text: str) -> list[str]:
 def cut(text: str, limit: int) -> list[str]:
     """Split `text` into stripped, non-empty pieces of at most `limit` UTF-8 bytes.
 
-    Pieces end at paragraphs if possible, else at lines, sentences, words, or any character.
+    Pieces end at paragraphs if possible, else at lines, sentences, words, or any character. Of the
+    places in the second half of a piece the text itself chooses one (content-defined chunking), so
+    that another copy of the text, with a foreword or without a chapter, soon has the same pieces.
     """
     text = text.strip()
     # a character has at most 4 bytes
     if 4 * len(text) <= limit or len(text.encode("utf-8")) <= limit:
         return [text] if text else []
     pieces: list[str] = []
-    current: list[str] = []
+    current: list[bytes] = []
     current_size = 0
     for unit in _units(text, limit, 0):
-        size = len(unit.encode("utf-8"))
-        if current_size + size > limit:
-            pieces.append("".join(current))
-            current = []
-            current_size = 0
-        current.append(unit)
-        current_size += size
-    pieces.append("".join(current))
+        data = unit.encode("utf-8")
+        while current_size + len(data) > limit:
+            count = _units_of_a_piece(current, limit)
+            pieces.append(b"".join(current[:count]).decode("utf-8"))
+            current = current[count:]
+            current_size = sum(map(len, current))
+        current.append(data)
+        current_size += len(data)
+    pieces.append(b"".join(current).decode("utf-8"))
     return [piece for piece in map(str.strip, pieces) if piece]
+
+
+def _units_of_a_piece(units: Sequence[bytes], limit: int) -> int:
+    """How many of `units`, at most `limit` bytes, make a piece."""
+    ends = list(itertools.accumulate(map(len, units)))
+    late = [count for count, end in enumerate(ends, start=1) if 2 * end >= limit]
+    return min(late or [len(units)], key=lambda count: zlib.crc32(units[count - 1].strip()))
 
 
 def _units(text: str, limit: int, level: int) -> Iterator[str]:

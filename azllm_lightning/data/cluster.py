@@ -37,8 +37,9 @@ from azllm_lightning.data.building import (
 from azllm_lightning.data.corpus import no_text, stream_files, streams
 from azllm_lightning.data.pipeline import (
     content_key,
-    content_settings,
+    has_changed,
     is_prepared,
+    made_from,
     prepared_folder,
     publish,
 )
@@ -59,13 +60,15 @@ class Job:
     """What all tasks know: the text, where the result goes, and which files each task reads.
 
     `shared` is a folder that all tasks can write, and `ranges` has for each stream of text one
-    range of files per task. `key` changes when the text or its settings do.
+    range of files per task. `key` changes when the text or its settings do; `made_from` is for the
+    manifest.
     """
 
     config: DataConfig
     folder: Path
     shared: Path
     key: str
+    made_from: dict[str, Any]
     ranges: tuple[tuple[Range, ...], ...]
 
     @property
@@ -100,15 +103,16 @@ class Clean:
             return
         assert all(len(ranges) == world_size for ranges in job.ranges)
         if content_key(job.config) != job.key:
-            raise ValueError(
-                tr(
-                    "the text in data.path has changed since the tasks were planned; start the "
-                    "script again"
-                )
-            )
+            raise ValueError(_changed())
         with job.workers() as workers:
             for path, _ in _blocks(job, rank, workers):
                 yield path
+
+
+def _changed() -> str:
+    return tr(
+        "the text in data.path has changed since the tasks were planned; start the script again"
+    )
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,9 @@ class Write:
             selected = _selected(job)
             with job.workers() as workers:  # which finds all tokens, unless a file is damaged
                 segments = tokenize(job.unfinished, tokenizer, selected, workers)
-            made_from = content_settings(job.config)
-            write_shards(job.unfinished, tokenizer, selected, segments, made_from)
+            if has_changed(job.config, job.made_from):
+                raise ValueError(_changed())
+            write_shards(job.unfinished, tokenizer, selected, segments, job.made_from)
             publish(job.unfinished, job.folder)
         shutil.rmtree(job.work, ignore_errors=True)
 
@@ -210,6 +215,7 @@ def stages(config: DataConfig, tasks: int) -> list[Stage]:
         folder=folder,
         shared=folder.with_name(f".azllm-{folder.name}.tasks"),
         key=content_key(config),
+        made_from=made_from(config),
         ranges=tuple(
             split_evenly([file.size() for file in stream_files(stream)], tasks)
             for stream in streams(config)

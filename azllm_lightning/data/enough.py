@@ -24,6 +24,9 @@ SMALLEST_PIECE = 256
 SMALLEST_BLOCK = 16
 """Lower values of data.max_document_bytes and data.block_size are not proposed."""
 
+MEAN_PIECE = 0.75
+"""Size of the pieces of a long text, as a share of data.max_document_bytes (`cleaning.cut`)."""
+
 TRIED_BYTES = 1_000_000
 """So much of the text is split to try a setting; the rest can only add to either split."""
 
@@ -192,17 +195,17 @@ def _more_text(config: DataConfig, manifest: Manifest, split: str) -> str:
             given=manifest.splits[split].text_bytes / 1000,
         )
     given = sum(each.text_bytes for each in manifest.splits.values())
-    piece, is_limit_new = _piece(config, manifest, window)
+    piece, limit = _piece(config, manifest, window)
     count = math.ceil(window / piece)
     wanted = _likely(count) * piece / min(config.val_fraction, 1 - config.val_fraction)
     if wanted <= given:  # bad luck so far, and chance has no memory
         wanted += given
-    settings = [f"data.max_document_bytes={int(piece)}"] if is_limit_new else []
+    settings = [f"data.max_document_bytes={limit}"] if limit else []
     if config.name == "tales":
         settings.append(f"data.tales_bytes={math.ceil(wanted)}")
     elif config.max_bytes is not None and wanted > config.max_bytes:
         settings.append(f"data.max_bytes={math.ceil(wanted)}")
-    elif is_limit_new:
+    elif limit:
         return tr(
             "With {setting}, about {wanted:,} kB of text are enough; there are {given:,.1f} kB.",
             setting=settings[0],
@@ -218,8 +221,8 @@ def _more_text(config: DataConfig, manifest: Manifest, split: str) -> str:
     return tr("Set {setting}.", setting=" ".join(settings))
 
 
-def _piece(config: DataConfig, manifest: Manifest, window: float) -> tuple[float, bool]:
-    """The bytes of a document, and whether data.max_document_bytes must be lowered to them.
+def _piece(config: DataConfig, manifest: Manifest, window: float) -> tuple[float, int | None]:
+    """The bytes of a document, and what data.max_document_bytes must be lowered to for that.
 
     A whole document is in one split or the other: if they are much longer than a window, it takes
     a lot of text until one of them is for validation. Of few documents, nobody knows how long
@@ -229,10 +232,10 @@ def _piece(config: DataConfig, manifest: Manifest, window: float) -> tuple[float
     number = sum(each.documents for each in manifest.splits.values())
     mean = sum(each.text_bytes for each in manifest.splits.values()) / max(1, number)
     if number >= SEVERAL_DOCUMENTS and mean <= longest:
-        return mean, False
+        return mean, None
     if config.max_document_bytes <= longest:
-        return config.max_document_bytes, False
-    return longest, True
+        return MEAN_PIECE * config.max_document_bytes, None
+    return MEAN_PIECE * longest, longest
 
 
 def _likely(count: int) -> float:

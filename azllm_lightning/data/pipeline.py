@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -36,8 +36,11 @@ from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
-CLEANING_VERSION = 5
+CLEANING_VERSION = 6
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
+
+_TEXT = "text"
+"""Where `made_from` has the digest of the text, next to the settings."""
 
 # An unfinished folder has the final name between these two.
 _UNFINISHED_PREFIX = ".azllm-"
@@ -75,9 +78,8 @@ def prepare(config: DataConfig) -> Path:
     data.dir has other content, or if a split is too short for one window of data.block_size.
     """
     folder = prepared_folder(config)
-    if not is_prepared(folder):
-        _create(config, folder)
-    elif config.dir is not None:
+    is_new = not is_prepared(folder) and _create(config, folder)
+    if config.dir is not None and not is_new:
         _warn_about_differences(config, folder)
     check_enough(config, Manifest.read(folder))
     return folder
@@ -133,6 +135,32 @@ def content_settings(config: DataConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in _NOT_CONTENT}
 
 
+def made_from(config: DataConfig) -> dict[str, Any]:
+    """What a manifest says of where its data is from: the settings, and a digest of the text."""
+    return {**content_settings(config), _TEXT: _text_digest(config)}
+
+
+def _text_digest(config: DataConfig) -> str:
+    """A digest of the names, sizes and times or contents of the files of `config`."""
+    found = stamps(config.paths, "data.path") + stamps(config.val_paths, "data.val_path")
+    data = json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def has_changed(config: DataConfig, source: Mapping[str, Any]) -> bool:
+    """Whether local files of `config` are no longer what `made_from` gave as `source`.
+
+    Downloads are not repeated for this, and files that are gone have not changed.
+    """
+    paths = [*config.paths, *config.val_paths]
+    if _TEXT not in source or not paths or any("://" in path for path in paths):
+        return False
+    try:
+        return bool(_text_digest(config) != source[_TEXT])
+    except (ValueError, OSError):
+        return False
+
+
 def _made_from(manifest: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
     """What `manifest` was made from, with what it does not know of `settings` at its default."""
     defaults = content_settings(DataConfig())
@@ -147,9 +175,7 @@ def content_key(config: DataConfig) -> str:
     ingredients += versions(config)
     if config.name == "tales":
         ingredients.append(_tales_digests())
-    ingredients.append(
-        stamps(config.paths, "data.path") + stamps(config.val_paths, "data.val_path")
-    )
+    ingredients.append(_text_digest(config))
     text = json.dumps(ingredients, ensure_ascii=False, sort_keys=True)
     data = text.encode("utf-8", "surrogatepass")  # a path may have bytes that are not UTF-8
     return f"{config.name}-{blake2b(data, digest_size=10).hexdigest()}"
@@ -163,8 +189,9 @@ def _tales_digests() -> list[str]:
     return [blake2b((folder / name).read_bytes()).hexdigest() for name in _TALES]
 
 
-def _create(config: DataConfig, folder: Path) -> None:
-    """Build under a temporary name and a lock, then rename, so that `folder` is always complete.
+def _create(config: DataConfig, folder: Path) -> bool:
+    """Build under a temporary name and a lock, then rename, so that `folder` is always complete;
+    False if another process has built it meanwhile.
 
     What an interrupted build has finished is kept under the temporary name, for the next one.
     """
@@ -181,8 +208,8 @@ def _create(config: DataConfig, folder: Path) -> None:
             tr("another process is preparing the same text in {folder}: waiting", folder=folder)
         )
         try:
-            if (folder / MANIFEST).exists():  # another process has created it meanwhile
-                return
+            if (folder / MANIFEST).exists():
+                return False
             log.info(tr("preparing the text, once; it is kept in {folder}", folder=folder))
             _build(config, unfinished, key)
             publish(unfinished, folder)
@@ -192,6 +219,7 @@ def _create(config: DataConfig, folder: Path) -> None:
             lock.release()
     if config.dir is None:
         _report_superseded(folder)
+    return True
 
 
 def publish(unfinished: Path, folder: Path) -> None:
@@ -209,12 +237,18 @@ def _build(config: DataConfig, unfinished: Path, key: str) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         key_file.write_text(key, encoding="utf-8")
+    source = made_from(config)
     try:
-        build(config, unfinished, content_settings(config))
+        build(config, unfinished, source)
     except OSError as error:
         if error.errno in _NO_ROOM:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    if has_changed(config, source):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise ValueError(
+            tr("the text in data.path changed while it was being prepared; prepare it again")
+        )
     key_file.unlink()
 
 
@@ -254,11 +288,11 @@ def _explained_errors(config: DataConfig, parent: Path) -> Iterator[None]:
 
 def _report_superseded(folder: Path) -> None:
     """Name the older prepared folders of the same files and settings in the cache."""
-    made_from = Manifest.read(folder).made_from
+    own = _settings_of(Manifest.read(folder))
     older = []
     for other in sorted(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*")):
         with contextlib.suppress(ValueError, OSError):
-            if other != folder and Manifest.read(other).made_from == made_from:
+            if other != folder and _settings_of(Manifest.read(other)) == own:
                 older.append(other)
     if older:
         size = sum(file.stat().st_size for other in older for file in other.iterdir())
@@ -275,19 +309,26 @@ def _report_superseded(folder: Path) -> None:
         )
 
 
+def _settings_of(manifest: Manifest) -> dict[str, Any]:
+    return {key: value for key, value in manifest.made_from.items() if key != _TEXT}
+
+
 def _warn_about_differences(config: DataConfig, folder: Path) -> None:
-    """Warn if settings that decide the content differ from those data.dir was prepared with."""
+    """Warn if the text, or settings that decide the content, differ from those that data.dir was
+    prepared with. A setting is only known to be omitted where the text is given.
+    """
     settings = content_settings(config)
-    stored = _made_from(Manifest.read(folder), settings)
+    manifest = Manifest.read(folder)
+    stored = _made_from(manifest, settings)
     ignored = [
         tr(
             "data.{key}={value} (prepared with {stored})",
             key=key,
-            value=value,
+            value="null" if value is None else value,
             stored=stored[key],
         )
         for key, value in settings.items()
-        if value is not None and stored[key] != value
+        if stored[key] != value and (value is not None or config.paths)
     ]
     if ignored:
         log.warning(
@@ -295,5 +336,13 @@ def _warn_about_differences(config: DataConfig, folder: Path) -> None:
                 "data.dir={folder} is already prepared; these settings have no effect: {settings}",
                 folder=folder,
                 settings=", ".join(ignored),
+            )
+        )
+    if has_changed(config, manifest.made_from):
+        log.warning(
+            tr(
+                "the text in data.path has changed since data.dir={folder} was prepared, and the "
+                "text there is the old one: to prepare it anew, delete that folder or name another",
+                folder=folder,
             )
         )

@@ -213,6 +213,19 @@ def test_cut_loses_nothing_and_respects_the_limit() -> None:
         assert "".join("".join(pieces).split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize("between", ["\n\n", "\n", " ", ". "])
+@pytest.mark.parametrize("before", [1, 300, 5_000, 40_000])
+def test_a_copy_with_a_foreword_soon_has_the_same_pieces(between: str, before: int) -> None:
+    """So that its pieces are duplicates, and not in the training text if they are in validation."""
+    rng = random.Random(before)
+    words = [between.join([str(rng.randrange(10**9)) for _ in range(n)]) for n in (before, 30_000)]
+    foreword, text = words
+    pieces = set(cut(text, 4096))
+    again = set(cut(f"{foreword}{between}{text}", 4096))
+    same = sum(len(piece) for piece in pieces & again)
+    assert same > 0.8 * len(text)
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
 def test_garbled_text_is_noticed(encoding: str) -> None:
     text = "Nənə çörək üçün gəldi"

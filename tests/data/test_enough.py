@@ -130,7 +130,7 @@ def test_what_works_with_a_few_long_documents_is_proposed(tmp_path: Path) -> Non
 def test_few_windows_get_settings_that_give_more(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write(tmp_path, 60_000, 1000, 0)
+    path = write(tmp_path, 60_000, 1000, 2)
     config = DataConfig(path=path, vocab_size=1024, block_size=128, prepare_workers=1)
     folder = prepare(config)
     assert Manifest.read(folder).splits["val"].tokens // 129 < FEW_WINDOWS

@@ -6,6 +6,7 @@ import logging
 import operator
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from sample_texts import make_texts
 
 from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.data import DataConfig
-from azllm_lightning.data import building
+from azllm_lightning.data import building, pipeline
 from azllm_lightning.data.blocks import clean_block
 from azllm_lightning.data.building import build
 from azllm_lightning.data.corpus import documents
@@ -566,3 +567,108 @@ def test_a_text_that_cannot_be_prepared_is_not_said_to_be(
         prepare(config)
     assert "preparing" not in caplog.text
     assert place is None or not place.parent.exists()
+
+
+# Text that changes
+
+
+def lines(path: Path, name: str, count: int) -> None:
+    text = "\n\n".join(f"{name} {i} uzaq dağlarda yaşayırdı." for i in range(count))
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> DataConfig:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    lines(folder / "a.txt", "Qurd", 200)
+    lines(folder / "b.txt", "Tülkü", 200)
+    return DataConfig(path=str(folder), vocab_size=300, block_size=16, prepare_workers=1)
+
+
+def test_text_that_changes_while_it_is_prepared_is_not_kept(
+    two_files: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(two_files.path, str)
+    file = Path(two_files.path, "b.txt")
+    before = file.read_bytes()
+
+    def builds_and_changes(*args: Any) -> None:
+        build(*args)
+        lines(file, "Ayı", 300)
+
+    monkeypatch.setattr(pipeline, "build", builds_and_changes)
+    with pytest.raises(ValueError, match="changed while it was being prepared"):
+        prepare(two_files)
+    monkeypatch.setattr(pipeline, "build", build)
+    file.write_bytes(before)
+    assert any("Tülkü" in text for text in decoded(prepare(two_files), "train"))
+
+
+@pytest.mark.parametrize("change", ["changed", "new", "gone", "touched"])
+def test_a_folder_with_the_text_from_before_is_named(
+    two_files: DataConfig, change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(two_files.path, str)
+    config = replace(two_files, dir=str(tmp_path / "prepared"))
+    prepare(config)
+    text = Path(two_files.path)
+    if change == "changed":
+        lines(text / "b.txt", "Ayı", 300)
+    elif change == "new":
+        lines(text / "c.txt", "Ayı", 300)
+    elif change == "gone":
+        shutil.rmtree(text)
+    else:
+        os.utime(text / "b.txt", (1, 1))
+    caplog.clear()
+    prepare(config)
+    said = "has changed since data.dir=" in caplog.text
+    assert said == (change in ("changed", "new"))
+
+
+def test_a_setting_that_is_no_longer_given_is_named(
+    two_files: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(two_files, dir=str(tmp_path / "prepared"), max_bytes=9000)
+    prepare(config)
+    caplog.clear()
+    prepare(replace(config, max_bytes=None))
+    assert "data.max_bytes=null (prepared with 9000)" in caplog.text
+    caplog.clear()
+    prepare(replace(config, path=None, max_bytes=None))
+    assert "max_bytes" not in caplog.text
+
+
+def test_one_that_waited_for_another_text_is_told(
+    two_files: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process has filled the folder meanwhile."""
+    ours = replace(two_files, dir=str(tmp_path / "prepared"))
+    theirs = replace(ours, val_fraction=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        wait = Lock.wait
+
+        def waits(self: Lock, message: str) -> None:
+            patch.setattr(Lock, "wait", wait)
+            prepare(theirs)
+            wait(self, message)
+
+        patch.setattr(Lock, "wait", waits)
+        prepare(ours)
+    assert "data.val_fraction=0.05 (prepared with 0.2)" in caplog.text
+
+
+@pytest.mark.parametrize("between", [" ", "\n", " \n", "\r\n", "\t"])
+def test_a_copy_with_other_spaces_and_line_breaks_is_a_duplicate(
+    tmp_path: Path, between: str
+) -> None:
+    """In validation it would be known from the training text."""
+    texts = [f"Bir gün {i} nəfər\nuzaq dağlara\ngetdi." for i in range(400)]
+    copies = [between.join(text.split()) for text in texts]
+    for name, documents_of_file in (("a.txt", texts), ("b.txt", copies)):
+        whole = "\n\n".join(documents_of_file)
+        (tmp_path / name).write_bytes(whole.encode("utf-8"))
+    config = DataConfig(path=str(tmp_path / "*.txt"), val_fraction=0.3)
+    found = list(documents(config))
+    assert len(found) == len(texts)

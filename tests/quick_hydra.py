@@ -1,21 +1,24 @@
-"""Hydra for tests, which compose thousands of times: it remembers what the files of conf/ say, and
-what `hydra.compose` made of them.
+"""Hydra and YAML for tests, which compose thousands of times: they remember what a text says, and
+what `hydra.compose` made of the files of conf/.
 
 Half of the time of the quick tests went into composing the same settings.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import hydra
 import pytest
+import yaml
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from azllm_lightning.cli.composition import conf_dir
@@ -24,9 +27,11 @@ CHOICES = ("override_choices", "append_group_defaults", "deletions")
 
 
 def remember(patch: pytest.MonkeyPatch) -> None:
-    """Have Hydra remember what it read, chose and merged, until `patch` is undone."""
+    """Have both remember what was read, chosen and merged, until `patch` is undone."""
     names = (
-        (FileConfigSource, "load_config", remembers_files),
+        (yaml, "load", remembers_yaml),
+        (yaml, "safe_dump", writes_in_c),
+        (OverridesParser, "parse_rule", remembers_parsed),
         (defaults_list, "_create_defaults_list", remembers_choices),
         (ConfigLoaderImpl, "_compose_config_from_defaults_list", remembers_merged),
         (hydra, "compose", remembers_composed),
@@ -35,16 +40,53 @@ def remember(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(owner, name, remembering(getattr(owner, name)))
 
 
-def remembers_files(load: Callable[..., Any]) -> Callable[..., Any]:
-    """`FileConfigSource.load_config`, which parses YAML."""
-    known: dict[str, Any] = {}
+def remembers_yaml(load: Callable[..., Any]) -> Callable[..., Any]:
+    """`yaml.load`, also that of `OmegaConf.load`, whose class of loaders is made anew each time.
 
-    def call(self: FileConfigSource, config_path: str) -> Any:
-        if self.path != str(conf_dir()):
-            return load(self, config_path)
-        if config_path not in known:
-            known[config_path] = load(self, config_path)
-        return copy.deepcopy(known[config_path])
+    libyaml is ten times as fast; what it refuses, PyYAML reads or refuses in its words.
+    """
+    known: dict[tuple[str, str], bytes] = {}
+
+    def read(text: str, loader: type) -> Any:
+        if loader is yaml.SafeLoader:
+            with contextlib.suppress(yaml.YAMLError, UnicodeEncodeError):
+                return load(text, getattr(yaml, "CSafeLoader", loader))
+        return load(text, loader)
+
+    def call(stream: Any, Loader: type) -> Any:
+        text = stream if isinstance(stream, str) else stream.read()
+        if not isinstance(text, str):
+            return load(text, Loader)
+        key = text, Loader.__name__
+        if key not in known:
+            known[key] = pickle.dumps(read(text, Loader))
+        return pickle.loads(known[key])
+
+    return call
+
+
+def writes_in_c(dump: Callable[..., str]) -> Callable[..., str]:
+    """`yaml.safe_dump` by libyaml, which does not know lone surrogates."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+    def call(data: Any, **settings: Any) -> str:
+        try:
+            text: str = yaml.dump(data, Dumper=dumper, **settings)
+        except UnicodeEncodeError:
+            return dump(data, **settings)
+        return text
+
+    return call
+
+
+def remembers_parsed(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """`OverridesParser.parse_rule`, which takes a setting apart by a grammar."""
+    known: dict[tuple[str, str], Any] = {}
+
+    def call(self: OverridesParser, s: str, rule_name: str) -> Any:
+        if (s, rule_name) not in known:
+            known[s, rule_name] = parse(self, s, rule_name)
+        return copy.deepcopy(known[s, rule_name])
 
     return call
 

@@ -556,7 +556,7 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     from training_runs import curve
     from trial_run import run_trial
 
-    package = curve(uninterrupted().folder)["val_loss"]
+    package = curve(uninterrupted("init_embeddings=neighbors").folder)["val_loss"]
     data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}
     run = {"steps": 8, "batch": 4, "warmup": 2, "val_every": 4}
     found = run_trial({**TRIAL, **data, **run})["val"]
@@ -579,7 +579,7 @@ def test_a_student_of_a_trial_learns_as_one_of_the_package(
 
     teacher = train_tiny("run_name=teacher", "seed=3")
     share = {"teacher_share": 0.9, "teacher_temperature": 1.5}
-    chosen = [f"{key}={value}" for key, value in share.items()]
+    chosen = ["init_embeddings=neighbors", *(f"{key}={value}" for key, value in share.items())]
     package = curve(train_tiny("run_name=student", f"teachers={teacher}", *chosen))
     kept = {"keep_weights": str(tmp_path)}
     write_weights({**kept, "name": "teacher"}, load(teacher)[0])

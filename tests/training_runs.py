@@ -38,14 +38,14 @@ TINY = {
     "schedule": "warmup_steps=2",
     "trainer": "max_steps=8 val_every_steps=4 checkpoint_every_steps=4 log_every_steps=1 "
     "global_batch_size=4 compile=false accelerator=cpu precision=32-true",
-    "callbacks": "samples.max_new_tokens=2",
+    "callbacks": "samples.max_new_tokens=0",
 }
 
 
 def tiny_overrides() -> list[str]:
     """Overrides for the smallest useful run."""
     settings = [f"{group}.{pair}" for group, pairs in TINY.items() for pair in pairs.split()]
-    return ["run_name=tiny", *settings]
+    return ["run_name=tiny", "init_embeddings=random", *settings]
 
 
 class Recorder(Callback):

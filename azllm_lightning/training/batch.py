@@ -6,6 +6,7 @@ gradients are accumulated over as many micro-batches as necessary.
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import sys
@@ -265,6 +266,7 @@ def trial(
     return fits
 
 
+@functools.cache
 def activation_bytes(model: GPTConfig) -> int:
     """Bytes of fp32 activations kept for the backward pass of one sequence, on the meta device."""
     with torch.device("meta"):

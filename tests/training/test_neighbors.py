@@ -23,6 +23,7 @@ pytestmark = pytest.mark.numerics
 
 Train = Callable[..., Path]
 VOCAB = 12
+NEIGHBORS = "init_embeddings=neighbors"
 
 
 def text(seed: int = 0) -> Tensor:
@@ -148,13 +149,13 @@ def test_a_run_starts_from_them_and_a_resume_does_not(
 
     monkeypatch.setattr(causal_lm, "neighbor_embeddings", noted)
     shape = f"model.tie_embeddings={tied}"
-    folder = train_tiny(shape, "trainer.max_steps=2").absolute()
+    folder = train_tiny(shape, NEIGHBORS, "trainer.max_steps=2").absolute()
     train_tiny("ckpt_path=last", "trainer.max_steps=3", "init_embeddings=random")
     said = capsys.readouterr().err + caplog.text
     assert "init_embeddings: no effect, since ckpt_path gives all weights" in said
-    train_tiny(shape, "trainer.max_steps=1", f"init_from={folder}", "run_name=davam")
+    train_tiny(shape, NEIGHBORS, "trainer.max_steps=1", f"init_from={folder}", "run_name=davam")
     assert scales == [neighbors.TIED_SCALE if tied == "true" else neighbors.SCALE]
-    train_tiny(shape, "trainer.max_steps=1", "run_name=again")
+    train_tiny(shape, NEIGHBORS, "trainer.max_steps=1", "run_name=again")
     train_tiny(shape, "trainer.max_steps=1", "run_name=random", "init_embeddings=random")
     counted_first, _, _, again, random = first_tables
     assert len(scales) == 2
@@ -174,9 +175,9 @@ def test_only_the_first_pass_and_only_so_much_is_counted(
         return result
 
     monkeypatch.setattr(causal_lm, "counted", noted)
-    train_tiny("trainer.max_steps=1")
+    train_tiny(NEIGHBORS, "trainer.max_steps=1")
     monkeypatch.setattr(neighbors, "MOST_TOKENS", 200)
-    train_tiny("trainer.max_steps=1", "run_name=less")
+    train_tiny(NEIGHBORS, "trainer.max_steps=1", "run_name=less")
     (everything, in_text, _), (less, _, block_size) = seen
     assert everything == in_text > less == 200 // block_size > 1
 

@@ -62,7 +62,6 @@ MODELS = {
     "c": (4, 3, 192),
     "1m": (4, 3, 96),
     "2m": (4, 2, 128),
-    "nano": (4, 3, 192),
     "tiny": (4, 4, 256),
     "small10m": (6, 5, 320),
     "17m": (8, 6, 384),
@@ -148,8 +147,8 @@ VOCABULARY_GRID = """
     tiny     0.25mb 1024  16
     tiny     all    4096  1
     tiny     all    16384 1
-    nano     1mb    4096  8
-    nano     4mb    4096  4
+    c        1mb    4096  8
+    c        4mb    4096  4
     17m      all    16384 1
 """
 
@@ -168,9 +167,9 @@ KIND_BYTES = 1_000_000
 LAST = """
     1m       0.25mb 8192  1 4 16
     1m       1mb    8192  2 8
-    nano     1mb    8192  8
-    nano     4mb    8192  4
-    nano     all    8192  2
+    c        1mb    8192  8
+    c        4mb    8192  4
+    c        all    8192  2
     2m       all    8192  2
     17m      all    8192  1
     tiny     4mb    8192  16

@@ -93,21 +93,21 @@ def test_the_start_panel_fits_80_columns(experiment: str, lang: str, tmp_path: P
 def test_what_the_start_panel_says(tmp_path: Path) -> None:
     panel = start(tmp_path, "trainer.compile=false", "trainer.precision=32-true")
     text = re.sub(r"\s+", " ", " ".join(panel))
-    assert "2.6 M parameters: 4 x 192, 3 heads, vocabulary 2,048, context 128" in text
+    assert "2.1 M parameters: 3 x 192, 3 heads, vocabulary 2,048, context 128" in text
     assert "439,424 training tokens, 191 validation windows" in text
     assert (
         "steps 400 x 2,048 tokens = 819,200 tokens "
-        "(1.9 epochs; 0.3 tokens per parameter, Chinchilla ~20)"
+        "(1.9 epochs; 0.4 tokens per parameter, Chinchilla ~20)"
     ) in text
     assert "32-true, not compiled" in text
     # Three states with Muon, and the best weights:
-    assert re.search(r"checkpoints need about 92 MB; [\d,.]+ [GM]B are free$", text)
+    assert re.search(r"checkpoints need about 80 MB; [\d,.]+ [GM]B are free$", text)
 
 
 def test_a_mix_has_passes_of_its_own_and_no_more_text(tmp_path: Path) -> None:
     text = re.sub(r"\s+", " ", " ".join(start(tmp_path, "data.mix=kitab.txt: 4", factor=4)))
     assert "439,424 training tokens" in text
-    assert "819,200 tokens (0.5 passes of data.mix; 0.3 tokens per" in text
+    assert "819,200 tokens (0.5 passes of data.mix; 0.4 tokens per" in text
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -127,7 +127,7 @@ def test_a_disk_that_is_too_small_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
-    assert "not enough space: checkpoints need about 92 MB, 50 MB are free" in "\n".join(
+    assert "not enough space: checkpoints need about 80 MB, 50 MB are free" in "\n".join(
         start(tmp_path)
     )
 

@@ -55,9 +55,9 @@ def test_another_model_is_refused_with_all_sizes_that_differ(before: str, now: s
 
 def test_another_model_is_compared_as_a_whole() -> None:
     """Also what it has in common with the choice that it replaces, and what it leaves at null."""
-    with pytest.raises(ValueError, match=r"model\.n_layer: 2 in the checkpoint, 4 requested"):
+    with pytest.raises(ValueError, match=r"model\.n_layer: 2 in the checkpoint, 3 requested"):
         resumed(started("model=tiny", "model.n_layer=2"), "model=nano")
-    sizes = ["model.n_head=2", "model.n_embd=256"]
+    sizes = ["model.n_layer=4", "model.n_head=2", "model.n_embd=256"]
     assert resumed(started(*sizes), "model=tiny").model == started(*sizes).model
     with pytest.raises(ValueError, match=r"model\.n_kv_head: 1 in the checkpoint, 2 requested"):
         resumed(started(*sizes, "model.n_kv_head=1"), "model=tiny")
@@ -140,7 +140,7 @@ def test_a_choice_of_an_experiment_need_not_be_kept_by_typing_it() -> None:
     [
         ("schedule.name=linear", "schedule=power", "schedule.name=power"),
         ("optimizer.lr=0.005", "optimizer=muon", "optimizer.lr=0.01"),
-        ("model.n_layer=2", "model=nano", "model.n_layer=4"),
+        ("model.n_layer=2", "model=nano", "model.n_layer=3"),
         ("data.tales_seed=3", "data=tales", "data.tales_seed=0"),
         ("trainer.max_steps=7", "trainer=default", "trainer.max_steps=400"),
     ],

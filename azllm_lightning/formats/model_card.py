@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.config.verbs import UNKNOWN
 from azllm_lightning.data.cleaning import EOT
 from azllm_lightning.data.downloads import shown
@@ -131,7 +131,7 @@ def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]
     if config:
         data = config["data"]
         paths = [data["path"]] if isinstance(data["path"], str) else data["path"] or []
-        files = [shown(path) if "://" in path else Path(path).name for path in paths]
+        files = [shown(path) if "://" in path else last_part(path) for path in paths]
         is_named = data["name"] != DataConfig().name or not files  # data=text says nothing
         rows[tr("training text")] = ", ".join([*([data["name"]] if is_named else []), *files])
     saved = checkpoint["azllm"]

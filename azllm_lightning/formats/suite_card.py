@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.formats.load import step_of
 
 SUITE = re.compile(r"suite(-[0-9a-f]{8})?\.json")
@@ -146,7 +147,7 @@ def card_section(checkpoint: Path) -> str:
 def _section(path: Path, checkpoint: Path) -> str:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if Path(results["model"]).name != checkpoint.name:  # of other weights
+        if last_part(results["model"]) != checkpoint.name:  # of other weights
             return ""
         # best.ckpt keeps its name when a run goes on
         if "step" in results and results["step"] != step_of(checkpoint):
@@ -155,7 +156,7 @@ def _section(path: Path, checkpoint: Path) -> str:
         origin = tr(
             "Measured with `evaluate suite=true` at commit {commit}, on {text}.",
             commit=results["commit"],
-            text=Path(results["text"]["text"]).name,
+            text=last_part(results["text"]["text"]),
         )
     except (OSError, ValueError, KeyError, TypeError):  # none, or of another version
         return ""

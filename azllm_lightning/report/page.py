@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 
 import yaml
 
 from azllm_lightning.callbacks.text import count_text, duration, loss_text, perplexity_text
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.report.document import (
     BROAD,
     LARGE,
@@ -119,7 +119,7 @@ def _facts(record: RunRecord) -> Iterator[str]:
 def _text_name(record: RunRecord) -> str:
     """The files of the training text, or the name of a data set."""
     paths = record.setting("data.path") or []
-    names = [Path(str(path)).name for path in ([paths] if isinstance(paths, str) else paths)]
+    names = [last_part(str(path)) for path in ([paths] if isinstance(paths, str) else paths)]
     return ", ".join(names[:3]) or str(record.setting("data.name") or "")
 
 

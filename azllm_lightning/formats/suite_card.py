@@ -95,6 +95,7 @@ def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         (tr("text"), results["text"]["text"]),
         (tr("training text"), results["training_text"]),
         (tr("fingerprint of the data"), results["data_fingerprint"]),
+        ("azllm-lightning", results["version"]),
         (tr("commit"), results["commit"]),
     ]
     samples = results["samples"]
@@ -154,10 +155,16 @@ def _section(path: Path, checkpoint: Path) -> str:
             return ""
         table = suite_table(results)
         origin = tr(
-            "Measured with `evaluate suite=true` at commit {commit}, on {text}.",
-            commit=results["commit"],
+            "Measured with `evaluate suite=true` of {code}, on {text}.",
+            code=_code(results),
             text=last_part(results["text"]["text"]),
         )
     except (OSError, ValueError, KeyError, TypeError):  # none, or of another version
         return ""
     return f"## {tr('Evaluation')}\n\n{table}\n\n{origin}\n"
+
+
+def _code(results: Mapping[str, Any]) -> str:
+    """What measured: the version, and the commit if the package is not an installed one."""
+    name = " ".join(filter(None, ["azllm-lightning", results.get("version")]))
+    return f"{name}, commit {results['commit']}" if results["commit"] else name

@@ -149,6 +149,21 @@ def test_each_of_several_checkpoints_has_the_figures_of_its_own_suite(tmp_path: 
     assert card_section(tmp_path / "c.ckpt") == ""
 
 
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ({"version": "1.2", "commit": None}, "azllm-lightning 1.2"),  # installed with pip
+        ({"version": "1.2", "commit": "abc"}, "azllm-lightning 1.2, commit abc"),
+        ({"commit": "abc"}, "azllm-lightning, commit abc"),  # older results
+    ],
+)
+def test_a_card_names_the_code_that_measured(
+    tmp_path: Path, code: dict[str, str | None], named: str
+) -> None:
+    write_suite(tmp_path / "suite.json", "a", 1.5, **code)
+    assert f"`evaluate suite=true` of {named}, on mətn." in card_section(tmp_path / "a.ckpt")
+
+
 def test_weights_of_a_later_step_do_not_have_the_figures_of_an_earlier_one(tmp_path: Path) -> None:
     best = tmp_path / "checkpoints" / "best.ckpt"
     best.parent.mkdir()

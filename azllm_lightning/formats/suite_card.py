@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +10,6 @@ from typing import Any, NamedTuple
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.formats.load import step_of
-
-SUITE = re.compile(r"suite(-[0-9a-f]{8})?\.json")
-"""The files that `evaluate suite=true` writes into a run's folder, or next to one of several
-checkpoints.
-"""
 
 PAGE_MARK = "<!-- azllm_lightning.evaluate suite=true -->"
 """The first line of a page, by which it is known to be one."""
@@ -135,13 +129,12 @@ def _markdown_table(rows: list[Any]) -> str:
 
 
 def card_section(checkpoint: Path) -> str:
-    """The section of the model card about a suite of this checkpoint, at its present step; "" if
-    it has none.
+    """The section of the model card about a suite of this checkpoint, at its present step and on
+    its own validation split; "" if it has none.
     """
     folder = checkpoint.absolute().parent
     folder = folder.parent if folder.name == "checkpoints" else folder
-    paths = [path for path in folder.glob("suite*.json") if SUITE.fullmatch(path.name)]
-    paths.sort(key=lambda path: len(path.name))  # suite.json first
+    paths = sorted(folder.glob("suite*.json"), key=lambda path: len(path.name))  # suite.json first
     return next(filter(None, (_section(path, checkpoint) for path in paths)), "")
 
 
@@ -152,6 +145,8 @@ def _section(path: Path, checkpoint: Path) -> str:
             return ""
         # best.ckpt keeps its name when a run goes on
         if "step" in results and results["step"] != step_of(checkpoint):
+            return ""
+        if not results.get("own_split", path.name == "suite.json"):  # older results do not say it
             return ""
         table = suite_table(results)
         origin = tr(

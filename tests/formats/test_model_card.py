@@ -143,7 +143,7 @@ def write_suite(path: Path, model: str, bpb: float, **more: object) -> None:
 
 def test_each_of_several_checkpoints_has_the_figures_of_its_own_suite(tmp_path: Path) -> None:
     write_suite(tmp_path / "suite.json", "models/a", 1.5)
-    write_suite(tmp_path / "suite-0123abcd.json", "models/b", 1.25)
+    write_suite(tmp_path / "suite-0123abcd.json", "models/b", 1.25, own_split=True)
     assert "| bits per byte | 1.5000 |" in card_section(tmp_path / "a.ckpt")
     assert "| bits per byte | 1.2500 |" in card_section(tmp_path / "b.ckpt")
     assert card_section(tmp_path / "c.ckpt") == ""
@@ -162,6 +162,16 @@ def test_a_card_names_the_code_that_measured(
 ) -> None:
     write_suite(tmp_path / "suite.json", "a", 1.5, **code)
     assert f"`evaluate suite=true` of {named}, on mətn." in card_section(tmp_path / "a.ckpt")
+
+
+def test_a_card_has_no_figures_on_another_text_whatever_the_name_of_its_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "suite-20250131.json"
+    for name, is_own in ((path, True), (path, False), (path.with_name("suite.json"), False)):
+        path.unlink(missing_ok=True)
+        write_suite(name, "a", 1.5, own_split=is_own)
+        assert ("1.5000" in card_section(tmp_path / "a.ckpt")) == is_own
 
 
 def test_weights_of_a_later_step_do_not_have_the_figures_of_an_earlier_one(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.data.shards import CHUNK_TOKENS, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.optional import import_optional
 from azllm_lightning.inference.memorization import SuffixAutomaton
 from azllm_lightning.inference.sampling import sample
 from azllm_lightning.inference.tables import table
@@ -80,6 +81,10 @@ def hf_length(model: Any, start: list[int]) -> int:
 def hf_samples(model: Any, tokenizer: Any, start: list[int], max_new_tokens: int) -> list[str]:
     """The same of a model of transformers, after its start token."""
     prompt = torch.tensor([start] * NUM_SAMPLES, device=model.device)
+    # What the model's own configuration sets beside, as a penalty or beams, would sample otherwise.
+    eos = model.generation_config.eos_token_id
+    config = import_optional("transformers").GenerationConfig
+    model.generation_config = config(eos_token_id=eos, pad_token_id=start[0])
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(SEED)
         ids = model.generate(
@@ -90,7 +95,6 @@ def hf_samples(model: Any, tokenizer: Any, start: list[int], max_new_tokens: int
             top_k=0,
             top_p=1.0,
             max_new_tokens=max_new_tokens,
-            pad_token_id=start[0],
         )
     texts: list[str] = tokenizer.batch_decode(ids[:, len(start) :], skip_special_tokens=True)
     return texts

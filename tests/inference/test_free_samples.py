@@ -112,6 +112,9 @@ def test_a_model_of_transformers_writes_the_same_texts_each_time(
     assert first == free_samples.hf_samples(model, Letters(), [0], length)
     assert torch.equal(torch.get_rng_state(), state)
     assert len(set(first)) == 2
+    own = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "num_beams": 3, "min_p": 0.9}
+    model.generation_config.update(**own)  # as some folders have it
+    assert free_samples.hf_samples(model, Letters(), [0], length) == first
     assert max(map(len, first)) <= 15
     monkeypatch.setattr(free_samples, "MAX_NEW_TOKENS", 4)
     assert free_samples.hf_length(model, [0]) == 4

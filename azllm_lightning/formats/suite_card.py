@@ -50,9 +50,12 @@ def suite_rows(results: Mapping[str, Any]) -> list[Row]:
         ("median_longest", tr("samples: longest stretch of training text, characters"), "{:,.0f}"),
         ("recited", tr("samples: recited text"), "{:.1%}"),
     ):
-        if ours[key] is not None:
-            compared = form.format(theirs[key]) if theirs else ""
-            rows.append(Row(name, form.format(ours[key]), compared=compared))
+        value, compared = (
+            "-" if figures.get(key) is None else form.format(figures[key])
+            for figures in (ours, theirs)
+        )
+        if value != "-" or theirs:
+            rows.append(Row(name, value, compared=compared if theirs else ""))
     return rows
 
 

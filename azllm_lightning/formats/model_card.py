@@ -15,6 +15,7 @@ from azllm_lightning.data.cleaning import EOT
 from azllm_lightning.data.downloads import shown
 from azllm_lightning.formats.gguf import SAMPLING, gguf_name
 from azllm_lightning.formats.load import stored_config
+from azllm_lightning.formats.markdown import markdown_table
 from azllm_lightning.formats.state_dict import STATE_DICT
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ def model_card(
         tr("context"): tr("{tokens:,} tokens", tokens=model.block_size),
         **training,
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     separator = tr(
         "Training documents were separated by `{token}`: start a prompt with it to begin a new "
         "text.",
@@ -78,9 +78,7 @@ tags: [azllm-lightning]
 
 {kind}
 
-| | |
-|---|---|
-{table}
+{markdown_table(("", ""), rows.items())}
 
 {"" if picture is None else f"![{tr('training and validation loss by step')}]({picture})"}
 

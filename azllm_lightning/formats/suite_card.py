@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.streams import one_row
 from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.formats.load import step_of
+from azllm_lightning.formats.markdown import markdown_table
 
 PAGE_MARK = "<!-- azllm_lightning.evaluate suite=true -->"
 """The first line of a page, by which it is known to be one."""
@@ -79,7 +81,7 @@ def is_suite_page(path: Path) -> bool:
 def suite_table(results: Mapping[str, Any]) -> str:
     """The figures of a suite as a table of Markdown."""
     heads = (tr("measure"), tr("model"), tr("95 % interval"), tr("held-out text"))
-    return _markdown_table([heads, *suite_rows(results)])
+    return markdown_table(heads, suite_rows(results))
 
 
 def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
@@ -98,7 +100,7 @@ def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     samples = results["samples"]
     if samples is not None:
         origin.append((tr("seed of the samples"), samples["seed"]))
-    lines = [f"- {name}: {value}" for name, value in origin if value is not None]
+    lines = [f"- {name}: {one_row(str(value))}" for name, value in origin if value is not None]
     if samples is None:
         lines.append(f"- {no_samples()}")
     heads = (tr("phenomenon"), tr("total"), tr("per byte"), tr("word"), tr("pairs"))
@@ -117,18 +119,13 @@ def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         "\n".join(lines),
         suite_table(results),
         f"## {tr('Minimal pairs')}",
-        _markdown_table([heads, *rows]),
+        markdown_table(heads, rows),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _share(row: Mapping[str, float] | None) -> str:
     return f"{row['accuracy']:.1%} ({row['low']:.1%}-{row['high']:.1%})" if row else ""
-
-
-def _markdown_table(rows: list[Any]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def card_section(checkpoint: Path) -> str:

@@ -167,9 +167,10 @@ def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
     """How to use what `write_gguf` wrote into `folder`; `name` gives the model's name in Ollama."""
     ollama = ollama_name(name)
     note = tr(
-        "With Ollama, whose Modelfile adds that token to each prompt: `ollama create {name} -f "
-        'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalize text: its '
-        "input must be NFC.",
+        "With Ollama 0.30 or newer, whose Modelfile adds that token to each prompt: `ollama create "
+        '{name} -f Modelfile`, then `ollama run {name} "{prompt}"`. Older ones split words at an '
+        "apostrophe in a way that the model has not learned. llama.cpp does not normalize text: "
+        "its input must be NFC.",
         name=ollama,
         prompt=PROMPT,
     )

@@ -114,6 +114,7 @@ def test_a_run_of_windows_keeps_its_figures_and_its_paths_to_itself(
 
 def test_the_name_in_ollama_is_the_runs_name(checkpoint: dict[str, Any]) -> None:
     usage = gguf_usage("model", "q8_0", "nağıl", 256)
+    assert "Ollama 0.30 or newer" in usage  # older ones ignore the file's pre-tokenizer
     assert "`ollama create nagil -f Modelfile`" in usage
     assert '`ollama run nagil "Bir gün"`' in usage
 

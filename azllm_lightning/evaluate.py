@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from azllm_lightning import __version__
 from azllm_lightning.cli import entrance
 from azllm_lightning.cli.messages import tr, use_language
 from azllm_lightning.config.verbs import EvaluateConfig
@@ -45,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if ours is not None:
         results["step"] = step_of(ours)
     if config.suite:
-        results["commit"] = commit()
+        results |= {"version": __version__, "commit": commit()}
     found, report = measured(config, subject)
     assert results.keys().isdisjoint(found), "a measure would overwrite what it is of"
     results |= found

@@ -434,6 +434,7 @@ def test_a_suite_on_other_text_names_the_training_text_of_the_run(
     own = prepared_folder_of(tiny_run / "checkpoints" / "best.ckpt")
     found = run("suite=true", f"data.dir={other_text}")
     assert found["text"]["text"] == f"{other_text}, validation split"
+    assert not found["own_split"]
     assert found["training_text"] == found["samples"]["training_text"] == str(own)
     assert found["data_fingerprint"] == Manifest.read(own).fingerprint
 
@@ -452,6 +453,7 @@ def test_a_model_that_cannot_begin_a_text_has_the_other_measures(
     save_peer("peer", tiny_run / "tokenizer.json", None)
     found = run("hf=peer", "suite=true", f"data.path={own_text}", "data.text_field=mətn")
     assert found["samples"] is None
+    assert not found["own_split"]
     assert json.loads(Path("suite-öz_mətnim.json").read_text(encoding="utf-8")) == found
     page = Path("suite-öz_mətnim.md").read_text(encoding="utf-8")
     assert f"| {found['text']['all']['val_bpb']:.4f} |" in page
@@ -512,6 +514,7 @@ def test_a_suite_is_all_of_it_and_a_part_of_the_model_card(tiny_run: Path) -> No
     assert found["samples"]["figures"] == run("samples=true")["figures"]
     assert found["second_half"]["all"] == run("second_half=true")["all"]
     assert len(found["data_fingerprint"]) == 32
+    assert found["own_split"]
     page = (tiny_run / "suite.md").read_text(encoding="utf-8")
     figures = [f"{found['text']['all']['val_bpb']:.4f}", found["data_fingerprint"], "| causative |"]
     assert all(figure in page for figure in figures)

@@ -21,9 +21,10 @@ SEED = 0
 """The same at each validation, so that only the model differs."""
 
 MARKDOWN = str.maketrans(
-    dict.fromkeys(map(chr, [*range(32), 127]), "\ufffd")
+    dict.fromkeys(map(chr, [*range(32), *range(127, 160)]), "\ufffd")
     | {character: f"&#{ord(character)};" for character in "&<>|`*_[]\\"}
-    | {"\n": "<br>", "\t": " "}
+    | dict.fromkeys("\n\x85\u2028\u2029", "<br>")
+    | {"\t": " "}
 )
 """Escapes for markup in a table cell, and for the control characters of an untrained model."""
 

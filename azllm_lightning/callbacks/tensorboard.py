@@ -143,12 +143,14 @@ class TensorBoard(Callback):
             yield text(f"{SESSION}{tag}", content)  # type: ignore[no-untyped-call]
 
     def _data(self, data: TokenDataModule) -> str:
-        """How much text there is, and which is for validation, as YAML, one value per line."""
+        """How much text there is, and which of it validations read, as YAML, one value per line."""
         windows = data.train_windows
         batch = self.config.trainer.global_batch_size
         found = {
             "training_tokens": windows.unique_windows * self.config.shape.block_size,
+            "block_size": self.config.shape.block_size,
             "validation_windows": len(data.chosen_val_windows()),
+            "all_validation_windows": data.val_windows.num_windows,
             "validation_text": data.val_text_digest,
             "steps_per_pass": round(windows.num_windows / batch, 2),
             "steps_per_reading": round(windows.windows_per_reading / batch, 2),

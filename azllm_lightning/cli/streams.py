@@ -5,11 +5,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import re
 import sys
 from typing import Any
 
 NAMES = "azllm.names"
 """An error handler for writing text: names of files in an old encoding are shown as letters."""
+
+
+def one_row(text: str) -> str:
+    """`text` with spaces for line breaks and other control characters, which a terminal obeys."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text)
 
 
 def _shown_names(error: UnicodeError) -> tuple[str | bytes, int]:

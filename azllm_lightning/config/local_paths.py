@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -88,6 +88,11 @@ def check_unicode(key: str, text: str) -> None:
                 value=repr(text),
             )
         )
+
+
+def last_part(path: str) -> str:
+    """The name of the file or folder at a path stored on any system, Windows included."""
+    return PurePosixPath(path.replace("\\", "/")).name
 
 
 def path_as_meant(typed: str, key: str, kind: str) -> str:

@@ -35,7 +35,8 @@ def write_gguf(model: GPT, tokenizer: Tokenizer, folder: Path, quant: str, name:
 
     quant="f16" stores matrices in 16 bits, "q8_0" in 8 bits with a scale per 32 weights, falling
     back to 16 bits where rows do not divide by 32. Norms stay in fp32. llama.cpp's pre-tokenizer
-    `tekken` splits text as ours does, but does not normalize: its input must be NFC.
+    `tekken` splits text as ours does, but does not normalize: its input must be NFC. Ollama 0.12
+    to 0.29 ignores the pre-tokenizer of Qwen3 files, and splits by the pattern of Qwen2.
 
     Raises ValueError without the gguf package.
     """

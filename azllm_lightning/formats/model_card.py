@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.config.verbs import UNKNOWN
 from azllm_lightning.data.cleaning import EOT
 from azllm_lightning.data.downloads import shown
 from azllm_lightning.formats.gguf import SAMPLING, gguf_name
 from azllm_lightning.formats.load import stored_config
+from azllm_lightning.formats.markdown import markdown_table
 from azllm_lightning.formats.state_dict import STATE_DICT
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ def model_card(
         tr("context"): tr("{tokens:,} tokens", tokens=model.block_size),
         **training,
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     separator = tr(
         "Training documents were separated by `{token}`: start a prompt with it to begin a new "
         "text.",
@@ -78,9 +78,7 @@ tags: [azllm-lightning]
 
 {kind}
 
-| | |
-|---|---|
-{table}
+{markdown_table(("", ""), rows.items())}
 
 {"" if picture is None else f"![{tr('training and validation loss by step')}]({picture})"}
 
@@ -131,7 +129,7 @@ def training_rows(checkpoint: dict[str, Any], block_size: int) -> dict[str, str]
     if config:
         data = config["data"]
         paths = [data["path"]] if isinstance(data["path"], str) else data["path"] or []
-        files = [shown(path) if "://" in path else Path(path).name for path in paths]
+        files = [shown(path) if "://" in path else last_part(path) for path in paths]
         is_named = data["name"] != DataConfig().name or not files  # data=text says nothing
         rows[tr("training text")] = ", ".join([*([data["name"]] if is_named else []), *files])
     saved = checkpoint["azllm"]
@@ -169,9 +167,10 @@ def gguf_usage(folder: str, quant: str, name: str, block_size: int) -> str:
     """How to use what `write_gguf` wrote into `folder`; `name` gives the model's name in Ollama."""
     ollama = ollama_name(name)
     note = tr(
-        "With Ollama, whose Modelfile adds that token to each prompt: `ollama create {name} -f "
-        'Modelfile`, then `ollama run {name} "{prompt}"`. llama.cpp does not normalize text: its '
-        "input must be NFC.",
+        "With Ollama 0.30 or newer, whose Modelfile adds that token to each prompt: `ollama create "
+        '{name} -f Modelfile`, then `ollama run {name} "{prompt}"`. Older ones split words at an '
+        "apostrophe in a way that the model has not learned. llama.cpp does not normalize text: "
+        "its input must be NFC.",
         name=ollama,
         prompt=PROMPT,
     )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.streams import one_row
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.formats.load import step_of
-
-SUITE = re.compile(r"suite(-[0-9a-f]{8})?\.json")
-"""The files that `evaluate suite=true` writes into a run's folder, or next to one of several
-checkpoints.
-"""
+from azllm_lightning.formats.markdown import markdown_table
 
 PAGE_MARK = "<!-- azllm_lightning.evaluate suite=true -->"
 """The first line of a page, by which it is known to be one."""
@@ -55,9 +52,12 @@ def suite_rows(results: Mapping[str, Any]) -> list[Row]:
         ("median_longest", tr("samples: longest stretch of training text, characters"), "{:,.0f}"),
         ("recited", tr("samples: recited text"), "{:.1%}"),
     ):
-        if ours[key] is not None:
-            compared = form.format(theirs[key]) if theirs else ""
-            rows.append(Row(name, form.format(ours[key]), compared=compared))
+        value, compared = (
+            "-" if figures.get(key) is None else form.format(figures[key])
+            for figures in (ours, theirs)
+        )
+        if value != "-" or theirs:
+            rows.append(Row(name, value, compared=compared if theirs else ""))
     return rows
 
 
@@ -81,7 +81,7 @@ def is_suite_page(path: Path) -> bool:
 def suite_table(results: Mapping[str, Any]) -> str:
     """The figures of a suite as a table of Markdown."""
     heads = (tr("measure"), tr("model"), tr("95 % interval"), tr("held-out text"))
-    return _markdown_table([heads, *suite_rows(results)])
+    return markdown_table(heads, suite_rows(results))
 
 
 def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
@@ -94,12 +94,13 @@ def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         (tr("text"), results["text"]["text"]),
         (tr("training text"), results["training_text"]),
         (tr("fingerprint of the data"), results["data_fingerprint"]),
+        ("azllm-lightning", results["version"]),
         (tr("commit"), results["commit"]),
     ]
     samples = results["samples"]
     if samples is not None:
         origin.append((tr("seed of the samples"), samples["seed"]))
-    lines = [f"- {name}: {value}" for name, value in origin if value is not None]
+    lines = [f"- {name}: {one_row(str(value))}" for name, value in origin if value is not None]
     if samples is None:
         lines.append(f"- {no_samples()}")
     heads = (tr("phenomenon"), tr("total"), tr("per byte"), tr("word"), tr("pairs"))
@@ -118,7 +119,7 @@ def suite_markdown(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
         "\n".join(lines),
         suite_table(results),
         f"## {tr('Minimal pairs')}",
-        _markdown_table([heads, *rows]),
+        markdown_table(heads, rows),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -127,36 +128,38 @@ def _share(row: Mapping[str, float] | None) -> str:
     return f"{row['accuracy']:.1%} ({row['low']:.1%}-{row['high']:.1%})" if row else ""
 
 
-def _markdown_table(rows: list[Any]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
 def card_section(checkpoint: Path) -> str:
-    """The section of the model card about a suite of this checkpoint, at its present step; "" if
-    it has none.
+    """The section of the model card about a suite of this checkpoint, at its present step and on
+    its own validation split; "" if it has none.
     """
     folder = checkpoint.absolute().parent
     folder = folder.parent if folder.name == "checkpoints" else folder
-    paths = [path for path in folder.glob("suite*.json") if SUITE.fullmatch(path.name)]
-    paths.sort(key=lambda path: len(path.name))  # suite.json first
+    paths = sorted(folder.glob("suite*.json"), key=lambda path: len(path.name))  # suite.json first
     return next(filter(None, (_section(path, checkpoint) for path in paths)), "")
 
 
 def _section(path: Path, checkpoint: Path) -> str:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if Path(results["model"]).name != checkpoint.name:  # of other weights
+        if last_part(results["model"]) != checkpoint.name:  # of other weights
             return ""
         # best.ckpt keeps its name when a run goes on
         if "step" in results and results["step"] != step_of(checkpoint):
             return ""
+        if not results.get("own_split", path.name == "suite.json"):  # older results do not say it
+            return ""
         table = suite_table(results)
         origin = tr(
-            "Measured with `evaluate suite=true` at commit {commit}, on {text}.",
-            commit=results["commit"],
-            text=Path(results["text"]["text"]).name,
+            "Measured with `evaluate suite=true` of {code}, on {text}.",
+            code=_code(results),
+            text=last_part(results["text"]["text"]),
         )
     except (OSError, ValueError, KeyError, TypeError):  # none, or of another version
         return ""
     return f"## {tr('Evaluation')}\n\n{table}\n\n{origin}\n"
+
+
+def _code(results: Mapping[str, Any]) -> str:
+    """What measured: the version, and the commit if the package is not an installed one."""
+    name = " ".join(filter(None, ["azllm-lightning", results.get("version")]))
+    return f"{name}, commit {results['commit']}" if results["commit"] else name

@@ -38,7 +38,10 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("chat_page.html")
 LARGEST_REQUEST = 1_000_000
-"""Bytes of a request that are read."""
+"""Bytes of a request that are understood."""
+
+LARGEST_DISCARDED = 50_000_000
+"""Bytes of a longer one that are read nevertheless: a browser sees no answer while it sends."""
 
 ADJUSTABLE = ("temperature", "max_new_tokens")
 """The settings that the page can change."""
@@ -60,6 +63,9 @@ class ChatServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # The port of a server that has just ended; on Windows also that of one that runs.
+    allow_reuse_address = sys.platform != "win32"
+    allow_reuse_port = False
 
     def __init__(self, model: Model, config: ChatConfig) -> None:
         self.model = model
@@ -78,6 +84,12 @@ class ChatServer(ThreadingHTTPServer):
                     reason=system_reason(error),
                 )
             ) from None
+
+    def server_bind(self) -> None:
+        """Take the port for this server alone."""
+        if sys.platform == "win32":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        super().server_bind()
 
     @property
     def address(self) -> str:
@@ -98,10 +110,10 @@ class ChatServer(ThreadingHTTPServer):
 
     def allows(self, host: str | None) -> bool:
         """Whether a request may name this host: an address, localhost, or the name configured."""
-        name = _plain_name(urlsplit(f"//{host or ''}").hostname or "")
-        if name in ("localhost", _plain_name(self.config.host)):
-            return True
         try:
+            name = _plain_name(urlsplit(f"//{host or ''}").hostname or "")
+            if name in ("localhost", _plain_name(self.config.host)):
+                return True
             ipaddress.ip_address(name)
         except ValueError:
             return False
@@ -156,12 +168,19 @@ class _Request(BaseHTTPRequestHandler):
 
     server: ChatServer
     protocol_version = "HTTP/1.1"
+    timeout = 30.0
+    """Seconds for which a request may pause."""
 
     def do_GET(self) -> None:
         """Send the page."""
+        self._body()
         if not self._is_allowed():
             return
-        if urlsplit(self.path).path != "/":
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:
+            path = ""
+        if path != "/":
             self._send(404, "text/plain", "")
             return
         nonce = secrets.token_urlsafe(16)
@@ -183,13 +202,15 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Send the text that continues a prompt, as server-sent events."""
+        body = self._body()
         if not self._is_allowed():
             return
         try:
-            pieces = self.server.pieces(self._asked())
+            pieces = self.server.pieces(self._asked(body))
         except ValueError as error:
             self._send(400, "text/plain", str(error))
             return
+        self.connection.settimeout(None)  # a browser may read slowly
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Cache-Control", "no-store")
@@ -227,14 +248,22 @@ class _Request(BaseHTTPRequestHandler):
         self._send(403, "text/plain", f"{accepted}\n")
         return False
 
-    def _asked(self) -> dict[str, Any]:
+    def _body(self) -> bytes | None:
+        """What follows the head of the request; None if it is too long, or does not come."""
+        with contextlib.suppress(ValueError, TimeoutError):
+            size = int(self.headers.get("Content-Length") or 0)
+            if 0 <= size <= LARGEST_REQUEST:
+                return self.rfile.read(size)
+            for _ in range(0, min(size, LARGEST_DISCARDED), LARGEST_REQUEST):
+                size -= len(self.rfile.read(min(size, LARGEST_REQUEST)))
+        return None
+
+    def _asked(self, body: bytes | None) -> dict[str, Any]:
         """The JSON of the request. Raises ValueError if it is anything else."""
         is_json = self.headers.get("Content-Type", "").partition(";")[0] == "application/json"
-        length = self.headers.get("Content-Length", "")
-        size = int(length) if length.isdecimal() else LARGEST_REQUEST + 1
-        if self.path == "/generate" and is_json and size <= LARGEST_REQUEST:
-            with contextlib.suppress(ValueError):
-                asked = json.loads(self.rfile.read(size))
+        if self.path == "/generate" and is_json and body is not None:
+            with contextlib.suppress(ValueError, RecursionError):
+                asked = json.loads(body)
                 if isinstance(asked, dict):
                     return asked
         raise ValueError(tr("only JSON of at most 1 MB is accepted, at /generate"))

@@ -24,6 +24,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.data.progress import Progress
 from azllm_lightning.data.shards import CHUNK_TOKENS, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.formats.optional import import_optional
 from azllm_lightning.inference.memorization import SuffixAutomaton
 from azllm_lightning.inference.sampling import sample
 from azllm_lightning.inference.tables import table
@@ -80,6 +81,10 @@ def hf_length(model: Any, start: list[int]) -> int:
 def hf_samples(model: Any, tokenizer: Any, start: list[int], max_new_tokens: int) -> list[str]:
     """The same of a model of transformers, after its start token."""
     prompt = torch.tensor([start] * NUM_SAMPLES, device=model.device)
+    # What the model's own configuration sets beside, as a penalty or beams, would sample otherwise.
+    eos = model.generation_config.eos_token_id
+    config = import_optional("transformers").GenerationConfig
+    model.generation_config = config(eos_token_id=eos, pad_token_id=start[0])
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(SEED)
         ids = model.generate(
@@ -90,7 +95,6 @@ def hf_samples(model: Any, tokenizer: Any, start: list[int], max_new_tokens: int
             top_k=0,
             top_p=1.0,
             max_new_tokens=max_new_tokens,
-            pad_token_id=start[0],
         )
     texts: list[str] = tokenizer.batch_decode(ids[:, len(start) :], skip_special_tokens=True)
     return texts
@@ -186,30 +190,38 @@ def _figures(
     texts: Sequence[str], seen: set[str] | None, stretches: list[Stretches] | None
 ) -> dict[str, Any]:
     counts = Counter(lower(word) for text in texts for word in words(text))
-    total = max(1, counts.total())
+    total = counts.total()
+
+    def share(number: int) -> float | None:
+        """That of all words; None if there are none."""
+        return number / total if total else None
+
     known = {word for word in counts if is_word(word)}
     read = seen & counts.keys() if seen is not None else set()
     unknown = Counter({word: n for word, n in counts.items() if word not in known | read})
     figures: dict[str, Any] = {
         "texts": len(texts),
-        "words": counts.total(),
-        "known_words": 1 - unknown.total() / total,
-        "by_morphology": sum(counts[word] for word in known) / total,
-        "in_training_text": sum(counts[word] for word in read) / total
-        if seen is not None
-        else None,
+        "words": total,
+        "words_per_text": total / len(texts) if texts else None,
+        "known_words": share(total - unknown.total()),
+        "by_morphology": share(sum(counts[word] for word in known)),
+        "in_training_text": None if seen is None else share(sum(counts[word] for word in read)),
         "unknown": [word for word, _ in unknown.most_common(_MAX_UNKNOWN)],
     }
     for n in _NGRAMS:
-        figures[f"distinct_{n}"] = mean(_distinct(text, n) for text in texts) if texts else 0.0
+        shares = [found for text in texts if (found := _distinct(text, n)) is not None]
+        figures[f"distinct_{n}"] = mean(shares) if shares else None
     return figures | _recitation(stretches)
 
 
-def _distinct(text: str, n: int) -> float:
-    """The share of the n-grams of words in a text that are not in it before."""
+def _distinct(text: str, n: int) -> float | None:
+    """The share of the n-grams of words in a text that are not in it before; None if it has none.
+
+    A mark counts as a word.
+    """
     found = [lower(word) for word in re.findall(r"\w+|[^\w\s]", text)]
     grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def _recitation(stretches: list[Stretches] | None) -> dict[str, Any]:
@@ -234,6 +246,7 @@ def sample_report(results: dict[str, Any]) -> str:
     share: Callable[[Any], str] = "{:.1%}".format
     whole: Callable[[Any], str] = "{:,.0f}".format
     measures = {
+        "words_per_text": (tr("words per text"), whole),
         "known_words": (tr("words that exist"), share),
         "in_training_text": (tr("  in the training text"), share),
         "by_morphology": (tr("  by the morphology"), share),
@@ -245,8 +258,7 @@ def sample_report(results: dict[str, Any]) -> str:
     }
     rows = []
     for key, (name, write) in measures.items():
-        cells = [figures and figures[key] for figures in (ours, theirs)]
-        rows.append([name, *("" if cell is None else write(cell) for cell in cells)])
+        rows.append([name, *(_cell(figures, key, write) for figures in (ours, theirs))])
     lines = [
         table(["", tr("samples"), tr("held-out text")], rows),
         tr(
@@ -275,3 +287,10 @@ def sample_report(results: dict[str, Any]) -> str:
         shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
         lines.append(tr("longest stretch: {text}", text=shown))
     return "\n".join(lines)
+
+
+def _cell(figures: dict[str, Any] | None, key: str, write: Callable[[Any], str]) -> str:
+    """A figure of a column; "-" if it has none, and nothing in a column without figures."""
+    if figures is None:
+        return ""
+    return "-" if figures[key] is None else write(figures[key])

@@ -162,10 +162,20 @@ def suite(config: EvaluateConfig, subject: Subject) -> Measured:
     results: dict[str, Any] = {
         "training_text": str(folder) if folder else None,
         "data_fingerprint": Manifest.read(folder).fingerprint if folder else None,
+        "own_split": _is_own_split(config, subject, folder),
         **{name: values for name, (values, _) in parts.items()},
     }
     report = "\n\n".join(printed for _, printed in parts.values())
     return results, report
+
+
+def _is_own_split(config: EvaluateConfig, subject: Subject, folder: Path | None) -> bool:
+    """Whether the text that is scored is the validation split of `folder`, and the model is known
+    to be trained on that.
+    """
+    if folder is None or config.data.path is not None or _data_fingerprint(config, subject) is None:
+        return False
+    return config.data.dir is None or Path(config.data.dir) == folder
 
 
 def suite_page(results: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ class SentencePair(NamedTuple):
 
 
 def read_pairs(path: str) -> list[SentencePair]:
-    """The pairs of all files at `path`, in NFC; without a column of GROUPS, a file is a group.
+    """The pairs of all files at `path`, in NFC; those without a group are of their file.
 
     Raises ValueError if there is no file, a row is incomplete or not clear, or no columns
     are known.
@@ -121,8 +121,10 @@ def _json_rows(text: str, address: str) -> Iterator[Mapping[str, Any]]:
 def _pair(row: Mapping[str, Any], file: TextFile, number: int) -> SentencePair:
     right, wrong = _sentences(row, file, number)
     name = next((found for key in GROUPS if (found := matching(row, key))), None)
-    group = row[name] if name else PurePosixPath(file.name).name.split(".")[0]
-    pair = SentencePair(str(group), *(unicodedata.normalize("NFC", str(s)) for s in (right, wrong)))
+    group = "" if name is None or row[name] is None else str(row[name])
+    if not group.strip():
+        group = PurePosixPath(file.name).name.split(".")[0]
+    pair = SentencePair(group, *(unicodedata.normalize("NFC", str(s)) for s in (right, wrong)))
     if not pair.right.strip() or not pair.wrong.strip() or pair.right == pair.wrong:
         raise ValueError(
             tr(

@@ -11,6 +11,7 @@ from typing import Any
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.system_errors import system_reason
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.config.verbs import MEASURES, EvaluateConfig
 from azllm_lightning.data.folders import special_kind
 from azllm_lightning.formats.suite_card import is_suite_page
@@ -58,7 +59,7 @@ def _file_name(config: EvaluateConfig) -> str:
     given = _texts(config)
     if not given:
         return f"{kind}.json"
-    name = PurePosixPath(given[0].replace("\\", "/")).name
+    name = last_part(given[0])
     while PurePosixPath(name).suffix in ENDINGS:
         name = PurePosixPath(name).stem
     name = re.sub(r"[^\w-]+", "_", name).strip("_") or "text"
@@ -164,10 +165,10 @@ def _has_another_model(
     model = _model(config, checkpoint)
     if model is None or "model" not in found:
         return False
-    measured = Path(str(found["model"]))
+    measured = str(found["model"])
     if config.hf is None and "step" in found:  # ours, next to its results, from whatever folder
-        return measured.name != model.name
-    return measured.resolve() != model.resolve()
+        return last_part(measured) != model.name
+    return Path(measured).resolve() != model.resolve()
 
 
 def _check_earlier(out: Path) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from azllm_lightning.cli.streams import one_row
+
 WIDTH = 80
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Rows under their heads; the first column is aligned left and shortened to fit 80 columns."""
+    """Rows under their heads; the first column is aligned left and shortened to fit 80 columns.
+
+    Names from data stay in their row, and do not command the terminal.
+    """
+    rows = [[one_row(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     room = max(len(head[0]), WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
     widths[0] = min(widths[0], room)

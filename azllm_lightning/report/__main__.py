@@ -18,8 +18,8 @@ def main() -> None:
 def report(config: ReportConfig) -> Path:
     """Write the page of a run, or of several next to each other, and return its path.
 
-    Raises ValueError if there is no such run or `out` is another program's file, and OSError if
-    the page cannot be written.
+    Raises ValueError if there is no such run, or if another program's file is where the page
+    belongs, and OSError if it cannot be written.
     """
     use_language(config.lang)
     from azllm_lightning.report.comparison import comparison
@@ -35,13 +35,12 @@ def report(config: ReportConfig) -> Path:
     found = {events.folder.resolve(): events for events in named}  # one run may have two names
     records = [read_record(events.folder, events) for events in found.values()]
     if len(records) == 1:
-        out = records[0].folder / REPORT
+        usual = records[0].folder / REPORT
         text = page(records[0])
     else:
-        out = logs / REPORT
+        usual = logs / REPORT
         text = comparison(records)
-    if config.out:
-        out = own_file(config.out, "report", is_page)
+    out = own_file(config.out or str(usual), "report", is_page)
     try:
         write_text(out, text)
     except OSError as error:

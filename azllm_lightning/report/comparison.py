@@ -37,6 +37,16 @@ TEXT_SETTINGS = "name dir path val_path val_fraction max_bytes tales_bytes tales
 """The settings of data that decide the validation text of a run that does not record it."""
 
 
+class ValidationWindows(NamedTuple):
+    """What each validation reads: some windows of `block_size` tokens, chosen by a fixed seed, or
+    all of them.
+    """
+
+    block_size: int | None
+    some: int | None
+    """How many of them; None if all."""
+
+
 class Comparability(NamedTuple):
     """Whether the losses of runs compare, and their bits per byte; `note` says why not."""
 
@@ -114,7 +124,16 @@ def _comparability(records: Sequence[RunRecord]) -> Comparability:
             "byte can be compared."
         )
         return Comparability(losses=False, bits=False, note=note)
-    if not _have_one_tokenizer(records):
+    windows = {_windows(record) for record in records}
+    is_one_tokenizer = _have_one_tokenizer(records)
+    # With another tokenizer, the same number of windows is other text, unless it is all of them.
+    if len(windows) > 1 or not (is_one_tokenizer or windows.pop().some is None):
+        note = tr(
+            "The runs were validated on different windows of the text: `evaluate run_name=NAME` "
+            "compares them on all of it."
+        )
+        return Comparability(losses=False, bits=False, note=note)
+    if not is_one_tokenizer:
         note = tr(
             "The runs have different tokenizers: compare their bits per byte, not their losses."
         )
@@ -130,6 +149,18 @@ def _have_one_validation_text(records: Sequence[RunRecord]) -> bool:
     if None in texts:
         texts = [[record.setting(f"data.{key}") for key in TEXT_SETTINGS] for record in records]
     return all(text == texts[0] for text in texts)
+
+
+def _windows(record: RunRecord) -> ValidationWindows:
+    """The validation windows of a run; those of older runs, which do not record all of this, by
+    their settings.
+    """
+    most = record.setting("data.val_windows")
+    count = record.data.get("validation_windows", most)
+    total = record.data.get("all_validation_windows")
+    are_all = most is None or count < most if total is None else count == total
+    block_size = record.data.get("block_size", record.setting("data.block_size"))
+    return ValidationWindows(block_size, None if are_all else count)
 
 
 def _have_one_tokenizer(records: Sequence[RunRecord]) -> bool:

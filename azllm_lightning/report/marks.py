@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.runs.checkpoint_files import STEP_NAME
 
@@ -49,7 +49,7 @@ def _starts(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:
     rollbacks = events.texts.get(ROLLBACK, {})
     steps = set(resumes)
     if not resumes and not rollbacks:  # a run of an earlier version: its summary names the files
-        names = [Path(str(path)).name for path in summary.get("resumed_from") or []]
+        names = [last_part(str(path)) for path in summary.get("resumed_from") or []]
         steps = {int(match[1]) for match in map(STEP_NAME.fullmatch, names) if match}
     found = [Mark("resume", step, tr("resumed")) for step in steps]
     for step, entry in rollbacks.items():

@@ -112,18 +112,23 @@ const samples = document.getElementById("samples-data");
 if (samples) {
   const data = JSON.parse(samples.textContent), root = document.getElementById("samples");
   const slider = root.querySelector("input"), output = root.querySelector("output");
-  const articles = [...root.querySelectorAll("article")];
+  const cards = root.querySelector(".samples");
+  const element = (name, content, attributes = {}) => {
+    const made = Object.assign(document.createElement(name), attributes);
+    made.append(...content);
+    return made;
+  };
+  // As the page has those of the last validation.
+  const card = (ways, [prompt, ...texts]) => element("article", texts.map((text, i) => element("div", [
+    element("h3", [ways[i] ?? ""]),
+    element("p", [element("b", [prompt]), element("span", [text])], {lang: "az"}),
+  ])));
   const last = data.titles.length - 1;
   const turn = (number, stored = true) => {
     number = Math.min(last, Math.max(0, number));
     slider.value = number;
     output.textContent = data.titles[number];
-    data.texts[number].forEach((row, i) => {
-      articles[i]?.querySelectorAll("p").forEach((paragraph, column) => {
-        paragraph.querySelector("b").textContent = row[0];
-        paragraph.querySelector("span").textContent = row[column + 1] ?? "";
-      });
-    });
+    cards.replaceChildren(...data.texts[number].map(row => card(data.ways[number], row)));
     // The newest one stays the newest when the page loads again.
     if (stored) keep("sample", number === last ? null : data.titles[number]);
   };

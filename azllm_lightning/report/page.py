@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 
 import yaml
 
 from azllm_lightning.callbacks.text import count_text, duration, loss_text, perplexity_text
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.report.document import (
     BROAD,
     LARGE,
@@ -119,7 +119,7 @@ def _facts(record: RunRecord) -> Iterator[str]:
 def _text_name(record: RunRecord) -> str:
     """The files of the training text, or the name of a data set."""
     paths = record.setting("data.path") or []
-    names = [Path(str(path)).name for path in ([paths] if isinstance(paths, str) else paths)]
+    names = [last_part(str(path)) for path in ([paths] if isinstance(paths, str) else paths)]
     return ", ".join(names[:3]) or str(record.setting("data.name") or "")
 
 
@@ -207,22 +207,15 @@ def _samples(record: RunRecord) -> Iterator[str]:
     if not record.written:
         return
     last = len(record.written) - 1
-    losses = dict(
-        zip(
-            record.events.curve("val_loss").steps,
-            record.events.curve("val_loss").values,
-            strict=True,
-        )
-    )
-    titles = []
-    for item in record.written:
-        loss = losses.get(item.step)
-        title = tr("step {step:,}", step=item.step)
-        is_best = record.best is not None and record.best[0] == item.step
-        title += f" · val_loss {loss_text(loss)}" if loss is not None else ""
-        titles.append(title + (f" · {tr('best')}" if is_best else ""))
+    curve = record.events.curve("val_loss")
+    losses = dict(zip(curve.steps, curve.values, strict=True))
+    best = record.best and record.best[0]
+    titles = [_sample_title(item.step, losses.get(item.step), best) for item in record.written]
+    ways = [tuple(map(way_text, item.ways)) for item in record.written]
+    prompts = [tuple(row.prompt for row in item.rows) for item in record.written]
     data = {
         "titles": titles,
+        "ways": ways,
         "texts": [[[row.prompt, *row.texts] for row in item.rows] for item in record.written],
     }
     slider = (
@@ -233,6 +226,9 @@ def _samples(record: RunRecord) -> Iterator[str]:
         f'<button type="button" data-move="1" aria-label="{escape(tr("later"))}">›</button>'
         f"<output>{escape(titles[last])}</output></div>"
     )
+    note = tr("The same prompts at each validation. Move the slider to see it learn.")
+    if len({*zip(ways, prompts, strict=True)}) > 1:
+        note = tr("The prompts or settings of the samples changed between validations.")
     yield section(
         tr("What the model wrote"),
         [
@@ -240,9 +236,15 @@ def _samples(record: RunRecord) -> Iterator[str]:
             _sample_cards(record.written[last]),
             f'<script type="application/json" id="samples-data">{as_json(data)}</script>',
         ],
-        tr("The same prompts at each validation. Move the slider to see it learn."),
+        note,
         "samples",
     )
+
+
+def _sample_title(step: int, loss: float | None, best: int | None) -> str:
+    title = tr("step {step:,}", step=step)
+    title += f" · val_loss {loss_text(loss)}" if loss is not None else ""
+    return title + (f" · {tr('best')}" if step == best else "")
 
 
 def _sample_cards(written: Written) -> str:

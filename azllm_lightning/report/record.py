@@ -58,8 +58,8 @@ class RunRecord:
     config: dict[str, Any]
     environment: str
     data: dict[str, Any]
-    """training_tokens, validation_windows, validation_text, steps_per_pass and steps_per_reading;
-    {} for older runs."""
+    """training_tokens, block_size, validation_windows, all_validation_windows, validation_text,
+    steps_per_pass and steps_per_reading; some or all are missing in older runs."""
     is_training: bool
     alive_at: float
     """When the run last left something in its folder, in seconds since 1970."""

@@ -18,7 +18,7 @@ from events import Finished, texts
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from azllm_lightning.callbacks import samples
-from azllm_lightning.callbacks.samples import PROMPTS, Samples
+from azllm_lightning.callbacks.samples import MARKDOWN, PROMPTS, Samples
 from azllm_lightning.config.callbacks import SamplesConfig
 from azllm_lightning.config.compose import compose
 from azllm_lightning.formats.load import load
@@ -65,6 +65,14 @@ def test_the_same_prompts_are_continued_at_each_validation(finished: Finished) -
     assert all(
         row[0].startswith(prompt) for row, prompt in zip(rows, PROMPTS["tales"], strict=True)
     )
+
+
+def test_a_row_of_the_table_is_a_line_whatever_the_text() -> None:
+    written = "a" + "".join(map(chr, [*range(32), *range(127, 160), 0x2028, 0x2029])) + "z"
+    table = "| x |\n|---|\n| **b**" + written.translate(MARKDOWN) + " |"
+    assert len(table.splitlines()) == 3
+    ((_,), (cell,)) = cells(table)
+    assert (cell[:2], cell[-1], cell.count("\n")) == ("ba", "z", 4)
 
 
 def test_prompts_of_the_user_and_those_for_other_data(train_tiny: Train) -> None:

@@ -175,7 +175,9 @@ def test_the_events_describe_the_run_once(finished: Finished) -> None:
     ((_, data),) = texts(folder, "session/data")
     assert yaml.safe_load(data).keys() == {
         "training_tokens",
+        "block_size",
         "validation_windows",
+        "all_validation_windows",
         "validation_text",
         "steps_per_pass",
         "steps_per_reading",

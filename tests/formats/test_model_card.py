@@ -98,8 +98,23 @@ def test_a_card_names_local_text_by_its_last_part(checkpoint: dict[str, Any]) ->
     assert rows(text)["training text"].startswith("kitablar, kitab.txt, ")
 
 
+def test_a_run_of_windows_keeps_its_figures_and_its_paths_to_itself(
+    checkpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    config = yaml.safe_load(CONFIG)
+    config["data"]["path"] = r"C:\Users\Aygün\gizli\kitab.txt"
+    checkpoint["azllm"]["config"] = yaml.safe_dump(config)
+    assert training_rows(checkpoint, 256)["training text"] == "kitab.txt"
+    text = {"text": r"C:\gizli\mətn, val", "all": {"val_bpb": 1.5, "tokens_per_word": 2.0}}
+    write_suite(tmp_path / "suite.json", r"C:\models\a", 1.5, text=text)
+    section = card_section(tmp_path / "a.ckpt")
+    assert "1.5000" in section
+    assert section.endswith("on mətn, val.\n")
+
+
 def test_the_name_in_ollama_is_the_runs_name(checkpoint: dict[str, Any]) -> None:
     usage = gguf_usage("model", "q8_0", "nağıl", 256)
+    assert "Ollama 0.30 or newer" in usage  # older ones ignore the file's pre-tokenizer
     assert "`ollama create nagil -f Modelfile`" in usage
     assert '`ollama run nagil "Bir gün"`' in usage
 
@@ -115,7 +130,7 @@ def test_names_are_spelt_as_ollama_takes_them(name: str, expected: str) -> None:
 def write_suite(path: Path, model: str, bpb: float, **more: object) -> None:
     share = {"accuracy": 0.6, "low": 0.5, "high": 0.7, "pairs": 200}
     results = {
-        "model": f"models/{model}.ckpt",
+        "model": f"{model}.ckpt",
         "commit": "abc",
         "text": {"text": "mətn", "all": {"val_bpb": bpb, "tokens_per_word": 2.0}},
         "second_half": {"all": {"bits": 90.0, "low": 80.0, "high": 100.0}},
@@ -128,17 +143,42 @@ def write_suite(path: Path, model: str, bpb: float, **more: object) -> None:
 
 
 def test_each_of_several_checkpoints_has_the_figures_of_its_own_suite(tmp_path: Path) -> None:
-    write_suite(tmp_path / "suite.json", "a", 1.5)
-    write_suite(tmp_path / "suite-0123abcd.json", "b", 1.25)
+    write_suite(tmp_path / "suite.json", "models/a", 1.5)
+    write_suite(tmp_path / "suite-0123abcd.json", "models/b", 1.25, own_split=True)
     assert "| bits per byte | 1.5000 |" in card_section(tmp_path / "a.ckpt")
     assert "| bits per byte | 1.2500 |" in card_section(tmp_path / "b.ckpt")
     assert card_section(tmp_path / "c.ckpt") == ""
 
 
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ({"version": "1.2", "commit": None}, "azllm-lightning 1.2"),  # installed with pip
+        ({"version": "1.2", "commit": "abc"}, "azllm-lightning 1.2, commit abc"),
+        ({"commit": "abc"}, "azllm-lightning, commit abc"),  # older results
+    ],
+)
+def test_a_card_names_the_code_that_measured(
+    tmp_path: Path, code: dict[str, str | None], named: str
+) -> None:
+    write_suite(tmp_path / "suite.json", "a", 1.5, **code)
+    assert f"`evaluate suite=true` of {named}, on mətn." in card_section(tmp_path / "a.ckpt")
+
+
+def test_a_card_has_no_figures_on_another_text_whatever_the_name_of_its_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "suite-20250131.json"
+    for name, is_own in ((path, True), (path, False), (path.with_name("suite.json"), False)):
+        path.unlink(missing_ok=True)
+        write_suite(name, "a", 1.5, own_split=is_own)
+        assert ("1.5000" in card_section(tmp_path / "a.ckpt")) == is_own
+
+
 def test_weights_of_a_later_step_do_not_have_the_figures_of_an_earlier_one(tmp_path: Path) -> None:
     best = tmp_path / "checkpoints" / "best.ckpt"
     best.parent.mkdir()
-    write_suite(tmp_path / "suite.json", "best", 1.5, step=500)
+    write_suite(tmp_path / "suite.json", "models/best", 1.5, step=500)
     for step, has_figures in ((500, True), (5000, False)):
         torch.save({"azllm": {"format": 1, "tokenizer": "", "step": step}}, best)
         assert ("1.5000" in card_section(best)) == has_figures

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from azllm_lightning.formats.markdown import markdown_table
 from azllm_lightning.inference.pair_files import SentencePair, read_pairs
+from azllm_lightning.inference.tables import table
 
 RIGHT = "Mən gəldim."
 WRONG = "Mən gəldin."
@@ -25,6 +28,22 @@ def test_columns_of_other_lists(tmp_path: Path) -> None:
         assert read_pairs(path) == [SentencePair(group, RIGHT, WRONG)]
     path = write_jsonl(tmp_path / "cütlər.jsonl", {"good": RIGHT, "bad": WRONG})
     assert read_pairs(path) == [SentencePair("cütlər", RIGHT, WRONG)]
+
+
+@pytest.mark.parametrize("blank", [None, "", " "])
+def test_a_pair_without_a_phenomenon_is_of_its_file(tmp_path: Path, blank: str | None) -> None:
+    rows = [{"good": RIGHT, "bad": WRONG, "phenomenon": name} for name in (blank, "uzlaşma")]
+    path = write_jsonl(tmp_path / "cütlər.jsonl", *rows)
+    assert [pair.group for pair in read_pairs(path)] == ["cütlər", "uzlaşma"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\x9b2Jb", "a\u2028b", "a\r\nb", "a|b"])
+def test_a_name_stays_in_its_cell(name: str) -> None:
+    for text in (table(["x", "y"], [[name, "1"]]), markdown_table(["x", "y"], [[name, "1"]])):
+        last = text.splitlines()[-1]
+        assert last.isprintable()
+        assert len(text.splitlines()) == 2 + text.startswith("|")
+        assert len(re.findall(r"(?<!\\)\|", last)) == (3 if text.startswith("|") else "|" in name)
 
 
 def test_a_table_with_the_columns_of_multiblimp(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from azllm_lightning.config.compose import compose
 from azllm_lightning.report import live
 from azllm_lightning.report.__main__ import report
 from azllm_lightning.report.page import page
+from azllm_lightning.runs import atomic
 from azllm_lightning.runs.paths import REPORT
 from azllm_lightning.training.saving import AtomicCheckpointIO
 from azllm_lightning.training.stopping import Stopped
@@ -192,8 +195,27 @@ def test_the_verb_writes_one_run_or_several(
         compose(["run_name=[]"], "report")
     with pytest.raises(ValueError, match=r"out=yox/s\.html: there is no folder"):
         report(compose(["out=yox/s.html"], "report"))
-    # Where its usual place cannot be written.
     (tiny_run / "report.html").unlink()
     (tiny_run / "report.html").mkdir()
+    with pytest.raises(ValueError, match=r"report\.html exists and is not a file of report"):
+        report(compose([], "report"))
+    (tiny_run / "report.html").rmdir()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(atomic, "write_text", full)
     with pytest.raises(OSError, match="set out=FILE"):
         report(compose([], "report"))
+
+
+def test_the_page_of_runs_replaces_only_a_page(tiny_run: Path) -> None:
+    shutil.copytree(tiny_run, "lightning_logs/o/version_0")
+    names = "run_name=[tiny,o]"
+    for folder, typed in ((tiny_run, "run_name=tiny"), (Path("lightning_logs"), names)):
+        for _ in range(2):  # the second time over the first page
+            report(compose([typed], "report"))
+        (folder / "report.html").write_text("<p>mənim", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"report\.html exists and is not a file of report"):
+            report(compose([typed], "report"))
+        assert (folder / "report.html").read_text(encoding="utf-8") == "<p>mənim"

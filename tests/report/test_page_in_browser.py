@@ -99,6 +99,9 @@ def run_with_everything(write_run: WriteRun) -> Path:
         step: f"| greedy | temperature 0.8 |\n|---|---|\n| **Bir**gün {step} | **Bir**il |"
         for step in curves["val_loss"]
     }
+    rows[0] = (
+        "| greedy | temperature 0.5 |\n|---|---|\n| **İki**gün | **İki**il |\n| **O**n | **O**d |"
+    )
     texts = {
         "samples": rows,
         "resume": {100: "a.ckpt"},
@@ -150,6 +153,12 @@ def test_a_reader_finds_charts_marks_values_and_samples(
             "s.dispatchEvent(new Event('input')); scrollTo(0, 700); })()",
         )
         assert evaluate(page_of, STATE)["sample"] == "step 200 · val_loss 3.0000 · best: Birgün 200"
+        samples = "document.querySelector('.samples').innerText.split(/\\s+/).join(' ')"
+        evaluate(page_of, "document.querySelector('[data-move=\"-1\"]').click()")
+        evaluate(page_of, "document.querySelector('[data-move=\"-1\"]').click()")
+        assert evaluate(page_of, samples) == "greedy İkigün temperature 0.5 İkiil On Od"
+        evaluate(page_of, "document.querySelector('[data-move=\"1\"]').click()")
+        evaluate(page_of, "document.querySelector('[data-move=\"1\"]').click()")
         text = file.read_text(encoding="utf-8")
         soon = text.replace('data-refresh="100"', 'data-refresh="3"')
         file.write_text(soon, encoding="utf-8")

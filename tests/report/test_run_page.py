@@ -137,6 +137,29 @@ def test_samples_have_headings_in_the_language_of_the_page(write_run: WriteRun, 
         assert re.findall("<h3>(.*?)</h3>", page(record)) == expected
 
 
+def test_samples_have_the_prompts_and_headings_of_their_validation(write_run: WriteRun) -> None:
+    """Also where a resume changed them, and with separators that are line breaks to some."""
+    head = "| temperature=0 | temperature={} |\n|---|---|\n"
+    samples = {
+        0: head.format(0.8) + "| **Bir**gün\u2028daha\x85da | **Bir**il |\n| **O**ldu | **O**n |",
+        100: head.format(0.5) + "| **Sən**in | **Sən**ə |",
+    }
+    found = seen(write_run(texts={"samples": samples}))
+    data = next(data for data in found.data if "texts" in data)
+    assert data["ways"] == [["greedy", f"temperature {heat}"] for heat in (0.8, 0.5)]
+    assert data["texts"] == [
+        [["Bir", "gün\u2028daha\x85da", "il"], ["O", "ldu", "n"]],
+        [["Sən", "in", "ə"]],
+    ]
+    assert "The same prompts at each validation" not in found.text
+    assert "samples changed between validations" in found.text
+    del samples[100]
+    assert (
+        "The same prompts at each validation"
+        in seen(write_run("b", texts={"samples": samples})).text
+    )
+
+
 def test_text_of_others_is_only_text(write_run: WriteRun) -> None:
     """Names, samples, settings and diagnoses cannot become elements of the page."""
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

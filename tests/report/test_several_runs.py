@@ -98,6 +98,46 @@ def test_no_run_wins_that_was_validated_on_another_text(
     assert "different tokenizers" not in found.text
 
 
+SOME = {"block_size": 64, "validation_windows": 4, "all_validation_windows": 9}
+ALL = SOME | {"validation_windows": 9}
+FEWER = SOME | {"validation_windows": 7, "all_validation_windows": 7}
+SOME_SET, ALL_SET = ({"val_windows": most, "block_size": 64} for most in (4, None))
+
+
+@pytest.mark.parametrize(
+    ("windows", "settings", "vocab_sizes", "losses", "bits"),
+    [
+        ((SOME, SOME), ({}, {}), (300, 300), True, True),
+        ((SOME, ALL), ({}, {}), (300, 300), False, False),
+        ((ALL, ALL | {"block_size": 128}), ({}, {}), (300, 300), False, False),
+        ((SOME, SOME), ({}, {}), (300, 400), False, False),
+        ((ALL, FEWER), ({}, {}), (300, 400), False, True),
+        (({}, {}), (SOME_SET, ALL_SET), (300, 300), False, False),
+        (({}, {}), (SOME_SET, SOME_SET), (300, 300), True, True),
+        (({"validation_windows": 3}, ALL), (SOME_SET, {}), (300, 300), True, True),
+    ],
+)
+def test_no_run_wins_that_was_validated_on_other_windows(
+    write_run: WriteRun,
+    windows: tuple[dict[str, int], dict[str, int]],
+    settings: tuple[dict[str, int | None], dict[str, int | None]],
+    vocab_sizes: tuple[int, int],
+    losses: bool,
+    bits: bool,
+) -> None:
+    """Nor one with another tokenizer, if some windows were read; older runs by their settings."""
+    records = []
+    for name, recorded, chosen, size in zip("xy", windows, settings, vocab_sizes, strict=True):
+        lines = "".join(f"    {key}: {value}\n" for key, value in recorded.items())
+        described = {"session/data": {0: f"    validation_text: f00d\n{lines}"}}
+        config = {"data": {"path": "a.txt", "vocab_size": size, **chosen}}
+        records.append(read_record(write_run(name, texts=described, config=config)))
+    found = Seen(comparison(records))
+    marked = sum(attrs.get("class") == "lowest" for _, attrs in found.elements)
+    assert marked == 2 * losses + 2 * bits  # of two equal runs
+    assert ("validated on different windows" in found.text) == (not bits)
+
+
 @pytest.fixture
 def runs(write_run: WriteRun) -> list[Path]:
     plt.switch_backend("agg")

@@ -59,7 +59,8 @@ def test_a_resumed_and_rolled_back_run_shows_it(
     stop = ["_target_=azllm_lightning.callbacks.interrupt.Interrupt", "step=5", "kill=false"]
     stop = [f"+callbacks.stop.{pair}" for pair in stop]
     with pytest.raises(Resumable):
-        train_with_page(*reader, *stop, "callbacks.health.patience=1")
+        samples = "callbacks.samples.max_new_tokens=2"
+        train_with_page(*reader, *stop, samples, "callbacks.health.patience=1")
     folder = Path("lightning_logs/tiny/version_0")
     assert "stopped" in Seen((folder / REPORT).read_text(encoding="utf-8")).text
     # At step 4 the page has the validation of step 4, and says that the run trains.

@@ -72,7 +72,7 @@ def way_text(heading: str) -> str:
 
 
 def _parsed(step: int, table: str) -> Written:
-    lines = [_cells(line) for line in table.splitlines() if line.startswith("| ")]
+    lines = [_cells(line) for line in table.split("\n") if line.startswith("| ")]
     if not lines:
         return Written(step, (), ())
     ways, *rows = lines

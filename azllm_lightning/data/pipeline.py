@@ -36,7 +36,7 @@ from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
-CLEANING_VERSION = 5
+CLEANING_VERSION = 6
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
 
 # An unfinished folder has the final name between these two.

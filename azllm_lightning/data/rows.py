@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.misspelled import nearest, without_diacritics
@@ -84,19 +84,20 @@ class Rows:
 
     def _from_object(self, value: dict[str, Any], place: str) -> list[Record]:
         config = self._config
-        sources = values_at(value, config.source_field) if config.source_field else iter(())
-        source = next(sources, _ABSENT)
-        texts = list(values_at(value, config.text_field))
-        if source is _ABSENT or not texts:
+        found = list(_texts_with_sources(value, config.text_field, config.source_field))
+        has_source = any(source is not _ABSENT for _, source in found)
+        if not has_source:  # nor perhaps a text
             self.note_fields(value)
-        if not texts and not self._has_text:
+        if not found and not self._has_text:
             self.measure(value)
-        self._has_source |= source is not _ABSENT
-        self._missing += not texts
+        self._has_source |= has_source
+        self._missing += not found
         if self._missing >= PATIENCE and not self._has_text:
             self.finish()
-        source = None if source is _ABSENT else source
-        return [record for text in texts for record in self.record(text, source, place)]
+        records = []
+        for text, source in found:
+            records += self.record(text, None if source is _ABSENT else source, place)
+        return records
 
     def record(self, text: Any, source: Any, place: str) -> list[Record]:
         """The record of a row that has the field; empty if its value is missing or no text."""
@@ -224,26 +225,76 @@ def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[str]:
     return found
 
 
-def values_at(row: Mapping[str, Any], path: str) -> Iterator[Any]:
+def _texts_with_sources(
+    row: Mapping[str, Any], text_field: str, source_field: str | None
+) -> Iterator[tuple[Any, Any]]:
+    """(text, source) of a row. A source is that of the texts in the innermost object with both."""
+    text = _step(row, text_field)
+    source = _step(row, source_field) if source_field else None
+    if text is None:
+        return
+    if source is not None and text.tail and source.tail and text.name == source.name:
+        for inner in _objects(row[text.name]):
+            yield from _texts_with_sources(inner, text.tail, source.tail)
+        return
+    sources = list(_values_at(row, source_field)) if source_field else []
+    known = (value for value in sources if value is not None)
+    first = next(known, None if sources else _ABSENT)
+    for value in _values_at(row, text_field):
+        yield value, first
+
+
+def _values_at(row: Mapping[str, Any], path: str) -> Iterator[Any]:
     """The values of the field `path` of a row: its key, or keys joined by dots.
 
-    Lists on the way are passed through. Keys are compared exactly, else as in `matching`.
+    Lists on the way are passed through.
     """
-    name = matching(row, path)
-    if name is not None:
-        yield row[name]
+    step = _step(row, path)
+    if step is None:
         return
-    head, _, tail = path.partition(".")
-    while tail:
-        name = matching(row, head)
-        if name is not None:
-            inner = row[name]
-            for each in inner if isinstance(inner, list) else [inner]:
-                if isinstance(each, dict):
-                    yield from values_at(each, tail)
-            return
-        more, _, tail = tail.partition(".")
-        head = f"{head}.{more}"
+    if not step.tail:
+        yield row[step.name]
+        return
+    for inner in _objects(row[step.name]):
+        yield from _values_at(inner, step.tail)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, dict)]
+
+
+class Step(NamedTuple):
+    """A key that a path begins with, and what follows it in the path."""
+
+    distance: tuple[int, int]
+    """0 for the key that is the whole path; the smallest of an object is the one to take."""
+    name: str
+    tail: str
+
+
+def _step(row: Mapping[str, Any], path: str) -> Step | None:
+    """Where `path` goes on from an object; of keys that are as near, by the first of them."""
+    if path in row:  # as in most rows
+        return Step((0, 0), path, "")
+    steps = filter(None, (step_by(name, path) for name in row))
+    return min(steps, key=lambda step: step.distance, default=None)
+
+
+@lru_cache(maxsize=1024)
+def step_by(name: str, path: str) -> Step | None:
+    """The step that the key `name` is on `path`; None if the path does not begin with it.
+
+    A key may be the whole path, dots included, else the fewer parts of it the better. Keys are
+    compared exactly, else as in `matching`.
+    """
+    parts = path.split(".")
+    for order, count in enumerate((len(parts), *range(1, len(parts)))):
+        head = ".".join(parts[:count])
+        likeness = _likeness(name, head)
+        if likeness is not None:
+            return Step((order, likeness), name, ".".join(parts[count:]))
+    return None
 
 
 def matching(names: Iterable[str], wanted: str) -> str | None:
@@ -252,12 +303,17 @@ def matching(names: Iterable[str], wanted: str) -> str | None:
     """
     if wanted in names:
         return wanted
-    for alike in (_caseless_name, plain_name):
-        plain = alike(wanted)
-        found = next((name for name in names if alike(name) == plain), None)
-        if found is not None:
-            return found
-    return None
+    found = [name for name in names if _likeness(name, wanted) is not None]
+    return min(found, key=lambda name: _likeness(name, wanted) or 0, default=None)
+
+
+def _likeness(name: str, wanted: str) -> int | None:
+    """How far a name is from the `wanted` one, as in `matching`; None if it is another."""
+    if name == wanted:
+        return 0
+    if _caseless_name(name) == _caseless_name(wanted):
+        return 1
+    return 2 if plain_name(name) == plain_name(wanted) else None
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 EOT = "<|endoftext|>"
 """Marks the end of a document, in files too."""
 
-_LINE_BREAKS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
+_LINE_BREAKS = re.compile("[\r\x0b\x0c\u2028\u2029]")
+# Quotes, dashes and others of Windows, read as ISO 8859: controls, which no text has.
+_WINDOWS_SIGNS = {
+    code: sign
+    for code in range(0x80, 0xA0)
+    if (sign := bytes([code]).decode("cp1252", errors="ignore"))
+}
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 # Controls, soft hyphens, zero-width spaces, marks of direction, byte order marks, tags. Letters and
 # marks of other scripts that are invisible (fillers of Hangul, variation selectors) stay.
@@ -59,13 +65,14 @@ _MARKER = re.compile(
 def clean(text: str, counts: Counter[str] | None = None) -> str:
     """`text` in NFC, without controls and other invisible signs, and with each word in one script.
 
-    There is one kind of line break and of space, and no control but newline and tab. A word of
+    There is one kind of line break and of space, and no control but newline and tab; those that are
+    signs of Windows (U+0092) become these. A word of
     Latin letters with Cyrillic look-alikes among them becomes Latin, and the other way round; a
     word that cannot be in one script is left as it is. `counts["mended_words"]` is added to.
     """
     # Whatever the patterns match is not printable, so one quick check is enough for most texts.
     if not text.replace("\n", "").isprintable():
-        text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
+        text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n")).translate(_WINDOWS_SIGNS)
         text = _SPACES.sub(" ", text)
         if "\xad" in text:
             text = _BROKEN_WORD.sub("", text)

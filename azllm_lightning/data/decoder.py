@@ -46,6 +46,10 @@ _LETTERS = {
 """What the letters beyond ASCII are, if a text in Turkish or Russian has this encoding."""
 
 
+_READ_AS = {"iso8859-1": "cp1252", "iso8859-9": "cp1254"}
+"""Encodings that browsers, too, read as those of Windows, which have letters for their controls."""
+
+
 class Block(NamedTuple):
     """Lines of a file, up to a line break, or a part of a line that is longer than a block."""
 
@@ -144,8 +148,10 @@ class Decoder:
 
     def _converter(self, encoding: str) -> codecs.IncrementalDecoder | None:
         """A decoder of `encoding`; None for UTF-8."""
-        if codecs.lookup(encoding).name == "utf-8":
+        name = codecs.lookup(encoding).name
+        if name == "utf-8":
             return None
+        encoding = _READ_AS.get(name, encoding)
         self._counts["converted_files"] += 1
         self._converted_from = encoding
         log.warning(tr("{path}: converted from {encoding}", path=self.address, encoding=encoding))

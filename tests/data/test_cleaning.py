@@ -23,7 +23,8 @@ from azllm_lightning.data.cleaning import (
         ("\u04d8li, \u018eli, \u018fli", "Əli, Əli, Əli"),
         (unicodedata.normalize("NFD", "gözüçü"), "gözüçü"),
         ("bir\r\niki\rüç\u2028dörd\x0cbeş", "bir\niki\nüç\ndörd\nbeş"),
-        ("a\x00b\x07c\x1bd\x7fe\x9ff\ufeffg", "abcdefg"),
+        ("a\x00b\x07c\x1bd\x7fe\x9df\ufeffg", "abcdefg"),
+        ("Bakı\x92nın \x93sözü\x94 \x96 bu\x85 \x9a\x81\x80", "Bakı’nın “sözü” – bu… š€"),
         ("\tsətir\n", "\tsətir\n"),
         ("yarım \ud83d hərf", "yarım \ufffd hərf"),
         ("e\x00\u0301", "é"),
@@ -99,7 +100,8 @@ NEVER_OURS = "ЅІԚԜѕіԛԝӏ"
 
 def every_step(text: str) -> str:
     """What `clean` does, without its shortcuts: every step for every text."""
-    text = re.sub("[\r\x0b\x0c\x85\u2028\u2029]", "\n", text.replace("\r\n", "\n"))
+    text = re.sub("[\r\x0b\x0c\u2028\u2029]", "\n", text.replace("\r\n", "\n"))
+    text = re.sub("[\x80-\x9f]", lambda c: c[0].encode("latin1").decode("cp1252", "ignore"), text)
     text = "".join(" " if unicodedata.category(char) == "Zs" else char for char in text)
     text = re.sub("\xad+[ \t]*\n[ \t]*(?=[^\\W\\d_])", "", text)
     text = re.sub("[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u202a\ufeff\U000e0041]", "", text)

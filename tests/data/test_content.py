@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import logging
@@ -72,6 +73,14 @@ def test_an_uncertain_encoding_is_refused_until_it_is_named(tmp_path: Path) -> N
         DataConfig(encoding="koi9")
     with pytest.raises(ValueError, match=r"data\.encoding=hex"):
         DataConfig(encoding="hex")
+
+
+@pytest.mark.parametrize("encoding", ["iso8859_9", "latin5", "ISO-8859-9", "latin1", "iso8859_1"])
+def test_latin_encodings_are_read_with_the_signs_of_windows(tmp_path: Path, encoding: str) -> None:
+    text = "Bakı’nın “sözü” – bu… çörək".replace("ə", "e")
+    text = text if codecs.lookup(encoding).name == "iso8859-9" else text.replace("ı", "i")
+    (tmp_path / "a.txt").write_bytes(text.encode("cp1254"))
+    assert read(tmp_path, encoding=encoding) == [text]
 
 
 def zipped(names: list[str]) -> bytes:

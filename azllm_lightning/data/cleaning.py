@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 EOT = "<|endoftext|>"
 """Marks the end of a document, in files too."""
@@ -53,6 +53,7 @@ _TO_CYRILLIC = str.maketrans(
 )
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
 _GARBLED = ("É™", "É\x99", "Ã¶", "Ã¼", "Ã§")  # ə, ö, ü, ç
+_GARBLED_AS_RUSSIAN = ("Й™", "Г¶", "Г§", "Д±")  # ə, ö, ç, ı
 # On a line of its own, at the edge of a line, or between two texts without a space: there it ends
 # a document. Within a line, with a space or a quotation mark next to it, a text writes about it.
 _MARKER = re.compile(
@@ -85,7 +86,8 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
         text = text.replace("i\u0307", "i")
     # turned e, which old keyboards and fonts had in the place of ə
     text = text.replace("\u01dd", "ə").replace("\u018e", "Ə")
-    if _may_have_cyrillic(text) and _NEIGHBORS.search(text):  # the first is by far the faster
+    has_mixed_words = _may_have_cyrillic(text) and _NEIGHBORS.search(text)  # the first is faster
+    if has_mixed_words and not _has_any(text, _GARBLED_AS_RUSSIAN):  # whose В» is a »
         text = _mend_words(text, counts)
     return text
 
@@ -141,10 +143,13 @@ def is_mostly_cyrillic(text: str) -> bool:
 
 
 def is_garbled(text: str) -> bool:
-    """Whether a raw text seems to be UTF-8 that was read in a Western encoding, and saved again."""
-    if "É" not in text and "Ã" not in text:  # one character is searched for faster than two
-        return False
-    return any(letter in text for letter in _GARBLED)
+    """Whether a raw text seems to be UTF-8 that was read as cp1252 or cp1251, and saved again."""
+    return _has_any(text, _GARBLED) or _has_any(text, _GARBLED_AS_RUSSIAN)
+
+
+def _has_any(text: str, pairs: Iterable[str]) -> bool:
+    # one character is searched for faster than two
+    return any(pair[0] in text and pair in text for pair in pairs)
 
 
 def split_at_markers(text: str) -> list[str]:

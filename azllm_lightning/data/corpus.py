@@ -398,8 +398,8 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             counts.get("mended_words", 0),
         ),
         "garbled_documents": trn(
-            "{count:,} document with letters garbled by a wrong encoding (ə as É™)",
-            "{count:,} documents with letters garbled by a wrong encoding (ə as É™)",
+            "{count:,} document with letters garbled by a wrong encoding (ə as É™ or Й™)",
+            "{count:,} documents with letters garbled by a wrong encoding (ə as É™ or Й™)",
             counts.get("garbled_documents", 0),
         ),
         "cyrillic_documents": trn(

@@ -383,8 +383,8 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             counts.get("rows_not_text", 0),
         ),
         "bad_utf8_lines": trn(
-            "broken UTF-8 replaced in {count:,} line",
-            "broken UTF-8 replaced in {count:,} lines",
+            "broken characters replaced in {count:,} line",
+            "broken characters replaced in {count:,} lines",
             counts.get("bad_utf8_lines", 0),
         ),
         "converted_files": trn(

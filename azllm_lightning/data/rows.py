@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shlex
@@ -27,6 +28,9 @@ SAMPLE_ROWS = 100
 """Rows without the field whose texts are measured, to name the field that was meant."""
 
 _MAX_DEPTH = 5
+_MANY_KEYS = 10
+"""So many texts whose paths differ in one key: it is no field, but the name of each text."""
+
 SOURCE_FIELDS = (
     "source mənbə domain dataset subset category kateqoriya genre janr meta.source metadata.source"
 ).split()
@@ -63,7 +67,7 @@ class Rows:
         self._has_source = config.source_field is None
         self._has_text = False
         self._fields: dict[str, None] = {} if fields is None else fields
-        self._chars: Counter[str] = Counter()
+        self._chars: Counter[tuple[str, ...]] = Counter()
         self._measured = 0
 
     def from_json(self, value: Any, place: str) -> list[Record]:
@@ -155,7 +159,7 @@ class Rows:
         if self._first_rejected and not self._texts:
             raise NoTextError(self._first_rejected)
         if self._fields and not self._has_text:
-            raise self.no_field("text_field", config.text_field)
+            raise self._keyed_texts() or self.no_field("text_field", config.text_field)
         if self._fields and not self._has_source and config.source_field is not None:
             raise self.no_field("source_field", config.source_field)
         self._counts["rows_without_text"] += self._missing
@@ -204,7 +208,39 @@ class Rows:
 
     def _likely_text(self) -> str | None:
         """The field with most text; None if none has any."""
-        return next((name for name, _ in self._chars.most_common(1)), None)
+        return next((".".join(path) for path, _ in self._chars.most_common(1)), None)
+
+    def _keyed_texts(self) -> NoTextError | None:
+        """The error of a file with an object whose texts each have a key of their own."""
+        found = self._keys_of_texts()
+        if found is None:
+            return None
+        way, keys = found
+        values = "." + "".join(f"[{json.dumps(name, ensure_ascii=False)}]" for name in way) + "[]"
+        return NoTextError(
+            tr(
+                "{place}: no field '{field}': each text has a key of its own ({names}, ...). Write "
+                "the values alone, one per line, and read that file: {command}",
+                place=self._address,
+                field=self._config.text_field,
+                names=", ".join(f"{key:.40}" for key in keys[:3]),
+                command=f"jq -c {shlex.quote(values)} {shlex.quote(self._address)} > text.jsonl",
+            )
+        )
+
+    def _keys_of_texts(self) -> tuple[tuple[str, ...], list[str]] | None:
+        """(the path of an object, its keys) if these name texts, not fields."""
+        if not self._measured:  # values that were read in parts
+            is_large = len(self._fields) == _MAX_FIELDS
+            return ((), list(self._fields)) if is_large else None
+        for likely, _ in self._chars.most_common(1):
+            # many rows with many fields of text are those of a table
+            for at in range(len(likely) - (self._measured > 1)):
+                same = likely[:at], likely[at + 1 :]
+                keys = [path[at] for path in self._chars if (path[:at], path[at + 1 :]) == same]
+                if len(keys) >= _MANY_KEYS:
+                    return likely[:at], keys
+        return None
 
     def _likely_source(self, field: str) -> str | None:
         known = (matching(self._fields, each) for each in SOURCE_FIELDS)
@@ -212,16 +248,16 @@ class Rows:
         return near or next((name for name in known if name is not None), None)
 
 
-def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[str]:
+def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[tuple[str, ...]]:
     """How long the texts of a row are, by their paths."""
-    found: Counter[str] = Counter()
+    found: Counter[tuple[str, ...]] = Counter()
     for name, value in row.items():
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and each:
-                found[name] += len(each)
+                found[(name,)] += len(each)
             elif isinstance(each, dict) and depth < _MAX_DEPTH:
                 inside = _characters(each, depth + 1)
-                found.update({f"{name}.{path}": count for path, count in inside.items()})
+                found.update({(name, *path): count for path, count in inside.items()})
     return found
 
 

@@ -113,6 +113,39 @@ def test_a_field_that_no_row_has_ends_a_large_file_early(
         read(tmp_path)
 
 
+NAMED = {f"Başlıq {i}": f"Mətn {i}" * (i + 1) for i in range(50)}
+OBJECTS = {f"{i}": {"text": text, "id": i} for i, text in enumerate(NAMED.values())}
+
+
+@pytest.mark.parametrize(
+    ("value", "values"),
+    [
+        (NAMED, ".[]"),
+        (OBJECTS, ".[]"),
+        ({"version": "1", "data": OBJECTS}, '.["data"][]'),
+        ({f"Dr. {i}": [{"s": {"text": "bir"}}] for i in range(12)}, ".[]"),
+        ({f"{i}": {"text": "bir" * 99} for i in range(40_000)}, ".[]"),  # read in parts
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_texts_with_keys_of_their_own_are_no_fields(
+    tmp_path: Path, value: Any, values: str, indent: int | None
+) -> None:
+    content = json.dumps(value, ensure_ascii=False, indent=indent)
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="each text has a key of its own") as raised:
+        read(tmp_path / "a.json")
+    assert f"jq -c '{values}'" in str(raised.value)
+    assert "data.text_field" not in str(raised.value)
+
+
+def test_many_fields_of_text_are_fields(tmp_path: Path) -> None:
+    rows = [{f"sahə{i}": "bir" * (1 + (i == 7)) for i in range(30)}] * 2
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    with pytest.raises(ValueError, match=r"Set 'data\.text_field=sahə7'"):
+        read(tmp_path / "a.jsonl")
+
+
 def test_a_row_without_source_belongs_to_its_file(tmp_path: Path) -> None:
     rows = [{"text": "bir", "site": "x"}, {"text": "iki"}, {"text": "üç", "site": None}]
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows))

@@ -11,12 +11,6 @@ EOT = "<|endoftext|>"
 """Marks the end of a document, in files too."""
 
 _LINE_BREAKS = re.compile("[\r\x0b\x0c\u2028\u2029]")
-# Quotes, dashes and others of Windows, read as ISO 8859: controls, which no text has.
-_WINDOWS_SIGNS = {
-    code: sign
-    for code in range(0x80, 0xA0)
-    if (sign := bytes([code]).decode("cp1252", errors="ignore"))
-}
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 # Controls, soft hyphens, zero-width spaces, marks of direction, byte order marks, tags. Letters and
 # marks of other scripts that are invisible (fillers of Hangul, variation selectors) stay.
@@ -73,11 +67,11 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
     """
     # Whatever the patterns match is not printable, so one quick check is enough for most texts.
     if not text.replace("\n", "").isprintable():
-        text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n")).translate(_WINDOWS_SIGNS)
+        text = _LINE_BREAKS.sub("\n", text.replace("\r\n", "\n"))
         text = _SPACES.sub(" ", text)
         if "\xad" in text:
             text = _BROKEN_WORD.sub("", text)
-        text = _INVISIBLE.sub("", text)
+        text = _INVISIBLE.sub(_visible, text)
         if "\u200c" in text or "\u200d" in text:
             text = _JOINERS.sub("", text)
         text = _SURROGATES.sub("\ufffd", text)
@@ -90,6 +84,12 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
     if has_mixed_words and not _has_any(text, _GARBLED_AS_RUSSIAN):  # whose В» is a »
         text = _mend_words(text, counts)
     return text
+
+
+def _visible(found: re.Match[str]) -> str:
+    """What is meant by an invisible sign: one of Windows that was read as ISO 8859, or nothing."""
+    sign = found[0]
+    return sign.encode("latin-1").decode("cp1252", "ignore") if "\x80" <= sign <= "\x9f" else ""
 
 
 def _may_have_cyrillic(text: str) -> bool:

@@ -75,10 +75,10 @@ class Rows:
         config = self._config
         if isinstance(value, dict):
             text = value.get(config.text_field)
-            if isinstance(text, str) and config.source_field is None:  # as in most files
-                self._has_text = True
-                self._texts += 1
-                return [(text, None)]
+            source = value.get(config.source_field)
+            if isinstance(text, str) and (source is not None or config.source_field is None):
+                self._has_source = True  # as in most files
+                return self.record(text, source, place)
             return self._from_object(value, place)
         if isinstance(value, str):
             return self.record(value, None, place)

@@ -7,12 +7,12 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 EOT = "<|endoftext|>"
 """Marks the end of a document, in files too."""
 
-_LINE_BREAKS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
+_LINE_BREAKS = re.compile("[\r\x0b\x0c\u2028\u2029]")
 _SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 # Controls, soft hyphens, zero-width spaces, marks of direction, byte order marks, tags. Letters and
 # marks of other scripts that are invisible (fillers of Hangul, variation selectors) stay.
@@ -49,6 +49,7 @@ _TO_CYRILLIC = str.maketrans(
 )
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
 _GARBLED = ("É™", "É\x99", "Ã¶", "Ã¼", "Ã§")  # ə, ö, ü, ç
+_GARBLED_AS_RUSSIAN = ("Й™", "Г¶", "Г§", "Д±")  # ə, ö, ç, ı
 # On a line of its own, at the edge of a line, or between two texts without a space: there it ends
 # a document. Within a line, with a space or a quotation mark next to it, a text writes about it.
 _MARKER = re.compile(
@@ -61,7 +62,8 @@ _MARKER = re.compile(
 def clean(text: str, counts: Counter[str] | None = None) -> str:
     """`text` in NFC, without controls and other invisible signs, and with each word in one script.
 
-    There is one kind of line break and of space, and no control but newline and tab. A word of
+    There is one kind of line break and of space, and no control but newline and tab; those that are
+    signs of Windows (U+0092) become these. A word of
     Latin letters with Cyrillic look-alikes among them becomes Latin, and the other way round; a
     word that cannot be in one script is left as it is. `counts["mended_words"]` is added to.
     """
@@ -71,7 +73,7 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
         text = _SPACES.sub(" ", text)
         if "\xad" in text:
             text = _BROKEN_WORD.sub("", text)
-        text = _INVISIBLE.sub("", text)
+        text = _INVISIBLE.sub(_visible, text)
         if "\u200c" in text or "\u200d" in text:
             text = _JOINERS.sub("", text)
         text = _SURROGATES.sub("\ufffd", text)
@@ -80,9 +82,16 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
         text = text.replace("i\u0307", "i")
     # turned e, which old keyboards and fonts had in the place of ə
     text = text.replace("\u01dd", "ə").replace("\u018e", "Ə")
-    if _may_have_cyrillic(text) and _NEIGHBORS.search(text):  # the first is by far the faster
+    has_mixed_words = _may_have_cyrillic(text) and _NEIGHBORS.search(text)  # the first is faster
+    if has_mixed_words and not _has_any(text, _GARBLED_AS_RUSSIAN):  # whose В» is a »
         text = _mend_words(text, counts)
     return text
+
+
+def _visible(found: re.Match[str]) -> str:
+    """What is meant by an invisible sign: one of Windows that was read as ISO 8859, or nothing."""
+    sign = found[0]
+    return sign.encode("latin-1").decode("cp1252", "ignore") if "\x80" <= sign <= "\x9f" else ""
 
 
 def _may_have_cyrillic(text: str) -> bool:
@@ -136,10 +145,13 @@ def is_mostly_cyrillic(text: str) -> bool:
 
 
 def is_garbled(text: str) -> bool:
-    """Whether a raw text seems to be UTF-8 that was read in a Western encoding, and saved again."""
-    if "É" not in text and "Ã" not in text:  # one character is searched for faster than two
-        return False
-    return any(letter in text for letter in _GARBLED)
+    """Whether a raw text seems to be UTF-8 that was read as cp1252 or cp1251, and saved again."""
+    return _has_any(text, _GARBLED) or _has_any(text, _GARBLED_AS_RUSSIAN)
+
+
+def _has_any(text: str, pairs: Iterable[str]) -> bool:
+    # one character is searched for faster than two
+    return any(pair[0] in text and pair in text for pair in pairs)
 
 
 def split_at_markers(text: str) -> list[str]:

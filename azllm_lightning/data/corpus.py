@@ -383,8 +383,8 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             counts.get("rows_not_text", 0),
         ),
         "bad_utf8_lines": trn(
-            "broken UTF-8 replaced in {count:,} line",
-            "broken UTF-8 replaced in {count:,} lines",
+            "broken characters replaced in {count:,} line",
+            "broken characters replaced in {count:,} lines",
             counts.get("bad_utf8_lines", 0),
         ),
         "converted_files": trn(
@@ -398,8 +398,8 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             counts.get("mended_words", 0),
         ),
         "garbled_documents": trn(
-            "{count:,} document with letters garbled by a wrong encoding (ə as É™)",
-            "{count:,} documents with letters garbled by a wrong encoding (ə as É™)",
+            "{count:,} document with letters garbled by a wrong encoding (ə as É™ or Й™)",
+            "{count:,} documents with letters garbled by a wrong encoding (ə as É™ or Й™)",
             counts.get("garbled_documents", 0),
         ),
         "cyrillic_documents": trn(

@@ -21,6 +21,8 @@ CHUNK_BYTES = 1 << 20
 _MAX_WARNINGS = 5
 _FEW_BYTES = 16
 """So few bytes that are not UTF-8 may be damage; more of them are another encoding."""
+_MOST_REPLACED = 0.01
+"""The largest share of replaced characters in a text that has the encoding it was read in."""
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8",
@@ -46,6 +48,10 @@ _LETTERS = {
 """What the letters beyond ASCII are, if a text in Turkish or Russian has this encoding."""
 
 
+_READ_AS = {"iso8859-1": "cp1252", "iso8859-9": "cp1254"}
+"""Encodings that browsers, too, read as those of Windows, which have letters for their controls."""
+
+
 class Block(NamedTuple):
     """Lines of a file, up to a line break, or a part of a line that is longer than a block."""
 
@@ -55,7 +61,7 @@ class Block(NamedTuple):
 
 
 class Decoder:
-    """Decodes one file, and warns about each place where its UTF-8 is broken.
+    """Decodes one file, and warns about each place where its encoding is broken.
 
     `encoding` is that of files that are not UTF-8; None finds it out where that is certain.
     """
@@ -65,7 +71,9 @@ class Decoder:
     ) -> None:
         self.address = address
         self._encoding = encoding
-        self._converted_from = "utf-8"
+        self._converted_from = "UTF-8"
+        self._chars = 0
+        self._replaced = 0
         self._refuse = refuse
         self._counts = counts
         self._broken = 0
@@ -76,7 +84,7 @@ class Decoder:
         Carriage returns become newlines where the first line ends in one alone (old Macs), and
         several of them before a newline are one line break with it.
         Raises ValueError if the file is in another encoding that cannot be found out, or that is
-        broken and not to be replaced.
+        broken and not to be replaced, or if too much of it would have to be.
         """
         number = 1
         rest = b""
@@ -128,28 +136,78 @@ class Decoder:
         self, converter: codecs.IncrementalDecoder, data: bytes, line: int, final: bool = False
     ) -> bytes:
         """`data`, which begins in line number `line`, as UTF-8."""
+        state = converter.getstate()
         try:
-            return converter.decode(data, final).encode("utf-8")
+            text = converter.decode(data, final)
         except UnicodeDecodeError as error:
-            before = error.object[: error.start].decode(self._converted_from, errors="ignore")
-            line += max(before.count("\n"), before.count("\r"))
+            if self._refuse:
+                raise self._broken_error(error, line) from None
+            converter.setstate(state)
+            converter.errors = "replace"
+            text = converter.decode(data, final)
+            converter.errors = "strict"
+            self._note_replaced(text, line, error.reason)
+        self._chars += len(text)
+        return text.encode("utf-8")
+
+    def _broken_error(self, error: UnicodeDecodeError, line: int) -> ValueError:
+        before = error.object[: error.start].decode(self._converted_from, errors="ignore")
+        line += max(before.count("\n"), before.count("\r"))
+        return ValueError(
+            tr(
+                "{place}: broken {encoding} ({reason}); data.on_bad_utf8=replace accepts it",
+                place=f"{self.address}:{line}",
+                encoding=self._converted_from,
+                reason=error.reason,
+            )
+        )
+
+    def _note_replaced(self, text: str, first: int, reason: str) -> None:
+        """Report the lines of `text` in which a character was replaced; ValueError if of too many
+        characters.
+        """
+        self._replaced += text.count("\ufffd")
+        total = self._chars + len(text)
+        if self._replaced > max(_FEW_BYTES, _MOST_REPLACED * total):
             raise ValueError(
                 tr(
-                    "{place}: broken {encoding} ({reason}); data.on_bad_utf8=replace accepts it",
-                    place=f"{self.address}:{line}",
+                    "{path}: not in {encoding}: {count:,} of its first {total:,} characters are "
+                    "none there; name another encoding with data.encoding, or save the file as "
+                    "UTF-8",
+                    path=self.address,
                     encoding=self._converted_from,
-                    reason=error.reason,
+                    count=self._replaced,
+                    total=total,
                 )
-            ) from None
+            )
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        for number, line in enumerate(lines, first):
+            if "\ufffd" in line:
+                self._warn(f"{self.address}:{number}", reason)
+
+    def _warn(self, place: str, reason: str) -> None:
+        """Count a place that was replaced, and report it if it is among the first."""
+        self._broken += 1
+        if self._broken <= _MAX_WARNINGS:
+            log.warning(
+                tr(
+                    "{place}: broken {encoding} replaced ({reason})",
+                    place=place,
+                    encoding=self._converted_from,
+                    reason=reason,
+                )
+            )
 
     def _converter(self, encoding: str) -> codecs.IncrementalDecoder | None:
         """A decoder of `encoding`; None for UTF-8."""
-        if codecs.lookup(encoding).name == "utf-8":
+        name = codecs.lookup(encoding).name
+        if name == "utf-8":
             return None
+        encoding = _READ_AS.get(name, encoding)
         self._counts["converted_files"] += 1
         self._converted_from = encoding
         log.warning(tr("{path}: converted from {encoding}", path=self.address, encoding=encoding))
-        return codecs.getincrementaldecoder(encoding)("strict" if self._refuse else "replace")
+        return codecs.getincrementaldecoder(encoding)()
 
     def _found_encoding(self, chunk: bytes) -> str:
         """The encoding of a file whose first bytes beyond ASCII are in `chunk`."""
@@ -208,15 +266,7 @@ class Decoder:
                         reason=error.reason,
                     )
                 ) from None
-            self._broken += 1
-            if self._broken <= _MAX_WARNINGS:
-                log.warning(
-                    tr(
-                        "{place}: broken UTF-8 replaced ({reason})",
-                        place=place,
-                        reason=error.reason,
-                    )
-                )
+            self._warn(place, error.reason)
             return data.decode("utf-8", errors="replace")
 
     def finish(self) -> None:
@@ -225,8 +275,9 @@ class Decoder:
         if self._broken > _MAX_WARNINGS:
             log.warning(
                 tr(
-                    "{path}: broken UTF-8 replaced in {count:,} places in total",
+                    "{path}: broken {encoding} replaced in {count:,} places in total",
                     path=self.address,
+                    encoding=self._converted_from,
                     count=self._broken,
                 )
             )

@@ -167,7 +167,9 @@ def _whole_lines(blocks: Iterator[Block]) -> Iterator[str]:
 
 
 def _dialect(sample: list[str], delimiters: str, wanted: Sequence[str]) -> _Dialect:
-    """The first of the usual ways to write a table that the `sample` has no error in."""
+    """Of the usual ways to write a table that the `sample` has no error in, the one with the most
+    rows: a quote that is one of the text joins those up to the next.
+    """
     delimiter = max(delimiters, key=lambda each: _header_score(sample, each, wanted))
     if len(_header(sample, _Dialect(delimiter))) == 1:
         delimiter = _NO_DELIMITER  # one column: there is nothing to separate
@@ -175,9 +177,10 @@ def _dialect(sample: list[str], delimiters: str, wanted: Sequence[str]) -> _Dial
     if delimiter == "\t":
         usual.append(_Dialect(delimiter, has_quotes=False))
     database = _Dialect(delimiter, _DATABASE_MEANINGS, has_quotes=False)
-    if delimiter in ("\t", _NO_DELIMITER) and _is_database_text(sample) and _fits(sample, database):
+    may_be_database = delimiter in ("\t", _NO_DELIMITER) and _is_database_text(sample)
+    if may_be_database and _fitting_rows(sample, database):
         return database
-    found = next((each for each in usual if _fits(sample, each)), usual[0])
+    found = max(usual, key=lambda each: _fitting_rows(sample, each))  # the first of the best
     if found.meanings and _has_line_breaks_escaped(sample, found):
         return replace(found, meanings=_DATABASE_MEANINGS)
     return found
@@ -228,16 +231,21 @@ def _header_score(sample: list[str], delimiter: str, wanted: Sequence[str]) -> t
     return sum(matching(names, name) is not None for name in wanted), len(names)
 
 
-def _fits(sample: list[str], dialect: _Dialect) -> bool:
-    """Whether all rows of `sample` have as many cells as the first; its last may be cut off."""
+def _fitting_rows(sample: list[str], dialect: _Dialect) -> int:
+    """The number of rows in `sample`; 0 if they have not all as many cells as the first, or if
+    there is an error, except that the last row may be cut off.
+    """
     width = len(_header(sample, dialect))
+    count = 0
     try:
         for row in dialect.rows(iter(sample)):
             if row and _trimmed(row, width) != width:
-                return False
+                return 0
+            count += bool(row)
     except csv.Error as error:
-        return "unexpected end" in str(error) and len(sample) == _SAMPLE_LINES
-    return width > 0
+        is_cut_off = "unexpected end" in str(error) and len(sample) == _SAMPLE_LINES
+        return count + 1 if is_cut_off else 0
+    return count if width else 0
 
 
 def _trimmed(row: list[str], width: int) -> int:
@@ -246,32 +254,87 @@ def _trimmed(row: list[str], width: int) -> int:
 
 
 def _rows(lines: _Lines, dialect: _Dialect, address: str) -> Iterator[list[str]]:
-    reader = dialect.rows(iter(lines))
-    start = lines.skipped + 1
-    try:
-        names = next(reader, None)
-        if names is None:
+    numbered = _numbered(lines, dialect, address)
+    _, names = next(numbered, (0, []))
+    if not names:
+        return
+    yield dialect.unescaped(names)
+    width = len(names)
+    for number, row in numbered:
+        if len(row) == width or _trimmed(row, width) == width:
+            if row != names:
+                yield dialect.unescaped(row[:width])
+        elif any(cell.strip(_BLANK) for cell in row):
+            raise ValueError(_wrong_width(address, number, len(row), width))
+
+
+class _RowLines:
+    """Iterates over lines, and keeps those of the row that is being read."""
+
+    def __init__(self, lines: Iterator[str], dialect: _Dialect) -> None:
+        self._lines = lines
+        self._plain = replace(dialect, has_quotes=False)
+        self.read: list[str] = []
+        self.width = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.read) == _SAMPLE_LINES and self.rows():
+            raise csv.Error("a quote around many rows")  # the next one may be far
+        line = next(self._lines)
+        self.read.append(line)
+        return line
+
+    def rows(self) -> list[list[str]]:
+        """The lines as rows in which quotes are text; none if one has not `width` cells."""
+        try:
+            rows = list(self._plain.rows(iter(self.read)))
+        except csv.Error:
+            return []
+        while rows and not rows[-1]:  # the end of a file
+            rows.pop()
+        return rows if all(_trimmed(row, self.width) == self.width for row in rows) else []
+
+
+def _numbered(lines: _Lines, dialect: _Dialect, address: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, row) for each row.
+
+    Next to a tab, a quote may be one of the text. So lines that quotes would join, or not match in,
+    are rows by themselves if each has as many cells as the header.
+    """
+    row_lines = _RowLines(iter(lines), dialect)
+    may_be_text = dialect.delimiter == "\t" and dialect.has_quotes
+    reader = dialect.rows(row_lines if may_be_text else iter(lines))
+    while True:
+        number = lines.skipped + reader.line_num + 1
+        row_lines.read.clear()
+        try:
+            rows = list(islice(reader, 1))
+        except csv.Error as error:
+            rows = row_lines.rows()
+            if not rows:
+                raise _not_valid(address, number, error) from error
+        else:
+            if row_lines.width and len(row_lines.read) > 1:
+                rows = row_lines.rows() or rows
+        if not rows:
             return
-        yield dialect.unescaped(names)
-        width = len(names)
-        start = lines.skipped + reader.line_num + 1
-        for row in reader:
-            if len(row) == width or _trimmed(row, width) == width:
-                if row != names:
-                    yield dialect.unescaped(row[:width])
-            elif any(cell.strip(_BLANK) for cell in row):
-                raise ValueError(_wrong_width(address, start, len(row), width))
-            start = lines.skipped + reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(
-            tr(
-                "{path}:{line}: not valid CSV ({error}): in the row that begins here a quote is "
-                "not closed, or a quote within a text is not doubled",
-                path=address,
-                line=start,
-                error=error,
-            )
-        ) from error
+        row_lines.width = row_lines.width or len(rows[0])
+        yield from enumerate(rows, number)
+
+
+def _not_valid(address: str, line: int, error: csv.Error) -> ValueError:
+    return ValueError(
+        tr(
+            "{path}:{line}: not valid CSV ({error}): in the row that begins here a quote is not "
+            "closed, or a quote within a text is not doubled",
+            path=address,
+            line=line,
+            error=error,
+        )
+    )
 
 
 def _wrong_width(address: str, line: int, found: int, expected: int) -> str:

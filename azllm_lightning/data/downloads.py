@@ -178,10 +178,10 @@ class _Transfer:
         if partial and not (partial.etag or partial.modified or self._has_started):
             partial = None  # of a process before, and perhaps of another version of the file
         headers = {}
-        if kept is not None:
-            headers = _unless_same(kept)
-        elif partial is not None:
+        if partial is not None and (kept is None or not partial.is_same(kept)):
             headers = _the_rest(partial, self._received())
+        elif kept is not None:
+            headers = _unless_same(kept)
         try:
             response = _open(self._url, headers)
         except urllib.error.HTTPError as error:

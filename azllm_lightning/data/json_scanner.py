@@ -11,10 +11,11 @@ import contextlib
 import json
 import re
 import tempfile
+from array import array
 from collections.abc import Iterator
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.data.rows import plain_name
+from azllm_lightning.data.rows import Step, step_by
 
 _TOKEN = re.compile(r'[\[\]{},:"]')
 _STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
@@ -23,13 +24,74 @@ _CLOSES = {"}": "{", "]": "["}
 _MAX_KEY = 1 << 16
 
 
+class _Way:
+    """Where the path of a field goes on in an object that is being read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._chosen: Step | None = None
+        self.is_open = False
+        """Whether the key at hand is the one to take, among those so far."""
+
+    @property
+    def name(self) -> str | None:
+        """The key that leads on."""
+        return self._chosen.name if self._chosen else None
+
+    @property
+    def tail(self) -> str:
+        """What follows in the path; "" at its end."""
+        return self._chosen.tail if self._chosen else ""
+
+    @property
+    def is_at_end(self) -> bool:
+        return self.is_open and not self.tail
+
+    @property
+    def onward(self) -> str:
+        """What is left of the path for objects in the value at hand; "" if it leads nowhere."""
+        return self.tail if self.is_open else ""
+
+    def turn(self, key: str) -> bool:
+        """Go to the next key; whether it replaces those before it."""
+        step = step_by(key, self._path) if self._path else None
+        chosen = self._chosen
+        self.is_open = step is not None and (
+            chosen is None or step.distance < chosen.distance or key == chosen.name
+        )
+        if self.is_open:
+            self._chosen = step
+        return self.is_open
+
+
+class _Object:
+    """An object on the way to a text or a source."""
+
+    def __init__(self, text_path: str, source_path: str) -> None:
+        self.text = _Way(text_path)
+        self.source = _Way(source_path)
+        self.texts: list[int] = []
+        self.found: str | None = None
+        """The first source in it."""
+
+    def set_key(self, key: str) -> None:
+        if self.text.turn(key):
+            self.texts = []
+        if self.source.turn(key):
+            self.found = None
+
+    def has_sources_inside(self) -> bool:
+        """Whether it has objects with both texts and sources."""
+        text, source = self.text, self.source
+        return bool(text.tail and source.tail) and text.name == source.name
+
+
 class JsonScanner:
     """Reads one JSON value from `pieces`, which together are the value and what follows it.
 
-    `text_field` and `source_field` are keys, or keys joined by dots; arrays on the way are passed
-    through. As in `rows.values_at`, keys may look different; here, where what follows is unknown,
-    texts of such keys are left out if others of the value have exactly the name. Strings are
-    returned in parts of about `part_chars` characters.
+    `text_field` and `source_field` are keys, or keys joined by dots, and mean what they mean to
+    `rows.Rows`; a source is a string. Strings are returned in parts of about `part_chars`
+    characters.
     """
 
     def __init__(
@@ -41,25 +103,17 @@ class JsonScanner:
     ) -> None:
         self._pieces = pieces
         self._text_field = text_field
-        self._source_field = source_field
-        self._plain_text = plain_name(text_field)
-        self._plain_source = None if source_field is None else plain_name(source_field)
-        # how many objects are open there; fewer where a key itself has dots
-        self._text_depth = text_field.count(".") + 1
-        self._source_depth = (source_field or "").count(".") + 1
-        self._max_depth = max(self._text_depth, self._source_depth)
+        self._source_field = source_field or ""
         self._part_chars = part_chars
         self._buffer = ""
         self._at = 0
         self._open = bytearray()  # the brackets that are open; a byte each, however deep
-        self._keys: list[str] = []  # the key of each open object, as deep as a path may go
         self._objects = 0
-        self._source: str | None = None
-        self._is_exact_source = False
-        self._is_exact = False  # whether the key of the text at hand is exactly its field
-        self._lengths: list[int] = []
-        self._exact: list[bool] = []
-        self._sources: list[str | None] = []
+        self._way: list[_Object] = []  # the outermost of the open objects
+        self._sources: list[str | None] = []  # of each text
+        self._lengths = array("q")
+        self._numbers = array("q")  # of the text that each part belongs to
+        self._kept: list[int] = []
         self.fields: list[str] = []
         """Keys of the outermost object."""
         self._newlines = 0
@@ -84,20 +138,13 @@ class JsonScanner:
                 text = _SURROGATES.sub("\ufffd", part)
                 kept.write(text)
                 self._lengths.append(len(text))
-                self._exact.append(self._is_exact)
+                self._numbers.append(len(self._sources) - 1)
             kept.seek(0)
-            self._set_sources()
-            best = any(self._exact)
-            found = zip(self._lengths, self._exact, self._sources, strict=True)
-            for length, is_exact, source in found:
+            wanted = set(self._kept)
+            for length, number in zip(self._lengths, self._numbers, strict=True):
                 text = kept.read(length)
-                if is_exact == best:
-                    yield text, source or self._source
-
-    def _set_sources(self) -> None:
-        """The texts of the object that ends here have the source that was found in it."""
-        missing = len(self._lengths) - len(self._sources)
-        self._sources += [self._source] * missing
+                if number in wanted:
+                    yield text, self._sources[number]
 
     def _scan(self) -> Iterator[str]:
         expects_key = False
@@ -119,46 +166,60 @@ class JsonScanner:
 
     def _value(self) -> Iterator[str]:
         """The parts of the string that begins here, if it is a text."""
-        if self._open[-1:] == b"{" and self._objects == len(self._keys):
-            keys = ".".join(self._keys)
-            plain = plain_name(keys)
-            if plain == self._plain_text:
-                self._text_depth = self._objects
-                self._is_exact = keys == self._text_field
+        if self._open[-1:] == b"{" and self._objects == len(self._way):
+            here = self._way[-1]
+            if here.text.is_at_end:
+                here.texts.append(len(self._sources))
+                self._sources.append(None)
                 yield from self._string(self._part_chars)
                 return
-            is_exact = keys == self._source_field
-            if plain == self._plain_source and (is_exact or not self._is_exact_source):
-                self._source_depth = self._objects
-                self._is_exact_source = is_exact
-                self._source = "".join(self._string(_MAX_KEY))
+            if here.source.is_at_end:
+                here.found = "".join(self._string(_MAX_KEY))
                 return
         for _ in self._raw_string(1):
             pass
 
     def _enter(self, bracket: str) -> None:
-        self._open.append(ord(bracket))
         if bracket == "{":
+            if self._objects == len(self._way):
+                self._follow()
             self._objects += 1
-            if self._objects <= self._max_depth:
-                self._keys.append("")
+        self._open.append(ord(bracket))
+
+    def _follow(self) -> None:
+        """Note the object that begins here, if a path leads there."""
+        if not self._way:
+            self._way.append(_Object(self._text_field, self._source_field))
+        elif not self._open.endswith(b"[["):
+            here = self._way[-1]
+            text_path, source_path = here.text.onward, here.source.onward
+            if text_path or source_path:
+                self._way.append(_Object(text_path, source_path))
 
     def _close(self, bracket: str) -> None:
         if not self._open or self._open.pop() != ord(_CLOSES[bracket]):
             raise ValueError(tr("brackets do not match"))
         if bracket == "}":
-            if self._objects == self._text_depth and self._source is not None:
-                self._set_sources()
-                if self._objects == self._source_depth and self._objects > 1:
-                    self._source = None
-                    self._is_exact_source = False
-            if self._objects <= len(self._keys):
-                self._keys.pop()
+            if self._objects == len(self._way):
+                self._leave(self._way.pop())
             self._objects -= 1
 
+    def _leave(self, done: _Object) -> None:
+        """Set the sources of the texts in an object that ends, and hand both on to the next one."""
+        if not done.has_sources_inside():
+            for number in done.texts:
+                self._sources[number] = done.found
+        if not self._way:
+            self._kept += done.texts
+            return
+        here = self._way[-1]
+        here.texts += done.texts
+        if here.source.onward and here.found is None:
+            here.found = done.found
+
     def _set_key(self, key: str) -> None:
-        if self._objects <= len(self._keys):
-            self._keys[-1] = key
+        if self._objects == len(self._way):
+            self._way[-1].set_key(key)
         if self._objects == 1 and len(self.fields) < 100 and key not in self.fields:
             self.fields.append(key)
 

@@ -36,9 +36,10 @@ def read_records(
     of its rows. `fields` receives the names of its fields; of JSON, if its rows lack one that is
     asked for.
 
-    Broken UTF-8 is replaced and counted in `counts["bad_utf8_lines"]`, or raises ValueError if
-    data.on_bad_utf8=refuse. Rows without a text are counted too. Raises ValueError, with the file
-    and where possible the line, for what cannot be read, and NoTextError if no row has the field.
+    Broken characters are replaced, and their lines counted in `counts["bad_utf8_lines"]`, or raise
+    ValueError if data.on_bad_utf8=refuse. Rows without a text are counted too. Raises ValueError,
+    with the file and where possible the line, for what cannot be read, and NoTextError if no row
+    has the field.
     """
     refuse = config.on_bad_utf8 == "refuse"
     decoder = Decoder(file.address, config.encoding, refuse, counts)

@@ -118,7 +118,9 @@ def read_removed(folder: Path) -> list[dict[str, Any]]:
     path = folder / REMOVED
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # not splitlines(), which knows more line breaks than JSON escapes
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def examples(folder: Path) -> list[str]:

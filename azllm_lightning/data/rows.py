@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shlex
@@ -9,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.misspelled import nearest, without_diacritics
@@ -27,6 +28,9 @@ SAMPLE_ROWS = 100
 """Rows without the field whose texts are measured, to name the field that was meant."""
 
 _MAX_DEPTH = 5
+_MANY_KEYS = 10
+"""So many texts whose paths differ in one key: it is no field, but the name of each text."""
+
 SOURCE_FIELDS = (
     "source mənbə domain dataset subset category kateqoriya genre janr meta.source metadata.source"
 ).split()
@@ -63,7 +67,7 @@ class Rows:
         self._has_source = config.source_field is None
         self._has_text = False
         self._fields: dict[str, None] = {} if fields is None else fields
-        self._chars: Counter[str] = Counter()
+        self._chars: Counter[tuple[str, ...]] = Counter()
         self._measured = 0
 
     def from_json(self, value: Any, place: str) -> list[Record]:
@@ -71,10 +75,10 @@ class Rows:
         config = self._config
         if isinstance(value, dict):
             text = value.get(config.text_field)
-            if isinstance(text, str) and config.source_field is None:  # as in most files
-                self._has_text = True
-                self._texts += 1
-                return [(text, None)]
+            source = value.get(config.source_field)
+            if isinstance(text, str) and (source is not None or config.source_field is None):
+                self._has_source = True  # as in most files
+                return self.record(text, source, place)
             return self._from_object(value, place)
         if isinstance(value, str):
             return self.record(value, None, place)
@@ -84,19 +88,20 @@ class Rows:
 
     def _from_object(self, value: dict[str, Any], place: str) -> list[Record]:
         config = self._config
-        sources = values_at(value, config.source_field) if config.source_field else iter(())
-        source = next(sources, _ABSENT)
-        texts = list(values_at(value, config.text_field))
-        if source is _ABSENT or not texts:
+        found = list(_texts_with_sources(value, config.text_field, config.source_field))
+        has_source = any(source is not _ABSENT for _, source in found)
+        if not has_source:  # nor perhaps a text
             self.note_fields(value)
-        if not texts and not self._has_text:
+        if not found and not self._has_text:
             self.measure(value)
-        self._has_source |= source is not _ABSENT
-        self._missing += not texts
+        self._has_source |= has_source
+        self._missing += not found
         if self._missing >= PATIENCE and not self._has_text:
             self.finish()
-        source = None if source is _ABSENT else source
-        return [record for text in texts for record in self.record(text, source, place)]
+        records = []
+        for text, source in found:
+            records += self.record(text, None if source is _ABSENT else source, place)
+        return records
 
     def record(self, text: Any, source: Any, place: str) -> list[Record]:
         """The record of a row that has the field; empty if its value is missing or no text."""
@@ -154,7 +159,7 @@ class Rows:
         if self._first_rejected and not self._texts:
             raise NoTextError(self._first_rejected)
         if self._fields and not self._has_text:
-            raise self.no_field("text_field", config.text_field)
+            raise self._keyed_texts() or self.no_field("text_field", config.text_field)
         if self._fields and not self._has_source and config.source_field is not None:
             raise self.no_field("source_field", config.source_field)
         self._counts["rows_without_text"] += self._missing
@@ -203,7 +208,39 @@ class Rows:
 
     def _likely_text(self) -> str | None:
         """The field with most text; None if none has any."""
-        return next((name for name, _ in self._chars.most_common(1)), None)
+        return next((".".join(path) for path, _ in self._chars.most_common(1)), None)
+
+    def _keyed_texts(self) -> NoTextError | None:
+        """The error of a file with an object whose texts each have a key of their own."""
+        found = self._keys_of_texts()
+        if found is None:
+            return None
+        way, keys = found
+        values = "." + "".join(f"[{json.dumps(name, ensure_ascii=False)}]" for name in way) + "[]"
+        return NoTextError(
+            tr(
+                "{place}: no field '{field}': each text has a key of its own ({names}, ...). Write "
+                "the values alone, one per line, and read that file: {command}",
+                place=self._address,
+                field=self._config.text_field,
+                names=", ".join(f"{key:.40}" for key in keys[:3]),
+                command=f"jq -c {shlex.quote(values)} {shlex.quote(self._address)} > text.jsonl",
+            )
+        )
+
+    def _keys_of_texts(self) -> tuple[tuple[str, ...], list[str]] | None:
+        """(the path of an object, its keys) if these name texts, not fields."""
+        if not self._measured:  # values that were read in parts
+            is_large = len(self._fields) == _MAX_FIELDS
+            return ((), list(self._fields)) if is_large else None
+        for likely, _ in self._chars.most_common(1):
+            # many rows with many fields of text are those of a table
+            for at in range(len(likely) - (self._measured > 1)):
+                same = likely[:at], likely[at + 1 :]
+                keys = [path[at] for path in self._chars if (path[:at], path[at + 1 :]) == same]
+                if len(keys) >= _MANY_KEYS:
+                    return likely[:at], keys
+        return None
 
     def _likely_source(self, field: str) -> str | None:
         known = (matching(self._fields, each) for each in SOURCE_FIELDS)
@@ -211,39 +248,89 @@ class Rows:
         return near or next((name for name in known if name is not None), None)
 
 
-def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[str]:
+def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[tuple[str, ...]]:
     """How long the texts of a row are, by their paths."""
-    found: Counter[str] = Counter()
+    found: Counter[tuple[str, ...]] = Counter()
     for name, value in row.items():
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and each:
-                found[name] += len(each)
+                found[(name,)] += len(each)
             elif isinstance(each, dict) and depth < _MAX_DEPTH:
                 inside = _characters(each, depth + 1)
-                found.update({f"{name}.{path}": count for path, count in inside.items()})
+                found.update({(name, *path): count for path, count in inside.items()})
     return found
 
 
-def values_at(row: Mapping[str, Any], path: str) -> Iterator[Any]:
+def _texts_with_sources(
+    row: Mapping[str, Any], text_field: str, source_field: str | None
+) -> Iterator[tuple[Any, Any]]:
+    """(text, source) of a row. A source is that of the texts in the innermost object with both."""
+    text = _step(row, text_field)
+    source = _step(row, source_field) if source_field else None
+    if text is None:
+        return
+    if source is not None and text.tail and source.tail and text.name == source.name:
+        for inner in _objects(row[text.name]):
+            yield from _texts_with_sources(inner, text.tail, source.tail)
+        return
+    sources = list(_values_at(row, source_field)) if source_field else []
+    known = (value for value in sources if value is not None)
+    first = next(known, None if sources else _ABSENT)
+    for value in _values_at(row, text_field):
+        yield value, first
+
+
+def _values_at(row: Mapping[str, Any], path: str) -> Iterator[Any]:
     """The values of the field `path` of a row: its key, or keys joined by dots.
 
-    Lists on the way are passed through. Keys are compared exactly, else as in `matching`.
+    Lists on the way are passed through.
     """
-    name = matching(row, path)
-    if name is not None:
-        yield row[name]
+    step = _step(row, path)
+    if step is None:
         return
-    head, _, tail = path.partition(".")
-    while tail:
-        name = matching(row, head)
-        if name is not None:
-            inner = row[name]
-            for each in inner if isinstance(inner, list) else [inner]:
-                if isinstance(each, dict):
-                    yield from values_at(each, tail)
-            return
-        more, _, tail = tail.partition(".")
-        head = f"{head}.{more}"
+    if not step.tail:
+        yield row[step.name]
+        return
+    for inner in _objects(row[step.name]):
+        yield from _values_at(inner, step.tail)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, dict)]
+
+
+class Step(NamedTuple):
+    """A key that a path begins with, and what follows it in the path."""
+
+    distance: tuple[int, int]
+    """0 for the key that is the whole path; the smallest of an object is the one to take."""
+    name: str
+    tail: str
+
+
+def _step(row: Mapping[str, Any], path: str) -> Step | None:
+    """Where `path` goes on from an object; of keys that are as near, by the first of them."""
+    if path in row:  # as in most rows
+        return Step((0, 0), path, "")
+    steps = filter(None, (step_by(name, path) for name in row))
+    return min(steps, key=lambda step: step.distance, default=None)
+
+
+@lru_cache(maxsize=1024)
+def step_by(name: str, path: str) -> Step | None:
+    """The step that the key `name` is on `path`; None if the path does not begin with it.
+
+    A key may be the whole path, dots included, else the fewer parts of it the better. Keys are
+    compared exactly, else as in `matching`.
+    """
+    parts = path.split(".")
+    for order, count in enumerate((len(parts), *range(1, len(parts)))):
+        head = ".".join(parts[:count])
+        likeness = _likeness(name, head)
+        if likeness is not None:
+            return Step((order, likeness), name, ".".join(parts[count:]))
+    return None
 
 
 def matching(names: Iterable[str], wanted: str) -> str | None:
@@ -252,12 +339,17 @@ def matching(names: Iterable[str], wanted: str) -> str | None:
     """
     if wanted in names:
         return wanted
-    for alike in (_caseless_name, plain_name):
-        plain = alike(wanted)
-        found = next((name for name in names if alike(name) == plain), None)
-        if found is not None:
-            return found
-    return None
+    found = [name for name in names if _likeness(name, wanted) is not None]
+    return min(found, key=lambda name: _likeness(name, wanted) or 0, default=None)
+
+
+def _likeness(name: str, wanted: str) -> int | None:
+    """How far a name is from the `wanted` one, as in `matching`; None if it is another."""
+    if name == wanted:
+        return 0
+    if _caseless_name(name) == _caseless_name(wanted):
+        return 1
+    return 2 if plain_name(name) == plain_name(wanted) else None
 
 
 @lru_cache(maxsize=1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import logging
@@ -74,6 +75,14 @@ def test_an_uncertain_encoding_is_refused_until_it_is_named(tmp_path: Path) -> N
         DataConfig(encoding="hex")
 
 
+@pytest.mark.parametrize("encoding", ["iso8859_9", "latin5", "ISO-8859-9", "latin1", "iso8859_1"])
+def test_latin_encodings_are_read_with_the_signs_of_windows(tmp_path: Path, encoding: str) -> None:
+    text = "Bakı’nın “sözü” – bu… çörək".replace("ə", "e")
+    text = text if codecs.lookup(encoding).name == "iso8859-9" else text.replace("ı", "i")
+    (tmp_path / "a.txt").write_bytes(text.encode("cp1254"))
+    assert read(tmp_path, encoding=encoding) == [text]
+
+
 def zipped(names: list[str]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -127,6 +136,44 @@ def test_what_breaks_another_encoding_is_named_with_its_line(
     wanted = rf"a\.txt:2: broken {name} \(.*\); data\.on_bad_utf8=replace accepts it"
     with pytest.raises(ValueError, match=wanted):
         read(tmp_path, encoding=encoding, on_bad_utf8="refuse")
+
+
+@pytest.mark.parametrize("chunk", [64, 1 << 20])
+@pytest.mark.parametrize("encoding", ["cp1254", "utf-16-le", "utf-16-be"])
+def test_what_is_replaced_in_another_encoding_is_reported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    encoding: str,
+    chunk: int,
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", chunk)
+    lines = [TURKISH] * 12
+    broken = b"\x9d" if encoding == "cp1254" else "\ud800".encode(encoding, "surrogatepass")
+    data = [line.encode(encoding) for line in lines]
+    data[1:9] = [line + broken for line in data[1:9]]
+    mark = b"" if encoding == "cp1254" else "\ufeff".encode(encoding)
+    (tmp_path / "a.txt").write_bytes(mark + "\n".encode(encoding).join(data))
+    counts: Counter[str] = Counter()
+    config = DataConfig(path=str(tmp_path), encoding="cp1254")
+    (document,) = documents(config, counts)
+    assert document.text.split("\n") == [TURKISH, *[f"{TURKISH}\ufffd"] * 8, *[TURKISH] * 3]
+    assert counts["bad_utf8_lines"] == 8
+    assert f"a.txt:2: broken {encoding} replaced" in caplog.text
+    assert "8 places in total" in caplog.text
+
+
+def test_a_named_encoding_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes((RUSSIAN.upper() * 20).encode("cp866"))
+    with pytest.raises(ValueError, match=r"a\.txt: not in cp1254: .* data\.encoding"):
+        read(tmp_path, encoding="cp1254")
+
+
+def test_replacement_characters_of_a_text_are_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("bir\ufffd\niki".encode("utf-16"))
+    counts: Counter[str] = Counter()
+    list(documents(DataConfig(path=str(tmp_path), on_bad_utf8="refuse"), counts))
+    assert counts["bad_utf8_lines"] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -186,6 +186,6 @@ def test_path_is_needed() -> None:
 def test_cleaning_is_described_without_what_did_not_occur() -> None:
     assert describe_cleaning({"duplicates": 1, "cut_documents": 0, "bad_utf8_lines": 1200}) == [
         "1 duplicate removed",
-        "broken UTF-8 replaced in 1,200 lines",
+        "broken characters replaced in 1,200 lines",
     ]
     assert describe_cleaning({}) == []

@@ -93,6 +93,53 @@ def test_odd_but_clear_tables(tmp_path: Path, name: str, content: str, texts: li
     assert read(tmp_path / name) == texts
 
 
+def spoken(first: int, last: int, count: int) -> list[str]:
+    """Texts of which the `first` begins with a quote, and the `last` ends with one."""
+    texts = [f"mətn {i}" for i in range(count)]
+    texts[first] = f'"{texts[first]}'
+    texts[last] += '"'
+    return texts
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        spoken(10, 60, 100),
+        spoken(10, 60, 3000),
+        spoken(1500, 1550, 3000),
+        spoken(10, 2990, 3000),
+        spoken(1500, 2990, 3000),
+        spoken(998, 999, 1200),
+        [*spoken(2000, 1, 3000), '"Gəl" dedi', 'getdi "o"', '"son'],
+        [*spoken(998, 0, 999), '"Gəl" dedi', "son"],
+    ],
+)
+def test_quotes_of_texts_between_tabs_join_no_rows(
+    tmp_path: Path, name: str, texts: list[str]
+) -> None:
+    rows = "".join(f"{i}\t{text}\n" for i, text in enumerate(texts))
+    (tmp_path / name).write_text(f"id\ttext\n{rows}", encoding="utf-8")
+    assert read(tmp_path / name) == texts
+
+
+@pytest.mark.parametrize("before", [0, 5, 997, 998, 999, 2500])
+def test_texts_of_several_lines_between_tabs_stay_whole(tmp_path: Path, before: int) -> None:
+    texts = [f"mətn {i}" for i in range(before)]
+    texts += ["bir\niki", "bir\n\niki\tüç", 'O, "gəl"\ndedi', "s\n" * 2000 + "son", "tam"]
+    rows = [[str(i), text] for i, text in enumerate(texts)]
+    content = written([["id", "text"], *rows], delimiter="\t", lineterminator="\n")
+    (tmp_path / "a.tsv").write_text(content, encoding="utf-8")
+    assert read(tmp_path / "a.tsv") == texts
+
+
+def test_a_broken_row_between_tabs_is_an_error_with_its_line(tmp_path: Path) -> None:
+    rows = "".join(f"{i}\t{text}\n" for i, text in enumerate(spoken(1500, 1550, 3000)))
+    (tmp_path / "a.tsv").write_text(f'id\ttext\n{rows}1\t"açıq\nbir\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.tsv:3002: not valid CSV .*quote"):
+        read(tmp_path / "a.tsv")
+
+
 def escaped(text: str, names: str) -> str:
     """`text` as databases write it, with a backslash before each of the signs that have `names`."""
     signs = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "b": "\b"}

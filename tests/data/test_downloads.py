@@ -133,6 +133,38 @@ def test_a_later_process_continues_a_download(site: WebSite) -> None:
 
 
 @pytest.mark.parametrize("has_tags", [True, False])
+def test_a_broken_download_of_a_newer_version_continues(site: WebSite, has_tags: bool) -> None:
+    site.has_tags = has_tags
+    site.files = {"/a.txt": PLAIN}
+    assert read(f"{site.url}/a.txt") == TEXTS
+    site.files = {"/a.txt": LONG}
+    site.breaks_after = [100_000, 50_000]
+    assert len(read(f"{site.url}/a.txt")) == 3000
+    assert site.sent == len(PLAIN) + len(LONG)
+
+
+def test_a_later_process_continues_a_newer_version(site: WebSite) -> None:
+    site.files = {"/a.txt": PLAIN}
+    assert read(f"{site.url}/a.txt") == TEXTS
+    site.files = {"/a.txt": LONG}
+    site.breaks_after = [100_000, 0, 0, 0, 0]
+    assert read(f"{site.url}/a.txt") == TEXTS  # the copy from before
+    assert len(read(f"{site.url}/a.txt")) == 3000
+    assert site.sent == len(PLAIN) + len(LONG)
+
+
+@pytest.mark.parametrize("content", [PLAIN, PLAIN + b"."])
+def test_a_newer_version_that_is_withdrawn_is_forgotten(site: WebSite, content: bytes) -> None:
+    site.files = {"/a.txt": PLAIN}
+    assert read(f"{site.url}/a.txt") == TEXTS
+    site.files = {"/a.txt": LONG}
+    site.breaks_after = [100_000, 0, 0, 0, 0]
+    assert read(f"{site.url}/a.txt") == TEXTS
+    site.files = {"/a.txt": content}
+    assert "\n\n".join(read(f"{site.url}/a.txt")).encode() == content
+
+
+@pytest.mark.parametrize("has_tags", [True, False])
 def test_a_file_that_changes_meanwhile_is_downloaded_again(site: WebSite, has_tags: bool) -> None:
     site.has_tags = has_tags
     site.files = {"/a.txt": LONG}

@@ -336,8 +336,9 @@ def test_a_missing_package_is_named(
     prepare(small)
 
 
-def test_removed_text_of_a_file_whose_name_is_not_utf8_is_listed(tmp_path: Path) -> None:
-    name = "kitab\udcff.txt"
+@pytest.mark.parametrize("sign", ["\udcff", "\u2028", "\x85", "\x0c"])
+def test_removed_text_of_a_source_with_an_odd_name_is_listed(tmp_path: Path, sign: str) -> None:
+    name = f"kitab{sign}.txt"
     block = clean_block(RawBlock(["Bir."], [name], Position(), True), 1000)
     write_block(block, tmp_path / "0.npz")
     removals = [Removal(Place(0, 0), language="tr")]

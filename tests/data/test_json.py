@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ from azllm_lightning.data.corpus import describe_cleaning, documents
 from azllm_lightning.data.files import find_files
 from azllm_lightning.data.json_scanner import JsonScanner
 from azllm_lightning.data.records import read_records
+from azllm_lightning.data.rows import Record, Rows
 
 TWO = [{"text": "bir"}, {"text": "iki ə"}]
 
@@ -111,6 +113,39 @@ def test_a_field_that_no_row_has_ends_a_large_file_early(
         read(tmp_path)
 
 
+NAMED = {f"Başlıq {i}": f"Mətn {i}" * (i + 1) for i in range(50)}
+OBJECTS = {f"{i}": {"text": text, "id": i} for i, text in enumerate(NAMED.values())}
+
+
+@pytest.mark.parametrize(
+    ("value", "values"),
+    [
+        (NAMED, ".[]"),
+        (OBJECTS, ".[]"),
+        ({"version": "1", "data": OBJECTS}, '.["data"][]'),
+        ({f"Dr. {i}": [{"s": {"text": "bir"}}] for i in range(12)}, ".[]"),
+        ({f"{i}": {"text": "bir" * 99} for i in range(40_000)}, ".[]"),  # read in parts
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_texts_with_keys_of_their_own_are_no_fields(
+    tmp_path: Path, value: Any, values: str, indent: int | None
+) -> None:
+    content = json.dumps(value, ensure_ascii=False, indent=indent)
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="each text has a key of its own") as raised:
+        read(tmp_path / "a.json")
+    assert f"jq -c '{values}'" in str(raised.value)
+    assert "data.text_field" not in str(raised.value)
+
+
+def test_many_fields_of_text_are_fields(tmp_path: Path) -> None:
+    rows = [{f"sahə{i}": "bir" * (1 + (i == 7)) for i in range(30)}] * 2
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    with pytest.raises(ValueError, match=r"Set 'data\.text_field=sahə7'"):
+        read(tmp_path / "a.jsonl")
+
+
 def test_a_row_without_source_belongs_to_its_file(tmp_path: Path) -> None:
     rows = [{"text": "bir", "site": "x"}, {"text": "iki"}, {"text": "üç", "site": None}]
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
@@ -125,6 +160,76 @@ def test_a_file_in_which_no_text_has_a_source_is_an_error(tmp_path: Path, name: 
     (tmp_path / "b.jsonl").write_bytes(jsonl([{"text": "iki", "site": "x"}]))
     with pytest.raises(ValueError, match=rf"{name}: no field 'site'; .*Set data\.source_field to"):
         read(tmp_path, source_field="site")
+
+
+WRAPPED = [
+    (
+        {"data": [{"text": "bir", "source": "kitab"}, {"text": "iki", "source": "qəzet"}]},
+        ("data.text", "data.source"),
+        [("bir", "kitab"), ("iki", "qəzet")],
+    ),
+    (
+        {"data": [{"text": "bir"}, {"source": "x", "text": "iki"}, {"text": "üç"}]},
+        ("data.text", "data.source"),
+        [("bir", None), ("iki", "x"), ("üç", None)],
+    ),
+    (
+        {"data": [{"text": "bir", "meta": {"source": "x"}}, {"text": "iki"}]},
+        ("data.text", "data.meta.source"),
+        [("bir", "x"), ("iki", None)],
+    ),
+    (
+        {"source": "x", "pages": [{"text": "bir"}, {"text": "iki"}]},
+        ("pages.text", "source"),
+        [("bir", "x"), ("iki", "x")],
+    ),
+    (
+        {"a": [{"b": [{"text": "bir"}], "source": "x"}, {"b": [{"text": "iki"}], "source": "y"}]},
+        ("a.b.text", "a.source"),
+        [("bir", "x"), ("iki", "y")],
+    ),
+    ({"Text": "bir", "text": "iki"}, ("text", None), [("iki", None)]),
+    ({"a": [{"Text": "bir"}, {"text": "iki"}]}, ("a.text", None), [("bir", None), ("iki", None)]),
+    ({"a": {"text": "bir"}, "a.text": "iki"}, ("a.text", None), [("iki", None)]),
+]
+
+
+def found_in_both_ways(value: Any, fields: tuple[str, str | None]) -> list[Any]:
+    """The (text, source) of a value as a small one, and as one that has to be read in parts."""
+    text_field, source_field = fields
+    config = DataConfig(text_field=text_field, source_field=source_field)
+    small = Rows("a.json", config, Counter()).from_json(value, "a.json:1")
+    line = json.dumps(value)
+    pieces = (line[at : at + 7] for at in range(0, len(line), 7))
+    return [small, list(JsonScanner(pieces, text_field, source_field, 1000).texts())]
+
+
+@pytest.mark.parametrize(("value", "fields", "expected"), WRAPPED)
+def test_a_source_is_that_of_the_texts_next_to_it(
+    value: Any, fields: tuple[str, str | None], expected: list[Record]
+) -> None:
+    assert found_in_both_ways(value, fields) == [expected, expected]
+
+
+def test_values_of_any_size_have_the_same_texts_and_sources() -> None:
+    rng = random.Random(0)
+    keys = ["text", "Text", "source", "Source", "data", "DATA", "meta", "data.text", "data.source"]
+
+    def value(depth: int) -> Any:
+        if depth == 0 or rng.random() < 0.35:
+            return rng.choice(["x", "y\n", None, "z"])
+        if rng.random() < 0.3:
+            return [value(depth - 1) for _ in range(rng.randint(0, 3))]
+        return {key: value(depth - 1) for key in rng.sample(keys, rng.randint(1, 5))}
+
+    for _ in range(1500):
+        row = {key: value(3) for key in rng.sample(keys, rng.randint(1, 5))}
+        for text in ("text", "data.text", "data.meta.text"):
+            for source in (None, "source", "data.source", "meta.source", "data.meta.source"):
+                small, large = found_in_both_ways(row, (text, source))
+                assert [each for each, _ in small] == [each for each, _ in large]
+                if {s for _, s in small} <= {None, "x", "y\n", "z"}:  # no list, no object
+                    assert small == large, (row, text, source)
 
 
 DEEP = '{"m": %s, "text": "bir", "site": "x"}' % ("[" * 100_000 + "]" * 100_000)

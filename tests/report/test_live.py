@@ -58,8 +58,8 @@ def test_a_resumed_and_rolled_back_run_shows_it(
     reader = [f"+callbacks.reader._target_={Reader.__module__}.Reader"]
     stop = ["_target_=azllm_lightning.callbacks.interrupt.Interrupt", "step=5", "kill=false"]
     stop = [f"+callbacks.stop.{pair}" for pair in stop]
+    samples = "callbacks.samples.max_new_tokens=2"
     with pytest.raises(Resumable):
-        samples = "callbacks.samples.max_new_tokens=2"
         train_with_page(*reader, *stop, samples, "callbacks.health.patience=1")
     folder = Path("lightning_logs/tiny/version_0")
     assert "stopped" in Seen((folder / REPORT).read_text(encoding="utf-8")).text

@@ -160,6 +160,13 @@ def test_samples_have_the_prompts_and_headings_of_their_validation(write_run: Wr
     )
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\x85"])
+def test_samples_with_other_line_breaks_are_whole(write_run: WriteRun, sign: str) -> None:
+    table = f"| temperature=0 |\n|---|\n| **Bir**gün{sign}gecə |"
+    record = read_record(write_run(texts={"samples": {0: table}}))
+    assert record.written[0].rows[0].texts == (f"gün{sign}gecə",)
+
+
 def test_text_of_others_is_only_text(write_run: WriteRun) -> None:
     """Names, samples, settings and diagnoses cannot become elements of the page."""
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -51,7 +51,7 @@ def test_settings_are_printed_without_importing_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
     )
-    assert "max_steps: 400" in done.stdout
+    assert "max_steps: 360" in done.stdout
     assert done.stdout.endswith("imported: []\n")
 
 

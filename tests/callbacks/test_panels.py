@@ -96,8 +96,8 @@ def test_what_the_start_panel_says(tmp_path: Path) -> None:
     assert "2.1 M parameters: 3 x 192, 3 heads, vocabulary 2,048, context 128" in text
     assert "439,424 training tokens, 191 validation windows" in text
     assert (
-        "steps 400 x 2,048 tokens = 819,200 tokens "
-        "(1.9 epochs; 0.4 tokens per parameter, Chinchilla ~20)"
+        "steps 360 x 2,048 tokens = 737,280 tokens "
+        "(1.7 epochs; 0.3 tokens per parameter, Chinchilla ~20)"
     ) in text
     assert "32-true, not compiled" in text
     # Three states with Muon, and the best weights:
@@ -107,7 +107,7 @@ def test_what_the_start_panel_says(tmp_path: Path) -> None:
 def test_a_mix_has_passes_of_its_own_and_no_more_text(tmp_path: Path) -> None:
     text = re.sub(r"\s+", " ", " ".join(start(tmp_path, "data.mix=kitab.txt: 4", factor=4)))
     assert "439,424 training tokens" in text
-    assert "819,200 tokens (0.5 passes of data.mix; 0.4 tokens per" in text
+    assert "737,280 tokens (0.4 passes of data.mix; 0.3 tokens per" in text
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

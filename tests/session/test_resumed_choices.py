@@ -142,7 +142,7 @@ def test_a_choice_of_an_experiment_need_not_be_kept_by_typing_it() -> None:
         ("optimizer.lr=0.005", "optimizer=muon", "optimizer.lr=0.01"),
         ("model.n_layer=2", "model=nano", "model.n_layer=3"),
         ("data.tales_seed=3", "data=tales", "data.tales_seed=0"),
-        ("trainer.max_steps=7", "trainer=default", "trainer.max_steps=400"),
+        ("trainer.max_steps=7", "trainer=default", "trainer.max_steps=360"),
     ],
 )
 def test_what_a_choice_leaves_as_it_was_typed_is_said(own: str, choice: str, alone: str) -> None:

@@ -63,9 +63,9 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
     """`text` in NFC, without controls and other invisible signs, and with each word in one script.
 
     There is one kind of line break and of space, and no control but newline and tab; those that are
-    signs of Windows (U+0092) become these. A word of
-    Latin letters with Cyrillic look-alikes among them becomes Latin, and the other way round; a
-    word that cannot be in one script is left as it is. `counts["mended_words"]` is added to.
+    signs of Windows (U+0092) become these. A word of Latin letters with Cyrillic look-alikes among
+    them becomes Latin, and the other way round; a word that cannot be in one script is left as it
+    is. `counts["mended_words"]` is added to.
     """
     # Whatever the patterns match is not printable, so one quick check is enough for most texts.
     if not text.replace("\n", "").isprintable():

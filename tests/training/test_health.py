@@ -27,26 +27,14 @@ pytestmark = pytest.mark.numerics
 Train = Callable[..., Path]
 
 
-@pytest.fixture
-def train_short(train_tiny: Train) -> Train:
-    """`train_tiny` without samples, which take most of a tiny run's time."""
-
-    def run(*overrides: str) -> Path:
-        resumes = any(text.startswith("ckpt_path=") for text in overrides)
-        none = [] if resumes else ["callbacks.samples.max_new_tokens=0"]
-        return train_tiny(*overrides, *none)
-
-    return run
-
-
 _windows: dict[int, list[list[int]]] = {}
 
 
 @pytest.fixture
-def windows(train_short: Train, probe: Probe) -> dict[int, list[list[int]]]:
+def windows(train_tiny: Train, probe: Probe) -> dict[int, list[list[int]]]:
     """The windows of each step (0 is the first) of an undisturbed run of 12 steps, trained once."""
     if not _windows:
-        train_short("trainer.max_steps=12", "trainer.val_every_steps=12")
+        train_tiny("run_name=calm", "trainer.max_steps=12", "trainer.val_every_steps=12")
         _windows.update(probe.windows)
         probe.windows.clear()
     return _windows
@@ -56,7 +44,7 @@ def last_checkpoint(folder: Path) -> dict[str, dict[str, object]]:
     return torch.load(step_files(folder / "checkpoints")[0][1], weights_only=True)
 
 
-def test_a_step_that_is_not_finite_changes_no_weight(train_short: Train, probe: Probe) -> None:
+def test_a_step_that_is_not_finite_changes_no_weight(train_tiny: Train, probe: Probe) -> None:
     """One NaN micro-batch of two skips the complete step, and the run continues."""
     seen: dict[int, dict[str, Tensor]] = {}
     batches = iter(range(100))
@@ -64,7 +52,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(train_short: Train, probe: 
     probe.factor = lambda step, batch: math.nan if next(batches) == 5 else 1.0
     for step in (2, 3, 4):
         probe.at(step, lambda step=step: seen.update({step: probe.weights()}))
-    folder = train_short("trainer.micro_batch_size=2")
+    folder = train_tiny("trainer.micro_batch_size=2")
     assert all(torch.equal(tensor, seen[3][name]) for name, tensor in seen[2].items())
     assert not all(torch.equal(tensor, seen[4][name]) for name, tensor in seen[3].items())
     saved = last_checkpoint(folder)
@@ -79,13 +67,13 @@ def poison(probe: Probe, window: list[int]) -> None:
 
 
 def test_a_poisoned_window_is_skipped_and_a_resume_decides_the_same(
-    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
+    train_tiny: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
     """A window that breaks the loss costs a rollback; those of its step are not used again."""
     overrides = ["callbacks.health.patience=1", "trainer.max_steps=12"]
     broken = windows[5]
     poison(probe, broken[2])
-    rolled_back = train_short(*overrides)
+    rolled_back = train_tiny(*overrides)
     saved = last_checkpoint(rolled_back)
     assert saved["TokenDataModule"]["skipped"] == [[20, 24]]
     assert saved["callbacks"]["Health"]["rollbacks"] == 1
@@ -100,36 +88,36 @@ def test_a_poisoned_window_is_skipped_and_a_resume_decides_the_same(
     # Saved after the rollback: the resume finds the decision in the checkpoint.
     probe.signal(9, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_short(*overrides)
-    assert_same_end(rolled_back, train_short("ckpt_path=last"))
+        train_tiny(*overrides)
+    assert_same_end(rolled_back, train_tiny("ckpt_path=last"))
 
     # Killed after the rollback, before anything was saved: the resume decides the same again.
     probe.crash(6)
     with pytest.raises(Crash):
-        train_short(*overrides)
-    assert_same_end(rolled_back, train_short("ckpt_path=last"))
+        train_tiny(*overrides)
+    assert_same_end(rolled_back, train_tiny("ckpt_path=last"))
 
 
 @pytest.mark.slow
 def test_a_stop_within_a_streak_keeps_its_count(
-    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
+    train_tiny: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
     overrides = ["callbacks.health.patience=3", "trainer.max_steps=12"]
     broken = [windows[step][0] for step in (5, 6, 7)]
     probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
-    straight = train_short(*overrides)
+    straight = train_tiny(*overrides)
     assert last_checkpoint(straight)["TokenDataModule"]["skipped"] == [[20, 32]]
     probe.signal(6, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_short(*overrides)
-    assert_same_end(straight, train_short("ckpt_path=last"))
+        train_tiny(*overrides)
+    assert_same_end(straight, train_tiny("ckpt_path=last"))
 
 
 def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(
-    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
+    train_tiny: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
     poison(probe, windows[1][0])
-    folder = train_short("callbacks.health.patience=1")
+    folder = train_tiny("callbacks.health.patience=1")
     assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[4, 8]]
     assert list(curve(folder)["train_loss"]) == list(range(1, 9))
 
@@ -142,39 +130,39 @@ BREAKS_OFTEN = [
 
 
 def test_a_long_row_pushes_out_no_state_from_before(
-    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
+    train_tiny: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
     broken = [window for step in range(5, 9) for window in windows[step]]
     probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
     probe.at(4, lambda: probe.at(4, lambda: pytest.fail("the run went back too far")))
-    folder = train_short(*BREAKS_OFTEN)
+    folder = train_tiny(*BREAKS_OFTEN)
     assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[20, 36]]
     assert [probe.windows[step] for step in (5, 6, 7)] == [windows[step] for step in (9, 10, 11)]
     assert not any(window in broken for step in range(5, 12) for window in probe.windows[step])
 
 
 def test_a_rollback_with_only_younger_checkpoints_goes_to_the_oldest(
-    train_short: Train, probe: Probe, windows: dict[int, list[list[int]]]
+    train_tiny: Train, probe: Probe, windows: dict[int, list[list[int]]]
 ) -> None:
     """A stop saves within a row, too; the run must not start from scratch."""
     broken = [window for step in range(5, 9) for window in windows[step]]
     probe.factor = lambda step, batch: math.nan if batch.tolist()[0] in broken else 1.0
     probe.signal(6, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_short(*BREAKS_OFTEN)
+        train_tiny(*BREAKS_OFTEN)
     (stopped, *earlier) = step_files(Path("lightning_logs/tiny/version_0/checkpoints").absolute())
     assert stopped[0] == 7
     for _, path in earlier:
         path.unlink()
     probe.at(6, lambda: pytest.fail("the run went back too far"))
-    folder = train_short("ckpt_path=last")
+    folder = train_tiny("ckpt_path=last")
     # The windows of steps 5 and 6, counted from 0, are already behind that checkpoint.
     assert last_checkpoint(folder)["TokenDataModule"]["skipped"] == [[28, 36]]
     assert not any(window in broken for step in range(7, 12) for window in probe.windows[step])
 
 
 def test_a_state_from_which_no_step_can_be_taken_is_left_for_an_earlier_one(
-    train_short: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+    train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights may be finite and yet give a loss that is not."""
 
@@ -184,7 +172,7 @@ def test_a_state_from_which_no_step_can_be_taken_is_left_for_an_earlier_one(
 
     probe.at(4, spoil)  # until the steps from 4 on are taken again
     settings = ["callbacks.health.patience=2", "trainer.checkpoint_every_steps=3"]
-    folder = train_short(*settings, "trainer.max_steps=9")
+    folder = train_tiny(*settings, "trainer.max_steps=9")
     said = " ".join(capsys.readouterr().err.split())
     assert "rolling back to step_00000006.ckpt" in said
     assert "rolling back to step_00000003.ckpt" in said
@@ -194,7 +182,7 @@ def test_a_state_from_which_no_step_can_be_taken_is_left_for_an_earlier_one(
     ]
 
 
-def test_what_a_rollback_leaves_is_not_resumed(train_short: Train, probe: Probe) -> None:
+def test_what_a_rollback_leaves_is_not_resumed(train_tiny: Train, probe: Probe) -> None:
     """A stop soon after a rollback is resumed from where it stopped, not from later steps that the
     run has left.
     """
@@ -202,27 +190,27 @@ def test_what_a_rollback_leaves_is_not_resumed(train_short: Train, probe: Probe)
     settings = ["callbacks.health.patience=3", "trainer.checkpoint_every_steps=5"]
     probe.signal(7, signal.SIGTERM)
     with pytest.raises(Resumable):
-        train_short(*settings, "trainer.max_steps=12")
+        train_tiny(*settings, "trainer.max_steps=12")
     probe.at(5, lambda: probe.signal(6, signal.SIGTERM))
     with pytest.raises(Resumable):
-        train_short("ckpt_path=last")
+        train_tiny("ckpt_path=last")
     states = step_files(Path("lightning_logs/tiny/version_0/checkpoints"))
     assert [step for step, _ in states] == [7, 5]  # and not 8, of before the rollback
 
 
-def test_too_many_rollbacks_end_the_run_with_a_message(train_short: Train, probe: Probe) -> None:
+def test_too_many_rollbacks_end_the_run_with_a_message(train_tiny: Train, probe: Probe) -> None:
     probe.factor = lambda step, batch: math.nan if step >= 5 else 1.0
     with pytest.raises(ValueError, match=r"steps 6 to 7.* after 2 rollbacks.* optimizer\.lr"):
-        train_short("callbacks.health.patience=2", "callbacks.health.max_rollbacks=2")
+        train_tiny("callbacks.health.patience=2", "callbacks.health.max_rollbacks=2")
     # What the message advises works.
     probe.factor = lambda step, batch: 1.0
-    assert len(curve(train_short("ckpt_path=last", "optimizer.lr=0.001"))["train_loss"]) == 8
+    assert len(curve(train_tiny("ckpt_path=last", "optimizer.lr=0.001"))["train_loss"]) == 8
 
 
-def test_without_rollbacks_a_broken_run_ends_at_once(train_short: Train, probe: Probe) -> None:
+def test_without_rollbacks_a_broken_run_ends_at_once(train_tiny: Train, probe: Probe) -> None:
     probe.factor = lambda step, batch: math.nan if step >= 5 else 1.0
     with pytest.raises(ValueError, match=r"in steps 6 to 7: the data or the settings"):
-        train_short("callbacks.health.patience=2", "callbacks.health.max_rollbacks=0")
+        train_tiny("callbacks.health.patience=2", "callbacks.health.max_rollbacks=0")
 
 
 def test_a_loss_that_stays_high_is_one_spike(monkeypatch: pytest.MonkeyPatch) -> None:

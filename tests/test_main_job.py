@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,10 +128,7 @@ def test_the_default_job_learns_to_write_words(tmp_path: Path) -> None:
     from azllm_lightning import load, sample
     from azllm_lightning.azerbaijani.tales import known_words, words
 
-    started = time.monotonic()
     train(tmp_path, tmp_path / "data")
-    assert time.monotonic() - started < 180  # on two idle cores
-
     model, tokenizer = load(tmp_path / "lightning_logs" / "tales" / "version_0")
     known = known_words()
     texts = sample(model, tokenizer, max_new_tokens=120, seed=0, num_samples=20)

@@ -118,12 +118,10 @@ class DataConfig:
     def weights(self) -> dict[str, Weight]:
         """data.mix as a mapping from sources to weights; empty if null."""
         weights: dict[str, Weight] = {}
-        rest = self.mix or ""
-        while rest.strip(" ,"):
-            entry = _MIX_ENTRY.match(rest) or re.fullmatch("(.*)()", rest, re.DOTALL)
-            assert entry is not None
-            rest = rest[entry.end() :]
-            name, number = entry[1].strip(" ,"), entry[2].strip()
+        for name, number, unweighted in _MIX_ENTRY.findall(self.mix or ""):
+            if unweighted and not unweighted.strip(" ,"):  # a comma at the end
+                continue
+            name, number = name.strip(" ,"), number.strip()
             is_share = number.endswith("%")
             try:
                 value = float(number.removesuffix("%")) / (100 if is_share else 1)
@@ -177,8 +175,8 @@ class DataConfig:
         return as_list(self.languages)
 
 
-_MIX_ENTRY = re.compile(r"(.+?):([^,:]*)(?:,|$)", re.DOTALL)
-"""SOURCE: WEIGHT up to the next comma; a comma or colon before that is part of the name."""
+_MIX_ENTRY = re.compile(r"(.+?):([^,:]*)(?:,|$)|(.+)", re.DOTALL)
+"""SOURCE: WEIGHT up to the next comma, where SOURCE may have commas and colons; else the rest."""
 
 
 def _is_encoding(name: str) -> bool:

@@ -95,19 +95,16 @@ def mix_of(
         name: [(span.start, span.end) for span in spans if component_of[span.source] == name]
         for name in [*weights, ""]
     }
-    rings = {
-        name: [ranges] if joined and ranges else [[each] for each in ranges]
+    rings = [
+        (name, ring)
         for name, ranges in spans_of.items()
-    }
-    cut = Rings([ring for own in rings.values() for ring in own])
-    ends = np.cumsum([len(own) for own in rings.values()])
-    starts = {
-        name: np.concatenate(
-            [np.empty(0, np.int64)]
-            + [cut.windows(number, block_size) for number in range(end - len(own), end)]
-        )
-        for (name, own), end in zip(rings.items(), ends.tolist(), strict=True)
-    }
+        for ring in ([ranges] if joined else [[each] for each in ranges])
+        if ring
+    ]
+    cut = Rings([ring for _, ring in rings])
+    starts = dict.fromkeys(spans_of, np.empty(0, np.int64))
+    for number, (name, _) in enumerate(rings):
+        starts[name] = np.concatenate([starts[name], cut.windows(number, block_size)])
     draws = _draws({name: len(found) for name, found in starts.items()}, {**weights, "": Weight(1)})
     components = [
         Component(name, starts[name], draws[name], _derived_seed(seed, name))

@@ -290,6 +290,24 @@ def test_a_mix_continues_at_any_step(config: DataConfig) -> None:
     assert not torch.equal(whole, first(opened(config), 8))
 
 
+@pytest.mark.parametrize(("order", "across"), [(2, 0), (3, 1)])
+def test_a_run_begun_with_windows_within_each_source_of_a_mix_keeps_them(
+    tmp_path: Path, order: int, across: int
+) -> None:
+    """`across`: how many windows of the first pass go from one source to the other."""
+    for name in ("a.txt", "b.txt"):
+        lines = [f"{name} {i} uzaq dağlarda yaşayırdı." for i in range(200)]
+        (tmp_path / name).write_text("\n\n".join(lines), encoding="utf-8")
+    config = DataConfig(path=str(tmp_path / "*.txt"), mix="*: 1", vocab_size=300, block_size=16)
+    module = opened(config)
+    module.load_state_dict({**module.state_dict(), "order": order})
+    windows = module.train_windows
+    border = windows.shards.manifest.spans[0].end
+    assert border % 16
+    starts = [windows.start(index) for index in range(windows.num_windows)]
+    assert sum(start < border < start + 16 for start in starts) == across
+
+
 def test_another_mix_does_not_continue_a_run(config: DataConfig) -> None:
     state = opened(config).state_dict()
     (source,) = {span.source for span in opened(config).train_windows.shards.manifest.spans}

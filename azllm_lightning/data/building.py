@@ -150,14 +150,14 @@ def _count_lines(config: DataConfig, work: Path, workers: Workers) -> Path | Non
         return path
     census = LineCensus(config)
     with Progress(tr("counting lines"), bytes_to_read(config)) as progress:
-        for number, _ in enumerate(streams(config)):
+        for number, stream in enumerate(streams(config)):
+            census.start(stream)
             for _, block in clean_blocks(config, Position(number), None, work, workers):
                 counted = census.add(block)
                 done = block.read_bytes if config.max_bytes is None else counted
                 progress.add(done, len(block.ends))
                 if census.is_full:
                     break
-            census.end_stream()
     write_arrays(path, {}, census.frequent._asdict())
     return path
 

@@ -190,7 +190,12 @@ def _units_of_a_piece(units: Sequence[bytes], limit: int) -> int:
     """How many of `units`, at most `limit` bytes, make a piece."""
     ends = list(itertools.accumulate(map(len, units)))
     late = [count for count, end in enumerate(ends, start=1) if 2 * end >= limit]
-    return min(late or [len(units)], key=lambda count: zlib.crc32(units[count - 1].strip()))
+    return min(late or [len(units)], key=lambda count: zlib.crc32(_words(units[count - 1])))
+
+
+def _words(unit: bytes) -> bytes:
+    """`unit` without what differs between two copies of it: the spaces and line breaks."""
+    return b" ".join(unit.split())
 
 
 def _units(text: str, limit: int, level: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from array import array
 from collections import Counter
@@ -151,25 +152,25 @@ def _repeated_lines(config: DataConfig) -> set[int]:
     if config.repeated_lines is None:
         return set()
     census = LineCensus(config)
-    for number, _ in enumerate(streams(config)):
+    for number, stream in enumerate(streams(config)):
+        census.start(stream)
         for raw in raw_blocks(config, Position(number)):
             census.add(with_lines(clean_block(raw, config.max_document_bytes)))
             if census.is_full:
                 break
-        census.end_stream()
     return set(census.frequent.digests.tolist())
 
 
 class LineCensus:
     """Counts the lines of the text, of which exact duplicates count once.
 
-    With data.max_bytes, that many bytes of each stream are counted.
+    It counts as many bytes of each stream as are wanted of it, duplicates not included.
     """
 
     def __init__(self, config: DataConfig) -> None:
         assert config.repeated_lines is not None
         self._limit = config.repeated_lines
-        self._max_bytes = config.max_bytes
+        self._max_bytes: int | None = None
         self._bytes = 0
         self._is_full = False
         self._seen = DigestSet()
@@ -187,22 +188,24 @@ class LineCensus:
 
     def add(self, block: CleanBlock) -> int:
         """Count the lines of a block that has their hashes; returns the bytes that were counted."""
-        count = len(block.ends)
+        new = self._seen.are_new(block.digests)
         if self._max_bytes is not None:
+            ends = np.cumsum(block.sizes * new)
             room = self._max_bytes - self._bytes
-            count = int(np.searchsorted(block.ends, room, side="right"))
-            self._is_full = count < len(block.ends)
-            if not self._bytes:  # one document at least
-                count = min(max(count, 1), len(block.ends))
-        new = self._seen.add_new(block.digests[:count])
-        lines = block.lines[: int(block.line_counts[:count].sum())]
-        self._lines.add(lines[np.repeat(new, block.line_counts[:count])])
-        counted = int(block.sizes[:count].sum())
+            count = int(np.searchsorted(ends, room, side="right"))
+            self._is_full = count < len(ends)
+            if not self._bytes and self._is_full:  # one document at least
+                count = max(count, int(np.flatnonzero(new)[0]) + 1)
+            new[count:] = False
+        self._seen.update(block.digests[new])
+        self._lines.add(block.lines[np.repeat(new, block.line_counts)])
+        counted = int(block.sizes[new].sum())
         self._bytes += counted
         return counted
 
-    def end_stream(self) -> None:
-        """The next block is of another stream."""
+    def start(self, stream: Stream) -> None:
+        """Go on with the text of `stream`."""
+        self._max_bytes = stream.max_bytes
         self._bytes = 0
         self._is_full = False
 
@@ -497,9 +500,10 @@ def _texts(
     before = Counter(start.counts)
     has_text = start.file > 0 or start.texts > 0
     are_sources = _are_sources(files, stream, config)
+    source_names = _source_names([file for file, _ in files])
     for index in range(start.file, stop):
         file, found = files[index]
-        file_source = file.name if are_sources else config.name
+        file_source = source_names[index] if are_sources else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
         meter = Meter()
@@ -526,6 +530,21 @@ def _are_sources(files: Sequence[object], stream: Stream, config: DataConfig) ->
     """Whether each file is a source: those of all streams, `files` and the others, are few."""
     others = (each for each in streams(config) if each != stream)
     return len(files) + sum(len(stream_files(each)) for each in others) <= MAX_SOURCES
+
+
+def _source_names(files: Sequence[TextFile]) -> list[str]:
+    """What each file is called as a source: its name, after the folders in which files of the same
+    name differ.
+    """
+    places: dict[str, set[str]] = {}
+    for file in files:
+        places.setdefault(file.name, set()).add(file.address)
+    names = []
+    for file in files:
+        same = [place.split("/") for place in places[file.name]]
+        shared = len(os.path.commonprefix(same)) if len(same) > 1 else -1
+        names.append("/".join(file.address.split("/")[shared:]))
+    return names
 
 
 def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position, int]]:

@@ -138,7 +138,7 @@ class TokenDataModule(LightningDataModule):
     `micro_batch_size` is the B of each process; it may be changed between two fits. Validation uses
     `data.val_windows` windows chosen by a fixed seed (None: all), divided among the processes
     without padding, so that each window is counted once. `state_dict` holds what a resume needs:
-    the fingerprint of the data, the seed, the global batch size, the mix, the version of the
+    the digests of the data, the seed, the global batch size, the mix, the version of the
     training order and the skipped windows.
     """
 
@@ -173,6 +173,11 @@ class TokenDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """A digest of the training shards and the tokenizer."""
         return self.train_windows.shards.manifest.fingerprint
+
+    @property
+    def validation(self) -> str:
+        """A digest of the validation shards and the tokenizer."""
+        return self.train_windows.shards.manifest.validation
 
     @property
     def val_text_digest(self) -> str:
@@ -278,6 +283,7 @@ class TokenDataModule(LightningDataModule):
         """What a resume compares and restores; the position itself is the optimizer step."""
         return {
             "fingerprint": self.fingerprint,
+            "validation": self.validation,
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
             "skipped": self.skipped,
@@ -287,7 +293,7 @@ class TokenDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a checkpoint's state; ValueError if this data could not continue it exactly."""
-        self.check_same_data(state_dict["fingerprint"])
+        self.check_same_data(state_dict["fingerprint"], state_dict.get("validation"))
         if state_dict["seed"] != self.seed:
             raise ValueError(
                 tr(
@@ -328,8 +334,11 @@ class TokenDataModule(LightningDataModule):
         self.train_windows.follow(order)
         self.skipped = merge_ranges([*state_dict["skipped"], *self._to_skip])
 
-    def check_same_data(self, fingerprint: str) -> None:
-        """Raise ValueError unless `fingerprint`, taken from a checkpoint, is that of this data."""
+    def check_same_data(self, fingerprint: str, validation: str | None) -> None:
+        """Raise ValueError unless the digests of a checkpoint are those of this data.
+
+        Earlier versions did not keep that of the validation text.
+        """
         if fingerprint != self.fingerprint:
             raise ValueError(
                 tr(
@@ -339,6 +348,15 @@ class TokenDataModule(LightningDataModule):
                     theirs=fingerprint,
                     folder=self.folder,
                     ours=self.fingerprint,
+                )
+            )
+        if validation not in (None, self.validation):
+            raise ValueError(
+                tr(
+                    "the checkpoint was validated on other text than that of {folder}, so that "
+                    "val_loss would not be comparable; resume with the same validation text "
+                    "(data.dir=, data.val_path=), or start a new run",
+                    folder=self.folder,
                 )
             )
 

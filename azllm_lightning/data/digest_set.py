@@ -74,13 +74,18 @@ class DigestSet:
             runs.append(new)
 
     def add_new(self, digests: Digests) -> npt.NDArray[np.bool_]:
-        """Add digests (N, 16); returns which of them are new, and the first of their kind (N,)."""
+        """Add digests (N, 16); returns which of them `are_new` (N,)."""
+        is_new = self.are_new(digests)
+        self.update(digests[is_new])
+        return is_new
+
+    def are_new(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """Which of the digests (N, 16) are not in the set, and the first of their kind (N,)."""
         is_new = ~self.contains(digests)
         _, firsts = np.unique(as_keys(digests), return_index=True)
         is_first = np.zeros(len(digests), np.bool_)
         is_first[firsts] = True
         is_new &= is_first
-        self.update(digests[is_new])
         return is_new
 
     def _split(self, digests: Digests) -> list[tuple[list[_Run], npt.NDArray[np.int64], _Run]]:

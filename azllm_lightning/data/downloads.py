@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import re
 import time
 import urllib.error
@@ -34,6 +35,9 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 TIMEOUT = 60.0
 """Seconds without an answer or a byte that count as a failure."""
+
+ASK_AGAIN = 60.0
+"""Seconds for which a process does not ask again: a command looks for its text several times."""
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_WAIT = 60.0
@@ -77,6 +81,10 @@ class _State:
         return self.version == other.version and self.size == other.size
 
 
+_found: dict[Path, tuple[float, Download]] = {}
+"""When, by time.monotonic(), each folder last received its file in this process, and that file."""
+
+
 class _BrokenError(Exception):
     """The connection failed, as its text says."""
 
@@ -94,12 +102,17 @@ def fetch(url: str) -> Download:
     or cannot be written into the cache.
     """
     folder = cache_folder() / "downloads" / blake2b(url.encode("utf-8"), digest_size=10).hexdigest()
+    when, known = _found.get(folder, (-math.inf, None))
+    if known is not None and time.monotonic() - when < ASK_AGAIN and known.path.is_file():
+        return known
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder / "lock")
         lock.wait(tr("another process downloads {url}: waiting", url=shown(url)))
         try:
-            return _Transfer(url, folder).run()
+            download = _Transfer(url, folder).run()
+            _found[folder] = time.monotonic(), download
+            return download
         finally:
             lock.release()
     except OSError as error:  # of this machine: what fails on the way is a _BrokenError
@@ -187,6 +200,8 @@ class _Transfer:
         except urllib.error.HTTPError as error:
             if error.code == 304 and kept is not None:
                 return self._download(kept)
+            if error.code == 416 and partial and self._received() == partial.size:
+                return self._finish(partial, self._received())
             if error.code == 416:  # the file has become shorter
                 self._partial.unlink(missing_ok=True)
                 raise _BrokenError(_status(error)) from error
@@ -224,10 +239,14 @@ class _Transfer:
                     size=state.size,
                 )
             )
+        return self._finish(state, done)
+
+    def _finish(self, state: _State, size: int) -> Download:
+        """Put a complete file of `size` bytes in its place."""
         self._complete_state.unlink(missing_ok=True)
         self._file.mkdir(exist_ok=True)
         self._partial.replace(self._file / state.name)
-        state.size = done
+        state.size = size
         _write_state(self._complete_state, state)
         self._partial_state.unlink(missing_ok=True)
         return self._download(state)

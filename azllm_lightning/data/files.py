@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import lzma
+import math
 import re
 import stat
+import time
 import urllib.parse
 import zlib
 from collections.abc import Iterator, Sequence
@@ -40,11 +42,18 @@ _PARQUET = b"PAR1"
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
+class TimeUp(Exception):
+    """The deadline of a Meter has passed."""
+
+
 @dataclass
 class Meter:
-    """How many bytes of a file have been read."""
+    """How many bytes of a file have been read; at `deadline`, by time.monotonic(), a text file ends
+    with TimeUp.
+    """
 
     num_bytes: int = 0
+    deadline: float = math.inf
 
 
 class _Metered(io.RawIOBase):
@@ -58,6 +67,8 @@ class _Metered(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if time.monotonic() > self._meter.deadline:
+            raise TimeUp
         chunk = self._raw.read(len(buffer))
         buffer[: len(chunk)] = chunk
         self._meter.num_bytes += len(chunk)
@@ -136,7 +147,7 @@ class TextFile:
             yield
         except (pa.ArrowException, EOFError, zlib.error, lzma.LZMAError) as error:
             raise _damaged(self.address, error) from error
-        except ValueError:
+        except (ValueError, TimeUp):
             raise
         except MemoryError as error:
             raise ValueError(

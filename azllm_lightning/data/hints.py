@@ -19,7 +19,7 @@ from azllm_lightning.data.corpus import (
     stream_files,
     streams,
 )
-from azllm_lightning.data.files import Meter, TextFile
+from azllm_lightning.data.files import Meter, TextFile, TimeUp
 from azllm_lightning.data.records import read_records
 from azllm_lightning.data.repeated_lines import line_digest
 from azllm_lightning.data.rows import SOURCE_FIELDS, Record, matching
@@ -73,25 +73,24 @@ def look(config: DataConfig, seconds: float = SECONDS) -> Look:
 
 def _look(config: DataConfig, seconds: float) -> Look:
     files = [file for file in _files(config) if file.is_local]
+    end = time.monotonic() + seconds
     field = None
     if config.source_field is None and files:
-        field = _source_field(files[0], config)
+        field = _source_field(files[0], config, end)
     sources: set[str] = set()
     lines: Counter[int] = Counter()
     examples: dict[int, str] = {}
     seen: set[int] = set()
-    end = time.monotonic() + seconds
-    is_complete = True
     meters: list[Meter] = []
-    for text, source in _all_records(files, replace(config, source_field=field), meters):
+    for text, source in _all_records(files, replace(config, source_field=field), meters, end):
         if time.monotonic() > end:
-            is_complete = False
             break
         if source is not None and len(sources) <= MAX_SOURCES:
             sources.add(source)
         if hash(text) not in seen:
             seen.add(hash(text))
             _count(clean(text), lines, examples)
+    is_complete = time.monotonic() <= end
     read = max(1, sum(meter.num_bytes for meter in meters))
     size = read if is_complete else max(read, sum(file.size() for file in files))
     if config.max_bytes is not None:
@@ -160,41 +159,41 @@ def _files(config: DataConfig) -> list[TextFile]:
         return []
 
 
-def _source_field(file: TextFile, config: DataConfig) -> str | None:
+def _source_field(file: TextFile, config: DataConfig, end: float) -> str | None:
     """The field of SOURCE_FIELDS that a file has, as it is spelled there."""
-    known = next((name for name in SOURCE_FIELDS if _has(file, config, name)), None)
+    known = next((name for name in SOURCE_FIELDS if _has(file, config, name, end)), None)
     if known is None:
         return None
     spelled: dict[str, None] = {}
     no_field = replace(config, source_field="")
-    for _ in islice(_records(file, no_field, fields=spelled), FIRST):
+    for _ in islice(_records(file, no_field, Meter(deadline=end), fields=spelled), FIRST):
         pass
     return matching(spelled, known) or known
 
 
-def _has(file: TextFile, config: DataConfig, field: str) -> bool:
+def _has(file: TextFile, config: DataConfig, field: str, end: float) -> bool:
     """Whether one of the first records has a value in `field`."""
-    records = _records(file, replace(config, source_field=field))
+    records = _records(file, replace(config, source_field=field), Meter(deadline=end))
     return any(source is not None for _, source in islice(records, FIRST))
 
 
 def _all_records(
-    files: Sequence[TextFile], config: DataConfig, meters: list[Meter]
+    files: Sequence[TextFile], config: DataConfig, meters: list[Meter], end: float
 ) -> Iterator[Record]:
     """The records of file after file; `meters` receives one for each file that is opened."""
     for file in files:
-        meters.append(Meter())
+        meters.append(Meter(deadline=end))
         yield from _records(file, config, meters[-1])
 
 
 def _records(
     file: TextFile,
     config: DataConfig,
-    meter: Meter | None = None,
+    meter: Meter,
     fields: dict[str, None] | None = None,
 ) -> Iterator[Record]:
-    """The records of a file, as far as it can be read."""
-    with contextlib.suppress(ValueError, OSError), file.explained_errors():
+    """The records of a file, as far as it can be read before the deadline of `meter`."""
+    with contextlib.suppress(ValueError, OSError, TimeUp), file.explained_errors():
         yield from read_records(file, config, Counter(), meter, fields)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.data import Weight
+from azllm_lightning.data.corpus import MAX_SOURCES
 from azllm_lightning.data.cuts import Rings, cut_offset
 from azllm_lightning.data.sampler import Indices, window_order
 from azllm_lightning.data.shards import Span
@@ -121,13 +122,18 @@ def _component_of(weights: Mapping[str, Weight], sources: Collection[str]) -> di
         matching = [source for source in sources if _matches(source, name)]
         if not matching:
             shown = ", ".join(list(sources)[:20])
-            raise ValueError(
-                tr(
-                    "data.mix: no source is called {name}; there are {sources}",
-                    name=name,
-                    sources=shown,
-                )
+            message = tr(
+                "data.mix: no source is called {name}; there are {sources}",
+                name=name,
+                sources=shown,
             )
+            if len(sources) == 1:
+                message += ". " + tr(
+                    "Files are sources if there are at most {maximum} of them; else name a field "
+                    "of the rows with data.source_field",
+                    maximum=MAX_SOURCES,
+                )
+            raise ValueError(message)
         for source in matching:
             if component_of[source]:
                 raise ValueError(

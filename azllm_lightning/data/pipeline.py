@@ -31,12 +31,13 @@ from azllm_lightning.data.shards import (
     Manifest,
 )
 from azllm_lightning.data.tokenizer import Tokenizer
+from azllm_lightning.data.workers import check_guarded
 from azllm_lightning.disk.lock import Lock, State
 from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
-CLEANING_VERSION = 6
+CLEANING_VERSION = 7
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
 
 _TEXT = "text"
@@ -112,11 +113,13 @@ def prepared_folder(config: DataConfig) -> Path:
     return cache_folder() / content_key(config)
 
 
-def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
+def with_prepared(
+    config: DataConfig, fingerprint: str, validation: str | None = None
+) -> DataConfig:
     """`config` with the folder of the data with that fingerprint, if the cache has it.
 
-    A run then continues although its text was moved or changed. Data of other settings does not
-    count.
+    A run then continues although its text was moved or changed. Data of other settings, or with
+    another `validation` text, if that is known, does not count.
     """
     if config.dir is not None:
         return config
@@ -125,6 +128,7 @@ def with_prepared(config: DataConfig, fingerprint: str) -> DataConfig:
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
             same = _made_from(manifest, settings) == settings
+            same = same and validation in (None, manifest.validation)
             if same and manifest.fingerprint == fingerprint:
                 return replace(config, dir=str(path.parent))
     return config
@@ -196,6 +200,7 @@ def _create(config: DataConfig, folder: Path) -> bool:
     What an interrupted build has finished is kept under the temporary name, for the next one.
     """
     unfinished = folder.with_name(f"{_UNFINISHED_PREFIX}{folder.name}{_UNFINISHED_SUFFIX}")
+    check_guarded()
     # What is missing is reported before the text is said to be prepared.
     streams(config)
     # A folder of the cache is named by it; the text may have changed since, but not its name.
@@ -239,6 +244,8 @@ def _build(config: DataConfig, unfinished: Path, key: str) -> None:
         key_file.write_text(key, encoding="utf-8")
     source = made_from(config)
     try:
+        if content_key(config) != key:  # while another process was waited for
+            raise _changed()
         build(config, unfinished, source)
     except OSError as error:
         if error.errno in _NO_ROOM:
@@ -246,10 +253,14 @@ def _build(config: DataConfig, unfinished: Path, key: str) -> None:
         raise
     if has_changed(config, source):
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise ValueError(
-            tr("the text in data.path changed while it was being prepared; prepare it again")
-        )
+        raise _changed()
     key_file.unlink()
+
+
+def _changed() -> ValueError:
+    return ValueError(
+        tr("the text in data.path changed while it was being prepared; prepare it again")
+    )
 
 
 def _remove_leftovers(parent: Path, current: Path) -> None:
@@ -288,21 +299,28 @@ def _explained_errors(config: DataConfig, parent: Path) -> Iterator[None]:
 
 def _report_superseded(folder: Path) -> None:
     """Name the older prepared folders of the same files and settings in the cache."""
-    own = _settings_of(Manifest.read(folder))
+    manifest = Manifest.read(folder)
     older = []
+    is_same_text = True
     for other in sorted(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*")):
         with contextlib.suppress(ValueError, OSError):
-            if other != folder and _settings_of(Manifest.read(other)) == own:
+            theirs = Manifest.read(other)
+            if other != folder and _settings_of(theirs) == _settings_of(manifest):
                 older.append(other)
+                is_same_text &= theirs.made_from.get(_TEXT) == manifest.made_from[_TEXT]
     if older:
+        reason = tr("the text has changed since it was last prepared")
+        if is_same_text:
+            reason = tr("this version of azllm-lightning prepares the text in another way")
         size = sum(file.stat().st_size for other in older for file in other.iterdir())
         log.warning(
             trn(
-                "the text has changed since it was last prepared; delete the folder of the "
-                "earlier version if no run needs it ({size:,.1f} MB): {folders}",
-                "the text has changed since it was last prepared; delete the folders of the "
-                "earlier versions if no run needs them ({size:,.1f} MB): {folders}",
+                "{reason}; delete the folder of the earlier version if no run needs it "
+                "({size:,.1f} MB): {folders}",
+                "{reason}; delete the folders of the earlier versions if no run needs them "
+                "({size:,.1f} MB): {folders}",
                 len(older),
+                reason=reason,
                 size=size / 1e6,
                 folders=", ".join(map(str, older)),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,6 +18,7 @@ from azllm_lightning.data.rows import SAMPLE_ROWS, Record, Rows, matching
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import parquet
 
 _PARQUET_ROWS = 512
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
@@ -112,7 +113,7 @@ def _parquet(
             for row in batch.to_pylist():
                 rows.measure(row)
     columns: list[str] = [
-        rows.column(paths, setting, field)
+        rows.column(list(paths), setting, field)
         for setting, field in (
             ("text_field", config.text_field),
             ("source_field", config.source_field),
@@ -120,6 +121,9 @@ def _parquet(
         if field is not None
     ]
     rows.note_columns()
+    if any(paths[column] for column in columns):
+        yield from _nested(table, columns, rows, decoder.address, report)
+        return
     number = 0
     for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
         texts, *sources = (_inner(batch, column) for column in columns)
@@ -135,16 +139,45 @@ def _parquet(
             yield from rows.record(text, source, f"{decoder.address}:{number}")
 
 
-def _parquet_paths(schema: pa.Schema) -> list[str]:
-    """The names of the columns, and of the fields of those that are structs, joined by dots."""
+def _nested(
+    table: parquet.ParquetFile,
+    paths: Sequence[str],
+    rows: Rows,
+    address: str,
+    report: Callable[[int, int], None],
+) -> Iterator[Record]:
+    """The records of rows that may have several texts each, which are read as those of JSON."""
+    columns = list(dict.fromkeys(_column_of(path, table.schema_arrow) for path in paths))
+    number = 0
+    for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
+        report(number + len(batch), table.metadata.num_rows)
+        for row in batch.to_pylist():
+            number += 1
+            yield from rows.from_json(row, f"{address}:{number}")
+
+
+def _parquet_paths(fields: Iterable[pa.Field], is_listed: bool = False) -> dict[str, bool]:
+    """The names of the columns, and of the fields of those that are structs, joined by dots; of
+    each, whether a row may have several, in a list.
+    """
     import pyarrow as pa
 
-    paths = []
-    for field in schema:
-        paths.append(field.name)
-        if pa.types.is_struct(field.type):
-            paths += [f"{field.name}.{path}" for path in _parquet_paths(pa.schema(field.type))]
+    paths = {}
+    for field in fields:
+        kind = field.type
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        inner = kind.value_type if is_list else kind
+        paths[field.name] = is_listed or is_list
+        if pa.types.is_struct(inner):
+            inside = _parquet_paths(inner, is_listed or is_list)
+            paths.update({f"{field.name}.{path}": listed for path, listed in inside.items()})
     return paths
+
+
+def _column_of(path: str, schema: pa.Schema) -> str:
+    """The name of the column in which `path` is."""
+    names: list[str] = schema.names
+    return next(name for name in names if f"{path}.".startswith(f"{name}."))
 
 
 def _inner(batch: pa.RecordBatch, path: str) -> pa.Array:

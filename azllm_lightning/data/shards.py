@@ -83,7 +83,15 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """A digest of the training shards and the tokenizer: what a run was trained on."""
-        parts = [self.tokenizer, *(file.sha256 for file in self.splits["train"].files)]
+        return self._digest("train")
+
+    @property
+    def validation(self) -> str:
+        """A digest of the validation shards and the tokenizer."""
+        return self._digest("val")
+
+    def _digest(self, split: str) -> str:
+        parts = [self.tokenizer, *(file.sha256 for file in self.splits[split].files)]
         return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
 
     def write(self, folder: Path) -> None:

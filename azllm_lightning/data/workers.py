@@ -78,11 +78,38 @@ class Workers:
             # children call neither PyTorch nor anything else that threads may have left locked.
             method = "fork" if sys.platform == "linux" else "spawn"
             context = multiprocessing.get_context(method)
-            self._pool = ProcessPoolExecutor(self.count, context, _set_up)
+            # Windows waits for at most 63 processes at once, of which Python needs two.
+            count = min(self.count, 61) if sys.platform == "win32" else self.count
+            self._pool = ProcessPoolExecutor(count, context, _set_up)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-                self._pool.submit(os.getpid).result()
+                try:
+                    self._pool.submit(os.getpid).result()
+                except BrokenProcessPool:
+                    if method == "spawn":
+                        raise unguarded() from None
+                    raise
         return self._pool
+
+
+def check_guarded() -> None:
+    """Raise ValueError in a process that runs a script a second time, to import it.
+
+    Without a guard, the script would prepare its text again there, and wait for the process that
+    started it for the same reason.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise unguarded()
+
+
+def unguarded() -> ValueError:
+    """The error of a script that a new process cannot import."""
+    return ValueError(
+        tr(
+            "this script is run again by each process that prepares the text: put what it does "
+            'under `if __name__ == "__main__":`, or use one process (data.prepare_workers=1)'
+        )
+    )
 
 
 def num_cores() -> int:

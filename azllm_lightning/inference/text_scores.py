@@ -76,7 +76,9 @@ def prepared_folder_of(checkpoint: Path) -> Path:
         )
     try:
         config = from_mapping(DataConfig, stored["data"], "data")
-        folder = prepared_folder(with_prepared(config, content["azllm"].get("data", "")))
+        saved = content["azllm"]
+        place = with_prepared(config, saved.get("data", ""), saved.get("validation"))
+        folder = prepared_folder(place)
     except (ValueError, OSError) as error:
         raise ValueError(
             tr(

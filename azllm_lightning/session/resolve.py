@@ -65,6 +65,8 @@ class Source:
     """PyTorch's threads, if it was trained on a CPU."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """The settings of its data."""
+    validation: str | None = None
+    """A digest of the text that it was validated on."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def _data_of(config: DataConfig, source: Source) -> DataConfig:
 
     Raises ValueError if there are neither shards nor the text.
     """
-    place = with_prepared(config, source.fingerprint)
+    place = with_prepared(config, source.fingerprint, source.validation)
     try:
         prepared_folder(place)
     except ValueError as error:
@@ -236,7 +238,7 @@ def _data_of(config: DataConfig, source: Source) -> DataConfig:
 def _check_same_data(data: TokenDataModule, source: Source) -> None:
     """Raise ValueError, with the way out, unless `data` is what `source` was trained on."""
     try:
-        data.check_same_data(source.fingerprint)
+        data.check_same_data(source.fingerprint, source.validation)
     except ValueError as error:
         keys = changed(data.config, source.data)
         text = and_then(str(error), way_out(keys)) if keys else str(error)
@@ -372,6 +374,7 @@ def _resumed(config: RunConfig) -> Located:
         checkpoint["azllm"].get("teachers", []),
         checkpoint["azllm"].get("threads"),
         stored["data"],
+        checkpoint["azllm"].get("validation"),
     )
     return Located(resumed, source)
 

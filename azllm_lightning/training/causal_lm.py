@@ -429,6 +429,7 @@ class CausalLM(LightningModule):
             "tokenizer": self.tokenizer_json,
             "config": self.run_config,
             "data": datamodule_of(self.trainer).fingerprint,
+            "validation": datamodule_of(self.trainer).validation,
             "step": self.trainer.global_step,
             "validated_step": self.validated_step,
             "train_loss_sum": self._train_loss_sum,

@@ -75,14 +75,16 @@ def neighbor_embeddings(
             total += after.times(before.times(x)) + before.times(after.times(x))
         return total * inverse
 
-    dimensions = min(width, vocab_size, MOST_DIMENSIONS)
+    most = min(width, vocab_size, MOST_DIMENSIONS)
+    # With more than there can be, zero is an eigenvalue many times, which LAPACK may not solve.
+    dimensions = min(most, int(has_neighbors.sum()))
     basis = torch.randn(vocab_size, dimensions, generator=generator)
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(gram(basis)).Q
     squared, rotation = torch.linalg.eigh(basis.T @ gram(basis))
     vectors = basis @ rotation * squared.clamp_min(0).sqrt()  # a row's length is at most 1
     embeddings = torch.zeros(vocab_size, width)
-    embeddings[:, :dimensions] = scale * math.sqrt(dimensions) * vectors
+    embeddings[:, :dimensions] = scale * math.sqrt(most) * vectors
     random = RANDOM_SCALE * torch.randn(vocab_size, width, generator=generator)
     return torch.where(has_neighbors, embeddings, random)
 

@@ -88,6 +88,9 @@ class WebSite:
         is_same = handler.headers.get("If-Range", tag) == tag
         if wanted and self.knows_ranges and is_same:
             start = int(re.match(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
+            if start >= len(body) + self.extra_length:
+                handler.send_error(416)
+                return
             handler.send_response(206)
             size = len(body) + self.extra_length
             handler.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")

@@ -4,6 +4,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
+from textwrap import fill
 
 import pytest
 
@@ -228,6 +229,21 @@ def test_a_copy_with_a_foreword_soon_has_the_same_pieces(between: str, before: i
     again = set(cut(f"{foreword}{between}{text}", 4096))
     same = sum(len(piece) for piece in pieces & again)
     assert same > 0.8 * len(text)
+
+
+@pytest.mark.parametrize("width", [None, 60, 75])
+def test_a_copy_with_other_line_breaks_soon_has_the_same_pieces(width: int | None) -> None:
+    rng = random.Random(0)
+    paragraphs = [" ".join(["söz", *(str(rng.random()) for _ in range(20))]) for _ in range(3000)]
+
+    def words_of_pieces(wrapped: int | None, space: str) -> set[str]:
+        lines = [fill(p, wrapped) if wrapped else p for p in paragraphs]
+        text = "\n\n".join(lines).replace(" ", space)
+        return {" ".join(piece.split()) for piece in cut(text, 4096)}
+
+    pieces = words_of_pieces(None, " ")
+    same = pieces & words_of_pieces(width, "  " if width is None else " ")
+    assert sum(map(len, same)) > 0.4 * sum(map(len, pieces))
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "cp1254", "cp1251"])

@@ -44,6 +44,16 @@ def test_files_are_sources_if_those_of_both_texts_are_few(
     assert all(source == (f"{text}.txt" if is_few else "text") for text, source in found)
 
 
+def test_files_of_the_same_name_are_sources_by_their_folders(tmp_path: Path) -> None:
+    for folder in ("xəbər/2023", "xəbər/2024", "kitab"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text(folder, encoding="utf-8")
+    (tmp_path / "kitab" / "b.txt").write_text("b", encoding="utf-8")
+    found = {d.text: d.source for d in documents(DataConfig(path=str(tmp_path)))}
+    folders = ("xəbər/2023", "xəbər/2024", "kitab")
+    assert found == {folder: f"{folder}/a.txt" for folder in folders} | {"b": "b.txt"}
+
+
 def test_exact_duplicates_are_left_out(tmp_path: Path) -> None:
     unique = make_texts(2000)
     (tmp_path / "a.jsonl").write_bytes(

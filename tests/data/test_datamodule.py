@@ -228,6 +228,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
     state = module.state_dict()
     assert state == {
         "fingerprint": module.fingerprint,
+        "validation": module.validation,
         "seed": 1,
         "global_batch_size": 6,
         "skipped": [],
@@ -238,6 +239,7 @@ def test_a_state_is_restored_and_one_of_another_run_refused(config: DataConfig) 
     assert module.skipped == [[3, 5]]
     refusals = {
         "fingerprint": ("abc", "different data .*data.path="),
+        "validation": ("abc", "validated on other text.*data.val_path="),
         "seed": (2, "seed=2.*seed=1"),
         "global_batch_size": (12, "=12.*has 6; omit trainer.global_batch_size="),
         "order": (4, "version 4.*up to 3.*update it"),

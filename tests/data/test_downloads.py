@@ -7,6 +7,7 @@ import errno
 import gzip
 import lzma
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ CSV = b"text\nbir\niki\n"
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azllm_lightning.data.downloads.PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("azllm_lightning.data.downloads.ASK_AGAIN", 0.0)
 
 
 @pytest.fixture
@@ -121,6 +123,41 @@ def test_without_ranges_a_broken_download_starts_again(site: WebSite) -> None:
     site.breaks_after = [100_000]
     assert len(read(f"{site.url}/a.txt")) == 3000
     assert site.sent == len(LONG) + 100_000
+
+
+def test_a_server_is_asked_once_for_a_while(
+    site: WebSite, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("azllm_lightning.data.downloads.ASK_AGAIN", 1000.0)
+    site.files = {"/a.txt": PLAIN}
+    url = f"{site.url}/a.txt"
+    assert read(url) == TEXTS
+    requests = len(site.requests)
+    assert read(url) == TEXTS
+    prepared_folder(DataConfig(path=url))
+    assert len(site.requests) == requests
+    later = time.monotonic() + 1001
+    monkeypatch.setattr("time.monotonic", lambda: later)
+    site.failures = [503] * 5
+    assert read(url) == TEXTS  # the copy from before, which is not asked for at once, either
+    assert read(url) == TEXTS
+    assert caplog.text.count("using the copy from before") == 1
+
+
+def test_a_file_whose_last_byte_was_received_is_not_received_again(
+    site: WebSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files = {"/a.txt": LONG}
+    with monkeypatch.context() as stopped:
+        stopped.setattr("azllm_lightning.data.downloads.sync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read(f"{site.url}/a.txt")
+    assert len(read(f"{site.url}/a.txt")) == 3000
+    assert site.sent == len(LONG)
+
+
+def interrupted(_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_later_process_continues_a_download(site: WebSite) -> None:

@@ -203,6 +203,17 @@ def test_copies_of_a_document_do_not_make_its_lines_repeated(tmp_path: Path) -> 
     assert [each.text for each in found] == ["Şeirin sətri\nikinci sətri", "Başqa mətn."]
 
 
+def test_copies_before_the_limit_leave_no_repeated_lines(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    texts = [f"Sənəd.\n{RIGHTS}"] * 500 + [f"Sənəd {number}.\n{RIGHTS}" for number in range(500)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    counts: Counter[str] = Counter()
+    size = 200 * len(texts[-1].encode())
+    config = DataConfig(path=str(path), repeated_lines=5, max_bytes=size)
+    assert not any(RIGHTS in each.text for each in documents(config, counts))
+    assert counts["duplicates"] == 499
+
+
 def test_a_block_without_lines_knows_its_texts_and_sources() -> None:
     texts = [RIGHTS, f"Bir.\n{RIGHTS}", "İki.", f"{RIGHTS}\n{RIGHTS}", "Üç."]
     raw = RawBlock(texts, ["a", "b", "a", "b", "c"], Position(), is_last=True)

@@ -605,6 +605,30 @@ def test_text_that_changes_while_it_is_prepared_is_not_kept(
     assert any("Tülkü" in text for text in decoded(prepare(two_files), "train"))
 
 
+def test_text_that_changes_while_another_process_is_waited_for_is_not_kept(
+    two_files: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(two_files.path, str)
+    file = Path(two_files.path, "b.txt")
+    before = file.read_bytes()
+    with monkeypatch.context() as waiting:
+        waiting.setattr(Lock, "wait", lambda *_: lines(file, "Ayı", 300))
+        waiting.setattr(Lock, "release", lambda *_: file.write_bytes(before))
+        with pytest.raises(ValueError, match="changed while it was being prepared"):
+            prepare(two_files)
+    assert any("Tülkü" in text for text in decoded(prepare(two_files), "train"))
+
+
+def test_the_folder_of_an_earlier_version_is_named_as_such(
+    small: DataConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = prepare(small)
+    monkeypatch.setattr(pipeline, "CLEANING_VERSION", pipeline.CLEANING_VERSION + 1)
+    assert prepare(small) != older
+    assert "this version of azllm-lightning prepares the text in another way" in caplog.text
+    assert "has changed" not in caplog.text
+
+
 @pytest.mark.parametrize("change", ["changed", "new", "gone", "touched"])
 def test_a_folder_with_the_text_from_before_is_named(
     two_files: DataConfig, change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

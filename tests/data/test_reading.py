@@ -95,6 +95,31 @@ def test_parquet_kinds_of_text(tmp_path: Path) -> None:
         assert read(tmp_path / "a.parquet") == ["bir ə", "iki"]
 
 
+def test_parquet_with_lists_of_texts_is_read_as_json_is(tmp_path: Path) -> None:
+    rows = [
+        {"m": [{"text": "bir", "who": "a"}, {"text": "iki", "who": "b"}], "meta": {"source": "x"}},
+        {"m": None, "meta": None},
+        {"m": [], "meta": {"source": "y"}},
+        {"m": [{"text": "üç", "who": "a"}, {"text": None, "who": None}], "meta": {"source": "y"}},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    for field in (None, "m.who", "meta.source"):
+        found = [
+            [
+                (document.text, document.source.partition(".")[0])
+                for document in documents(
+                    DataConfig(path=str(tmp_path / name), text_field="m.text", source_field=field)
+                )
+            ]
+            for name in ("a.parquet", "a.jsonl")
+        ]
+        assert found[0] == found[1]
+        assert [text for text, _ in found[0]] == ["bir", "iki", "üç"]
+    with pytest.raises(ValueError, match=r"no field 'text'.*Set data\.text_field=m\.text"):
+        read(tmp_path / "a.parquet")
+
+
 def test_txt_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("bir\niki\r\n\r\n \n\nüç".encode())
     assert read(tmp_path / "a.txt") == ["bir\niki", "üç"]

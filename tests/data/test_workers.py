@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,3 +102,49 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return sys.platform != "linux"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="spawns as others do")
+def test_a_script_without_a_guard_is_an_error_where_processes_import_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from types import SimpleNamespace\n"
+        "from azllm_lightning.config.data import DataConfig\n"
+        "from azllm_lightning.data import pipeline, workers\n"
+        "workers.sys = SimpleNamespace(platform='darwin')\n"
+        "def prepared():\n"
+        "    config = DataConfig(path='text.jsonl', vocab_size=300, prepare_workers=2)\n"
+        "    print(pipeline.prepare(config))\n"
+        "prepared()\n",
+        encoding="utf-8",
+    )
+    text = "Bir var idi, bir yox idi. " * 200_000
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+    environment = {**os.environ, "AZLLM_DATA_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ValueError: this script is run again" in last
+    assert '`if __name__ == "__main__":`' in last
+
+
+def test_windows_has_at_most_61_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count: int, *_: object) -> None:
+            counts.append(count)
+            super().__init__(2)
+
+    monkeypatch.setattr("azllm_lightning.data.workers.ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("azllm_lightning.data.workers.sys", SimpleNamespace(platform="win32"))
+    with Workers(100) as workers:
+        assert len(list(workers.map(square, range(3)))) == 3
+    assert counts == [61]

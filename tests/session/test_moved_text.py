@@ -11,6 +11,7 @@ import pytest
 
 from azllm_lightning.cli.composition import composed_mapping
 from azllm_lightning.config.verbs import EvaluateConfig
+from azllm_lightning.data.shards import Manifest
 from azllm_lightning.evaluate import evaluate
 from azllm_lightning.formats.load import name_of, read_checkpoint, tokenizer_of
 from azllm_lightning.runs.checkpoint_files import step_files
@@ -130,3 +131,26 @@ def test_weights_of_another_tokenizer_of_the_same_size_are_refused(train_tiny: T
         _, newest = step_files(train_tiny(*typed) / "checkpoints")[0]
         # for the model card; a resume has no init_from
         assert read_checkpoint(newest)["azllm"]["started_from"] == name_of(first)
+
+
+def test_a_run_keeps_the_text_that_it_is_validated_on(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(Path("cache").absolute()))
+    write_text("a.txt")
+    chosen = ["data=text", "data.path=a.txt", f"data.val_path={write_text('v.txt', 'Həkim')}"]
+    chosen += ["trainer.max_steps=2"]
+    folder = train_tiny(*chosen)
+    (own,) = Path("cache").glob("text-*")
+    for word in ("Ayı", "Qurd", "Tülkü", "Dovşan"):  # one of them sorts before it
+        write_text("v.txt", word)
+        train_tiny(*chosen, "run_name=other")
+    resumed = train_tiny("ckpt_path=last", "run_name=tiny", "trainer.max_steps=3")
+    assert resumed == folder
+    state = read_checkpoint(step_files(folder / "checkpoints")[0][1])["TokenDataModule"]
+    assert state["validation"] == Manifest.read(own).validation
+    found = evaluate(EvaluateConfig.from_mapping(composed_mapping("evaluate", ["run_name=tiny"])))
+    assert found["all"]["documents"] == Manifest.read(own).splits["val"].documents
+    shutil.rmtree(own)
+    with pytest.raises(ValueError, match=r"was validated on other text than that of .*data\.val_"):
+        train_tiny("ckpt_path=last", "run_name=tiny", "trainer.max_steps=4")

@@ -185,3 +185,13 @@ def test_only_the_first_pass_and_only_so_much_is_counted(
 def test_another_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"init_embeddings=glove .*neighbors, random"):
         compose(["init_embeddings=glove"])
+
+
+@pytest.mark.parametrize("words", [1, 2, 5, 20])
+def test_few_different_tokens_have_as_many_dimensions(words: int) -> None:
+    generator = torch.Generator().manual_seed(words)
+    chosen = torch.randperm(300, generator=generator)[:words]
+    windows = chosen[torch.randint(words, (2874, 17), generator=generator)]
+    embeddings = found(windows, vocab=300, width=256)
+    assert embeddings.isfinite().all()
+    assert (embeddings[chosen, words:] == 0).all() or words < 3

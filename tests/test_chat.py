@@ -80,6 +80,23 @@ def test_a_prompt_is_continued_as_generate_does(tiny_run: Path) -> None:
     assert "Bir gün" + "".join(piece["text"] for piece in pieces) == expected
 
 
+@pytest.mark.parametrize(("lang", "words"), [("en", "only the end"), ("az", "yalnız sonu")])
+def test_a_prompt_that_is_cut_is_told(tiny_run: Path, lang: str, words: str) -> None:
+    def asked(prompt: str) -> list[dict[str, Any]]:
+        body = json.dumps({"prompt": prompt, "max_new_tokens": 3})
+        return events(ask(server, "POST", "/generate", body, **JSON)[2])
+
+    with serving(tiny_run) as server:
+        use_language(lang)
+        cut, short = asked("Bakı küləyi " * 20), asked("Bakı")
+        use_language(None)
+    assert cut[1].keys() == {"note"}
+    assert words in cut[1]["note"]
+    assert cut[2].keys() == {"text"}
+    assert [key for event in [*cut[2:], *short] for key in event if key == "note"] == []
+    assert "event.note" in chat_server.PAGE.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("lang", ["en", "az"])
 def test_the_page_is_in_the_language_and_runs_only_its_own_script(
     tiny_run: Path, lang: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import json
 import logging
 import secrets
@@ -28,7 +29,7 @@ from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.config.verbs import ChatConfig
-from azllm_lightning.inference.sampling import stream
+from azllm_lightning.inference.sampling import cut_message, stream
 
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
@@ -146,9 +147,10 @@ class ChatServer(ThreadingHTTPServer):
             "lost": tr("The program does not answer: is it still running?"),
         }
 
-    def pieces(self, asked: dict[str, Any]) -> Iterator[str]:
+    def events(self, asked: dict[str, Any]) -> Iterator[dict[str, str]]:
         """The text that continues asked["prompt"], with the settings of ADJUSTABLE in `asked`.
 
+        The first event is a "note" if the prompt is too long; the others have pieces of "text".
         Raises ValueError for a setting out of range.
         """
         prompt = asked.pop("prompt", "")
@@ -158,9 +160,12 @@ class ChatServer(ThreadingHTTPServer):
             raise ValueError(tr("unknown settings: {names}", names=", ".join(sorted(unknown))))
         own = {item.name: getattr(self.config, item.name) for item in fields(SamplingConfig)}
         settings = from_mapping(SamplingConfig, own | asked)
-        steps = stream(self.model.network, self.model.tokenizer, [prompt], settings)
+        network, tokenizer = self.model.network, self.model.tokenizer
+        steps = stream(network, tokenizer, [prompt], settings)
         next(steps)  # the prompt
-        return (pieces[0] for pieces in steps)
+        note = cut_message(network, tokenizer, [prompt])
+        notes = iter([{"note": note}] if note else [])
+        return itertools.chain(notes, ({"text": pieces[0]} for pieces in steps))
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -206,7 +211,7 @@ class _Request(BaseHTTPRequestHandler):
         if not self._is_allowed():
             return
         try:
-            pieces = self.server.pieces(self._asked(body))
+            events = self.server.events(self._asked(body))
         except ValueError as error:
             self._send(400, "text/plain", str(error))
             return
@@ -219,8 +224,8 @@ class _Request(BaseHTTPRequestHandler):
         with self.server.generating, contextlib.suppress(ConnectionError):
             self._event({})  # so that a browser that left while it waited is noticed
             try:
-                for piece in pieces:  # writing fails once the browser is gone, which ends the text
-                    self._event({"text": piece})
+                for event in events:  # writing fails once the browser is gone, which ends the text
+                    self._event(event)
             except ConnectionError:
                 raise
             except Exception as error:

@@ -96,6 +96,24 @@ def stream(
     return _pieces(tokenizer, steps, shown, stops)
 
 
+def cut_message(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str]) -> str:
+    """What to say where a prompt is longer than the context, so that its beginning is not read; ""
+    where none is.
+    """
+    num_tokens = max(
+        (len(tokenizer.encode(clean(text).rstrip(" "))) for text in prompts), default=0
+    )
+    block_size = model.config.block_size
+    if num_tokens < block_size:
+        return ""
+    return tr(
+        "the prompt has {tokens:,} tokens and the model's context is {context:,}: only the end "
+        "of the prompt is used",
+        tokens=num_tokens,
+        context=block_size,
+    )
+
+
 def _barred(tokenizer: Tokenizer, prompts: list[str]) -> list[list[int]]:
     """The tokens that would continue the last word of each prompt, if a space says that it ends."""
     are_complete = [text.endswith(" ") and text.split("\n")[-1].strip() != "" for text in prompts]

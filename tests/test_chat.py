@@ -271,6 +271,31 @@ def test_a_text_stops_when_the_browser_goes_away(
         assert server.generating.acquire(timeout=60)  # the next text can begin
 
 
+def test_a_browser_that_reads_nothing_does_not_keep_others_waiting(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def written(network: Any, tokenizer: Any, prompts: list[str], *_: Any) -> Iterator[list[str]]:
+        yield prompts
+        yield ["söz"]
+        while prompts == ["endless"]:
+            yield ["söz " * 50_000]
+
+    monkeypatch.setattr(chat_server, "stream", written)
+    monkeypatch.setattr(chat_server, "WRITE_SECONDS", 0.2, raising=False)
+    with serving(tiny_run) as server:
+        body = b'{"prompt": "endless"}'
+        client = socket.create_connection(("127.0.0.1", server.server_port), timeout=60)
+        with client:
+            client.sendall(
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            assert client.recv(1)  # its text has begun, and nothing more is read of it
+            text = ask(server, "POST", "/generate", '{"prompt": "a"}', **JSON)[2]
+    assert events(text) == [{}, {"text": "söz"}, {"end": True}]
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

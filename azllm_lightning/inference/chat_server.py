@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("chat_page.html")
+WRITE_SECONDS = 180.0
+"""How long a browser may read nothing of a text before it is given up: others wait for theirs."""
+
 LARGEST_REQUEST = 1_000_000
 """Bytes of a request that are understood."""
 
@@ -215,18 +218,18 @@ class _Request(BaseHTTPRequestHandler):
         except ValueError as error:
             self._send(400, "text/plain", str(error))
             return
-        self.connection.settimeout(None)  # a browser may read slowly
+        self.connection.settimeout(WRITE_SECONDS)  # a browser may read slowly
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Cache-Control", "no-store")
         self.send_header("Connection", "close")
         self.end_headers()
-        with self.server.generating, contextlib.suppress(ConnectionError):
+        with self.server.generating, contextlib.suppress(ConnectionError, TimeoutError):
             self._event({})  # so that a browser that left while it waited is noticed
             try:
                 for event in events:  # writing fails once the browser is gone, which ends the text
                     self._event(event)
-            except ConnectionError:
+            except (ConnectionError, TimeoutError):
                 raise
             except Exception as error:
                 log.exception(tr("the text was not finished"))

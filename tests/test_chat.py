@@ -296,6 +296,14 @@ def test_a_browser_that_reads_nothing_does_not_keep_others_waiting(
     assert caplog.records == []
 
 
+def test_a_path_that_is_not_utf_8_is_shown_as_far_as_it_is(tiny_run: Path) -> None:
+    with serving(tiny_run) as server:
+        server.model = server.model._replace(origin="qovluq\udcff/best.ckpt")
+        status, _, page = ask(server, "GET", "/")
+    assert status == 200
+    assert "qovluq?/best.ckpt" in page
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -279,7 +279,7 @@ class _Request(BaseHTTPRequestHandler):
     def _send(
         self, status: int, kind: str, text: str, headers: dict[str, str] | None = None
     ) -> None:
-        content = text.encode()
+        content = text.encode("utf-8", "replace")  # a path may have bytes that are not UTF-8
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))

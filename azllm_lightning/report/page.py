@@ -159,7 +159,7 @@ def _tiles(record: RunRecord) -> str:
     if forecast is not None and record.step < (record.max_steps or 0):
         note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=record.max_steps)}"
         tiles.append((tr("forecast of val_loss"), f"{forecast.val_loss:.3f}", note, "forecast"))
-    tokens = record.last("tokens_seen")
+    tokens = record.tokens_seen
     rate = record.tokens_per_sec
     seen = count_text(int(tokens)) if tokens else "-"
     speed = tr("{rate:,.0f} tokens/s per step", rate=rate) if rate else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_time_and_speed_are_those_that_the_terminal_said(write_run: WriteRun) ->
     assert "1,234 tokens/s per step" in found
     unfinished = seen(write_run("b")).text
     assert "1,000 tokens/s per step" in unfinished  # the median of the curve
+
+
+def test_where_a_run_stopped_is_not_where_its_curve_ends(write_run: WriteRun) -> None:
+    """A curve has a point every trainer.log_every_steps only."""
+    ended = {"status": "stopped", "steps": 278, "tokens_seen": 142_336}
+    found = seen(write_run("a", healthy(270), summary=ended)).text
+    assert "70 % step 278 of 400" in found
+    assert "tokens read 142,336" in found
+    killed = write_run("b", healthy(270))
+    (killed / "checkpoints" / "step_00000275.ckpt").touch()
+    assert "step 275 of 400" in seen(killed).text
+    assert "step 270 of 400" in seen(killed, is_training=True).text
+    # A session after the one of the summary was killed before its first point.
+    (killed / "summary.json").write_text(json.dumps({**ended, "steps": 272}), encoding="utf-8")
+    record = read_record(killed)
+    assert (record.step, record.status) == (275, "unfinished")
 
 
 def test_values_are_under_the_pointer_of_each_chart(write_run: WriteRun) -> None:

@@ -101,6 +101,13 @@ def test_where_a_run_stopped_is_not_where_its_curve_ends(write_run: WriteRun) ->
     assert (record.step, record.status) == (275, "unfinished")
 
 
+@pytest.mark.parametrize("steps", [None, "278", 2.5, [1]])
+def test_a_summary_without_a_number_of_steps_is_none(write_run: WriteRun, steps: Any) -> None:
+    folder = write_run(summary={"status": "done", "steps": steps, "tokens_seen": 1})
+    record = read_record(folder)
+    assert (record.step, record.status, record.summary) == (400, "unfinished", {})
+
+
 def test_values_are_under_the_pointer_of_each_chart(write_run: WriteRun) -> None:
     curves = healthy()
     curves["val_loss_by_source/books"] = {0: 6.0, 400: 2.0}
@@ -232,6 +239,20 @@ def test_odd_curves_have_a_page(
     write_run: WriteRun, curves: dict[str, dict[int, float]], wanted: str
 ) -> None:
     assert wanted in seen(write_run(curves=curves)).text
+
+
+def test_losses_that_are_not_finite_are_dashes(write_run: WriteRun) -> None:
+    curves = healthy()
+    for tag in ("val_loss", "val_ppl", "val_bpb", "generalization_gap"):
+        curves.setdefault(tag, {})[400] = math.nan
+    curves["val_loss"][300] = math.inf
+    table = "| greedy |\n|---|\n| **Bir** gün |"
+    folder = write_run(curves=curves, texts={"samples": {300: table, 400: table}})
+    found = seen(folder)
+    samples = next(data for data in found.data if "titles" in data)
+    assert [title.rpartition(" · ")[2] for title in samples["titles"]] == ["val_loss -"] * 2
+    assert "400 - - - -" in found.text
+    assert not re.search(r"\b(nan|inf)\b", found.text)
 
 
 def test_a_long_run_is_thinned_and_keeps_its_spikes(write_run: WriteRun) -> None:

@@ -13,6 +13,7 @@ from run_folders import WriteRun, healthy
 from seen import Seen
 
 from azllm_lightning.cli.messages import LANGUAGES, use_language
+from azllm_lightning.cli.overrides import for_shell
 from azllm_lightning.report.page import next_commands, page
 from azllm_lightning.report.record import read_record
 
@@ -373,7 +374,7 @@ def test_the_commands_fit_what_happened(write_run: WriteRun) -> None:
     assert "train longer" in named(write_run("past", texts=past, summary=done))
     stopped = write_run("c d", summary={"status": "stopped", "steps": 400})
     rows = dict(next_commands(read_record(stopped)))
-    assert "'run_name=c d'" in rows["resume"]
+    assert for_shell("run_name=c d") in rows["resume"]
     assert "ckpt_path=last" in rows["resume"]
     # A summary of an earlier session says nothing about the present one.
     assert "resume" in named(write_run("e", summary={"status": "done", "steps": 300}))

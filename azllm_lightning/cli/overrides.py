@@ -273,6 +273,8 @@ def quoted_list(items: Iterable[str]) -> str:
 
 def _quoted_items(text: str) -> str:
     items = [item.strip() for item in ITEM.findall(text)] if text.strip() else []
+    if len(items) > 1 and not items[-1]:  # a comma at the end, which is no item in Python either
+        del items[-1]
     return ",".join(item if _is_quoted(item) else _quoted(item) for item in items)
 
 

@@ -99,6 +99,8 @@ class GenerateConfig(VerbConfig, SamplingConfig):
         problems.attempt(lambda: VerbConfig.__post_init__(self))
         problems.attempt(lambda: SamplingConfig.__post_init__(self))
         problems.attempt(lambda: _check_run(self))
+        wanted = tr("a text, or a list with at least one")
+        problems.require(self.prompt != [], "prompt", self.prompt, wanted)
         samples = self.num_samples
         problems.require(samples >= 1, "num_samples", samples, tr("at least 1"))
         problems.raise_if_any()

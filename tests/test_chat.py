@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import socket
@@ -373,6 +374,30 @@ def test_it_listens_on_this_machine_only_unless_asked(
     for wrong in ("port=70000", "host=", "temperature=-1"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
             compose([wrong], "chat")
+
+
+@pytest.mark.parametrize(
+    ("host", "error", "reason"),
+    [
+        ("no.such.host.invalid", socket.gaierror(-2, "Name or service not known"), "no such host"),
+        ("192.0.2.1", OSError(errno.EADDRNOTAVAIL, "Cannot assign"), "not an address of this"),
+        ("a..b", UnicodeError("label empty or too long"), "no such host"),
+    ],
+)
+def test_a_host_that_cannot_be_used_is_no_matter_of_the_port(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, host: str, error: Exception, reason: str
+) -> None:
+    def refuse(server: ChatServer) -> None:
+        raise error
+
+    monkeypatch.setattr(ChatServer, "server_bind", refuse)
+    message = rf"host={host} cannot be used \(.*{reason}.*\): choose another host$"
+    with pytest.raises(ValueError, match=message):
+        chat(compose([f"host={host}"], "chat"))
+    use_language("az")
+    with pytest.raises(ValueError, match="başqa host seçin") as refusal:
+        chat(compose([f"host={host}", "lang=az"], "chat"))
+    assert str(error.args[-1]) not in str(refusal.value)
 
 
 def has_ipv6() -> bool:

@@ -148,7 +148,7 @@ def test_wrong_inputs_end_in_one_message_and_nothing_stays(
         ("out=o", "format=onnx"): "format=onnx must be one of hf, gguf, pt",
         ("out=o", "format=gguf", "quant=q4"): "quant=q4 must be one of f16, q8_0",
         ("out=var",): "out=var already exists",
-        ("out=fayl/o",): f"out={Path('fayl/o')} cannot be written",
+        ("out=fayl/o",): "(there is a file in the place of a folder): choose another folder",
         ("out=o", "ckpt_path=tokenizersiz.ckpt"): "is not a checkpoint of azllm-lightning",
         (
             "out=o",

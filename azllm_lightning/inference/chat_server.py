@@ -8,6 +8,7 @@ and requests have to be JSON, which a browser sends to another site only with it
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import itertools
 import json
@@ -79,15 +80,8 @@ class ChatServer(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         try:
             super().__init__((config.host, config.port), _Request)
-        except (OSError, OverflowError) as error:
-            raise ValueError(
-                tr(
-                    "host={host} port={port} cannot be used ({reason}): choose another port",
-                    host=config.host,
-                    port=config.port,
-                    reason=system_reason(error),
-                )
-            ) from None
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise ValueError(_refusal(config, error)) from None
 
     def server_bind(self) -> None:
         """Take the port for this server alone."""
@@ -294,6 +288,24 @@ class _Request(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal is for messages."""
+
+
+def _refusal(config: ChatConfig, error: Exception) -> str:
+    """What to choose where the address cannot be used: another host, or another port."""
+    is_unknown = isinstance(error, socket.gaierror | UnicodeError)
+    reason = tr("there is no such host") if is_unknown else system_reason(error)
+    if is_unknown or (isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL):
+        return tr(
+            "host={host} cannot be used ({reason}): choose another host",
+            host=config.host,
+            reason=reason,
+        )
+    return tr(
+        "host={host} port={port} cannot be used ({reason}): choose another port",
+        host=config.host,
+        port=config.port,
+        reason=reason,
+    )
 
 
 def _plain_name(host: str) -> str:

@@ -244,6 +244,8 @@ class ExportConfig(VerbConfig):
                     format=self.format,
                 )
             )
+        wanted = tr("a license such as apache-2.0, or unknown")
+        problems.require(self.license.strip() != "", "license", self.license, wanted)
         if not self.out:
             problems.add(tr("out is not set: name the folder to write, out=FOLDER"))
         problems.raise_if_any()

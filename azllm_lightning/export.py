@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from azllm_lightning.cli import entrance
 from azllm_lightning.cli.messages import tr, use_language
-from azllm_lightning.config.verbs import UNKNOWN, ExportConfig
+from azllm_lightning.config.verbs import ExportConfig
 
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
@@ -69,12 +69,8 @@ def export(config: ExportConfig) -> Path:
         print(f"{size_text(file.stat().st_size):>10}  {file}")
     print(tr("load it:"))
     print(textwrap.indent(model_card.code_of(usage(out.as_posix())), "  "))
-    if config.license == UNKNOWN:
-        message = tr(
-            "license=unknown: the model card says that the license is not chosen yet. Choose one "
-            "that the license of the training text allows: license=apache-2.0, cc-by-sa-4.0, ..."
-        )
-        print(entrance.for_terminal(message), file=sys.stderr)
+    if note := model_card.license_note(config.license):
+        print(entrance.for_terminal(note), file=sys.stderr)
     return out
 
 

@@ -69,17 +69,9 @@ def _piped_prompt() -> str:
 
 def _write(model: GPT, tokenizer: Tokenizer, prompts: list[str], config: GenerateConfig) -> None:
     """Print the texts that begin with each of `prompts`; Ctrl+C ends them early."""
-    from azllm_lightning.inference.sampling import stream
+    from azllm_lightning.inference.sampling import cut_message, stream
 
-    num_tokens = max(len(tokenizer.encode(prompt)) for prompt in prompts)
-    block_size = model.config.block_size
-    if num_tokens >= block_size:
-        message = tr(
-            "the prompt has {tokens:,} tokens and the model's context is {context:,}: only the end "
-            "of the prompt is used",
-            tokens=num_tokens,
-            context=block_size,
-        )
+    if message := cut_message(model, tokenizer, prompts):
         print(message, file=sys.stderr)
     num_samples = config.num_samples if config.temperature else 1  # more would be the same text
     texts = [""] * num_samples * len(prompts)

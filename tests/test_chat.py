@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import socket
@@ -78,6 +79,23 @@ def test_a_prompt_is_continued_as_generate_does(tiny_run: Path) -> None:
     assert end == {"end": True}
     (expected,) = sample(*load(tiny_run), "Bir gün", 6, temperature=0.5, seed=3)
     assert "Bir gün" + "".join(piece["text"] for piece in pieces) == expected
+
+
+@pytest.mark.parametrize(("lang", "words"), [("en", "only the end"), ("az", "yalnız sonu")])
+def test_a_prompt_that_is_cut_is_told(tiny_run: Path, lang: str, words: str) -> None:
+    def asked(prompt: str) -> list[dict[str, Any]]:
+        body = json.dumps({"prompt": prompt, "max_new_tokens": 3})
+        return events(ask(server, "POST", "/generate", body, **JSON)[2])
+
+    with serving(tiny_run) as server:
+        use_language(lang)
+        cut, short = asked("Bakı küləyi " * 20), asked("Bakı")
+        use_language(None)
+    assert cut[1].keys() == {"note"}
+    assert words in cut[1]["note"]
+    assert cut[2].keys() == {"text"}
+    assert [key for event in [*cut[2:], *short] for key in event if key == "note"] == []
+    assert "event.note" in chat_server.PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("lang", ["en", "az"])
@@ -254,6 +272,39 @@ def test_a_text_stops_when_the_browser_goes_away(
         assert server.generating.acquire(timeout=60)  # the next text can begin
 
 
+def test_a_browser_that_reads_nothing_does_not_keep_others_waiting(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def written(network: Any, tokenizer: Any, prompts: list[str], *_: Any) -> Iterator[list[str]]:
+        yield prompts
+        yield ["söz"]
+        while prompts == ["endless"]:
+            yield ["söz " * 50_000]
+
+    monkeypatch.setattr(chat_server, "stream", written)
+    monkeypatch.setattr(chat_server, "WRITE_SECONDS", 0.2, raising=False)
+    with serving(tiny_run) as server:
+        body = b'{"prompt": "endless"}'
+        client = socket.create_connection(("127.0.0.1", server.server_port), timeout=60)
+        with client:
+            client.sendall(
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            assert client.recv(1)  # its text has begun, and nothing more is read of it
+            text = ask(server, "POST", "/generate", '{"prompt": "a"}', **JSON)[2]
+    assert events(text) == [{}, {"text": "söz"}, {"end": True}]
+    assert caplog.records == []
+
+
+def test_a_path_that_is_not_utf_8_is_shown_as_far_as_it_is(tiny_run: Path) -> None:
+    with serving(tiny_run) as server:
+        server.model = server.model._replace(origin="qovluq\udcff/best.ckpt")
+        status, _, page = ask(server, "GET", "/")
+    assert status == 200
+    assert "qovluq?/best.ckpt" in page
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -323,6 +374,30 @@ def test_it_listens_on_this_machine_only_unless_asked(
     for wrong in ("port=70000", "host=", "temperature=-1"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
             compose([wrong], "chat")
+
+
+@pytest.mark.parametrize(
+    ("host", "error", "reason"),
+    [
+        ("no.such.host.invalid", socket.gaierror(-2, "Name or service not known"), "no such host"),
+        ("192.0.2.1", OSError(errno.EADDRNOTAVAIL, "Cannot assign"), "not an address of this"),
+        ("a..b", UnicodeError("label empty or too long"), "no such host"),
+    ],
+)
+def test_a_host_that_cannot_be_used_is_no_matter_of_the_port(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, host: str, error: Exception, reason: str
+) -> None:
+    def refuse(server: ChatServer) -> None:
+        raise error
+
+    monkeypatch.setattr(ChatServer, "server_bind", refuse)
+    message = rf"host={host} cannot be used \(.*{reason}.*\): choose another host$"
+    with pytest.raises(ValueError, match=message):
+        chat(compose([f"host={host}"], "chat"))
+    use_language("az")
+    with pytest.raises(ValueError, match="başqa host seçin") as refusal:
+        chat(compose([f"host={host}", "lang=az"], "chat"))
+    assert str(error.args[-1]) not in str(refusal.value)
 
 
 def has_ipv6() -> bool:

@@ -148,7 +148,8 @@ def test_wrong_inputs_end_in_one_message_and_nothing_stays(
         ("out=o", "format=onnx"): "format=onnx must be one of hf, gguf, pt",
         ("out=o", "format=gguf", "quant=q4"): "quant=q4 must be one of f16, q8_0",
         ("out=var",): "out=var already exists",
-        ("out=fayl/o",): f"out={Path('fayl/o')} cannot be written",
+        ("out=fayl/o",): "(there is a file in the place of a folder): choose another folder",
+        ("out=o", "license="): "license= must be a license such as apache-2.0, or unknown",
         ("out=o", "ckpt_path=tokenizersiz.ckpt"): "is not a checkpoint of azllm-lightning",
         (
             "out=o",
@@ -190,5 +191,8 @@ def test_what_export_prints(
     assert "license=apache-2.0" in captured.err  # none was chosen
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "have not chosen a license" in card
-    exported("out=ikinci", "license=cc-by-4.0")
-    assert "license" not in capsys.readouterr().err
+    for number, name in enumerate(("cc-by-4.0", "openrail++", "other")):
+        exported(f"out=ikinci{number}", f"license={name}")
+        assert "license" not in capsys.readouterr().err
+    exported("out=üçüncü", "license=Apache 2.0: x")
+    assert "only identifiers in a model card, such as apache-2.0" in capsys.readouterr().err

@@ -38,7 +38,7 @@ class Samples(Callback):
     def __init__(self, config: SamplesConfig, data_name: str) -> None:
         prompts = config.prompts or PROMPTS["tales" if data_name == "tales" else "text"]
         # Normalized as `sample` returns them at the start of each text.
-        self.prompts = [clean(prompt) for prompt in prompts]
+        self.prompts = [clean(prompt).rstrip(" ") for prompt in prompts]
         self.config = config
         self.latest = ""
         """The first of the last sampled texts, with its prompt."""

@@ -30,6 +30,7 @@ from azllm_lightning.cli.overrides import (
     hydra_overrides,
     reject_flags,
     split_options,
+    without_foreign_quotes,
 )
 from azllm_lightning.cli.reference import help_text
 from azllm_lightning.cli.streams import OutputClosed, make_streams_last
@@ -83,7 +84,7 @@ def main(
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     # A script with the line ends of Windows leaves a carriage return after its last word.
-    args = [arg.rstrip("\r") for arg in sys.argv[1:]]
+    args = without_foreign_quotes([arg.rstrip("\r") for arg in sys.argv[1:]])
     use_language(typed_language(args))
     with _exit_code(verb, args):
         if {"-h", "--help"} & set(args):

@@ -54,6 +54,11 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 DASHES = ("-", "\N{EN DASH}", "\N{EM DASH}")
 """How an option begins; text programs turn -- into the longer ones."""
 
+PLAIN_ON_WINDOWS = re.compile(r"[\w.:=+/\\-]+")
+"""What neither cmd.exe nor PowerShell acts on; letters are those of any alphabet."""
+
+QUOTED_WHOLE = re.compile(r"'.+'", re.DOTALL)
+
 ITEM = re.compile(
     r"""(?:^|(?<=,))                              # at the start, or after a comma:
         (\s*"(?:[^"\\]|\\.)*"\s*(?=,|$)          # text in double quotes,
@@ -161,7 +166,7 @@ def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
         if not equals and position + 1 < len(args) and not args[position + 1].startswith("-"):
             value = args[position + 1]
         keys = [key for key in known if key == name or key.endswith(f".{name}")] or [name]
-        typed = shlex.quote(f"{keys[0]}={value or 'VALUE'}")
+        typed = for_shell(f"{keys[0]}={value or 'VALUE'}")
         raise ValueError(
             tr(
                 "{flag}: settings are typed without dashes; write {setting}",
@@ -175,16 +180,39 @@ def command(verb: str, overrides: Sequence[str]) -> str:
     """The shell command that runs `verb` with `overrides`."""
     typed = [_as_typed(override) for override in overrides]
     words = [_python(), "-m", f"azllm_lightning.{verb}", *typed]
-    return " ".join(map(_for_shell, words))
+    return " ".join(map(for_shell, words))
 
 
-def _for_shell(word: str) -> str:
-    """`word` as a shell reads it; bytes that are not UTF-8 as $'...', which bash and zsh know."""
+def for_shell(word: str) -> str:
+    """`word` as a shell of this system reads it.
+
+    Bytes that are not UTF-8 become $'...', which bash and zsh know. On Windows both cmd.exe and
+    PowerShell read it, but for $ and % in it, which each of them expands in its own way.
+    """
+    if sys.platform == "win32":
+        return _for_windows(word)
     raw = os.fsencode(word) if "\\udc" in ascii(word) else b""
     if not raw:
         return shlex.quote(word)
     plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_=./,:@%+- "
     return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in raw) + "'"
+
+
+def _for_windows(word: str) -> str:
+    """`word` in double quotes if it has a space, or a sign that one of the shells acts on."""
+    if PLAIN_ON_WINDOWS.fullmatch(word):
+        return word
+    # Backslashes are literal unless a quote follows; those are doubled.
+    inside = re.sub(r'(\\*)"', r'\1\1""', word)
+    inside = re.sub(r"(\\+)\Z", r"\1\1", inside)
+    return f'"{inside}"'
+
+
+def without_foreign_quotes(args: Sequence[str]) -> list[str]:
+    """`args` as they were meant: cmd.exe passes the single quotes of other shells on."""
+    if sys.platform == "win32":
+        args = [arg[1:-1] if QUOTED_WHOLE.fullmatch(arg) else arg for arg in args]
+    return list(args)
 
 
 def _as_typed(override: str) -> str:
@@ -245,6 +273,8 @@ def quoted_list(items: Iterable[str]) -> str:
 
 def _quoted_items(text: str) -> str:
     items = [item.strip() for item in ITEM.findall(text)] if text.strip() else []
+    if len(items) > 1 and not items[-1]:  # a comma at the end, which is no item in Python either
+        del items[-1]
     return ",".join(item if _is_quoted(item) else _quoted(item) for item in items)
 
 

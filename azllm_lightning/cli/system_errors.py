@@ -14,12 +14,15 @@ def system_reason(error: BaseException) -> str:
         return str(error) or type(error).__name__
     reasons = {
         errno.ENOENT: tr("no such file or folder"),
+        errno.EEXIST: tr("there is a file in the place of a folder"),
         errno.EISDIR: tr("a folder, not a file"),
         errno.ENOTDIR: tr("a part of its path is a file, not a folder"),
         errno.EACCES: tr("no permission"),
         errno.EPERM: tr("no permission"),
         errno.ENOSPC: tr("the disk is full"),
         errno.EROFS: tr("the disk is read-only"),
+        errno.EADDRINUSE: tr("in use already"),
+        errno.EADDRNOTAVAIL: tr("not an address of this machine"),
     }
     return reasons.get(error.errno) or error.strerror or type(error).__name__
 

@@ -99,6 +99,8 @@ class GenerateConfig(VerbConfig, SamplingConfig):
         problems.attempt(lambda: VerbConfig.__post_init__(self))
         problems.attempt(lambda: SamplingConfig.__post_init__(self))
         problems.attempt(lambda: _check_run(self))
+        wanted = tr("a text, or a list with at least one")
+        problems.require(self.prompt != [], "prompt", self.prompt, wanted)
         samples = self.num_samples
         problems.require(samples >= 1, "num_samples", samples, tr("at least 1"))
         problems.raise_if_any()
@@ -242,6 +244,8 @@ class ExportConfig(VerbConfig):
                     format=self.format,
                 )
             )
+        wanted = tr("a license such as apache-2.0, or unknown")
+        problems.require(self.license.strip() != "", "license", self.license, wanted)
         if not self.out:
             problems.add(tr("out is not set: name the folder to write, out=FOLDER"))
         problems.raise_if_any()

@@ -85,6 +85,9 @@ def write_hf(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
             "pad_token": EOT,
             "model_max_length": config.block_size,
             "clean_up_tokenization_spaces": False,
+            # Without it transformers 4 adds token_type_ids, which `generate` refuses.
+            "model_input_names": ["input_ids", "attention_mask"],
+            "padding_side": "left",  # a text is continued at its right end
         },
     )
     try:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PROMPT = "Bir gün"
 """The prompt of the examples."""
 
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+"""How the identifiers of licenses on the hub look: mit, cc-by-sa-4.0, openrail++, other."""
+
 
 def model_card(
     name: str,
@@ -105,6 +108,24 @@ def _license(name: str) -> str:
             "share this model. The training text has its own license."
         )
     return tr("Weights: {license}. The training text has its own license.", license=name)
+
+
+def license_note(name: str) -> str:
+    """What to say of a license as it was given: that none was chosen, or that it is no identifier;
+    "" where there is nothing to say.
+    """
+    if name == UNKNOWN:
+        return tr(
+            "license=unknown: the model card says that the license is not chosen yet. Choose one "
+            "that the license of the training text allows: license=apache-2.0, cc-by-sa-4.0, ..."
+        )
+    if LICENSE_ID.fullmatch(name):
+        return ""
+    return tr(
+        "license={license}: the Hugging Face hub accepts only identifiers in a model card, such as "
+        "apache-2.0, cc-by-sa-4.0 or other",
+        license=name,
+    )
 
 
 def code_of(usage: str) -> str:

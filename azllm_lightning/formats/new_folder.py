@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.system_errors import system_reason
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Errors of a disk that is full, a file that is too large for it, and a quota."""
 
 
 @contextmanager
@@ -38,15 +42,20 @@ def new_folder(out: Path) -> Iterator[Path]:
         # torch's writer raises a RuntimeError that hides the system's error.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
-            raise OSError(
-                tr(
-                    "out={out} cannot be written ({error}): free some disk space or choose "
-                    "another folder",
-                    out=out,
-                    error=system_reason(cause),
-                )
-            ) from error
+            raise OSError(_message(out, cause)) from error
         raise
+
+
+def _message(out: Path, error: OSError) -> str:
+    """What to do about an error; one without a number is of a library, whose disk may be full."""
+    reason = system_reason(error)
+    if error.errno in (None, *NO_ROOM):
+        return tr(
+            "out={out} cannot be written ({error}): free some disk space or choose another folder",
+            out=out,
+            error=reason,
+        )
+    return tr("out={out} cannot be written ({error}): choose another folder", out=out, error=reason)
 
 
 def _set_usual_modes(folder: Path) -> None:

@@ -36,7 +36,7 @@ def suite_rows(results: Mapping[str, Any]) -> list[Row]:
         Row(
             tr("bits of the second half of a line"),
             f"{half['bits']:.2f}",
-            f"{half['low']:.2f}-{half['high']:.2f}",
+            "-" if half["low"] is None else f"{half['low']:.2f}-{half['high']:.2f}",
         ),
         _pairs(tr("grammar, {count:,} pairs"), results["pairs"]["groups"]["grammar"]),
         _pairs(tr("spelling, {count:,} pairs"), results["pairs"]["groups"]["spelling"]),

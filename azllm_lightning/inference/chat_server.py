@@ -8,7 +8,9 @@ and requests have to be JSON, which a browser sends to another site only with it
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
+import itertools
 import json
 import logging
 import secrets
@@ -28,7 +30,7 @@ from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.sampling import SamplingConfig
 from azllm_lightning.config.strict import from_mapping
 from azllm_lightning.config.verbs import ChatConfig
-from azllm_lightning.inference.sampling import stream
+from azllm_lightning.inference.sampling import cut_message, stream
 
 if TYPE_CHECKING:
     from azllm_lightning.data.tokenizer import Tokenizer
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("chat_page.html")
+WRITE_SECONDS = 180.0
+"""How long a browser may read nothing of a text before it is given up: others wait for theirs."""
+
 LARGEST_REQUEST = 1_000_000
 """Bytes of a request that are understood."""
 
@@ -75,15 +80,8 @@ class ChatServer(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         try:
             super().__init__((config.host, config.port), _Request)
-        except (OSError, OverflowError) as error:
-            raise ValueError(
-                tr(
-                    "host={host} port={port} cannot be used ({reason}): choose another port",
-                    host=config.host,
-                    port=config.port,
-                    reason=system_reason(error),
-                )
-            ) from None
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise ValueError(_refusal(config, error)) from None
 
     def server_bind(self) -> None:
         """Take the port for this server alone."""
@@ -146,9 +144,10 @@ class ChatServer(ThreadingHTTPServer):
             "lost": tr("The program does not answer: is it still running?"),
         }
 
-    def pieces(self, asked: dict[str, Any]) -> Iterator[str]:
+    def events(self, asked: dict[str, Any]) -> Iterator[dict[str, str]]:
         """The text that continues asked["prompt"], with the settings of ADJUSTABLE in `asked`.
 
+        The first event is a "note" if the prompt is too long; the others have pieces of "text".
         Raises ValueError for a setting out of range.
         """
         prompt = asked.pop("prompt", "")
@@ -158,9 +157,12 @@ class ChatServer(ThreadingHTTPServer):
             raise ValueError(tr("unknown settings: {names}", names=", ".join(sorted(unknown))))
         own = {item.name: getattr(self.config, item.name) for item in fields(SamplingConfig)}
         settings = from_mapping(SamplingConfig, own | asked)
-        steps = stream(self.model.network, self.model.tokenizer, [prompt], settings)
+        network, tokenizer = self.model.network, self.model.tokenizer
+        steps = stream(network, tokenizer, [prompt], settings)
         next(steps)  # the prompt
-        return (pieces[0] for pieces in steps)
+        note = cut_message(network, tokenizer, [prompt])
+        notes = iter([{"note": note}] if note else [])
+        return itertools.chain(notes, ({"text": pieces[0]} for pieces in steps))
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -206,22 +208,22 @@ class _Request(BaseHTTPRequestHandler):
         if not self._is_allowed():
             return
         try:
-            pieces = self.server.pieces(self._asked(body))
+            events = self.server.events(self._asked(body))
         except ValueError as error:
             self._send(400, "text/plain", str(error))
             return
-        self.connection.settimeout(None)  # a browser may read slowly
+        self.connection.settimeout(WRITE_SECONDS)  # a browser may read slowly
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Cache-Control", "no-store")
         self.send_header("Connection", "close")
         self.end_headers()
-        with self.server.generating, contextlib.suppress(ConnectionError):
+        with self.server.generating, contextlib.suppress(ConnectionError, TimeoutError):
             self._event({})  # so that a browser that left while it waited is noticed
             try:
-                for piece in pieces:  # writing fails once the browser is gone, which ends the text
-                    self._event({"text": piece})
-            except ConnectionError:
+                for event in events:  # writing fails once the browser is gone, which ends the text
+                    self._event(event)
+            except (ConnectionError, TimeoutError):
                 raise
             except Exception as error:
                 log.exception(tr("the text was not finished"))
@@ -271,7 +273,7 @@ class _Request(BaseHTTPRequestHandler):
     def _send(
         self, status: int, kind: str, text: str, headers: dict[str, str] | None = None
     ) -> None:
-        content = text.encode()
+        content = text.encode("utf-8", "replace")  # a path may have bytes that are not UTF-8
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
@@ -286,6 +288,24 @@ class _Request(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal is for messages."""
+
+
+def _refusal(config: ChatConfig, error: Exception) -> str:
+    """What to choose where the address cannot be used: another host, or another port."""
+    is_unknown = isinstance(error, socket.gaierror | UnicodeError)
+    reason = tr("there is no such host") if is_unknown else system_reason(error)
+    if is_unknown or (isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL):
+        return tr(
+            "host={host} cannot be used ({reason}): choose another host",
+            host=config.host,
+            reason=reason,
+        )
+    return tr(
+        "host={host} port={port} cannot be used ({reason}): choose another port",
+        host=config.host,
+        port=config.port,
+        reason=reason,
+    )
 
 
 def _plain_name(host: str) -> str:

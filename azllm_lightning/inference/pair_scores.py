@@ -185,12 +185,14 @@ def _accuracy(correct: list[bool]) -> dict[str, float] | None:
     return {"accuracy": sum(correct) / len(correct), "low": low, "high": high}
 
 
-def _mean(values: list[float]) -> dict[str, float] | None:
-    """The mean with its 95 % interval."""
+def _mean(values: list[float]) -> dict[str, float | None] | None:
+    """The mean with its 95 % interval; that of a single value is None to None."""
     if not values:
         return None
     mean = sum(values) / len(values)
-    spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    if len(values) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    spread = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     half = 1.96 * math.sqrt(spread / len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 

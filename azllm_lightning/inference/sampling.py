@@ -44,6 +44,7 @@ def sample(
 ) -> list[str]:
     """`num_samples` texts that begin with `prompt`, for each of several prompts in order.
 
+    Spaces at the end of a prompt are the model's to write; `stream` says what they mean.
     Several prompts are continued together, and each gets the texts that it would get alone. A text
     ends at end-of-text, before the first `stop` string that the model writes, or after
     max_new_tokens. The other settings are those of `SamplingConfig`; `generate_ids` says what
@@ -74,7 +75,9 @@ def stream(
 ) -> Iterator[list[str]]:
     """Yield the new part of each text of `sample`, step by step, beginning with the prompts.
 
-    Prompts and stop strings are cleaned as training text is.
+    Prompts and stop strings are cleaned as training text is. There a space belongs to the word that
+    follows it, so spaces at the end of a prompt are left out, and mean that its last word is
+    complete: what the model writes begins with a space, a mark or a line break, not with a letter.
     Pieces are complete letters, and none is the beginning of a stop string that may still come.
     Like a document in training, a text follows an end-of-text token, which is not part of the
     result.
@@ -83,14 +86,42 @@ def stream(
     """
     # as the text that the model was trained on
     given = [clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-    prompts = [tokenizer.encode(text) for text in given]
+    prompts = [tokenizer.encode(text.rstrip(" ")) for text in given]
     stops = [clean(text) for text in ([stop] if isinstance(stop, str) else stop)]
     if "" in stops:
         raise ValueError(tr("stop contains an empty string, which would end every text: omit it"))
     starts = [[model.config.eos_id, *ids] for ids in prompts]
-    steps = generate_ids(model, starts, settings, num_samples)
+    steps = generate_ids(model, starts, settings, num_samples, _barred(tokenizer, given))
     shown = [tokenizer.decode(ids) for ids in prompts for _ in range(num_samples)]
     return _pieces(tokenizer, steps, shown, stops)
+
+
+def cut_message(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str]) -> str:
+    """What to say where a prompt is longer than the context, so that its beginning is not read; ""
+    where none is.
+    """
+    num_tokens = max(
+        (len(tokenizer.encode(clean(text).rstrip(" "))) for text in prompts), default=0
+    )
+    block_size = model.config.block_size
+    if num_tokens < block_size:
+        return ""
+    return tr(
+        "the prompt has {tokens:,} tokens and the model's context is {context:,}: only the end "
+        "of the prompt is used",
+        tokens=num_tokens,
+        context=block_size,
+    )
+
+
+def _barred(tokenizer: Tokenizer, prompts: list[str]) -> list[list[int]]:
+    """The tokens that would continue the last word of each prompt, if a space says that it ends."""
+    are_complete = [text.endswith(" ") and text.split("\n")[-1].strip() != "" for text in prompts]
+    within: list[int] = []
+    if any(are_complete):
+        starts = [tokenizer.decode([token])[:1] for token in range(tokenizer.vocab_size)]
+        within = [i for i, start in enumerate(starts) if start.isalnum() or start == UNFINISHED]
+    return [within if is_complete else [] for is_complete in are_complete]
 
 
 def _pieces(
@@ -134,14 +165,19 @@ def _showable(text: str, stops: list[str]) -> tuple[int, bool]:
 
 
 def generate_ids(
-    model: GPT, prompts: Sequence[Sequence[int]], settings: SamplingConfig, num_samples: int = 1
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig,
+    num_samples: int = 1,
+    barred: Sequence[Sequence[int]] = (),
 ) -> Iterator[list[int | None]]:
     """Yield, step by step, the next token of each of `num_samples` samples of each prompt.
 
-    Prompts are lists of token ids. None stands for a sample that has ended, with end-of-text or
-    after max_new_tokens, or whose prompt is still being read; the iteration ends with the last
-    sample. Each sample has its own random numbers, so it does not depend on the other samples; the
-    global random state is neither read nor changed.
+    Prompts are lists of token ids, and `barred` lists the tokens that do not follow each at once.
+    None stands for a sample that has ended, with end-of-text or after max_new_tokens, or whose
+    prompt is still being read; the iteration ends with the last sample. Each sample has its own
+    random numbers, so it does not depend on the other samples; the global random state is neither
+    read nor changed.
 
     A prompt longer than block_size loses its beginning. When the context is full, its newer half is
     read again from position 0, and the older half is forgotten.
@@ -173,16 +209,21 @@ def generate_ids(
                 vocab_size=model.config.vocab_size,
             )
         )
-    return _generate(model, prompts, settings, num_samples)
+    return _generate(model, prompts, settings, num_samples, barred or [[] for _ in prompts])
 
 
 def _generate(
-    model: GPT, prompts: Sequence[Sequence[int]], settings: SamplingConfig, num_samples: int
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingConfig,
+    num_samples: int,
+    barred: Sequence[Sequence[int]],
 ) -> Iterator[list[int | None]]:
     block_size = model.config.block_size
     eos_id = model.config.eos_id
     device = model.lm_head.weight.device
     rows = [list(prompt[-block_size:]) for prompt in prompts for _ in range(num_samples)]
+    first_barred = [own for own in barred for _ in range(num_samples)]
     generators = [own for _ in prompts for own in _generators(settings.seed, num_samples)]
     left = [settings.max_new_tokens] * len(rows)
     # Up to the end of the shortest prompt all are read at once. Then the longer ones are read token
@@ -200,6 +241,10 @@ def _generate(
         written[:, eos_id] = False
         if settings.repetition_penalty != 1:
             logits = _penalized(logits, written, settings.repetition_penalty)
+        ends = [
+            own if read == len(row) else () for own, row in zip(first_barred, rows, strict=True)
+        ]
+        logits = _without(logits, ends)
         draws = [read >= len(row) and left[i] > 0 for i, row in enumerate(rows)]
         uniform = [
             torch.rand((), generator=generator, dtype=torch.float64).item() if draw else 0.0
@@ -230,6 +275,16 @@ def _penalized(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
     """Logits (B, V) with those of the `written` tokens (B, V) made smaller."""
     smaller = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(written, smaller, logits)
+
+
+def _without(logits: Tensor, barred: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (B, V) with those of the tokens `barred` in each row at minus infinity."""
+    if not any(barred):
+        return logits
+    mask = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, tokens in zip(mask, barred, strict=True):
+        row[list(tokens)] = True
+    return logits.masked_fill(mask.to(logits.device), -torch.inf)
 
 
 def _generators(seed: int | None, num_samples: int) -> list[torch.Generator]:

@@ -80,16 +80,19 @@ class HalfScore:
             *(getattr(self, field.name) + getattr(other, field.name) for field in fields(HalfScore))
         )
 
-    def metrics(self) -> dict[str, float]:
-        """bits (mean per line) with its 95 % interval, and counts of what was scored."""
+    def metrics(self) -> dict[str, float | None]:
+        """bits (mean per line) with its 95 % interval, and counts of what was scored.
+
+        A single line says nothing of how much lines vary: its interval is None to None.
+        """
         lines = max(1, self.lines)
         mean = self.bits / lines
         variance = max(0.0, self.squares / lines - mean * mean) * lines / max(1, lines - 1)
         half = 1.96 * math.sqrt(variance / lines)
         return {
             "bits": mean,
-            "low": mean - half,
-            "high": mean + half,
+            "low": mean - half if self.lines > 1 else None,
+            "high": mean + half if self.lines > 1 else None,
             "lines": self.lines,
             "scored_tokens": self.tokens,
             "unknown_tokens": self.unknown_tokens,
@@ -223,7 +226,8 @@ def half_report(scorer: Scorer, results: dict[str, Any]) -> str:
 
 
 def _bits(metrics: dict[str, Any]) -> list[str]:
-    interval = tr("{low:.2f} to {high:.2f}", low=metrics["low"], high=metrics["high"])
+    low, high = metrics["low"], metrics["high"]
+    interval = "-" if low is None else tr("{low:.2f} to {high:.2f}", low=low, high=high)
     return [f"{metrics['bits']:.2f}", interval, f"{metrics['lines']:,}"]
 
 

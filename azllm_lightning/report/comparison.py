@@ -89,7 +89,7 @@ def _results(records: Sequence[RunRecord], compares: Comparability) -> str:
     rows = []
     for number, record in enumerate(records):
         best = record.best
-        tokens, rate = record.last("tokens_seen"), record.tokens_per_sec
+        tokens, rate = record.tokens_seen, record.tokens_per_sec
         rows.append(
             [
                 _key(number, record),

@@ -154,12 +154,12 @@ def _tiles(record: RunRecord) -> str:
         ppl = record.value_at("val_ppl", step)
         tiles.append((tr("perplexity"), perplexity_text(ppl) if ppl else "-", at, ""))
         bpb = record.value_at("val_bpb", step)
-        tiles.append((tr("bits per byte"), loss_text(bpb), at, ""))
+        tiles.append((tr("bits per byte"), _loss(bpb), at, ""))
     forecast = record.forecast
     if forecast is not None and record.step < (record.max_steps or 0):
         note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=record.max_steps)}"
         tiles.append((tr("forecast of val_loss"), f"{forecast.val_loss:.3f}", note, "forecast"))
-    tokens = record.last("tokens_seen")
+    tokens = record.tokens_seen
     rate = record.tokens_per_sec
     seen = count_text(int(tokens)) if tokens else "-"
     speed = tr("{rate:,.0f} tokens/s per step", rate=rate) if rate else ""
@@ -243,7 +243,7 @@ def _samples(record: RunRecord) -> Iterator[str]:
 
 def _sample_title(step: int, loss: float | None, best: int | None) -> str:
     title = tr("step {step:,}", step=step)
-    title += f" · val_loss {loss_text(loss)}" if loss is not None else ""
+    title += f" · val_loss {_loss(loss)}" if loss is not None else ""
     return title + (f" · {tr('best')}" if step == best else "")
 
 
@@ -315,8 +315,13 @@ def _validation_rows(record: RunRecord) -> Iterator[list[str]]:
         mark = f" {tr('best')}" if is_best else ""
         yield [
             f"{step:,}{mark}",
-            loss_text(None if gap is None else loss - gap),
-            loss_text(loss),
+            _loss(None if gap is None else loss - gap),
+            _loss(loss),
             "-" if ppl is None or not math.isfinite(ppl) else perplexity_text(ppl),
-            loss_text(bpb),
+            _loss(bpb),
         ]
+
+
+def _loss(value: float | None) -> str:
+    """A loss, or bits per byte; "-" where it is unknown or not finite."""
+    return loss_text(value if value is not None and math.isfinite(value) else None)

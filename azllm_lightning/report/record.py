@@ -21,6 +21,7 @@ from azllm_lightning.report.events import RunEvents
 from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, marks_of
 from azllm_lightning.report.written import Written, written_by
 from azllm_lightning.runs import listing
+from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import EVENTS, SESSION
 from azllm_lightning.runs.paths import folder_of, is_version, run_names, versions
 
@@ -63,6 +64,8 @@ class RunRecord:
     is_training: bool
     alive_at: float
     """When the run last left something in its folder, in seconds since 1970."""
+    saved_step: int = 0
+    """The step of the newest checkpoint of a run that was killed; 0 for other runs."""
     written: list[Written] = field(default_factory=list)
     forecast: Forecast | None = None
     timeline: tuple[Floats, Floats] = field(default=(np.zeros(1), np.zeros(1)), repr=False)
@@ -75,9 +78,17 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """The last step with a point on a curve."""
+        """The last step that is known of; the curves have a point only every few steps."""
         curves = [self.events.curve(tag) for tag in ("train_loss", "val_loss")]
-        return max((curve.steps[-1] for curve in curves if curve), default=0)
+        known = [curve.steps[-1] for curve in curves if curve]
+        ended: int = self.summary.get("steps", 0)
+        return max([*known, self.saved_step, ended])
+
+    @property
+    def tokens_seen(self) -> float | None:
+        """Tokens read: as the terminal said at its end, else the last that was logged."""
+        tokens = self.summary.get("tokens_seen")
+        return self.last("tokens_seen") if tokens is None else float(tokens)
 
     @property
     def max_steps(self) -> int | None:
@@ -218,10 +229,11 @@ def read_record(
     """
     events = events or RunEvents(folder)
     events.update()
-    summary = listing.read_summary(folder)
+    summary = _read_summary(folder)
     config = _read_config(folder)
     curve = events.curve("val_loss")
-    steps = [*curve.steps, *events.curve("train_loss").steps[-1:]]
+    saved = max((step for step, _ in step_files(folder / "checkpoints")), default=0)
+    steps = [saved, *curve.steps, *events.curve("train_loss").steps[-1:]]
     if summary and summary["steps"] < max(steps, default=0):
         summary = {}
     alive_at = events.last_time
@@ -237,6 +249,7 @@ def read_record(
         data=_session_values(events, "data"),
         is_training=is_training,
         alive_at=alive_at,
+        saved_step=0 if is_training or summary else saved,
         timeline=_timeline(events),
     )
     best = record.best
@@ -285,6 +298,12 @@ def find_run(name: str | None, logs: Path) -> RunEvents:
 def _written_at(folder: Path) -> float:
     """When the newest event file of a run folder was written."""
     return max((path.stat().st_mtime for path in folder.glob(EVENTS)), default=0.0)
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """The content of summary.json; {} if it is missing, damaged, or of another program."""
+    summary = listing.read_summary(folder)
+    return summary if isinstance(summary.get("steps"), int) else {}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

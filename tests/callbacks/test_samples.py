@@ -92,7 +92,7 @@ def test_prompts_of_the_user_and_those_for_other_data(train_tiny: Train) -> None
         return Samples(config, "text").prompts
 
     assert prompts(None) == PROMPTS["text"]
-    assert prompts(["u\u0308zu\u00adm", "B\u0430kı"]) == ["üzum", "Bakı"]
+    assert prompts(["u\u0308zu\u00adm", "B\u0430kı "]) == ["üzum", "Bakı"]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,20 @@ def test_a_list_of_prompts_works_as_typed() -> None:
     assert compose([typed]).callbacks.samples.prompts == ["Bir gün", "Bakı'da ${seed}"]
 
 
+def test_a_comma_at_the_end_of_a_list_is_no_item() -> None:
+    def prompts(typed: str) -> Any:
+        config: Any = compose([f"prompt={typed}"], "generate")
+        return config.prompts
+
+    assert prompts("[Bir gün, ]") == ["Bir gün"]
+    assert prompts("[a,b,]") == ["a", "b"]
+    assert prompts('[a, ""]') == ["a", ""]
+    assert prompts("[a,,b]") == ["a", "", "b"]
+    assert prompts('[""]') == [""]
+    with pytest.raises(ValueError, match=r"prompt=\[\] must be a text, or a list"):
+        prompts("[]")
+
+
 def test_quoting_twice_is_quoting_once() -> None:
     once = hydra_overrides([f"prompt={text}" for text in random_texts(50)])
     assert hydra_overrides(once) == once

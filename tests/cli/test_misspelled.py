@@ -169,7 +169,10 @@ def test_a_file_in_the_place_of_a_folder_is_not_proposed(tmp_path: Path) -> None
 @pytest.mark.parametrize("language", ["en", "az"])
 @pytest.mark.parametrize(
     "code",
-    [errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EIO],
+    [
+        *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.ENOSPC),
+        *(errno.EROFS, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EIO),
+    ],
 )
 def test_an_error_of_the_system_is_told_in_words(code: int, language: str) -> None:
     use_language(language)

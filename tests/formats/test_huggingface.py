@@ -72,6 +72,27 @@ def test_nothing_is_left_to_the_defaults_of_readers(hf):
     assert generation["do_sample"]
     assert generation["top_k"] == 0
     assert tokenizer_config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    # Transformers 4 adds token_type_ids of its own accord, and any version pads on the right.
+    assert tokenizer_config["model_input_names"] == ["input_ids", "attention_mask"]
+    assert tokenizer_config["padding_side"] == "left"
+
+
+def test_transformers_continues_each_of_several_prompts_as_alone(hf):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(hf)
+    tokenizer = AutoTokenizer.from_pretrained(hf)
+    prompts = ["<|endoftext|>Bakı", "<|endoftext|>Uşaqlar evə qaçır, yağış yağır"]
+
+    def continued(texts: list[str]) -> list[str]:
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        ids = model.generate(**batch, max_new_tokens=12, do_sample=False)
+        new = ids[:, batch["input_ids"].shape[1] :]
+        return tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    alone = [continued([prompt])[0] for prompt in prompts]
+    assert alone[0] != alone[1]
+    assert continued(prompts) == alone
 
 
 def test_the_pipeline_writes_what_we_write(hf, net, tokenizer):

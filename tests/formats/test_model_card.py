@@ -142,6 +142,12 @@ def write_suite(path: Path, model: str, bpb: float, **more: object) -> None:
     path.write_text(json.dumps(results), encoding="utf-8")
 
 
+def test_a_figure_of_one_line_has_no_interval(tmp_path: Path) -> None:
+    half = {"all": {"bits": 90.0, "low": None, "high": None}}
+    write_suite(tmp_path / "suite.json", "a", 1.5, second_half=half)
+    assert "| 90.00 | - |" in card_section(tmp_path / "a.ckpt")
+
+
 def test_each_of_several_checkpoints_has_the_figures_of_its_own_suite(tmp_path: Path) -> None:
     write_suite(tmp_path / "suite.json", "models/a", 1.5)
     write_suite(tmp_path / "suite-0123abcd.json", "models/b", 1.25, own_split=True)

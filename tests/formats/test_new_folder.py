@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 
 import pytest
@@ -34,6 +35,21 @@ def fail_in(out, error):
     with new_folder(out) as folder:
         (folder / "fayl").write_text("a")
         raise error
+
+
+def test_room_is_advised_only_where_there_is_none(tmp_path):
+    (tmp_path / "fayl").touch()
+    for out in (tmp_path / "fayl" / "o", tmp_path / "fayl" / "o" / "p"):
+        with (
+            pytest.raises(OSError, match=r"cannot be written \(.*\): choose another") as raised,
+            new_folder(out),
+        ):
+            pass
+        assert "disk" not in str(raised.value)
+        assert "File exists" not in str(raised.value)
+    for code, text in ((errno.ENOSPC, "free some disk space or"), (errno.EACCES, "choose")):
+        with pytest.raises(OSError, match=rf"cannot be written \(.*\): {text}"):
+            fail_in(tmp_path / "o", OSError(code, "boş"))
 
 
 @pytest.mark.parametrize("write", [write_hf, write_gguf, write_state_dict])

@@ -158,6 +158,14 @@ def test_a_report_has_a_row_per_phenomenon(lang: str) -> None:
     assert pair_report(scorer, results).endswith("the first token of each sentence is not scored")
 
 
+def test_the_bits_of_a_single_pair_have_no_interval() -> None:
+    scorer = judge(True, start=[0])
+    one = pair_results(scorer, OWN[:1], None, own=True)["all"]["word_bits"]
+    assert (abs(one["mean"]) > 1, one["low"], one["high"]) == (True, None, None)
+    bits = pair_results(scorer, OWN, None, own=True)["all"]["word_bits"]
+    assert bits["low"] <= bits["mean"] <= bits["high"]
+
+
 def test_wilson_interval() -> None:
     assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert wilson_interval(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)

@@ -147,7 +147,7 @@ def test_texts_begin_with_the_prompt_and_hold_no_end_of_text(model, tokenizer):
     assert all(text.startswith("Şəhərdə") and "<|endoftext|>" not in text for text in texts)
 
 
-@pytest.mark.parametrize("prompt", ["", "Bakıda", "Bakıda " * 20])
+@pytest.mark.parametrize("prompt", ["", "Bakıda", "Bakıda" + " Bakıda" * 19])
 def test_texts_follow_an_end_of_text(model, tokenizer, prompt):
     model = never_ends(model)
     prompt_ids = tokenizer.encode(prompt)
@@ -199,7 +199,7 @@ def test_no_penalty_on_the_end_of_a_text(model):
     assert next(ids_of(model, PROMPT, temperature=0, repetition_penalty=5.0)) == [0]
 
 
-PROMPTS = ["Şəhərdə yağış", "", "Bakıda", "Uşaqlar evə qaçır. Bakıda külək əsir. " * 3]
+PROMPTS = ["Şəhərdə yağış", "", "Bakıda ", "Uşaqlar evə qaçır. Bakıda külək əsir. " * 3]
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -308,3 +308,40 @@ def test_samples_are_those_of_a_floating_point_sum(model, settings, monkeypatch)
     monkeypatch.setattr(torch.Tensor, "long", lambda self: self)
     assert next(ids_of(model, PROMPT, 2000, temperature=1.0, seed=0, **settings)) == ours
     assert len(set(ours)) > 50
+
+
+def test_spaces_after_a_prompt_are_written_by_the_model(model, tokenizer):
+    """In training a space belongs to the next word; alone it would be followed by half a word."""
+    settings = {"max_new_tokens": 20, "temperature": 0}
+    model = never_ends(model)
+    # A token within a word is the likeliest, then one that begins a word.
+    (within,) = tokenizer.encode("r")
+    word = next(
+        i
+        for i in range(300)
+        if tokenizer.decode([i])[:2].strip(" ").isalpha() and tokenizer.decode([i]).startswith(" ")
+    )
+    with torch.no_grad():
+        context = torch.tensor([[0, *tokenizer.encode("Bakıda")]])
+        likeliest = int(model(context)[0, -1].argmax())
+        strong = model.lm_head.weight[likeliest].clone()
+        model.lm_head.weight[within] = 1.5 * strong
+        model.lm_head.weight[word] = 1.25 * strong
+    assert sample(model, tokenizer, "Bakıda", **settings)[0].startswith("Bakıdar")
+    spaced = sample(model, tokenizer, "Bakıda ", **settings)[0]
+    assert spaced.startswith("Bakıda" + tokenizer.decode([word]))
+    assert sample(model, tokenizer, "Bakıda  \u00a0", **settings)[0] == spaced
+    # Nothing is complete where a text or a line begins, and line breaks stay.
+    assert sample(model, tokenizer, "  ", **settings) == sample(model, tokenizer, "", **settings)
+    for end in ("\n", "\n  "):
+        text = sample(model, tokenizer, f"Bakıda.{end}", **settings)[0]
+        assert text == sample(model, tokenizer, "Bakıda.\n", **settings)[0]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_what_follows_a_space_is_no_letter(model, tokenizer, temperature):
+    texts = sample(model, tokenizer, ["Bakıda ", "Bakıda"], 3, temperature, seed=0, num_samples=50)
+    after = [text.removeprefix("Bakıda")[:1] for text in texts]
+    assert not any(char.isalnum() for char in after[:50])
+    if temperature:
+        assert any(char.isalnum() for char in after[50:])

@@ -166,6 +166,19 @@ def test_lines_of_documents_by_source() -> None:
     assert total["high"] - total["low"] == pytest.approx(2 * 1.96 / math.sqrt(3))
 
 
+def test_a_single_line_has_no_interval() -> None:
+    scorer = constant_scorer([0])
+    text = TextToScore([Document("abcd", "a", "val")], "", None)
+    results = half_results(scorer, half_scores_by_source(scorer, text, None), None, None)
+    total = json.loads(json.dumps(results))["all"]
+    assert (total["bits"], total["low"], total["high"]) == (pytest.approx(2), None, None)
+    (row,) = [line for line in half_report(scorer, results).splitlines() if "this model" in line]
+    assert row.split()[-3:] == ["2.00", "-", "1"]
+    several = HalfScore(lines=2, bits=4, squares=10).metrics()
+    assert several["high"] > several["low"]
+    assert HalfScore().metrics()["low"] is None
+
+
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_report_has_the_published_figures(lang: str) -> None:
     use_language(lang)

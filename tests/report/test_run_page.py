@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from run_folders import WriteRun, healthy
 from seen import Seen
 
 from azllm_lightning.cli.messages import LANGUAGES, use_language
+from azllm_lightning.cli.overrides import for_shell
 from azllm_lightning.report.page import next_commands, page
 from azllm_lightning.report.record import read_record
 
@@ -82,6 +84,29 @@ def test_time_and_speed_are_those_that_the_terminal_said(write_run: WriteRun) ->
     assert "1,234 tokens/s per step" in found
     unfinished = seen(write_run("b")).text
     assert "1,000 tokens/s per step" in unfinished  # the median of the curve
+
+
+def test_where_a_run_stopped_is_not_where_its_curve_ends(write_run: WriteRun) -> None:
+    """A curve has a point every trainer.log_every_steps only."""
+    ended = {"status": "stopped", "steps": 278, "tokens_seen": 142_336}
+    found = seen(write_run("a", healthy(270), summary=ended)).text
+    assert "70 % step 278 of 400" in found
+    assert "tokens read 142,336" in found
+    killed = write_run("b", healthy(270))
+    (killed / "checkpoints" / "step_00000275.ckpt").touch()
+    assert "step 275 of 400" in seen(killed).text
+    assert "step 270 of 400" in seen(killed, is_training=True).text
+    # A session after the one of the summary was killed before its first point.
+    (killed / "summary.json").write_text(json.dumps({**ended, "steps": 272}), encoding="utf-8")
+    record = read_record(killed)
+    assert (record.step, record.status) == (275, "unfinished")
+
+
+@pytest.mark.parametrize("steps", [None, "278", 2.5, [1]])
+def test_a_summary_without_a_number_of_steps_is_none(write_run: WriteRun, steps: Any) -> None:
+    folder = write_run(summary={"status": "done", "steps": steps, "tokens_seen": 1})
+    record = read_record(folder)
+    assert (record.step, record.status, record.summary) == (400, "unfinished", {})
 
 
 def test_values_are_under_the_pointer_of_each_chart(write_run: WriteRun) -> None:
@@ -217,6 +242,20 @@ def test_odd_curves_have_a_page(
     assert wanted in seen(write_run(curves=curves)).text
 
 
+def test_losses_that_are_not_finite_are_dashes(write_run: WriteRun) -> None:
+    curves = healthy()
+    for tag in ("val_loss", "val_ppl", "val_bpb", "generalization_gap"):
+        curves.setdefault(tag, {})[400] = math.nan
+    curves["val_loss"][300] = math.inf
+    table = "| greedy |\n|---|\n| **Bir** gün |"
+    folder = write_run(curves=curves, texts={"samples": {300: table, 400: table}})
+    found = seen(folder)
+    samples = next(data for data in found.data if "titles" in data)
+    assert [title.rpartition(" · ")[2] for title in samples["titles"]] == ["val_loss -"] * 2
+    assert "400 - - - -" in found.text
+    assert not re.search(r"\b(nan|inf)\b", found.text)
+
+
 def test_a_long_run_is_thinned_and_keeps_its_spikes(write_run: WriteRun) -> None:
     train = {step: 2 + 1 / step for step in range(1, 3_001)}
     train[2_000] = 9.0
@@ -335,7 +374,7 @@ def test_the_commands_fit_what_happened(write_run: WriteRun) -> None:
     assert "train longer" in named(write_run("past", texts=past, summary=done))
     stopped = write_run("c d", summary={"status": "stopped", "steps": 400})
     rows = dict(next_commands(read_record(stopped)))
-    assert "'run_name=c d'" in rows["resume"]
+    assert for_shell("run_name=c d") in rows["resume"]
     assert "ckpt_path=last" in rows["resume"]
     # A summary of an earlier session says nothing about the present one.
     assert "resume" in named(write_run("e", summary={"status": "done", "steps": 300}))

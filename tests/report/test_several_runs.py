@@ -42,6 +42,13 @@ def test_runs_are_on_the_same_axes_with_what_differs(write_run: WriteRun) -> Non
     )  # the best loss of one run, and the bits per byte of both, which are equal
 
 
+def test_a_stopped_run_has_the_steps_of_its_summary(write_run: WriteRun) -> None:
+    ended = {"status": "stopped", "steps": 278, "tokens_seen": 142_336}
+    folders = [write_run("a", healthy(270), summary=ended), write_run("b")]
+    found = Seen(comparison([read_record(folder) for folder in folders]))
+    assert "278 142,336" in found.text
+
+
 def test_runs_with_nothing_in_common_have_a_page(write_run: WriteRun) -> None:
     folders = [
         write_run("a", {"val_loss": {0: 6.0}}, config={"data": {"vocab_size": 300}}),

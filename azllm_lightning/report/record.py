@@ -229,7 +229,7 @@ def read_record(
     """
     events = events or RunEvents(folder)
     events.update()
-    summary = _read_summary(folder)
+    summary = listing.read_summary(folder)
     config = _read_config(folder)
     curve = events.curve("val_loss")
     saved = max((step for step, _ in step_files(folder / "checkpoints")), default=0)
@@ -298,12 +298,6 @@ def find_run(name: str | None, logs: Path) -> RunEvents:
 def _written_at(folder: Path) -> float:
     """When the newest event file of a run folder was written."""
     return max((path.stat().st_mtime for path in folder.glob(EVENTS)), default=0.0)
-
-
-def _read_summary(folder: Path) -> dict[str, Any]:
-    """The content of summary.json; {} if it is missing, damaged, or of another program."""
-    summary = listing.read_summary(folder)
-    return summary if isinstance(summary.get("steps"), int) else {}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

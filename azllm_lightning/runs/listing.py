@@ -82,9 +82,12 @@ def _best_val_loss(folder: Path) -> float | None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The content of a run's summary.json; empty if there is none, or it is damaged."""
+    """The content of a run's summary.json; empty if there is none, or it is damaged, or of
+    another program.
+    """
     try:
         values = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) and "steps" in values else {}
+    is_ours = isinstance(values, dict) and isinstance(values.get("steps"), int)
+    return values if is_ours else {}

@@ -54,7 +54,7 @@ from azllm_lightning.training.processes import (
     wait_for_first,
 )
 from azllm_lightning.training.schedule import lr_factor
-from azllm_lightning.training.stopping import Stopped, StopRequest
+from azllm_lightning.training.stopping import Stopped, StoppedAtOnce, StopRequest
 
 log = logging.getLogger("azllm_lightning")
 
@@ -88,6 +88,8 @@ def run_session(config: RunConfig) -> Path:
                 return _run(config, Processes(), stop, located)
         except Stopped:
             raise _start_again(config) from None
+        except StoppedAtOnce:
+            raise KeyboardInterrupt from None
     try:
         return supervise(config, located, count)
     except Stopped:

@@ -396,7 +396,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
             with contextlib.suppress(OSError):  # the state is worth more than a curve
                 logger.save()  # after a kill, the curve must reach the newest checkpoint
         path = step_path(self.folder, trainer.global_step)
+        self.stop.is_saving = True
         self._save_checkpoint(trainer, str(path))
+        self.stop.is_saving = False
         self._saved_step = trainer.global_step
         self._is_due = False
         self._has_failed = self.io.failed is not None and self.io.diverged is None
@@ -414,6 +416,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def _save_and_stop(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:
             self.save(trainer)
+        self.stop.is_saving = True  # what describes the state is written next
         raise Stopped(self.stop.reason or tr("a request from another process"))
 
     def _agreed(self, trainer: Trainer, module: LightningModule) -> Requests:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from azllm_lightning.callbacks.console import SHOWN, TqdmHandler
@@ -134,13 +136,14 @@ def _run(
             return folder
         with opened(resolved) as (run, config):
             _announce(resolved, config, run)
-            try:
-                parts = attempts(resolved, config, run, stop)
-            except Stopped:
-                raise _resumable(typed, run, start) from None
-            finally:
-                close_trackers(config.logger)
-            report(parts, run, config)
+            with _resume_shown(typed, run, start, place):
+                try:
+                    parts = attempts(resolved, config, run, stop)
+                except Stopped:
+                    raise _resumable(typed, run, start) from None
+                finally:
+                    close_trackers(config.logger)
+                report(parts, run, config)
             return run.folder
     except Stopped:
         raise _resumable(typed, run, start) from None
@@ -148,6 +151,26 @@ def _run(
         if not has_lost_peer(error):
             raise
         raise _peer_lost(typed, run, start) from None
+
+
+@contextlib.contextmanager
+def _resume_shown(
+    typed: RunConfig, run: Run, start: int | None, place: Processes
+) -> Iterator[None]:
+    """Show how to resume after an error that ends the training of a single process; those who
+    started several say so themselves.
+
+    Not after one that comes before the first step or is about the settings: it would come again.
+    """
+    try:
+        yield
+    except (ValueError, Resumable):
+        raise
+    except Exception:
+        resume = resume_command(run, typed.overrides, start)
+        if place.size == 1 and run.has_trained and resume is not None:
+            log.error(tr("resume: {command}", command=resume))
+        raise
 
 
 def _resumable(typed: RunConfig, run: Run | None, start: int | None) -> Resumable:

@@ -368,11 +368,12 @@ class CausalLM(LightningModule):
 
         Replaces Lightning's `self.log` (2.6), whose x axis restarts on a resume, and which repeats
         the last values at every step that logs none, drops the validation at step 0, and copies
-        each value to the device, which forces a synchronization.
+        each value to the device, which forces a synchronization. The monitored values are those of
+        `last_validation`, without rounding to fp32.
         """
         if not self.trainer.sanity_checking:
             self.trainer.callback_metrics.update(
-                {name: torch.tensor(value) for name, value in values.items()}
+                {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
             )
         now = time.monotonic()
         flush = not self.trainer.training or now - self._flushed_at >= FLUSH_SECONDS

@@ -213,11 +213,13 @@ class BestCheckpoint(ModelCheckpoint):
         """
         # The first process alone sees the folder where machines share no disk.
         found = first(self._of_file)
-        score = state_dict["best_model_score"]
+        earlier = state_dict["best_model_score"]
         self._until_now = None
-        if found is not None and score is not None:
-            self._until_now = score, state_dict["best_step"]
-        self._set_best(*((torch.tensor(found[0]), found[1]) if found else (None, None)))
+        if found is not None and earlier is not None:
+            self._until_now = earlier, state_dict["best_step"]
+        score, step = found or (None, None)
+        exact = None if score is None else torch.tensor(score, dtype=torch.float64)
+        self._set_best(exact, step)
 
     def _of_file(self) -> tuple[float, int] | None:
         """val_loss and step of best.ckpt, if there is one that can be read."""

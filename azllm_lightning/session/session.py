@@ -23,13 +23,17 @@ from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.planning import far_off, rule
 from azllm_lightning.planning.models import models_with, named_models
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.build import check_optional
 from azllm_lightning.session.loggers import close_trackers
 from azllm_lightning.session.open import LIGHTNING, EarlyLines, opened
 from azllm_lightning.session.outcome import PeerLost, SmallerBatch, resume_command
-from azllm_lightning.session.report import finished_run, report, warn_that_it_is_done
+from azllm_lightning.session.report import (
+    finished_run,
+    report,
+    warn_that_it_is_done,
+    warn_that_it_is_finished,
+)
 from azllm_lightning.session.resolve import (
     Located,
     Resolved,
@@ -130,9 +134,8 @@ def _run(
         together(lambda: check_optional(found.config))
         start = found.source.step if found.source is not None else None
         resolved = resolve(found, stop, place)
-        if (folder := first(lambda: finished_run(resolved))) is not None:
-            assert resolved.source is not None
-            warn_that_it_is_done(resolved.source.step, read_summary(folder).get("best_step"))
+        if (folder := first(lambda: finished_run(resolved, typed.overrides))) is not None:
+            warn_that_it_is_finished(resolved, folder)
             return folder
         with opened(resolved) as (run, config):
             _announce(resolved, config, run)

@@ -16,6 +16,10 @@ MOST = 0.6
 """
 
 
+RISEN = 0.5
+"""Share of the gap by which val_loss has risen at the end, from which on that explains it."""
+
+
 class Point(NamedTuple):
     """A validation, losses in nats per token; `gap` is val_loss - train_loss."""
 
@@ -36,12 +40,15 @@ def gap_text(
     memorized text: the validation documents are harder to predict than the training text. If
     `is_mixed`, those are the steps in which what data.mix repeats most is read once on average. The
     train_loss of a student is low because it learns the training text from its teachers too; that
-    is no fault.
+    is no fault. A val_loss that has risen, as with too high a learning rate, says nothing of the
+    texts: train_loss is a mean of the steps before the rise too.
     """
     known = [point for point in points if point.step and math.isfinite(point.gap)]
     if is_student or not known or not known[-1].gap > LARGE * known[-1].val_loss:
         return ""
     last = known[-1]
+    if last.val_loss - min(point.val_loss for point in known) > RISEN * last.gap:
+        return ""
     first_pass = [point for point in known if point.step <= steps_per_reading]
     before = max(0.0, first_pass[-1].gap) if first_pass else 0.0
     if is_mixed:

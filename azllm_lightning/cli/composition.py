@@ -227,8 +227,13 @@ def _no_group(group: str, experiment: str | None, verb: str) -> str:
 def _number_with_a_comma(setting: str) -> str:
     """What to write instead of hours=0,5 or trainer.max_steps=10,000; "" for anything else."""
     key, _, value = setting.partition("=")
-    if key == "trainer.devices":  # a list of GPUs
-        return ""
+    if key == "trainer.devices":
+        return tr(
+            "{setting}: write a list of GPUs as {key}=[{value}]",
+            setting=setting,
+            key=key,
+            value=value,
+        )
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", value) and not value.startswith("0"):
         return tr(
             "{setting}: write a large number without separators, {key}={number}, or a decimal "

@@ -125,6 +125,21 @@ def path_as_meant(typed: str, key: str, kind: str) -> str:
     return _existing_form(typed)
 
 
+def run_as_meant(typed: str, logs: str) -> str:
+    """The newest run folder with a checkpoint of the run in `logs` that is called `typed`; `typed`
+    if that is the path of something, or no run's name.
+    """
+    place = Path(_existing_form(str(Path(logs, typed))))
+    if os.path.lexists(typed) or Path(typed).name != typed or not place.is_dir():
+        return typed
+    numbers = [
+        int(folder.name.removeprefix("version_"))
+        for folder in place.iterdir()
+        if re.fullmatch(r"version_\d+", folder.name) and any(folder.glob("checkpoints/*.ckpt"))
+    ]
+    return str(place / f"version_{max(numbers)}") if numbers else typed
+
+
 def _existing_form(path: str) -> str:
     """`path`, or the spelling in the other Unicode form of what exists there."""
     if path.isascii() or os.path.lexists(path):

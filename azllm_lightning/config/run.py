@@ -16,7 +16,12 @@ from azllm_lightning.cli.overrides import quoted_list
 from azllm_lightning.config.callbacks import CallbacksConfig, LoggerConfig
 from azllm_lightning.config.data import DataConfig, as_list
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
-from azllm_lightning.config.local_paths import LocalPath, OutputPath, check_folder_name
+from azllm_lightning.config.local_paths import (
+    LocalPath,
+    OutputPath,
+    check_folder_name,
+    run_as_meant,
+)
 from azllm_lightning.config.model import GPTConfig, ModelConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
@@ -68,6 +73,7 @@ class RunConfig:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._find_named_models()
         problems = Problems()
         problems.require_choice("lang", self.lang, LANGUAGES)
         problems.require_choice("init_embeddings", self.init_embeddings, INIT_EMBEDDINGS)
@@ -103,6 +109,16 @@ class RunConfig:
                 )
             )
         problems.raise_if_any()
+
+    def _find_named_models(self) -> None:
+        """Have init_from and teachers mean by a run's name what other commands do by run_name."""
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", run_as_meant(self.init_from, self.logs_dir))
+        if isinstance(self.teachers, str):
+            object.__setattr__(self, "teachers", run_as_meant(self.teachers, self.logs_dir))
+        elif self.teachers is not None:
+            found = [run_as_meant(teacher, self.logs_dir) for teacher in self.teachers]
+            object.__setattr__(self, "teachers", found)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Self:

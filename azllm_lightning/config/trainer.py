@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from azllm_lightning.cli.messages import tr
-from azllm_lightning.config.strict import Problems
+from azllm_lightning.config.strict import Problems, from_mapping
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AUTO = ("precision", "compile", "micro_batch_size")
 """Settings for which `auto` means what this machine does best."""
@@ -48,6 +52,9 @@ class TrainerConfig:
     compile: bool | Literal["auto"]
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: int | str
+    """A number of them, auto, or the numbers of GPUs as Lightning writes them: "0,1", or "1," for
+    number 1 alone.
+    """
     num_nodes: int
     strategy: str
     deterministic: bool
@@ -92,17 +99,33 @@ class TrainerConfig:
             self._devices_are_valid(),
             "devices",
             self.devices,
-            tr("a number of at least 1, a list like '0,1', or auto"),
+            tr("a number of at least 1, a list like [0,1], or auto"),
         )
         if self.deadline is not None:
             deadline = self.deadline
             problems.attempt(lambda: parse_deadline(deadline, now=0.0))
         problems.raise_if_any()
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any], group: str) -> Self:
+        """The config of a mapping in which `devices` may be a list, as it is typed."""
+        devices = values.get("devices")
+        if isinstance(devices, (list, tuple)):
+            end = "," if len(devices) == 1 else ""
+            values = {**values, "devices": ",".join(map(str, devices)) + end}
+        return from_mapping(cls, values, group)
+
     def _devices_are_valid(self) -> bool:
-        if isinstance(self.devices, int):
-            return self.devices >= 1
-        return self.devices == "auto" or re.fullmatch(r"\d+(,\d+)*", self.devices) is not None
+        text = str(self.devices)
+        if text.isdecimal():
+            return int(text) >= 1
+        return text == "auto" or re.fullmatch(r"\d+,|\d+(,\d+)+", text) is not None
+
+
+def listed_gpus(devices: int | str) -> list[int]:
+    """The numbers of GPUs in trainer.devices; none if it is a number of devices, or auto."""
+    text = str(devices)
+    return [int(number) for number in text.split(",") if number] if "," in text else []
 
 
 def parse_deadline(text: str, now: float) -> float:

@@ -28,6 +28,7 @@ from azllm_lightning.runs.paths import (
     version_of,
     versions,
 )
+from azllm_lightning.runs.table import carry_table
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +165,8 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     run = claim(folder.parent.name if is_version(folder) else name, logs)
     carry_curve(folder, run.folder, step)
     _carry_best(real.parent / BEST, run, step)
-    with contextlib.suppress(OSError):  # there is none, or nobody may read it
-        shutil.copyfile(folder / METRICS, run.folder / METRICS)
+    with contextlib.suppress(OSError):  # nobody may read it
+        carry_table(folder / METRICS, run.folder / METRICS, step)
     return run
 
 

@@ -21,7 +21,7 @@ def find_model(key: str, typed: str, logs: Path = LOGS, resume: bool = False) ->
     best weights, else its newest complete full state; an exported folder unchanged.
 
     With `resume`, only a full state will do. Raises ValueError if there is none, with the one that
-    may have been meant: the name of a run, or the folder of all its versions, stands for none.
+    may have been meant: the folder of all versions of a run stands for none.
     """
     path = Path(typed)
     if path.is_file():
@@ -41,8 +41,8 @@ def find_model(key: str, typed: str, logs: Path = LOGS, resume: bool = False) ->
         )
     else:
         message = tr(
-            "{key}={path}: no such file or folder; give a .ckpt file, a run folder or an exported "
-            "folder",
+            "{key}={path}: no such file or folder; give the name of a run, a .ckpt file, a run "
+            "folder or an exported folder",
             key=key,
             path=typed,
         )

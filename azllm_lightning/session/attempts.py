@@ -244,7 +244,9 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
         describe(run, config, parts.data)
     assert isinstance(config.trainer.micro_batch_size, int)
     parts.data.micro_batch_size = config.trainer.micro_batch_size
-    log.warning(paragraph(batch.continuing(config.trainer, parts.trainer.world_size, reached)))
+    devices = parts.trainer.world_size
+    message = batch.continuing(config.trainer, devices, reached, config.shape.dropout)
+    log.warning(paragraph(message))
     return replace(
         start,
         config=config,

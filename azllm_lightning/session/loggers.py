@@ -7,15 +7,13 @@ resumed run continues as the same run there.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import logging
 import os
 import secrets
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +29,7 @@ from azllm_lightning.runs.atomic import write_text
 from azllm_lightning.runs.event_file import CurveWriter
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import METRICS
+from azllm_lightning.runs.table import table_rows
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -130,7 +129,7 @@ def continue_table(table: CSVLogger, folder: Path, last_step: int) -> None:
     earlier = folder / EARLIER
     if path.is_file() and not earlier.is_file():
         path.rename(earlier)
-    rows = [(step, values) for step, values in _rows(earlier) if step <= last_step]
+    rows = [(step, values) for step, values in table_rows(earlier) if step <= last_step]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
         writer = table.experiment
@@ -138,21 +137,6 @@ def continue_table(table: CSVLogger, folder: Path, last_step: int) -> None:
         writer.log_metrics(values, step)
     writer.save()
     earlier.unlink(missing_ok=True)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """The complete rows of a table, and their steps: a kill or a power cut may have cut one off."""
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-    lines = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-    for row in csv.DictReader(lines):
-        try:
-            step = int(row.pop("step"))
-            values = {key: float(value) for key, value in row.items() if value}
-        except (KeyError, TypeError, ValueError):
-            continue
-        yield step, values
 
 
 def _tracking_id(folder: Path, is_first: bool) -> str:

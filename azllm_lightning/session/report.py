@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from azllm_lightning.callbacks.gap import Point, gap_text
@@ -13,8 +13,10 @@ from azllm_lightning.callbacks.rules import against_overfitting, more_steps_help
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.run import RunConfig
+from azllm_lightning.formats.load import read_checkpoint, stored_config
 from azllm_lightning.runs.folder import Run, relative_to_current
 from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.build import Parts
@@ -27,20 +29,54 @@ LONG_AGO = 0.8
 """Share of a finished run before which its best step shows that more steps do not help."""
 
 
-def finished_run(resolved: Resolved) -> Path | None:
-    """The folder of a run that has reported its end and has no step left; else None.
+SESSION = frozenset(("run_name", "ckpt_path", "init_from", "logs_dir", "lang"))
+"""Settings that change nothing about how a run goes on."""
+
+
+def finished_run(resolved: Resolved, typed: Sequence[str]) -> Path | None:
+    """The folder of a run that has reported its end and has no step left, or that early stopping
+    has ended and would end again after what is `typed`; else None.
 
     Its folder then stays as it is: opening it would replace what TensorBoard and summary.json say
     about the sessions that trained it.
     """
     source = resolved.source
-    if source is None or source.step < resolved.config.trainer.max_steps:
+    if source is None:
         return None
     folder = source.path.resolve().parent.parent
     summary = read_summary(folder)
     if (summary.get("status"), summary.get("steps")) != ("done", source.step):
         return None
+    if source.step < resolved.config.trainer.max_steps and not _stops_again(resolved, typed):
+        return None
     return relative_to_current(folder)
+
+
+def _stops_again(resolved: Resolved, typed: Sequence[str]) -> bool:
+    """Whether early stopping is still on, and nothing is `typed` that the run did not have."""
+    assert resolved.source is not None
+    if not resolved.config.callbacks.early_stopping:
+        return False
+    stored = stored_config(read_checkpoint(resolved.source.path))
+    new = [text for text in typed if text not in stored.get("overrides", [])]
+    return typed_keys(new) <= SESSION
+
+
+def warn_that_it_is_finished(resolved: Resolved, folder: Path) -> None:
+    """Say why nothing is trained in `folder`, which `finished_run` has found."""
+    assert resolved.source is not None
+    step = resolved.source.step
+    last_step = resolved.config.trainer.max_steps
+    if step >= last_step:
+        warn_that_it_is_done(step, read_summary(folder).get("best_step"))
+        return
+    message = tr(
+        "early stopping has ended this run at step {step:,} of {last:,}: "
+        "callbacks.early_stopping=false continues it",
+        step=step,
+        last=last_step,
+    )
+    log.warning(paragraph(message))
 
 
 def warn_that_it_is_done(step: int, best_step: int | None = None) -> None:

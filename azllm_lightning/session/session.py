@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from azllm_lightning.callbacks.console import SHOWN, TqdmHandler
@@ -21,13 +23,17 @@ from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.planning import far_off, rule
 from azllm_lightning.planning.models import models_with, named_models
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.attempts import attempts
 from azllm_lightning.session.build import check_optional
 from azllm_lightning.session.loggers import close_trackers
 from azllm_lightning.session.open import LIGHTNING, EarlyLines, opened
 from azllm_lightning.session.outcome import PeerLost, SmallerBatch, resume_command
-from azllm_lightning.session.report import finished_run, report, warn_that_it_is_done
+from azllm_lightning.session.report import (
+    finished_run,
+    report,
+    warn_that_it_is_done,
+    warn_that_it_is_finished,
+)
 from azllm_lightning.session.resolve import (
     Located,
     Resolved,
@@ -54,7 +60,7 @@ from azllm_lightning.training.processes import (
     wait_for_first,
 )
 from azllm_lightning.training.schedule import lr_factor
-from azllm_lightning.training.stopping import Stopped, StopRequest
+from azllm_lightning.training.stopping import Stopped, StoppedAtOnce, StopRequest
 
 log = logging.getLogger("azllm_lightning")
 
@@ -88,6 +94,8 @@ def run_session(config: RunConfig) -> Path:
                 return _run(config, Processes(), stop, located)
         except Stopped:
             raise _start_again(config) from None
+        except StoppedAtOnce:
+            raise KeyboardInterrupt from None
     try:
         return supervise(config, located, count)
     except Stopped:
@@ -126,19 +134,19 @@ def _run(
         together(lambda: check_optional(found.config))
         start = found.source.step if found.source is not None else None
         resolved = resolve(found, stop, place)
-        if (folder := first(lambda: finished_run(resolved))) is not None:
-            assert resolved.source is not None
-            warn_that_it_is_done(resolved.source.step, read_summary(folder).get("best_step"))
+        if (folder := first(lambda: finished_run(resolved, typed.overrides))) is not None:
+            warn_that_it_is_finished(resolved, folder)
             return folder
         with opened(resolved) as (run, config):
             _announce(resolved, config, run)
-            try:
-                parts = attempts(resolved, config, run, stop)
-            except Stopped:
-                raise _resumable(typed, run, start) from None
-            finally:
-                close_trackers(config.logger)
-            report(parts, run, config)
+            with _resume_shown(typed, run, start, place):
+                try:
+                    parts = attempts(resolved, config, run, stop)
+                except Stopped:
+                    raise _resumable(typed, run, start) from None
+                finally:
+                    close_trackers(config.logger)
+                report(parts, run, config)
             return run.folder
     except Stopped:
         raise _resumable(typed, run, start) from None
@@ -146,6 +154,26 @@ def _run(
         if not has_lost_peer(error):
             raise
         raise _peer_lost(typed, run, start) from None
+
+
+@contextlib.contextmanager
+def _resume_shown(
+    typed: RunConfig, run: Run, start: int | None, place: Processes
+) -> Iterator[None]:
+    """Show how to resume after an error that ends the training of a single process; those who
+    started several say so themselves.
+
+    Not after one that comes before the first step or is about the settings: it would come again.
+    """
+    try:
+        yield
+    except (ValueError, Resumable):
+        raise
+    except Exception:
+        resume = resume_command(run, typed.overrides, start)
+        if place.size == 1 and run.has_trained and resume is not None:
+            log.error(tr("resume: {command}", command=resume))
+        raise
 
 
 def _resumable(typed: RunConfig, run: Run | None, start: int | None) -> Resumable:

@@ -30,7 +30,13 @@ from azllm_lightning.runs.folder import Run
 from azllm_lightning.session.outcome import Outcome, resume_command
 from azllm_lightning.session.resolve import Located
 from azllm_lightning.training.batch import check_devices
-from azllm_lightning.training.stopping import SIGNALS, Stopped, signal_name
+from azllm_lightning.training.stopping import (
+    OF_NOTEBOOK,
+    SIGNALS,
+    Stopped,
+    in_notebook,
+    signal_name,
+)
 
 WORKER = "azllm_lightning.session.process"
 """The module that each process runs."""
@@ -138,7 +144,8 @@ def supervise(config: RunConfig, located: Located, count: int) -> Path:
         with _started(settings, count, attempt, notes) as group:
             group.wait()
             if any(worker.process.returncode == EXIT_INTERRUPTED for worker in group.workers):
-                raise SystemExit(EXIT_INTERRUPTED)  # a second Ctrl+C
+                # After Ctrl+C once more; in a notebook, the other cells are still there.
+                raise KeyboardInterrupt if in_notebook() else SystemExit(EXIT_INTERRUPTED)
             outcomes = group.outcomes()
             notes = {name: text for name in KEPT_NOTES if (text := group.note(name)) is not None}
         if not any(outcome.kind == "memory" for outcome in outcomes):
@@ -258,13 +265,15 @@ def _start(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": str(attempt),
     }
-    in_notebook = "ipykernel" in sys.modules  # its output is not the process's
+    is_notebook = in_notebook()  # its output is not the process's
+    if is_notebook:
+        environment[OF_NOTEBOOK] = "1"
     process = subprocess.Popen(
         [sys.executable, "-m", WORKER],
         env=environment,
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if in_notebook else None,
-        stderr=subprocess.STDOUT if in_notebook else None,
+        stdout=subprocess.PIPE if is_notebook else None,
+        stderr=subprocess.STDOUT if is_notebook else None,
         # Ctrl+C reaches the whole process group: each process is to get it once, from here.
         start_new_session=True,
     )
@@ -272,7 +281,7 @@ def _start(
     with contextlib.suppress(OSError):  # it died at once, which `wait` notices
         process.stdin.write(settings)
         process.stdin.flush()
-    if in_notebook:
+    if is_notebook:
         threading.Thread(target=_copy_output, args=(process,), daemon=True).start()
     return process
 

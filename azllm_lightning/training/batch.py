@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from azllm_lightning.cli.memory import is_out_of_memory
-from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.messages import and_then, tr, trn
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
@@ -144,15 +144,25 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, micro_batch_size=smaller))
 
 
-def continuing(config: TrainerConfig, devices: int, step: int) -> str:
+def continuing(config: TrainerConfig, devices: int, step: int, dropout: float = 0.0) -> str:
     """What the user reads when a run that ran out of memory continues with `config`."""
     count = accumulation(config, devices)
-    return tr(
+    message = tr(
         "out of memory after step {step:,}: continuing with trainer.micro_batch_size={size} "
         "({micro_batches} per step; trainer.global_batch_size is unchanged)",
         step=step,
         size=config.micro_batch_size,
         micro_batches=trn("{count:,} micro-batch", "{count:,} micro-batches", count),
+    )
+    if not dropout:
+        return message
+    return and_then(
+        message,
+        tr(
+            "model.dropout={dropout} is drawn for each micro-batch: the losses will differ "
+            "slightly from those of an uninterrupted run",
+            dropout=dropout,
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -78,7 +79,8 @@ class CausalLM(LightningModule):
     Hyperparameters are plain types, so that checkpoints load with `weights_only=True`. Dropout is
     seeded by (seed, step, micro-batch, rank), so that no RNG state has to be saved. Also works
     under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`; all weights are then
-    random, unless `start_from_neighbors` and `start_with_induction` are called.
+    random, unless `start_from_neighbors` and `start_with_induction` are called. Its `validate`
+    returns what a validation logs.
     """
 
     def __init__(
@@ -147,8 +149,17 @@ class CausalLM(LightningModule):
     def setup(self, stage: str) -> None:
         """Read from the data the UTF-8 bytes of each token and the sources of the validation set.
 
-        Raises ValueError if the tokenizer does not fit the model.
+        Raises ValueError if the tokenizer does not fit the model, and under a plain Trainer for
+        `test` and for a training without a number of steps.
         """
+        if stage == TrainerFn.TESTING:
+            raise ValueError(
+                tr("there is no test set beside the validation set: use Trainer.validate")
+            )
+        if stage == TrainerFn.FITTING and self.trainer.max_steps < 1:
+            raise ValueError(
+                tr("the length of a training is its optimizer steps: give Trainer(max_steps=...)")
+            )
         data = datamodule_of(self.trainer)
         tokenizer = data.tokenizer
         if tokenizer.vocab_size != self.model_config.vocab_size:
@@ -330,7 +341,13 @@ class CausalLM(LightningModule):
         if not math.isnan(mean):
             values["generalization_gap"] = metric["loss"] - mean
         self.last_validation = values
-        self.log_pinned(values)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_pinned(values)
+        else:  # `Trainer.validate` returns what Lightning has logged
+            self.log_dict(values, sync_dist=True)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Never called: without this method, `Trainer.test` would not come to `setup`."""
 
     # Logging
 
@@ -351,11 +368,12 @@ class CausalLM(LightningModule):
 
         Replaces Lightning's `self.log` (2.6), whose x axis restarts on a resume, and which repeats
         the last values at every step that logs none, drops the validation at step 0, and copies
-        each value to the device, which forces a synchronization.
+        each value to the device, which forces a synchronization. The monitored values are those of
+        `last_validation`, without rounding to fp32.
         """
         if not self.trainer.sanity_checking:
             self.trainer.callback_metrics.update(
-                {name: torch.tensor(value) for name, value in values.items()}
+                {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
             )
         now = time.monotonic()
         flush = not self.trainer.training or now - self._flushed_at >= FLUSH_SECONDS

@@ -22,6 +22,7 @@ from lightning.pytorch.plugins import precision as plugins
 from lightning.pytorch.plugins.precision import Precision
 
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.config.trainer import listed_gpus
 from azllm_lightning.training import measuring
 
 log = logging.getLogger(__name__)
@@ -151,15 +152,16 @@ def muon_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def num_devices(devices: int | str, device: str) -> int:
-    """The number of processes for trainer.devices: a number, a list like "0,1", or auto.
+    """The number of processes for trainer.devices: a number, GPUs (see `listed_gpus`), or auto.
 
     Raises ValueError for GPUs that are not there, for one listed twice, and for a list on the CPU.
     """
     available = max(1, torch.cuda.device_count()) if device == "cuda" else 1
     if devices == "auto":
         return available
-    if isinstance(devices, str) and "," in devices:
-        return len(_listed_devices(devices, device, available))
+    if indices := listed_gpus(devices):
+        _check_listed(indices, device, available)
+        return len(indices)
     if device == "cuda" and int(devices) > available:
         raise ValueError(
             tr(
@@ -172,29 +174,28 @@ def num_devices(devices: int | str, device: str) -> int:
     return int(devices)
 
 
-def _listed_devices(devices: str, device: str, available: int) -> list[int]:
-    indices = [int(index) for index in devices.split(",")]
+def _check_listed(indices: list[int], device: str, available: int) -> None:
+    devices = f"[{','.join(map(str, indices))}]"
     if device == "cpu":
         raise ValueError(
             tr(
                 "trainer.devices={devices} lists GPUs, but this run is on the CPU; use "
                 "trainer.devices=1, or a number of processes",
-                devices=repr(devices),
+                devices=devices,
             )
         )
     if len(set(indices)) < len(indices):
-        raise ValueError(tr("trainer.devices={devices} lists a GPU twice", devices=repr(devices)))
+        raise ValueError(tr("trainer.devices={devices} lists a GPU twice", devices=devices))
     if max(indices) >= available:
         raise ValueError(
             tr(
                 "trainer.devices={devices}, but PyTorch finds {found}; their numbers are 0 to "
                 "{last}",
-                devices=repr(devices),
+                devices=devices,
                 found=trn("{count} GPU", "{count} GPUs", available),
                 last=available - 1,
             )
         )
-    return indices
 
 
 def ddp_settings() -> dict[str, Any]:

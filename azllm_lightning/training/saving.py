@@ -213,11 +213,13 @@ class BestCheckpoint(ModelCheckpoint):
         """
         # The first process alone sees the folder where machines share no disk.
         found = first(self._of_file)
-        score = state_dict["best_model_score"]
+        earlier = state_dict["best_model_score"]
         self._until_now = None
-        if found is not None and score is not None:
-            self._until_now = score, state_dict["best_step"]
-        self._set_best(*((torch.tensor(found[0]), found[1]) if found else (None, None)))
+        if found is not None and earlier is not None:
+            self._until_now = earlier, state_dict["best_step"]
+        score, step = found or (None, None)
+        exact = None if score is None else torch.tensor(score, dtype=torch.float64)
+        self._set_best(exact, step)
 
     def _of_file(self) -> tuple[float, int] | None:
         """val_loss and step of best.ckpt, if there is one that can be read."""
@@ -396,7 +398,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
             with contextlib.suppress(OSError):  # the state is worth more than a curve
                 logger.save()  # after a kill, the curve must reach the newest checkpoint
         path = step_path(self.folder, trainer.global_step)
+        self.stop.is_saving = True
         self._save_checkpoint(trainer, str(path))
+        self.stop.is_saving = False
         self._saved_step = trainer.global_step
         self._is_due = False
         self._has_failed = self.io.failed is not None and self.io.diverged is None
@@ -414,6 +418,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def _save_and_stop(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved_step:
             self.save(trainer)
+        self.stop.is_saving = True  # what describes the state is written next
         raise Stopped(self.stop.reason or tr("a request from another process"))
 
     def _agreed(self, trainer: Trainer, module: LightningModule) -> Requests:

@@ -31,6 +31,12 @@ class Stopped(BaseException):
     """
 
 
+class StoppedAtOnce(BaseException):
+    """Training ended in a notebook, without a save: a KeyboardInterrupt, for which Lightning would
+    end the whole process.
+    """
+
+
 class Requests(NamedTuple):
     """What a process asks for at the end of the current optimizer step."""
 
@@ -39,6 +45,14 @@ class Requests(NamedTuple):
 
 
 NO_REQUESTS = Requests()
+
+OF_NOTEBOOK = "AZLLM_OF_NOTEBOOK"
+"""In the environment of the processes that a notebook started for a run."""
+
+
+def in_notebook() -> bool:
+    """Whether this process runs the cells of a notebook, and has their variables."""
+    return "ipykernel" in sys.modules
 
 
 class StopRequest:
@@ -49,7 +63,8 @@ class StopRequest:
     data, compiling and the validation before the first step may take minutes, and nothing would be
     lost. From the first optimizer step on, and always with several processes, whose collective
     operations must not be left by one of them, nothing is raised. A second Ctrl+C ends the process
-    without saving.
+    without saving. While the step is being saved, and always in a notebook, whose button is easily
+    pressed twice, it takes a third; the process of a notebook stays, with `StoppedAtOnce`.
 
     A signal that was ignored when the program began (SIGHUP under nohup, SIGINT in a background job
     of a script) stays ignored.
@@ -61,7 +76,12 @@ class StopRequest:
         """Seconds since the epoch by which the process should have ended; `until` sets it."""
         self.reason: str | None = None
         self.interruptible = False
+        self.is_saving = False
+        """Whether a checkpoint is being written; `PeriodicCheckpoint` sets it."""
         self._may_interrupt = interruptible
+        self._is_of_notebook = in_notebook() or OF_NOTEBOOK in os.environ
+        self._has_warned = False
+        """Whether a second Ctrl+C was answered by a warning."""
         self.shown: list[str] = []
         """What was written to the terminal about a signal."""
         self._pid = os.getpid()
@@ -115,15 +135,38 @@ class StopRequest:
             os._exit(128 + number)
         if self.reason is not None:
             if number == signal.SIGINT:
-                _say(tr("{signal}: stopped at once, without saving", signal=name))
-                os._exit(130)
+                self._warn_or_end(name)
             return
         self.reason = name
         if self.interruptible:
             raise Stopped(name)
-        message = tr(
-            "{signal}: finishing this step, then saving (Ctrl+C again: stop at once)", signal=name
+        if self._is_of_notebook:
+            self._show(tr("{signal}: finishing this step, then saving", signal=name))
+            return
+        self._show(
+            tr(
+                "{signal}: finishing this step, then saving (Ctrl+C again: stop at once)",
+                signal=name,
+            )
         )
+
+    def _warn_or_end(self, name: str) -> None:
+        """After a Ctrl+C that was not the first signal."""
+        if (self.is_saving or self._is_of_notebook) and not self._has_warned:
+            self._has_warned = True
+            message = tr(
+                "{signal}: this step is being finished and saved (once more: stop at once, without "
+                "saving)",
+                signal=name,
+            )
+            self._show(message)
+            return
+        _say(tr("{signal}: stopped at once, without saving", signal=name))
+        if in_notebook():
+            raise StoppedAtOnce
+        os._exit(130)
+
+    def _show(self, message: str) -> None:
         self.shown.append(message)  # not logged here: a log is no place for a signal handler
         _say(message)
 

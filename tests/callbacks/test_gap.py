@@ -37,6 +37,14 @@ def test_a_gap_is_memorized_text_only_once_text_is_read_again(
     assert not gap_text(points(*gaps), steps_per_reading, is_student=True)
 
 
+@pytest.mark.parametrize(("best", "is_told"), [(3.4, False), (3.8, True)])
+def test_a_loss_that_rose_at_the_end_says_nothing_of_the_texts(best: float, is_told: bool) -> None:
+    """train_loss is a mean of the steps since the validation before."""
+    seen = [Point(10, 4.0, -0.5), Point(20, best, 0.1), Point(30, 4.0, 0.64)]
+    for steps_per_reading in (100, 25, 15):
+        assert bool(gap_text(seen, steps_per_reading)) == is_told
+
+
 def test_the_passes_of_a_mix_are_those_of_what_it_repeats_most() -> None:
     gaps = points(math.nan, 0.1, 0.84)
     assert "0.74 more than when no text had been read" in gap_text(gaps, 15, is_mixed=True)

@@ -29,3 +29,15 @@ def test_the_peak_is_that_of_the_device_on_which_the_run_was(
     monkeypatch.setattr(summary, "peak_memory_bytes", {"cuda": 7, "cpu": 1}.get)
     folder = train_tiny("trainer.max_steps=1")
     assert json.loads((folder / "summary.json").read_text())["peak_memory_bytes"] == 7
+
+
+def test_the_best_loss_is_the_last_one_if_that_validation_was_the_best(
+    train_tiny: Callable[..., Path],
+) -> None:
+    """To the last digit: summary.json has both."""
+    first = json.loads((train_tiny() / "summary.json").read_text())
+    assert first["best_step"] == first["steps"]
+    assert first["best_val_loss"] == first["val_loss"]
+    resumed = train_tiny("ckpt_path=last", "trainer.max_steps=9")
+    second = json.loads((resumed / "summary.json").read_text())
+    assert second["best_val_loss"] == min(first["val_loss"], second["val_loss"])

@@ -116,7 +116,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["model.n_layer=ə"],
         ["model.n_layer='ə'", "whole number"],
     ),
-    "a comma": (["trainer.devices=0,1"], ["trainer.devices=0,1", "quote", "-m"]),
+    "a comma": (["trainer.precision=a,b"], ["trainer.precision=a,b", "quote", "-m"]),
+    "a list of GPUs": (["trainer.devices=0,1"], ["as trainer.devices=[0,1]"]),
     "a decimal comma": (["optimizer.lr=0,001"], ["optimizer.lr=0,001", "point", "lr=0.001"]),
     "thousands": (["trainer.max_steps=10,000"], ["max_steps=10000", "max_steps=10.000"]),
     "no such reference": (["run_name=${adı}"], ["run_name", "adı"]),
@@ -153,7 +154,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "several commas": (
         ["optimizer.lr=0,1", "trainer.max_steps=10,000", "trainer.devices=0,1"],
-        ["optimizer.lr=0.1", "trainer.max_steps=10000", "trainer.devices=0,1 is ambiguous"],
+        ["optimizer.lr=0.1", "trainer.max_steps=10000", "as trainer.devices=[0,1]"],
     ),
     "several words that are no settings": (
         ["t4", "laptop"],

@@ -53,3 +53,25 @@ def test_settings_fill_it_in_and_a_typed_name_counts() -> None:
     assert compose([]).run_name == "tales"
     with pytest.raises(ValueError, match=r"data\.max_bytes"):
         compose(["data=text", "data.path=a.txt", "data.max_bytes=0"])
+
+
+def test_the_name_of_a_run_is_that_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest version that has a checkpoint; what is there under that name is a path."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("logs/ad/version_9", "logs/ad/version_10", "logs/iki/version_0", "logs/fayl/x"):
+        checkpoints = Path(place, "checkpoints")
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "best.ckpt").touch()
+    Path("logs/ad/version_11/checkpoints").mkdir(parents=True)
+    logs = "logs_dir=logs"
+    newest = str(Path("logs/ad/version_10"))
+    assert compose([logs, "init_from=ad"]).init_from == newest
+    assert compose([logs, "teachers=ad"]).teachers == newest
+    two = compose([logs, "teachers=[ad,iki,yox,fayl]"])
+    assert two.teachers == [newest, str(Path("logs/iki/version_0")), "yox", "fayl"]
+    assert RunConfig.from_mapping(two.to_mapping()).teachers == two.teachers
+    assert compose(["init_from=ad"]).init_from == "ad"
+    Path("ad").mkdir()
+    assert compose([logs, "init_from=ad"]).init_from == "ad"

@@ -73,8 +73,8 @@ def test_only_a_model_is_proposed(tiny: list[str]) -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        lambda tiny, logs: train(compose([*tiny, logs, "run_name=b", "init_from=tiny"])),
-        lambda tiny, logs: train(compose([*tiny, logs, "run_name=b", "teachers=tiny"])),
+        lambda tiny, logs: train(compose([*tiny, logs, "run_name=b", "init_from=tinyy"])),
+        lambda tiny, logs: train(compose([*tiny, logs, "run_name=b", "teachers=tinyy"])),
         lambda tiny, logs: train(compose([logs, "ckpt_path=tiny"])),
         lambda tiny, logs: generate(compose([logs, "ckpt_path=tiny", "prompt=a"], "generate")),
         lambda tiny, logs: export(compose([logs, "ckpt_path=tiny", "out=b"], "export")),

@@ -100,6 +100,40 @@ def test_a_crash_after_a_step_keeps_its_curve(
     assert settings or 1 in read_scalars(folder)["train_loss"]
 
 
+@pytest.mark.parametrize(
+    ("step", "error", "is_resumable"),
+    [
+        (6, RuntimeError("CUDA error: unspecified launch failure"), True),
+        (6, OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)), True),
+        (6, ValueError("of the settings"), False),
+        (2, RuntimeError("before anything is saved"), False),
+    ],
+    ids=["crash", "system", "settings", "unsaved"],
+)
+def test_an_error_after_a_save_comes_with_the_command_to_resume(
+    step: int,
+    error: Exception,
+    is_resumable: bool,
+    train_tiny: Train,
+    probe: Probe,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    probe.at(step, fail)
+    with pytest.raises(type(error)):
+        train_tiny()
+    log = Path("lightning_logs/tiny/version_0/train.log").read_text(encoding="utf-8")
+    resume = "resume: python -m azllm_lightning.train run_name=tiny ckpt_path=last\n"
+    assert (resume in log) == (resume in capsys.readouterr().err) == is_resumable
+    probe.at(4, fail)
+    if is_resumable:  # at once, as often as it is resumed
+        with pytest.raises(type(error)):
+            train_tiny("ckpt_path=last")
+        assert resume not in capsys.readouterr().err
+
+
 def test_a_resumed_run_that_fails_at_once_stays(train_tiny: Train, probe: Probe) -> None:
     folder = train_tiny()
     before = sorted(path.name for path in (folder / "checkpoints").iterdir())

@@ -18,6 +18,7 @@ from training_runs import Probe, curve
 
 from azllm_lightning.runs import folder as run_folder
 from azllm_lightning.runs.checkpoint_files import BEST
+from azllm_lightning.training.causal_lm import CausalLM
 
 Train = Callable[..., Path]
 
@@ -42,6 +43,39 @@ def test_a_finished_run_is_left_as_it_is(
     assert contents(folder) == before
     assert not probe.windows
     assert "already at its last step, 8" in capsys.readouterr().err
+
+
+def test_a_run_that_early_stopping_ended_is_left_as_it_is(
+    train_tiny: Train,
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Else each resume would train it on to the next validation."""
+    compute = CausalLM.on_validation_epoch_end
+
+    def rising(self: CausalLM) -> None:
+        self.val_metric.nll += self.trainer.global_step * self.val_metric.tokens
+        compute(self)
+
+    monkeypatch.setattr(CausalLM, "on_validation_epoch_end", rising)
+    stopping = ["callbacks.early_stopping=true", "callbacks.early_stopping_patience=1"]
+    typed = [*stopping, "trainer.val_every_steps=2"]
+    folder = train_tiny(*typed)
+    steps = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["steps"]
+    assert steps < 8
+    before = contents(folder)
+    probe.windows.clear()
+    capsys.readouterr()
+    assert train_tiny("ckpt_path=last") == train_tiny("ckpt_path=last", *typed) == folder
+    assert contents(folder) == before
+    assert not probe.windows
+    warning = " ".join(capsys.readouterr().err.split())
+    assert f"at step {steps} of 8: callbacks.early_stopping=false continues it" in warning
+    train_tiny("ckpt_path=last", "callbacks.early_stopping=false")
+    assert list(probe.windows) == list(range(steps, 8))
+    train_tiny("ckpt_path=last", "callbacks.early_stopping=true", "trainer.max_steps=10")
+    assert 8 in probe.windows
 
 
 def test_a_finished_run_that_was_best_long_ago_is_not_advised_to_train_longer(

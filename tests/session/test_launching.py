@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -174,7 +175,13 @@ def test_no_process_outlives_a_killed_one(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-def test_each_process_gets_each_signal_once(supervised: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("is_notebook", [False, True])
+def test_each_process_gets_each_signal_once(
+    is_notebook: bool, supervised: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end that a user chose is that of the command; a notebook has other cells."""
+    if is_notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     code = (
         "count = [0]\n"
         "signal.signal(signal.SIGINT, lambda *_: count.__setitem__(0, count[0] + 1))\n"
@@ -183,6 +190,7 @@ def test_each_process_gets_each_signal_once(supervised: Callable[[str], Path]) -
         "while not count[0] and time.time() < end: time.sleep(0.01)\n"
         "time.sleep(0.3)\n"
         "open(f'count{rank}', 'w').write(str(count[0]))\n"
+        "open(f'notebook{rank}', 'w').write(os.environ.get('AZLLM_OF_NOTEBOOK', ''))\n"
         "sys.exit(130)\n"
     )
 
@@ -192,8 +200,10 @@ def test_each_process_gets_each_signal_once(supervised: Callable[[str], Path]) -
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(SystemExit, match="130"):
+    end, text = (KeyboardInterrupt, None) if is_notebook else (SystemExit, "130")
+    with pytest.raises(end, match=text):
         supervised(code)
+    assert Path("notebook1").read_text() == ("1" if is_notebook else "")
     assert [Path(f"count{rank}").read_text() for rank in range(2)] == ["1", "1"]
 
 

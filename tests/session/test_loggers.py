@@ -59,6 +59,16 @@ def test_a_table_keeps_the_curve_of_a_resumed_run_without_doubled_steps(
     assert [step for step, _ in points(fork, "val_loss")] == [0, 4, 8]
 
 
+def test_a_fork_without_a_table_of_its_own_has_no_later_rows(train_tiny: Train) -> None:
+    folder = train_tiny(NO_SAMPLES)
+    rows = "step,train_loss,val_loss\n2,5.0,\n4,4.5,4.75\n6,4.0,\n8,3"
+    (folder / METRICS).write_text(rows, encoding="utf-8")  # of a session with logger=csv
+    fork = train_tiny(f"ckpt_path={folder}/checkpoints/step_00000004.ckpt")
+    assert fork != folder
+    assert points(fork, "train_loss") == [(2, 5.0), (4, 4.5)]
+    assert points(fork, "val_loss") == [(4, 4.75)]
+
+
 def test_a_session_that_is_killed_while_it_starts_loses_no_row(tmp_path: Path) -> None:
     run = tmp_path / "a" / "version_0"
     run.mkdir(parents=True)

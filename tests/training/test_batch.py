@@ -332,6 +332,7 @@ def test_a_run_continues_in_less_memory_and_loses_no_step(
     warnings = " ".join(capsys.readouterr().err.split())
     assert warnings.count("out of memory after step 3") == 2
     assert "trainer.micro_batch_size=2 (4 micro-batches per step" in warnings
+    assert "model.dropout" not in warnings
     assert probe.windows == straight.windows
     for tag in ("train_loss", "val_loss", "tokens_seen", "lr"):
         assert_close(curve(straight.folder)[tag], curve(narrowed)[tag])
@@ -348,6 +349,15 @@ def test_a_run_continues_in_less_memory_and_loses_no_step(
     with pytest.raises(Resumable):
         train_tiny(*overrides, "trainer.micro_batch_size=8")
     assert_same_end(narrowed, train_tiny("ckpt_path=last"))
+
+
+def test_a_run_with_dropout_learns_that_less_memory_changes_its_losses(
+    train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow(probe, 1, most=2)
+    train_tiny("model.dropout=0.1", "trainer.micro_batch_size=4", "trainer.max_steps=2")
+    warnings = " ".join(capsys.readouterr().err.split())
+    assert "model.dropout=0.1 is drawn for each micro-batch: the losses will differ" in warnings
 
 
 def assert_each_step_is_logged_once(folder: Path) -> None:

@@ -192,6 +192,26 @@ def test_the_validation_is_the_mean_over_tokens_of_all_windows(data: DataConfig)
     )
 
 
+def test_validate_returns_what_a_validation_logs(data: DataConfig) -> None:
+    done = fit(data, max_steps=2)
+    expected = done.module.last_validation
+    log = Log()
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=log, enable_progress_bar=False, enable_checkpointing=False
+    )
+    (found,) = trainer.validate(done.module, datamodule=done.datamodule, verbose=False)
+    assert found.keys() == {"val_loss", "val_ppl", "val_bpb"}
+    assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-5)
+    assert [len(log.points[key]) for key in found] == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"use Trainer\.validate"):
+        trainer.test(done.module, datamodule=done.datamodule, verbose=False)
+
+
+def test_a_trainer_that_counts_epochs_is_told_to_count_steps(data: DataConfig) -> None:
+    with pytest.raises(ValueError, match=r"give Trainer\(max_steps=\.\.\.\)"):
+        fit(data, max_steps=-1, max_epochs=1)
+
+
 def test_train_loss_is_the_mean_over_the_accumulated_micro_batches(data: DataConfig) -> None:
     done = fit(data, micro_batch=1, accumulate=4)
     assert len(done.watch.losses) == 20

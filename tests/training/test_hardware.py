@@ -7,6 +7,7 @@ import math
 import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 import torch
 
 from azllm_lightning.config.compose import compose
+from azllm_lightning.config.run import RunConfig
+from azllm_lightning.config.trainer import listed_gpus
+from azllm_lightning.session.resolve import gpu_index
 from azllm_lightning.train import train
 from azllm_lightning.training import hardware, measuring
 from azllm_lightning.training.measuring import Products
@@ -201,6 +205,7 @@ def test_muon_orthogonalizes_in_the_type_of_the_run(
         (2, "cpu", 2),
         ("2", "cuda", 2),
         ("0,1", "cuda", 2),
+        ("3,", "cuda", 1),
         ("auto", "cuda", 4),
         ("auto", "cpu", 1),
     ],
@@ -215,10 +220,11 @@ def test_number_of_devices(
 @pytest.mark.parametrize(
     ("devices", "device", "message"),
     [
-        ("0,1", "cpu", r"trainer\.devices='0,1' lists GPUs, .* trainer\.devices=1"),
-        ("0,0", "cpu", r"trainer\.devices='0,0' lists GPUs"),
-        ("1,1", "cuda", r"trainer\.devices='1,1' lists a GPU twice"),
-        ("0,2", "cuda", r"trainer\.devices='0,2', but PyTorch finds 2 GPUs; .* 0 to 1"),
+        ("0,1", "cpu", r"trainer\.devices=\[0,1\] lists GPUs, .* trainer\.devices=1"),
+        ("0,0", "cpu", r"trainer\.devices=\[0,0\] lists GPUs"),
+        ("1,1", "cuda", r"trainer\.devices=\[1,1\] lists a GPU twice"),
+        ("2,", "cuda", r"trainer\.devices=\[2\], but PyTorch finds 2 GPUs; .* 0 to 1"),
+        ("0,2", "cuda", r"trainer\.devices=\[0,2\], but PyTorch finds 2 GPUs; .* 0 to 1"),
         (3, "cuda", r"trainer\.devices=3, but PyTorch finds 2 GPUs; .*auto"),
         ("3", "cuda", r"trainer\.devices=3, but PyTorch finds 2 GPUs"),
     ],
@@ -231,7 +237,35 @@ def test_devices_that_are_not_there_are_reported(
         hardware.num_devices(devices, device)
 
 
-@pytest.mark.parametrize("typed", ["'0,1'", "'0,0'", "-1", "'-1'", "'-1,0'", "0"])
+@pytest.mark.parametrize(
+    ("typed", "kept", "gpus"),
+    [
+        ("[0,1]", "0,1", [0, 1]),
+        ("[1]", "1,", [1]),
+        ("'1,'", "1,", [1]),
+        ("'0,1'", "0,1", [0, 1]),
+        ("2", 2, []),
+        ("'2'", "2", []),
+        ("auto", "auto", []),
+    ],
+)
+def test_gpus_are_listed_as_lists_are_typed(
+    typed: str, kept: int | str, gpus: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of one GPU is not that many GPUs."""
+    config = compose([f"trainer.devices={typed}"])
+    assert config.trainer.devices == kept
+    assert listed_gpus(kept) == gpus
+    assert replace(RunConfig.from_mapping(config.to_mapping()), overrides=()) == replace(
+        config, overrides=()
+    )
+    imitate(monkeypatch, (7, 5), count=2)
+    assert [gpu_index(config, rank) for rank in range(len(gpus))] == gpus
+
+
+@pytest.mark.parametrize(
+    "typed", ["[0,1]", "'0,0'", "-1", "'-1'", "'-1,0'", "0", "'0'", "[]", "[-1]", "[a]", "[0.5,1]"]
+)
 def test_wrong_devices_are_refused_before_anything_is_made(typed: str, tiny: list[str]) -> None:
     with pytest.raises(ValueError, match=r"trainer\.devices="):
         train(compose([*tiny, f"trainer.devices={typed}"]))

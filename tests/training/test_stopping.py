@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,6 +179,68 @@ def test_a_second_ctrl_c_stops_at_once(tiny: list[str], tmp_path: Path) -> None:
     process.join(20)
     assert process.exitcode == 130
     assert not step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")
+
+
+@posix
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_second_ctrl_c_during_the_save_takes_a_third(
+    count: int, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        """Instead of the end of this process."""
+
+    def end(code: int) -> None:
+        raise Ended
+
+    def interrupted(checkpoint: dict[str, Any], target: Path) -> None:
+        for _ in range(count - 1 if target.name.startswith("step_") else 0):
+            signal.raise_signal(signal.SIGINT)
+        write_checkpoint(checkpoint, target)
+
+    monkeypatch.setattr(os, "_exit", end)
+    probe.signal(2, signal.SIGINT)
+    probe.at(3, lambda: pytest.fail("the training continued"))
+    monkeypatch.setattr(saving, "write_checkpoint", interrupted)
+    with pytest.raises(Resumable if count == 2 else Ended):
+        train_tiny()
+    assert saved_steps() == ([3] if count == 2 else [])
+
+
+def in_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("the kernel is gone"))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_notebook_stays_and_a_third_press_stops_its_cell_without_saving(
+    count: int,
+    train_tiny: Train,
+    probe: Probe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def press() -> None:
+        for _ in range(count):
+            signal.raise_signal(signal.SIGINT)
+
+    in_notebook(monkeypatch)
+    before = signal.getsignal(signal.SIGINT)
+    probe.at(2, press)
+    with pytest.raises(Resumable if count == 2 else KeyboardInterrupt):
+        train_tiny()
+    assert saved_steps() == ([3] if count == 2 else [])
+    assert "once more: stop at once, without saving" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_process_of_a_notebook_ends_at_the_third_press(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setenv(stopping.OF_NOTEBOOK, "1")
+    with stopping.StopRequest(interruptible=False):
+        for expected in ([], [], [130]):
+            signal.raise_signal(signal.SIGINT)
+            assert codes == expected
 
 
 @pytest.mark.slow

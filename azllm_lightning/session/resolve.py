@@ -20,7 +20,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
 from azllm_lightning.config.resume import kept_settings, resumed_config
 from azllm_lightning.config.run import RunConfig
-from azllm_lightning.config.trainer import AUTO, AutoChoices
+from azllm_lightning.config.trainer import AUTO, AutoChoices, listed_gpus
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.data.pipeline import prepared_folder, with_prepared
 from azllm_lightning.data.typed import changed, check_typed
@@ -135,7 +135,7 @@ def check_launcher(typed: RunConfig, place: Processes) -> None:
     for key, count in (("devices", place.local_size), ("num_nodes", place.num_nodes)):
         value = str(getattr(typed.trainer, key))
         is_typed = any(text.startswith(f"trainer.{key}=") for text in typed.overrides)
-        wanted = value.count(",") + 1 if "," in value else value
+        wanted = len(listed_gpus(value)) if "," in value else value
         if is_typed and wanted not in ("auto", count, str(count)):
             raise ValueError(
                 tr(
@@ -199,7 +199,8 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
     config, fingerprint, digests = first(settle)
     if Notes().read("micro_batch_size") is not None:  # left by processes that ended
         step = 0 if source is None else source.step
-        log.warning(paragraph(batch.continuing(config.trainer, place.size, step)))
+        message = batch.continuing(config.trainer, place.size, step, config.shape.dropout)
+        log.warning(paragraph(message))
     for is_my_turn in (place.local_rank == 0, place.local_rank > 0):
         if mine is None and is_my_turn:
             mine = together(lambda: _open_data(config, source, fingerprint))
@@ -309,9 +310,9 @@ def gpu_index(config: RunConfig, local_rank: int) -> int:
 
     Where a launcher shows each process its own GPU only, that is number 0 for all.
     """
-    listed = str(config.trainer.devices).split(",")
-    if len(listed) > 1 and local_rank < len(listed):
-        return int(listed[local_rank])
+    listed = listed_gpus(config.trainer.devices)
+    if local_rank < len(listed):
+        return listed[local_rank]
     return local_rank % torch.cuda.device_count()
 
 

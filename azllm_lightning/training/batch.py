@@ -144,7 +144,7 @@ def halved(config: RunConfig, devices: int) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, micro_batch_size=smaller))
 
 
-def continuing(config: TrainerConfig, devices: int, step: int, dropout: float = 0.0) -> str:
+def continuing(config: TrainerConfig, devices: int, step: int, dropout: float) -> str:
     """What the user reads when a run that ran out of memory continues with `config`."""
     count = accumulation(config, devices)
     message = tr(

@@ -65,6 +65,7 @@ WRITERS = {
     "runs/curves.py": "event files in a run folder",
     "runs/event_file.py": "a new event file in a run folder",
     "runs/folder.py": "run folders; removes only one that this session made",
+    "runs/table.py": "metrics.csv in a new run folder",
     "session/child.py": "output.txt in a temporary folder",
     "session/loggers.py": "a logger's files in a run folder",
     "session/open.py": "config, tokenizer and log in a run folder",

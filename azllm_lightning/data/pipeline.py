@@ -173,13 +173,17 @@ def _made_from(manifest: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
 
 def content_key(config: DataConfig) -> str:
     """A folder name that changes whenever the content of the prepared data would."""
+    return _key_of(config, _text_digest(config))
+
+
+def _key_of(config: DataConfig, text_digest: str) -> str:
     ingredients: list[Any] = [VERSION, CLEANING_VERSION, content_settings(config)]
     if config.tokenizer is not None:
         ingredients.append(Tokenizer.from_file(config.tokenizer).fingerprint)
     ingredients += versions(config)
     if config.name == "tales":
         ingredients.append(_tales_digests())
-    ingredients.append(_text_digest(config))
+    ingredients.append(text_digest)
     text = json.dumps(ingredients, ensure_ascii=False, sort_keys=True)
     data = text.encode("utf-8", "surrogatepass")  # a path may have bytes that are not UTF-8
     return f"{config.name}-{blake2b(data, digest_size=10).hexdigest()}"
@@ -244,7 +248,7 @@ def _build(config: DataConfig, unfinished: Path, key: str) -> None:
         key_file.write_text(key, encoding="utf-8")
     source = made_from(config)
     try:
-        if content_key(config) != key:  # while another process was waited for
+        if _key_of(config, source[_TEXT]) != key:  # while another process was waited for
             raise _changed()
         build(config, unfinished, source)
     except OSError as error:

@@ -106,14 +106,15 @@ def _parquet(
 
     # pre-buffering would hold all columns of a row group in memory
     table = parquet.ParquetFile(stream, pre_buffer=False)
-    paths = _parquet_paths(table.schema_arrow)
+    found = list(_parquet_paths(table.schema_arrow))
+    paths = [path for path, _ in found]
     rows.note_fields(paths)
     if matching(paths, config.text_field) is None:
         for batch in islice(table.iter_batches(SAMPLE_ROWS, use_threads=False), 1):
             for row in batch.to_pylist():
                 rows.measure(row)
     columns: list[str] = [
-        rows.column(list(paths), setting, field)
+        rows.column(paths, setting, field)
         for setting, field in (
             ("text_field", config.text_field),
             ("source_field", config.source_field),
@@ -121,7 +122,7 @@ def _parquet(
         if field is not None
     ]
     rows.note_columns()
-    if any(paths[column] for column in columns):
+    if any(is_listed for path, is_listed in found if path in columns):
         yield from _nested(table, columns, rows, decoder.address, report)
         return
     number = 0
@@ -156,22 +157,20 @@ def _nested(
             yield from rows.from_json(row, f"{address}:{number}")
 
 
-def _parquet_paths(fields: Iterable[pa.Field], is_listed: bool = False) -> dict[str, bool]:
-    """The names of the columns, and of the fields of those that are structs, joined by dots; of
+def _parquet_paths(fields: Iterable[pa.Field]) -> Iterator[tuple[str, bool]]:
+    """The names of the columns, and of the fields of those that are structs, joined by dots; with
     each, whether a row may have several, in a list.
     """
     import pyarrow as pa
 
-    paths = {}
     for field in fields:
         kind = field.type
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         inner = kind.value_type if is_list else kind
-        paths[field.name] = is_listed or is_list
+        yield field.name, is_list
         if pa.types.is_struct(inner):
-            inside = _parquet_paths(inner, is_listed or is_list)
-            paths.update({f"{field.name}.{path}": listed for path, listed in inside.items()})
-    return paths
+            for path, is_listed in _parquet_paths(pa.schema(inner)):
+                yield f"{field.name}.{path}", is_list or is_listed
 
 
 def _column_of(path: str, schema: pa.Schema) -> str:

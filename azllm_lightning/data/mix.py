@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import and_then, tr
 from azllm_lightning.config.data import Weight
 from azllm_lightning.data.corpus import MAX_SOURCES
 from azllm_lightning.data.cuts import Rings, cut_offset
@@ -128,11 +128,12 @@ def _component_of(weights: Mapping[str, Weight], sources: Collection[str]) -> di
                 sources=shown,
             )
             if len(sources) == 1:
-                message += ". " + tr(
+                advice = tr(
                     "Files are sources if there are at most {maximum} of them; else name a field "
                     "of the rows with data.source_field",
                     maximum=MAX_SOURCES,
                 )
+                message = and_then(message, advice)
             raise ValueError(message)
         for source in matching:
             if component_of[source]:

@@ -98,6 +98,7 @@ def check_guarded() -> None:
     Without a guard, the script would prepare its text again there, and wait for the process that
     started it for the same reason.
     """
+    # What multiprocessing itself asks before it starts a process, which here would be too late.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise unguarded()
 

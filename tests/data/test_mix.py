@@ -212,3 +212,11 @@ def test_a_source_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(ValueError, match=r"az\.txt is shorter than one window"):
         mix_of(DataConfig(mix="az.txt: 9").weights, spans, BLOCK, 0)
     assert mix_of(DataConfig(mix="az.txt: 0").weights, spans, BLOCK, 0).num_windows == 164
+
+
+@pytest.mark.parametrize("sources", [["text"], ["kitab.txt", "viki.txt"]])
+def test_where_all_text_is_one_source_the_error_says_why(sources: list[str]) -> None:
+    spans = [Span(name, "train", 100 * i, 100 * i + 100) for i, name in enumerate(sources)]
+    with pytest.raises(ValueError, match=r"no source is called k1\.txt") as refusal:
+        mix_of(DataConfig(mix="k1.txt: 4").weights, spans, BLOCK, 1)
+    assert ("at most 256 of them; else name" in str(refusal.value)) == (len(sources) == 1)

@@ -291,6 +291,7 @@ def test_course_is_t4_with_the_recipe_of_the_course() -> None:
         "total_steps": None,
         "decay_ratio": 1.0,
         "min_lr_ratio": 0.1,
+        "branches": 1,
     }
     assert theirs["schedule"] == cosine
 

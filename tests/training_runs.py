@@ -346,6 +346,7 @@ def final_state(folder: Path) -> dict[str, Any]:
         "MixedPrecision",
         "global_step",
         "TokenDataModule",
+        "branches",
     )
     flat: dict[str, Any] = {}
 

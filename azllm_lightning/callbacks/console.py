@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from azllm_lightning.callbacks.history import History
-from azllm_lightning.callbacks.panels import sample_line, validation_line
+from azllm_lightning.callbacks.panels import branch_line, sample_line, validation_line
 from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.text import duration, labeled, perplexity_text
 from azllm_lightning.cli.colors import YELLOW, has_colors, highlight, paint
@@ -92,6 +92,15 @@ class Console(Callback):
                         "in a later run of the same size"
                     )
                 )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Say that a branch goes back to an earlier state, as the losses will show."""
+        assert isinstance(pl_module, CausalLM)
+        if batch_idx % trainer.accumulate_grad_batches == 0 and pl_module.begins_branch:
+            assert pl_module.branches is not None
+            log.info(branch_line(pl_module.branches, trainer.global_step))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

@@ -91,7 +91,7 @@ class Diagnosis(Callback):
         assert isinstance(pl_module, CausalLM)
         validations = self.history.validations
         best = best_of(validations)
-        if best is None or trainer.sanity_checking:
+        if best is None or trainer.sanity_checking or pl_module.is_within_branch:
             return
         severity = rules.overfitting(validations, self.config.health.overfit_rise)
         if best is validations[-1]:

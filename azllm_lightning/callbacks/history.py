@@ -121,8 +121,17 @@ class History(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Time the wait for this batch; within a step, a GPU still computes during that time."""
+        """Time the wait for this batch; within a step, a GPU still computes during that time.
+
+        Where a branch goes back to an earlier state, the losses since that one are not compared
+        with those to come.
+        """
+        assert isinstance(pl_module, CausalLM)
         first_of_step = batch_idx % trainer.accumulate_grad_batches == 0
+        if first_of_step and pl_module.begins_branch:
+            self.losses.clear()
+            self.norms.clear()
+            self.lowest = None
         self.clock.batch_starts(is_wait=first_of_step or pl_module.device.type == "cpu")
 
     def on_train_batch_end(

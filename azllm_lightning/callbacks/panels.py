@@ -35,6 +35,7 @@ from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import REPORT, address_of, resume_address_of
 from azllm_lightning.training.affixes import PER_TOKEN
+from azllm_lightning.training.branches import Branches
 from azllm_lightning.training.saving import KEEP
 
 MAX_ROWS = 12
@@ -158,7 +159,8 @@ def _state_bytes(config: RunConfig) -> int:
     """About the size of a full state.
 
     Token tables and norms have the two moments of AdamW, and with Muon so have the affixes of
-    tokens; how many the matrices of the layers have depends on the optimizer.
+    tokens; how many the matrices of the layers have depends on the optimizer. Branches add the
+    state that they begin with, the weights of one, and a sum.
     """
     model = config.shape
     params = model.num_params()
@@ -166,7 +168,8 @@ def _state_bytes(config: RunConfig) -> int:
     moments = 2 * tables + config.optimizer.hidden_moments * (params - tables)
     if config.optimizer.shares_affixes:
         moments += int(2 * PER_TOKEN * tables)
-    return 4 * (params + moments)
+    kept = 2 * (params + moments) + 2 * params if config.schedule.branches > 1 else params + moments
+    return 4 * kept
 
 
 def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
@@ -188,6 +191,19 @@ def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
     if best is None or row.val_loss < best.val_loss:
         return f"{line}  {tr('best')}"
     return f"{line}  {tr('+{gap:.3f} above best', gap=row.val_loss - best.val_loss)}"
+
+
+def branch_line(branches: Branches, step: int) -> str:
+    """That a later branch begins after `step` steps."""
+    assert branches.plan is not None
+    return tr(
+        "step {step:,}  branch {number} of {count} begins, from the state of step {start:,}; from "
+        "here on val_loss is that of the mean of the branches",
+        step=step,
+        number=branches.plan.number(step) + 1,
+        count=branches.plan.count,
+        start=branches.plan.start,
+    )
 
 
 def sample_line(validations: Sequence[Validation], text: str) -> str:

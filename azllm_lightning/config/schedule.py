@@ -20,6 +20,7 @@ class ScheduleConfig:
     total_steps: int | None
     decay_ratio: float
     min_lr_ratio: float
+    branches: int = 1
 
     def __post_init__(self) -> None:
         problems = Problems("schedule")
@@ -35,4 +36,8 @@ class ScheduleConfig:
         problems.require(0 < ratio <= 1, "decay_ratio", ratio, tr("above 0 and at most 1"))
         ratio = self.min_lr_ratio
         problems.require(0 <= ratio <= 1, "min_lr_ratio", ratio, tr("from 0 to 1"))
+        problems.require(self.branches >= 1, "branches", self.branches, tr("at least 1"))
+        ends = self.branches == 1 or self.name != "constant"
+        wanted = tr("1 with schedule.name=constant, whose rate never falls")
+        problems.require(ends, "branches", self.branches, wanted)
         problems.raise_if_any()

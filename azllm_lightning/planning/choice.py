@@ -17,7 +17,7 @@ from azllm_lightning.training.batch import CPU_BYTES, HEADROOM, activation_bytes
 from azllm_lightning.training.saving import KEEP
 
 MOST_PASSES = 16.0
-"""More passes were not tried, and gain nothing."""
+"""More passes, besides those of branches, were not tried, and gain nothing."""
 
 GAIN = 0.005
 """A longer run, or a larger model, is chosen if it lowers the loss by this share."""
@@ -31,6 +31,7 @@ LEAST_VAL_WINDOWS = 32
 
 DEFAULTS = {
     "schedule.name": "power",
+    "schedule.branches": 1,
     "data.token_replacement": 0.0,
     "data.val_windows": VAL_WINDOWS,
 }
@@ -94,9 +95,12 @@ class Choice:
     candidate: Candidate
     shape: GPTConfig
     size: Size
+    """To the end of the first branch; what more of them gain is not in `prediction`."""
     batch: int
     micro_batch: int
     steps: int
+    """All of them, those of all branches too."""
+    branches: int
     val_windows: int | None
     """None: as many as there are, at most VAL_WINDOWS."""
     every: int
@@ -112,9 +116,14 @@ class Choice:
     memory_bytes: float
 
     @property
+    def tokens(self) -> int:
+        """Tokens that are read."""
+        return self.steps * self.batch * self.shape.block_size
+
+    @property
     def passes(self) -> float:
         """How often the text is read."""
-        return self.size.passes
+        return self.tokens / self.size.unique_tokens
 
     def values(self) -> dict[str, Any]:
         """The settings that the plan chooses, besides the model."""
@@ -129,6 +138,7 @@ class Choice:
             "trainer.global_batch_size": self.batch,
             "trainer.val_every_steps": self.every,
             "trainer.checkpoint_every_steps": self.every,
+            "schedule.branches": self.branches,
             "schedule.name": "linear" if self.regularization.is_linear else "power",
             "data.token_replacement": self.regularization.replaced,
             "data.val_windows": self.val_windows or VAL_WINDOWS,
@@ -216,10 +226,13 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         starts_from_neighbors=task.starts_from_neighbors,
         starts_with_induction=task.starts_with_induction,
     )
+    branches = rule.branches(size.passes)
+    steps = rule.steps_with_branches(steps, branches)
     micro_batch = _micro_batch(shape, batch, speed)
     training = speed.training_seconds(shape, batch, micro_batch, steps)
     val_windows, is_reduced = _val_windows(task, shape, training)
-    state = state_bytes(shape)
+    kept = branch_bytes(shape) if branches > 1 else 0.0
+    state = state_bytes(shape) + kept
     every = max(1, -(-steps // VALIDATIONS))
     preparing = _prepare_seconds(text, speed)
     validation = speed.validation_seconds(shape, val_windows) + SAMPLES_AND_PAGE_SECONDS
@@ -232,6 +245,7 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         batch=batch,
         micro_batch=micro_batch,
         steps=steps,
+        branches=branches,
         val_windows=val_windows if is_reduced else None,
         every=every,
         regularization=rule.regularization(size.passes, size.parameters_per_token),
@@ -246,7 +260,8 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         time_error=speed.error(shape),
         prepare_seconds=preparing,
         disk_bytes=_disk_bytes(text, task.vocab_size, state, shape),
-        memory_bytes=_memory_bytes(shape, micro_batch, speed),
+        memory_bytes=_memory_bytes(shape, micro_batch, speed)
+        + (kept if speed.device == "cpu" else 0.0),
     )
 
 
@@ -260,6 +275,11 @@ def state_bytes(shape: GPTConfig) -> float:
     params = shape.num_params()
     tables = params - shape.num_params(embeddings=False)
     return 4.0 * (2 * params + (1 + 2 * PER_TOKEN) * tables)
+
+
+def branch_bytes(shape: GPTConfig) -> float:
+    """What branches keep besides: the state that they begin with, the weights of one, and a sum."""
+    return state_bytes(shape) + 2 * 4.0 * shape.num_params()
 
 
 def _micro_batch(shape: GPTConfig, batch: int, speed: Speed) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from azllm_lightning.training.schedule import BRANCH_SHARE
+
 BATCH_TOKENS = 4096
 """Tokens per step of a run of BATCH_RUN tokens (benchmarks/LOG.md)."""
 
@@ -46,6 +48,12 @@ times or more (benchmarks/LOG.md).
 """
 
 REPLACED_PASSES = 8.0
+
+BRANCHES = 2
+BRANCHED_PASSES = 15.0
+"""Branches of a run that reads its text that often or more besides them. Two of the last fifth gain
+as much as twice the passes; what they gain below is not known (benchmarks/LOG.md).
+"""
 
 VOCABULARIES = ((300_000, 2048), (100_000_000, 8192), (500_000_000, 16_384))
 """Up to so many bytes of text, this vocabulary. From a megabyte 8192 has 4 % fewer bits per byte
@@ -98,6 +106,16 @@ def regularization(passes: float, parameters_per_token: float = math.inf) -> Reg
 def is_replacing(passes: float) -> bool:
     """Whether input tokens are replaced when a text is read `passes` times."""
     return passes >= REPLACED_PASSES
+
+
+def branches(passes: float) -> int:
+    """Branches of a run that reads its text `passes` times to the end of the first."""
+    return BRANCHES if passes >= BRANCHED_PASSES else 1
+
+
+def steps_with_branches(steps: int, branches: int) -> int:
+    """All steps of a run whose first branch ends after `steps`."""
+    return steps + (branches - 1) * round(BRANCH_SHARE * steps)
 
 
 def vocab_size(text_bytes: float) -> int:

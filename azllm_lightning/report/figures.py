@@ -162,7 +162,7 @@ def _marks(axes: Axes, record: RunRecord, axis: str, color: str, is_alone: bool)
     for mark in record.marks:
         where = float(record.along(axis, [mark.step])[0])
         title = f"{mark.title}, {tr('step {step:,}', step=mark.step)}" if is_alone else "_"
-        shade = "0.5" if mark.kind == "resume" else "#b42318"
+        shade = "0.5" if mark.kind in ("resume", "branch") else "#b42318"
         axes.axvline(where, color=shade, linestyle=":", linewidth=1.2, label=title)
 
 

@@ -14,6 +14,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.runs.checkpoint_files import STEP_NAME
+from azllm_lightning.training.schedule import Branching
 
 RESUME = "resume"
 ROLLBACK = "rollback"
@@ -28,7 +29,9 @@ LEADING = re.compile(r"^\D{0,12}[\d,]+\D{0,10}?: ")
 
 @dataclass(frozen=True)
 class Mark:
-    """One thing that happened at `step`; `kind` is resume, rollback, diagnosis or broken."""
+    """One thing that happened at `step`; `kind` is resume, rollback, branch, diagnosis or
+    broken.
+    """
 
     kind: str
     step: int
@@ -42,6 +45,24 @@ def marks_of(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:
     """Everything that happened, by step."""
     found = [*_starts(events, summary), *_diagnoses(events), *_broken(events)]
     return sorted(found, key=lambda mark: mark.step)
+
+
+def branch_marks(branches: Branching, step: int) -> list[Mark]:
+    """Where the later branches of a run at `step` went back to an earlier state."""
+    return [
+        Mark(
+            "branch",
+            at,
+            tr("branch {number} of {count}", number=number, count=branches.count),
+            tr(
+                "It begins from the state of step {start:,}; from here on, val_loss is that of the "
+                "mean of the branches.",
+                start=branches.start,
+            ),
+        )
+        for number, at in enumerate(branches.starts, start=2)
+        if at < step
+    ]
 
 
 def _starts(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:

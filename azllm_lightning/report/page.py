@@ -156,8 +156,9 @@ def _tiles(record: RunRecord) -> str:
         bpb = record.value_at("val_bpb", step)
         tiles.append((tr("bits per byte"), _loss(bpb), at, ""))
     forecast = record.forecast
-    if forecast is not None and record.step < (record.max_steps or 0):
-        note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=record.max_steps)}"
+    end = record.max_steps if record.branches is None else record.branches.first_end
+    if forecast is not None and record.step < (end or 0):
+        note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=end)}"
         tiles.append((tr("forecast of val_loss"), f"{forecast.val_loss:.3f}", note, "forecast"))
     tokens = record.tokens_seen
     rate = record.tokens_per_sec

@@ -18,12 +18,13 @@ from azllm_lightning.callbacks.rules import more_steps_help
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.report.events import RunEvents
-from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, marks_of
+from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, branch_marks, marks_of
 from azllm_lightning.report.written import Written, written_by
 from azllm_lightning.runs import listing
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import EVENTS, SESSION
 from azllm_lightning.runs.paths import folder_of, is_version, run_names, versions
+from azllm_lightning.training.schedule import Branching, branching
 
 LONG_PAUSE = 20.0
 """Times the usual interval between two points from which it was a pause between sessions."""
@@ -95,6 +96,15 @@ class RunRecord:
         """The steps of the complete run."""
         steps = self.setting("trainer.max_steps")
         return steps if isinstance(steps, int) and steps > 0 else None
+
+    @property
+    def branches(self) -> Branching | None:
+        """The branches that the run has, or is to have; None without any."""
+        count = self.setting("schedule.branches")
+        total = self.setting("schedule.total_steps") or self.max_steps
+        if not isinstance(count, int) or not isinstance(total, int):
+            return None
+        return branching(count, total)
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -252,15 +262,19 @@ def read_record(
         saved_step=0 if is_training or summary else saved,
         timeline=_timeline(events),
     )
+    if (branches := record.branches) is not None:
+        begun = branch_marks(branches, record.step)
+        record = replace(record, marks=sorted([*record.marks, *begun], key=lambda mark: mark.step))
     best = record.best
     validations = list(zip(curve.steps, curve.values, strict=True))
     expected = None
     # What is known is how runs end whose learning rate has come down just then.
     falls_until = record.setting("schedule.total_steps")
-    if is_training and record.max_steps and falls_until in (None, record.max_steps):
+    end = record.max_steps if branches is None else branches.first_end
+    if is_training and end and record.step <= end and falls_until in (None, record.max_steps):
         name = str(record.setting("schedule.name"))
         decay = float(record.setting("optimizer.weight_decay") or 0.0)
-        expected = forecaster(validations, record.max_steps, name, decay)
+        expected = forecaster(validations, end, name, decay)
     written = written_by(events, best[0] if best else None)
     return replace(record, written=written, forecast=expected)
 

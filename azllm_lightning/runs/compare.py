@@ -16,8 +16,8 @@ from azllm_lightning.runs.curves import read_scalars
 MEASURED = {"tokens_per_sec", "mfu", "peak_memory_gb"}
 """Scalars that measure time or memory, which differ between any two runs."""
 
-STATES = ("state_dict", "optimizer_states", "lr_schedulers")
-"""The parts of a full state that are compared."""
+STATES = ("state_dict", "optimizer_states", "lr_schedulers", "branches")
+"""The parts of a full state that are compared; only trainings with branches have the last."""
 
 
 def first_difference(left: Path, right: Path) -> str | None:
@@ -53,7 +53,7 @@ def _state_difference(left: Path, right: Path) -> str | None:
     for step in sorted(files[0].keys() & files[1].keys()):
         states = [read_checkpoint(file[step]) for file in files]
         for part in STATES:
-            mine, others = (dict(_leaves(state[part], part)) for state in states)
+            mine, others = (dict(_leaves(state.get(part, {}), part)) for state in states)
             for name in sorted(mine.keys() | others.keys()):
                 if not _equal(mine.get(name), others.get(name)):
                     return tr(

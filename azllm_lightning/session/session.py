@@ -59,7 +59,7 @@ from azllm_lightning.training.processes import (
     together,
     wait_for_first,
 )
-from azllm_lightning.training.schedule import lr_factor
+from azllm_lightning.training.schedule import branching, lr_factor
 from azllm_lightning.training.stopping import Stopped, StoppedAtOnce, StopRequest
 
 log = logging.getLogger("azllm_lightning")
@@ -241,6 +241,13 @@ def schedule_warning(schedule: ScheduleConfig, last_step: int) -> str | None:
     # A constant rate has no other length than that of the run.
     steps = last_step if schedule.name == "constant" else schedule.total_steps
     assert steps is not None, "total_steps was resolved before training"
+    if schedule.branches > 1 and branching(schedule.branches, steps) is None:
+        return tr(
+            "schedule.branches={branches}: {steps:,} steps are too few for that, so the last fifth "
+            "of the training is run once",
+            branches=schedule.branches,
+            steps=steps,
+        )
     if schedule.warmup_steps < max(steps, 2):  # a single step is at the peak
         return None
     return tr(

@@ -27,9 +27,10 @@ from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TrainingWindows, datamodule_of
-from azllm_lightning.formats.load import FORMAT, name_of, tokenizer_folder
+from azllm_lightning.formats.load import FORMAT, PREFIX, name_of, tokenizer_folder
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.runs.model_paths import read_model
+from azllm_lightning.training.branches import Branches
 from azllm_lightning.training.compiled import uncompiled
 from azllm_lightning.training.hardware import muon_dtype
 from azllm_lightning.training.induction import induction_heads
@@ -119,6 +120,8 @@ class CausalLM(LightningModule):
             self.net = GPT(self.model_config)
         self.is_compiled = False
         """Whether `net` is compiled."""
+        self.branches: Branches | None = None
+        """Those of this training, from `setup` on."""
         self.teachers: Teachers | None = None
         """The models that this one learns from, if it is a student."""
         self.started_from: str | None = ""
@@ -160,6 +163,12 @@ class CausalLM(LightningModule):
             raise ValueError(
                 tr("the length of a training is its optimizer steps: give Trainer(max_steps=...)")
             )
+        if stage == TrainerFn.FITTING:
+            if self.schedule_config.total_steps is None:  # under a plain Trainer
+                steps = self.trainer.max_steps
+                self.schedule_config = replace(self.schedule_config, total_steps=steps)
+            if self.branches is None or self.branches.schedule != self.schedule_config:
+                self.branches = Branches(self.schedule_config)
         data = datamodule_of(self.trainer)
         tokenizer = data.tokenizer
         if tokenizer.vocab_size != self.model_config.vocab_size:
@@ -182,8 +191,11 @@ class CausalLM(LightningModule):
     # Training
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        """Clear the report of the previous step."""
+        """Clear the report of the previous step, and begin a branch if it is time."""
         self.step_report = None
+        if self.branches and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            optimizer = self.trainer.optimizers[0]
+            self.branches.before_step(self.trainer.global_step, self.net, optimizer)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """What is minimized, in nats, of a micro-batch (B, T + 1): its mean NLL, unless there are
@@ -206,8 +218,6 @@ class CausalLM(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, and the schedule as a function of the step."""
-        if self.schedule_config.total_steps is None:  # under a plain Trainer
-            self.schedule_config = replace(self.schedule_config, total_steps=self.trainer.max_steps)
         dtype = muon_dtype(str(self.trainer.precision), self.device)
         several = self.trainer.world_size > 1
         group = torch.distributed.group.WORLD if several else None
@@ -223,6 +233,8 @@ class CausalLM(LightningModule):
         """Replace the restored learning rates and decays by this run's, so that a changed setting
         takes effect.
         """
+        if self.branches:
+            self.branches.hide_mean(self.net)  # where an earlier fit left it
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             assert isinstance(scheduler, LambdaLR)
@@ -304,7 +316,22 @@ class CausalLM(LightningModule):
                 values["loss_scale"] = report.loss_scale
             self.log_pinned(values)
 
+    def on_train_end(self) -> None:
+        """Leave the mean of the branches in the network, now that the last state is saved."""
+        if self.branches:
+            self.branches.show_mean(self.net)
+
     # Validation
+
+    def on_validation_start(self) -> None:
+        """Validate the mean of the branches, if there are any."""
+        if self.branches:
+            self.branches.show_mean(self.net)
+
+    def on_validation_end(self) -> None:
+        """Go on with the present branch: the callbacks before have sampled and saved the mean."""
+        if self.branches and self.trainer.state.fn == TrainerFn.FITTING:
+            self.branches.hide_mean(self.net)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums, which an interrupted validation may have left behind."""
@@ -356,6 +383,18 @@ class CausalLM(LightningModule):
         """Whether the completed step is logged: the first, the last, and every log_every_steps."""
         step = self.trainer.global_step
         return step == 1 or step >= self.trainer.max_steps or step % self.log_every_steps == 0
+
+    @property
+    def begins_branch(self) -> bool:
+        """Whether a second or later branch begins with the next step."""
+        return self.branches is not None and self.branches.begins_again(self.trainer.global_step)
+
+    @property
+    def is_within_branch(self) -> bool:
+        """Whether a second or later branch has begun and not ended: the mean is not what it will
+        be.
+        """
+        return self.branches is not None and self.branches.is_between(self.trainer.global_step)
 
     @property
     def tokens_seen(self) -> int:
@@ -458,6 +497,8 @@ class CausalLM(LightningModule):
             # The order of sums on a CPU depends on it.
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
         }
+        if self.branches:
+            self.branches.save(checkpoint, self.net, PREFIX)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore a state between two optimizer steps, whichever hook of Lightning saved it."""
@@ -469,6 +510,9 @@ class CausalLM(LightningModule):
         self._train_loss_sum = state["train_loss_sum"]
         self._train_steps = state["train_steps"]
         self.last_validation = dict(state["metrics"])
+        if self.trainer.state.fn == TrainerFn.FITTING:  # a validation is of the mean
+            self.branches = Branches(self.schedule_config)
+            self.branches.load(checkpoint, state["step"], self.net, PREFIX)
         checkpoint["loops"]["fit_loop"] = canonical_loops(
             self.trainer, state["step"], validation_done=self.validated_step == state["step"]
         )

@@ -60,6 +60,7 @@ class DrivenRun:
         self.module.device = SimpleNamespace(type="cpu")
         self.module.logs_now = False
         self.module.step_report = None
+        self.module.begins_branch = self.module.is_within_branch = False
         self.module.last_validation = {}
 
     def _log(self, values: dict[str, float], step: int) -> None:

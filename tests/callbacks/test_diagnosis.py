@@ -272,6 +272,20 @@ def test_patience_counts_validations_since_the_best_over_a_resume(restart: int |
     assert run.marks == [("early_stop", 50)]
 
 
+def test_within_a_later_branch_no_validation_is_judged() -> None:
+    """The mean with a branch that has just begun is worse than the model will be."""
+    run = Judged(patience=3)
+    for row in [(0, None, 5.7), (10, 5.0, 4.0), (20, 4.0, 3.0)]:
+        run.validate(row)
+    run.module.is_within_branch = True
+    for step in (30, 40, 50, 60):
+        run.validate((step, 3.0, 3.5))
+    assert not run.trainer.should_stop
+    run.module.is_within_branch = False
+    run.validate((70, 2.9, 3.2))
+    assert run.marks == [("early_stop", 70)]
+
+
 # --- messages -----------------------------------------------------------------------------------
 
 

@@ -52,6 +52,17 @@ def test_a_history_goes_through_a_checkpoint() -> None:
     assert other.losses == run.history.losses
 
 
+def test_losses_before_a_branch_goes_back_are_not_compared_with_later_ones() -> None:
+    run = DrivenRun()
+    for _ in range(2 * LONG):
+        run.step(loss=1.0)
+    run.module.begins_branch = True
+    run.step(loss=3.0, norm=0.5)
+    assert list(run.history.losses) == [3.0]
+    assert list(run.history.norms) == [0.5]
+    assert run.history.lowest is None
+
+
 def test_the_lowest_mean_and_its_scatter_are_kept() -> None:
     run = DrivenRun()
     for step in range(2 * LONG):

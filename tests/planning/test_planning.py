@@ -47,6 +47,7 @@ from azllm_lightning.planning.models import named_models
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Sample, Text, prepared, scale_of, spread_of, survey
 from azllm_lightning.training.batch import CPU_BYTES, HEADROOM, activation_bytes, divisors
+from azllm_lightning.training.schedule import branching
 
 MB = 1e6
 SIZE = Size(5_000_000, 200_000, 1_600_000, 1_000_000, 8192, 5.0)
@@ -96,6 +97,8 @@ def test_small_text_follows_the_rule() -> None:
     assert config.data.token_replacement == wanted.replaced
     assert (config.schedule.name == "linear") == wanted.is_linear
     assert config.data.vocab_size == rule.vocab_size(1 * MB)
+    assert config.schedule.branches == rule.branches(16)
+    assert config.trainer.max_steps == rule.steps_with_branches(800, config.schedule.branches)
 
 
 def test_the_batch_grows_with_the_run_and_counts_tokens() -> None:
@@ -247,6 +250,24 @@ def test_the_memory_of_a_gpu_is_its_own(gpus: list[dict[str, Any]], memory: floa
     for device, expected in (("cuda", memory), ("cpu", 64e9)):
         findings = {"machine": {"device": device, **machine}, "products": {}, **skipped}
         assert Speed.from_check(findings).memory_bytes == expected
+
+
+def test_a_run_of_all_passes_has_branches_besides_and_others_have_none() -> None:
+    fast = replace(SLOW, flops=1e15, optimizer_flops=1e15)
+    task = Task(text(3), fast, [named_models()[1]], 256, 8192)
+    for seconds in (20, 100, 3600):
+        plan = choose(task, seconds)
+        values = plan.values()
+        branched = branching(values["schedule.branches"], plan.steps)
+        is_long = plan.size.passes >= rule.BRANCHED_PASSES
+        assert (branched is not None) == is_long
+        assert ("schedule.branches=2" in plan.overrides()) == is_long
+        if branched is not None:
+            first = branched.first_end * plan.batch * plan.shape.block_size
+            assert first == pytest.approx(plan.size.tokens, rel=0.01)
+            assert plan.passes == pytest.approx(1.2 * plan.size.passes, rel=0.01)
+            assert plan.disk_bytes > planned(task, task.candidates[0], first / 2).disk_bytes
+    assert is_long
 
 
 def test_twice_the_time_is_never_planned_as_less() -> None:

@@ -50,6 +50,27 @@ def test_the_best_step_and_what_happened_are_marked(write_run: WriteRun) -> None
     assert drawn.count("ring") == 2  # for a wide screen, and for a phone
 
 
+def test_branches_are_marked_as_far_as_they_have_begun(write_run: WriteRun) -> None:
+    schedule = {"branches": 3, "total_steps": 420}
+    config = {"trainer": {"max_steps": 420}, "schedule": schedule}
+    found = seen(write_run(config=config))  # at step 400
+    flags = [(flag["x"], flag["title"]) for flag in found.chart("loss")["flags"]]
+    assert flags == [(300, "branch 2 of 3"), (360, "branch 3 of 3")]
+    assert "branch 2 of 3 step 300 It begins from the state of step 240;" in found.text
+
+
+@pytest.mark.parametrize(("total", "is_there"), [(600, True), (480, False), (420, False)])
+def test_a_forecast_is_that_of_the_end_of_the_first_branch(
+    total: int, is_there: bool, write_run: WriteRun
+) -> None:
+    schedule = {"name": "linear", "branches": 2, "total_steps": total}
+    folder = write_run(config={"trainer": {"max_steps": total}, "schedule": schedule})
+    found = seen(folder, is_training=True)  # at step 400
+    assert ("forecast of val_loss" in found.text) == is_there
+    if is_there:
+        assert re.search(r"forecast of val_loss [\d.]+ ± [\d.]+, at step 500 ", found.text)
+
+
 def test_the_gap_is_shaded_only_if_the_run_overfits(write_run: WriteRun) -> None:
     assert seen(write_run("a", overfitted(), REPORTED)).classes("g").count("band") > 1
     assert "band" not in seen(write_run("b", overfitted())).classes("g")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_a_run_that_ends_in_its_warm_up_is_warned_of(
 )
 def test_any_other_run_is_not(warmup: int, total: int, last_step: int, name: str) -> None:
     assert schedule_warning(schedule(warmup, total, name), last_step) is None
+
+
+def test_too_few_steps_for_branches_are_warned_of() -> None:
+    branched = replace(schedule(1, 9), branches=5)
+    assert schedule_warning(branched, 9) is None
+    for steps in (1, 5):
+        short = replace(branched, total_steps=steps)
+        assert schedule_warning(short, steps) == (
+            f"schedule.branches=5: {steps} steps are too few for that, so the last fifth of the "
+            "training is run once"
+        )
 
 
 def test_a_run_says_so_once_at_its_start(

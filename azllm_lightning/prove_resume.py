@@ -43,15 +43,15 @@ def prove_resume(config: ProveResumeConfig) -> None:
         if config.control:
             _prove_control(Path(name), settings)
         else:
-            _prove(Path(name), settings)
+            _prove(Path(name), settings, config.schedule.branches)
 
 
-def _prove(folder: Path, settings: list[str]) -> None:
+def _prove(folder: Path, settings: list[str], branches: int) -> None:
     from azllm_lightning.runs.compare import first_difference
-    from azllm_lightning.session.proof import RUNS, STEPS, StepLost, train_run
+    from azllm_lightning.session.proof import STEPS, StepLost, runs, train_run
 
     baseline = train_run(folder, "baseline", settings)
-    for label, interruption in RUNS.items():
+    for label, interruption in runs(branches).items():
         try:
             run = train_run(folder, label, settings, interruption)
         except StepLost as loss:

@@ -36,6 +36,8 @@ from typing import Any
 import machine
 from data_efficiency import text_for_loss, write_parts
 
+from azllm_lightning.planning import rule
+
 HERE = Path(__file__).parent
 RATES = (6e-4, 1e-3, 2e-3, 4e-3)
 SEEDS = (1234, 1, 2)
@@ -185,6 +187,8 @@ def little_text(
     steps = passes * every
     if who == "peer":
         return train_peer(data, lr, steps, seed, every, dropout)
+    # Its branches come on top.
+    steps = rule.steps_with_branches(steps, rule.BRANCHES)
     return train_ours(text, data, steps, seed, every, *split, "experiment=small_text")
 
 

@@ -1,4 +1,6 @@
-"""Averages of the weights over the steps of a trial, and the look-ahead along the average step."""
+"""Averages of the weights over the steps of a trial, the mean of its branches, and the look-ahead
+along the average step.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from trial_optimizer import TrialOptimizer
+
+from azllm_lightning.training.schedule import branching
 
 
 class Averages:
@@ -59,6 +64,51 @@ class Averages:
     def _using(self, mean: list[Tensor]) -> Iterator[None]:
         own = [w.clone() for w in self.weights]
         torch._foreach_copy_(self.weights, mean)
+        yield
+        torch._foreach_copy_(self.weights, own)
+
+
+class TrialBranches:
+    """The branches of a trial, as azllm_lightning/training/branches.py has those of a training.
+
+    What they go back to are the `parameters` and the state of the `optimizer`, copied in place, so
+    that a recorded step finds its tensors.
+    """
+
+    def __init__(
+        self, s: dict[str, Any], parameters: list[nn.Parameter], optimizer: TrialOptimizer
+    ) -> None:
+        self.plan = branching(s["branches"], s["steps"])
+        self.weights = [p.detach() for p in parameters]
+        self.optimizer = optimizer
+        self.ended = 0
+        self.sums = [torch.zeros_like(p) for p in self.weights]
+        self.start: list[Tensor] = []
+        self.start_steps = 0
+
+    @torch.no_grad()
+    def before(self, step: int) -> None:
+        """Before step number `step` (0 is the first)."""
+        if self.plan is None:
+            return
+        state = [*self.weights, *self.optimizer.tensors()]
+        if step == self.plan.start:
+            self.start = [tensor.clone() for tensor in state]
+            self.start_steps = int(self.optimizer.steps)
+        if self.plan.number(step) > self.ended:
+            torch._foreach_add_(self.sums, self.weights)
+            self.ended += 1
+            torch._foreach_copy_(state, self.start)
+            if isinstance(self.optimizer.steps, int):
+                self.optimizer.steps = self.start_steps
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """The model has the mean of the ended branches and the present one."""
+        own = [w.clone() for w in self.weights]
+        if self.ended:
+            torch._foreach_add_(self.weights, self.sums)
+            torch._foreach_div_(self.weights, self.ended + 1)
         yield
         torch._foreach_copy_(self.weights, own)
 

@@ -40,6 +40,13 @@ class TrialOptimizer:
         self.affixes = affixes
         self.steps: int | Tensor = 0  # a tensor while a step is recorded as a CUDA graph
 
+    def tensors(self) -> list[Tensor]:
+        """The state of all parameters, and the number of steps where that is a tensor."""
+        states = [state for group in self.groups for state in group.get("states", [])]
+        states += [state for g in self.groups for state in g.get("soap_states", {}).values()]
+        counted = [self.steps] if isinstance(self.steps, Tensor) else []
+        return [tensor for state in states for tensor in state.values()] + counted
+
     @torch.no_grad()
     def step(self, factor: Number, decay_factor: Number, momentum: float) -> None:
         """One update with the learning rates times `factor`.

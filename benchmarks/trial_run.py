@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from gpt2 import GPT2, GPT2Config, configure_adamw
 from torch import Tensor, nn
-from trial_averages import Averages, LookAhead
+from trial_averages import Averages, LookAhead, TrialBranches
 from trial_graph import RecordedUpdate, Update, can_record
 from trial_model import build_model, loss_of, read_weights, taught_loss, write_weights
 from trial_optimizer import Number, TrialOptimizer, groups_of
@@ -85,7 +86,9 @@ def trained(s: Settings, settings: Settings, deadline: float) -> Result:
         if step % 10 == 0 and time.time() > deadline:
             raise TimeUp
         if (step + 1) % every == 0 or step + 1 == len(plan):
-            by_step[str(step + 1)] = {"": validate(trainee, val), **trainee.averaged(val)}
+            with trainee.shown():
+                by_step[str(step + 1)] = {"": validate(trainee, val)}
+            by_step[str(step + 1)] |= trainee.averaged(val)
     curve = torch.stack(losses).tolist()
     last = [*by_step.values()][-1]
     tenth = max(1, len(curve) // 10)
@@ -105,7 +108,8 @@ def trained(s: Settings, settings: Settings, deadline: float) -> Result:
         "settings": settings,
     }
     if s["keep_weights"]:
-        write_weights(s, trainee.net)
+        with trainee.shown():
+            write_weights(s, trainee.net)
     if s["keep_losses"]:
         result["losses"] = curve
     return result
@@ -134,8 +138,10 @@ class Ours:
             total_steps=s["steps"],
             decay_ratio=s["decay_ratio"],
             min_lr_ratio=s["min_lr_ratio"],
+            branches=s["branches"],
         )
         self.averages = Averages(s, self.net)
+        self.branches = TrialBranches(s, self.parameters, self.optimizer)
         self.teachers = [read_weights(s, name) for name in s["teachers"]]
         self.look_ahead = LookAhead(s, self.parameters) if s["look_ahead"] else None
         self.recorded = recorded(s, self.update_by_tensor)
@@ -145,6 +151,7 @@ class Ours:
     def step(self, step: int, place: float, size: int, x: Tensor, y: Tensor) -> Tensor:
         """One update; `place` is the step of `batch` windows that this would be."""
         s = self.s
+        self.branches.before(step)
         progress = place / s["steps"]
         factor = self.factor(place) * (size / s["batch"]) ** s["lr_by_batch"]
         if self.look_ahead:
@@ -207,6 +214,10 @@ class Ours:
         """The loss of each token."""
         return token_nll(self.net.hidden(x).flatten(0, 1), self.net.lm_head.weight, y.flatten())
 
+    def shown(self) -> contextlib.AbstractContextManager[None]:
+        """The model has the weights that are validated and kept."""
+        return self.branches.shown()
+
     def averaged(self, val: Tensor) -> dict[str, float]:
         """val_loss of each average of the weights."""
         results = {}
@@ -258,6 +269,10 @@ class Peer:
         """The loss of each token."""
         logits = self.net(x).float().flatten(0, 1)
         return nn.functional.cross_entropy(logits, y.flatten(), reduction="none")
+
+    def shown(self) -> contextlib.AbstractContextManager[None]:
+        """The model has them always."""
+        return contextlib.nullcontext()
 
     def averaged(self, val: Tensor) -> dict[str, float]:
         """No averages."""

@@ -568,6 +568,22 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     assert len({*others, found["8"]}) == 4
 
 
+def test_branches_of_a_trial_are_those_of_the_package(
+    tiny: list[str], uninterrupted: Callable[..., Any]
+) -> None:
+    from training_runs import curve
+    from trial_run import run_trial
+
+    typed = ["init_embeddings=neighbors", "schedule.branches=2", "trainer.max_steps=12"]
+    package = curve(uninterrupted(*typed).folder)["val_loss"]
+    data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}
+    run = {"steps": 12, "batch": 4, "warmup": 2, "val_every": 4, "branches": 2}
+    expected = [package[4], package[8], package[12]]
+    for graphs in (False, True):
+        found = run_trial({**TRIAL, **data, **run, "graphs": graphs})["val"]
+        assert [*found.values()] == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_student_of_a_trial_learns_as_one_of_the_package(
     tiny: list[str], train_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from azllm_lightning.config.compose import compose
 from azllm_lightning.session import child
 from azllm_lightning.session.proof import SETTINGS
 from azllm_lightning.train import train
+from azllm_lightning.training.branches import Branches
 from azllm_lightning.training.saving import PeriodicCheckpoint
 
 
@@ -54,6 +55,20 @@ def test_an_exact_resume_passes(
         *(False, True),  # stopped
         *(False, True),  # killed
     ]
+
+
+def test_branches_are_part_of_the_proof(
+    quick: list[list[str]],
+    tiny: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    branched = compose([*tiny, "schedule.branches=2"], "prove_resume")
+    prove_resume.prove_resume(branched)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("PASS")
+    monkeypatch.setattr(Branches, "load", lambda *args: None)
+    with pytest.raises((SystemExit, AssertionError, KeyError)):
+        prove_resume.prove_resume(branched)
 
 
 @pytest.mark.parametrize("label", ["again", "stopped"])

@@ -194,16 +194,16 @@ def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
 
 
 def branch_line(branches: Branches, step: int) -> str:
-    """That a later branch begins after `step` steps."""
+    """That a later branch begins after `step` steps, and what val_loss is from there on."""
     assert branches.plan is not None
-    return tr(
-        "step {step:,}  branch {number} of {count} begins, from the state of step {start:,}; from "
-        "here on val_loss is that of the mean of the branches",
+    begins = tr(
+        "step {step}  branch {number} of {count} begins, from the state of step {start:,}",
         step=step,
         number=branches.plan.number(step) + 1,
         count=branches.plan.count,
         start=branches.plan.start,
     )
+    return f"{begins}\n  {tr('from here on val_loss is that of the mean of the branches')}"
 
 
 def sample_line(validations: Sequence[Validation], text: str) -> str:

@@ -33,8 +33,16 @@ class Interruption(NamedTuple):
 STOP = Interruption(4, False)
 """Not at a step that is saved in any case, so that a stop that saves nothing is noticed."""
 
-RUNS = {"again": None, "stopped": STOP, "killed": Interruption(5, True)}
-"""The runs that are compared with the uninterrupted baseline, and how each is interrupted."""
+STOP_IN_BRANCHES = Interruption(7, False)
+"""The same where there are branches, which keep more than other trainings: the second is to begin.
+"""
+
+
+def runs(branches: int) -> dict[str, Interruption | None]:
+    """The runs that are compared with the uninterrupted baseline, and how each is interrupted."""
+    stop = STOP if branches == 1 else STOP_IN_BRANCHES
+    return {"again": None, "stopped": stop, "killed": Interruption(5, True)}
+
 
 BREAK_RESTORE = ["+callbacks.control._target_=azllm_lightning.callbacks.interrupt.BrokenRestore"]
 """What makes a resumed session forget part of its state."""

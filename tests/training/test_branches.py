@@ -17,8 +17,10 @@ from training_runs import (
     Probe,
     Uninterrupted,
     add_callback,
+    assert_close,
     assert_same_end,
     curve,
+    start,
     tiny_overrides,
 )
 
@@ -285,3 +287,23 @@ def test_a_plain_trainer_leaves_the_mean_in_the_module(
         again = trainer.validate(same, datamodule=data, ckpt_path=file, verbose=False)
         assert again[0]["val_loss"] == pytest.approx(val_loss, abs=1e-6)
         assert_equal(same.net.state_dict(), net.state_dict())
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_branches_of_one(
+    uninterrupted: Straight, tiny: list[str], tmp_path: Path
+) -> None:
+    """They have the same weights, so each goes back, and averages, by itself."""
+    straight = uninterrupted(*BRANCHED, "model.dropout=0.0")  # each process has its own dropout
+    settings = [*BRANCHED, "model.dropout=0.0", "trainer.devices=2", "trainer.strategy=ddp"]
+    stop = add_callback("Terminate", step=11, rank=1)
+    first = start([*tiny, *settings, *stop], tmp_path)
+    first.join(300)
+    output = tmp_path / "output"
+    assert first.exitcode == 75, output.read_text(encoding="utf-8")
+    folder = tmp_path / "lightning_logs" / "tiny" / "version_0"
+    assert step_files(folder / "checkpoints")[0][0] == 12
+    second = start(["run_name=tiny", "ckpt_path=last"], tmp_path)
+    second.join(300)
+    assert second.exitcode == 0, (second.exitcode, output.read_text(encoding="utf-8"))
+    assert_close(curve(folder)["val_loss"], curve(straight.folder)["val_loss"])

@@ -40,18 +40,18 @@ def prove_resume(config: ProveResumeConfig) -> None:
     settings += [f"data.val_windows={2 * config.trainer.global_batch_size}"]
     settings += config.other_models()
     with tempfile.TemporaryDirectory(prefix="prove_resume_") as name:
-        if config.control:
-            _prove_control(Path(name), settings)
-        else:
-            _prove(Path(name), settings, config.schedule.branches)
+        prove = _prove_control if config.control else _prove
+        prove(Path(name), settings, config.schedule.branches)
 
 
 def _prove(folder: Path, settings: list[str], branches: int) -> None:
     from azllm_lightning.runs.compare import first_difference
-    from azllm_lightning.session.proof import STEPS, StepLost, runs, train_run
+    from azllm_lightning.session.proof import StepLost, proof_of, train_run
 
+    proof = proof_of(branches)
+    settings = [*settings, *proof.settings]
     baseline = train_run(folder, "baseline", settings)
-    for label, interruption in runs(branches).items():
+    for label, interruption in proof.runs.items():
         try:
             run = train_run(folder, label, settings, interruption)
         except StepLost as loss:
@@ -65,17 +65,19 @@ def _prove(folder: Path, settings: list[str], branches: int) -> None:
     message = tr(
         "PASS  {steps} steps uninterrupted, stopped and resumed, killed and resumed: "
         "identical bit for bit",
-        steps=STEPS,
+        steps=proof.steps,
     )
     print(message)
 
 
-def _prove_control(folder: Path, settings: list[str]) -> None:
+def _prove_control(folder: Path, settings: list[str], branches: int) -> None:
     from azllm_lightning.runs.compare import first_difference
-    from azllm_lightning.session.proof import BREAK_RESTORE, STOP, train_run
+    from azllm_lightning.session.proof import BREAK_RESTORE, proof_of, train_run
 
+    proof = proof_of(branches)
+    settings = [*settings, *proof.settings]
     baseline = train_run(folder, "baseline", settings)
-    broken = train_run(folder, "control", settings, STOP, when_resumed=BREAK_RESTORE)
+    broken = train_run(folder, "control", settings, proof.stop, when_resumed=BREAK_RESTORE)
     difference = first_difference(baseline, broken)
     if difference is None:
         _fail(tr("FAIL  control: a restore without the optimizer's moments was not noticed"))

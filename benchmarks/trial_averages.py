@@ -82,7 +82,7 @@ class TrialBranches:
         self.weights = [p.detach() for p in parameters]
         self.optimizer = optimizer
         self.ended = 0
-        self.sums = [torch.zeros_like(p) for p in self.weights]
+        self.sums = [torch.zeros_like(p) for p in self.weights] if self.plan else []
         self.start: list[Tensor] = []
         self.start_steps = 0
 
@@ -105,10 +105,12 @@ class TrialBranches:
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """The model has the mean of the ended branches and the present one."""
+        if not self.ended:
+            yield
+            return
         own = [w.clone() for w in self.weights]
-        if self.ended:
-            torch._foreach_add_(self.weights, self.sums)
-            torch._foreach_div_(self.weights, self.ended + 1)
+        torch._foreach_add_(self.weights, self.sums)
+        torch._foreach_div_(self.weights, self.ended + 1)
         yield
         torch._foreach_copy_(self.weights, own)
 

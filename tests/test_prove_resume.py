@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
@@ -12,7 +13,7 @@ from azllm_lightning.callbacks.interrupt import BrokenRestore
 from azllm_lightning.cli import entrance
 from azllm_lightning.config.compose import compose
 from azllm_lightning.session import child
-from azllm_lightning.session.proof import SETTINGS
+from azllm_lightning.session.proof import proof_of
 from azllm_lightning.train import train
 from azllm_lightning.training.branches import Branches
 from azllm_lightning.training.saving import PeriodicCheckpoint
@@ -66,9 +67,16 @@ def test_branches_are_part_of_the_proof(
     branched = compose([*tiny, "schedule.branches=2"], "prove_resume")
     prove_resume.prove_resume(branched)
     assert capsys.readouterr().out.splitlines()[-1].startswith("PASS")
-    monkeypatch.setattr(Branches, "load", lambda *args: None)
-    with pytest.raises((SystemExit, AssertionError, KeyError)):
+    load = Branches.load
+
+    def forgetful(self: Branches, checkpoint: dict[str, Any], *args: Any) -> None:
+        checkpoint.get("branches", {})["present"] = {}
+        load(self, checkpoint, *args)
+
+    monkeypatch.setattr(Branches, "load", forgetful)
+    with pytest.raises(SystemExit, match="1"):
         prove_resume.prove_resume(branched)
+    assert "FAIL  stopped: step 12:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("label", ["again", "stopped"])
@@ -155,7 +163,7 @@ def test_models_and_tokenizer_have_places_that_hold_in_any_folder(
 
 def test_settings_that_it_replaces_are_named(caplog: pytest.LogCaptureFixture) -> None:
     """Those of its short runs, all of them; other settings hold."""
-    replaced = [text.partition("=")[0] for text in SETTINGS]
+    replaced = [text.partition("=")[0] for text in proof_of(1).settings]
     assert {"trainer.max_steps", "logs_dir"} <= set(replaced)
     replaced += ["run_name", "data.val_windows"]
     values = {"run_name": "mənim", "logs_dir": "runs", "trainer.deadline": "1h"}

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from azllm_lightning.callbacks.history import History
-from azllm_lightning.callbacks.panels import branch_line, sample_line, validation_line
+from azllm_lightning.callbacks.panels import branch_lines, sample_line, validation_line
 from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.text import duration, labeled, perplexity_text
 from azllm_lightning.cli.colors import YELLOW, has_colors, highlight, paint
@@ -93,24 +93,20 @@ class Console(Callback):
                     )
                 )
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Say that a branch goes back to an earlier state, as the losses will show."""
-        assert isinstance(pl_module, CausalLM)
-        if batch_idx % trainer.accumulate_grad_batches == 0 and pl_module.begins_branch:
-            assert pl_module.branches is not None
-            log.info(branch_line(pl_module.branches, trainer.global_step))
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Advance the bar by a step; without a terminal, print a line now and then."""
+        """Advance the bar by a step; without a terminal, print a line now and then. After the first
+        step of a branch, say that it went back to an earlier state, as the losses will show.
+        """
         assert isinstance(pl_module, CausalLM)
         report = pl_module.step_report
         bar = self._bar
         if report is None or bar is None:
             return
+        if pl_module.began_branch(steps_ago=1):
+            assert pl_module.branching is not None
+            log.info(branch_lines(pl_module.branching, trainer.global_step - 1))
         line_is_due = time.monotonic() - self._line_at >= LINE_EVERY_SECONDS
         if bar.disable and self._end_announced and not line_is_due:
             return

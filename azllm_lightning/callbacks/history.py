@@ -128,7 +128,7 @@ class History(Callback):
         """
         assert isinstance(pl_module, CausalLM)
         first_of_step = batch_idx % trainer.accumulate_grad_batches == 0
-        if first_of_step and pl_module.begins_branch:
+        if first_of_step and pl_module.began_branch():
             self.losses.clear()
             self.norms.clear()
             self.lowest = None

@@ -35,8 +35,8 @@ from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import REPORT, address_of, resume_address_of
 from azllm_lightning.training.affixes import PER_TOKEN
-from azllm_lightning.training.branches import Branches
 from azllm_lightning.training.saving import KEEP
+from azllm_lightning.training.schedule import Branching
 
 MAX_ROWS = 12
 """Maximum number of validations in the table at the end; the curves have all of them."""
@@ -193,17 +193,22 @@ def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
     return f"{line}  {tr('+{gap:.3f} above best', gap=row.val_loss - best.val_loss)}"
 
 
-def branch_line(branches: Branches, step: int) -> str:
-    """That a later branch begins after `step` steps, and what val_loss is from there on."""
-    assert branches.plan is not None
-    begins = tr(
-        "step {step}  branch {number} of {count} begins, from the state of step {start:,}",
-        step=step,
-        number=branches.plan.number(step) + 1,
-        count=branches.plan.count,
-        start=branches.plan.start,
+def branch_text(branches: Branching, step: int) -> str:
+    """That a second or later branch begins after `step` steps."""
+    return tr(
+        "branch {number} of {count} begins, from the state of step {start:,}",
+        number=branches.number(step) + 1,
+        count=branches.count,
+        start=branches.start,
     )
-    return f"{begins}\n  {tr('from here on val_loss is that of the mean of the branches')}"
+
+
+def branch_lines(branches: Branching, step: int) -> str:
+    """The same in the terminal, and for the first of them what val_loss is from there on."""
+    line = f"{tr('step {step:,}', step=step)}  {branch_text(branches, step)}"
+    if step > branches.first_end:
+        return line
+    return f"{line}\n  {tr('from here on val_loss is that of the mean of the branches')}"
 
 
 def sample_line(validations: Sequence[Validation], text: str) -> str:
@@ -225,15 +230,15 @@ def end_panel(
     validations: Sequence[Validation],
     last: Mapping[str, float],
     summary: RunSummary,
-    extendable: bool,
+    longer: int | None,
     better: str | None = None,
     sample: str = "",
     gap: str = "",
 ) -> str:
     """The outcome of a run: its validations, losses by source, what to type next.
 
-    With `extendable`, that includes the command that trains it longer; `better` is the command of
-    a run that avoids the problem of this one. `sample` is a text by the model. `gap` is what the
+    With `longer`, that includes the command that trains it to so many steps; `better` is that of a
+    run that avoids the problem of this one. `sample` is a text by the model. `gap` is what the
     gap between the two losses means.
     """
     rows = ["", *table(validations), ""]
@@ -267,8 +272,8 @@ def end_panel(
     rows.append(verbatim("", command("chat", address)))
     export = command("export", [*address, f"out={run.name}_hf"])
     rows.append(verbatim(tr("export"), export))
-    if extendable:
-        rows.append(verbatim(tr("train longer"), longer_command(run, 2 * summary.steps)))
+    if longer is not None:
+        rows.append(verbatim(tr("train longer"), longer_command(run, longer)))
     if better is not None:
         rows.append(verbatim(tr("next time"), better))
     return "\n".join(rows)

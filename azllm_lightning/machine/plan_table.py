@@ -116,6 +116,12 @@ def _length(plan: Figures) -> Iterator[str]:
         micro=plan["micro_batch_size"],
         passes=_passes(plan["passes"]),
     )
+    if plan["branches"] > 1:
+        yield tr(
+            "of which the last fifth is trained {count} times (schedule.branches={count}); the "
+            "val_loss expected is that after the first",
+            count=plan["branches"],
+        )
     yield tr(
         "weight decay {decay:g}, of token tables {tables:g}, dropout {dropout:g}",
         decay=plan["weight_decay"],

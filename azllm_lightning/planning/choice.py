@@ -227,13 +227,12 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
         starts_with_induction=task.starts_with_induction,
     )
     branches = rule.branches(size.passes)
-    steps = rule.steps_with_branches(steps, branches)
+    steps, every = rule.steps_and_interval(steps, branches, VALIDATIONS)
     micro_batch = _micro_batch(shape, batch, speed)
     training = speed.training_seconds(shape, batch, micro_batch, steps)
     val_windows, is_reduced = _val_windows(task, shape, training)
     kept = branch_bytes(shape) if branches > 1 else 0.0
     state = state_bytes(shape) + kept
-    every = max(1, -(-steps // VALIDATIONS))
     preparing = _prepare_seconds(text, speed)
     validation = speed.validation_seconds(shape, val_windows) + SAMPLES_AND_PAGE_SECONDS
     validating = (VALIDATIONS + 1) * validation

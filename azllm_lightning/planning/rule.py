@@ -118,6 +118,19 @@ def steps_with_branches(steps: int, branches: int) -> int:
     return steps + (branches - 1) * round(BRANCH_SHARE * steps)
 
 
+def steps_and_interval(steps: int, branches: int, validations: int) -> tuple[int, int]:
+    """All steps of a run whose first branch is to end after about `steps`, and those between two of
+    its about `validations` validations, of which one is at the end of each branch.
+    """
+    if branches == 1:
+        return steps, max(1, -(-steps // validations))
+    branch = max(1, round(BRANCH_SHARE * steps))
+    wanted = steps_with_branches(steps, branches) / validations
+    every = max(1, round(branch / max(1, round(branch / wanted))))
+    branch = every * max(1, round(branch / every))
+    return branch * (round(1 / BRANCH_SHARE) + branches - 1), every
+
+
 def vocab_size(text_bytes: float) -> int:
     """Tokens in the vocabulary of a text of `text_bytes`."""
     return next((size for most, size in VOCABULARIES if text_bytes <= most), LARGEST_VOCABULARY)

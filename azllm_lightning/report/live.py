@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.history import History
+from azllm_lightning.callbacks.panels import branch_text
 from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.report.events import RunEvents
-from azllm_lightning.report.marks import RESUME, ROLLBACK
+from azllm_lightning.report.marks import BRANCH, RESUME, ROLLBACK
 from azllm_lightning.report.page import page
 from azllm_lightning.report.record import read_record
 from azllm_lightning.runs.atomic import write_text
 from azllm_lightning.runs.paths import REPORT
+from azllm_lightning.training.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,18 @@ class LivePage(Callback):
             return
         for writer in writers(trainer):
             writer.add_text(tag, text, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """After the first step of a branch, log as a text where it began."""
+        assert isinstance(pl_module, CausalLM)
+        if pl_module.step_report is None or not pl_module.began_branch(steps_ago=1):
+            return
+        assert pl_module.branching is not None
+        text = branch_text(pl_module.branching, trainer.global_step - 1)
+        for writer in writers(trainer):
+            writer.add_text(BRANCH, text, trainer.global_step - 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page with this validation on it."""

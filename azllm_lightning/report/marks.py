@@ -14,11 +14,11 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.local_paths import last_part
 from azllm_lightning.report.events import RunEvents
 from azllm_lightning.runs.checkpoint_files import STEP_NAME
-from azllm_lightning.training.schedule import Branching
 
 RESUME = "resume"
 ROLLBACK = "rollback"
-"""Tags of the texts that `live.Page` logs at the start of a session."""
+BRANCH = "branch"
+"""Tags of the texts that `live.LivePage` logs at the start of a session, and of a branch."""
 
 DIAGNOSIS = "diagnosis/"
 """Prefix of the tags of what `callbacks.diagnosis` reports."""
@@ -43,26 +43,8 @@ class Mark:
 
 def marks_of(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:
     """Everything that happened, by step."""
-    found = [*_starts(events, summary), *_diagnoses(events), *_broken(events)]
+    found = [*_starts(events, summary), *_branches(events), *_diagnoses(events), *_broken(events)]
     return sorted(found, key=lambda mark: mark.step)
-
-
-def branch_marks(branches: Branching, step: int) -> list[Mark]:
-    """Where the later branches of a run at `step` went back to an earlier state."""
-    return [
-        Mark(
-            "branch",
-            at,
-            tr("branch {number} of {count}", number=number, count=branches.count),
-            tr(
-                "It begins from the state of step {start:,}; from here on, val_loss is that of the "
-                "mean of the branches.",
-                start=branches.start,
-            ),
-        )
-        for number, at in enumerate(branches.starts, start=2)
-        if at < step
-    ]
 
 
 def _starts(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:
@@ -76,6 +58,14 @@ def _starts(events: RunEvents, summary: Mapping[str, Any]) -> list[Mark]:
     for step, entry in rollbacks.items():
         found.append(Mark("rollback", step, tr("rolled back"), _sentence(entry.text)))
     return found
+
+
+def _branches(events: RunEvents) -> list[Mark]:
+    """Where branches of the training went back to an earlier state."""
+    texts = events.texts.get(BRANCH, {})
+    return [
+        Mark("branch", step, tr("branch"), _sentence(entry.text)) for step, entry in texts.items()
+    ]
 
 
 def _diagnoses(events: RunEvents) -> list[Mark]:

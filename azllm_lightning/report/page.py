@@ -35,6 +35,7 @@ from azllm_lightning.report.run_charts import (
 )
 from azllm_lightning.report.written import Written, way_text
 from azllm_lightning.runs.paths import address_of, name_address_of, resume_address_of
+from azllm_lightning.training.schedule import twice_as_long
 
 MOST_ROWS = 60
 """Validations in the table of the page."""
@@ -156,9 +157,9 @@ def _tiles(record: RunRecord) -> str:
         bpb = record.value_at("val_bpb", step)
         tiles.append((tr("bits per byte"), _loss(bpb), at, ""))
     forecast = record.forecast
-    end = record.max_steps if record.branches is None else record.branches.first_end
-    if forecast is not None and record.step < (end or 0):
-        note = f"± {forecast.error:.3f}, {tr('at step {step:,}', step=end)}"
+    if forecast is not None and record.step < (record.forecast_step or 0):
+        at = tr("at step {step:,}", step=record.forecast_step)
+        note = f"± {forecast.error:.3f}, {at}"
         tiles.append((tr("forecast of val_loss"), f"{forecast.val_loss:.3f}", note, "forecast"))
     tokens = record.tokens_seen
     rate = record.tokens_per_sec
@@ -274,7 +275,7 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
             export = command("export", [*address, f"out={name}_hf"])
             rows.append((tr("export"), export))
     if record.can_be_extended:
-        steps = 2 * record.step
+        steps = twice_as_long(record.setting("schedule.branches") or 1, record.step)
         settings = [f"trainer.max_steps={steps}", f"schedule.total_steps={steps}"]
         longer = [*resume_address_of(record.folder), *settings]
         rows.append((tr("train longer"), command("train", longer)))

@@ -18,13 +18,13 @@ from azllm_lightning.callbacks.rules import more_steps_help
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.report.events import RunEvents
-from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, branch_marks, marks_of
+from azllm_lightning.report.marks import RESUME, ROLLBACK, Mark, marks_of
 from azllm_lightning.report.written import Written, written_by
 from azllm_lightning.runs import listing
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import EVENTS, SESSION
 from azllm_lightning.runs.paths import folder_of, is_version, run_names, versions
-from azllm_lightning.training.schedule import Branching, branching
+from azllm_lightning.training.schedule import branching
 
 LONG_PAUSE = 20.0
 """Times the usual interval between two points from which it was a pause between sessions."""
@@ -98,13 +98,13 @@ class RunRecord:
         return steps if isinstance(steps, int) and steps > 0 else None
 
     @property
-    def branches(self) -> Branching | None:
-        """The branches that the run has, or is to have; None without any."""
-        count = self.setting("schedule.branches")
-        total = self.setting("schedule.total_steps") or self.max_steps
-        if not isinstance(count, int) or not isinstance(total, int):
-            return None
-        return branching(count, total)
+    def forecast_step(self) -> int | None:
+        """The step whose val_loss a forecast is of: the last, or the last of the first branch."""
+        count, total = self.setting("schedule.branches"), self.max_steps
+        if not isinstance(count, int) or total is None:  # a run before there were branches
+            return total
+        plan = branching(count, total)
+        return total if plan is None else plan.first_end
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -262,15 +262,12 @@ def read_record(
         saved_step=0 if is_training or summary else saved,
         timeline=_timeline(events),
     )
-    if (branches := record.branches) is not None:
-        begun = branch_marks(branches, record.step)
-        record = replace(record, marks=sorted([*record.marks, *begun], key=lambda mark: mark.step))
     best = record.best
     validations = list(zip(curve.steps, curve.values, strict=True))
     expected = None
     # What is known is how runs end whose learning rate has come down just then.
     falls_until = record.setting("schedule.total_steps")
-    end = record.max_steps if branches is None else branches.first_end
+    end = record.forecast_step
     if is_training and end and record.step <= end and falls_until in (None, record.max_steps):
         name = str(record.setting("schedule.name"))
         decay = float(record.setting("optimizer.weight_decay") or 0.0)

@@ -10,9 +10,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.session import child
 
-STEPS = 8
 SETTINGS = [
-    f"trainer.max_steps={STEPS}",
     "trainer.val_every_steps=4",
     "trainer.checkpoint_every_steps=3",
     "trainer.checkpoint_every_minutes=null",
@@ -20,7 +18,7 @@ SETTINGS = [
     "trainer.deadline=null",
     "logs_dir=lightning_logs",
 ]
-"""They hold whatever else was typed."""
+"""They hold whatever else was typed, and so does the number of steps."""
 
 
 class Interruption(NamedTuple):
@@ -30,18 +28,33 @@ class Interruption(NamedTuple):
     kill: bool
 
 
-STOP = Interruption(4, False)
-"""Not at a step that is saved in any case, so that a stop that saves nothing is noticed."""
+class Proof(NamedTuple):
+    """The runs of a proof: their number of steps, and the step after which one is stopped; not a
+    step that is saved in any case, so that a stop that saves nothing is noticed.
+    """
 
-STOP_IN_BRANCHES = Interruption(7, False)
-"""The same where there are branches, which keep more than other trainings: the second is to begin.
-"""
+    steps: int
+    stop_after: int
+
+    @property
+    def settings(self) -> list[str]:
+        """What all runs have."""
+        return [f"trainer.max_steps={self.steps}", *SETTINGS]
+
+    @property
+    def stop(self) -> Interruption:
+        """The interruption of the run that is stopped."""
+        return Interruption(self.stop_after, False)
+
+    @property
+    def runs(self) -> dict[str, Interruption | None]:
+        """Those that are compared with the uninterrupted baseline, and how each is interrupted."""
+        return {"again": None, "stopped": self.stop, "killed": Interruption(5, True)}
 
 
-def runs(branches: int) -> dict[str, Interruption | None]:
-    """The runs that are compared with the uninterrupted baseline, and how each is interrupted."""
-    stop = STOP if branches == 1 else STOP_IN_BRANCHES
-    return {"again": None, "stopped": stop, "killed": Interruption(5, True)}
+def proof_of(branches: int) -> Proof:
+    """That of a training with so many branches, of which the last is interrupted."""
+    return Proof(8, 4) if branches == 1 else Proof(12, 11)
 
 
 BREAK_RESTORE = ["+callbacks.control._target_=azllm_lightning.callbacks.interrupt.BrokenRestore"]
@@ -65,7 +78,6 @@ def train_run(
     fails, and StepLost if a stop saved too little.
     """
     run = folder / "lightning_logs" / name / "version_0"
-    settings = [*settings, *SETTINGS]
     if interruption is not None:
         target = "azllm_lightning.callbacks.interrupt.Interrupt"
         callback = {"_target_": target, **interruption._asdict()}
@@ -75,7 +87,7 @@ def train_run(
         _check_saved(run, interruption)
         settings = child.resuming([*settings, *when_resumed])
     print(f"{name:<9}" + tr("to the end"), flush=True)
-    child.train_in_child(folder, name, settings)
+    child.train_in_child(folder, name, [*settings])
     return run
 
 

@@ -21,6 +21,7 @@ from azllm_lightning.runs.folder import Run, relative_to_current
 from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.build import Parts
 from azllm_lightning.session.resolve import Resolved
+from azllm_lightning.training.schedule import twice_as_long
 
 log = logging.getLogger("azllm_lightning")
 
@@ -119,12 +120,14 @@ def report(parts: Parts, run: Run, config: RunConfig) -> None:
         raise OSError(message)
     validations = parts.history.validations
     is_complete = parts.io.diverged is None and summary.steps == parts.trainer.max_steps
-    extendable = is_complete and more_steps_help(validations, parts.diagnosis.present)
+    longer = None
+    if is_complete and more_steps_help(validations, parts.diagnosis.present):
+        longer = twice_as_long(config.schedule.branches, summary.steps)
     sample = parts.samples.latest if parts.samples is not None else ""
     last = parts.module.last_validation
     better = better_command(parts, config)
     gap = "" if parts.diagnosis.overfitting else _gap(parts)
-    log.info(end_panel(run, validations, last, summary, extendable, better, sample, gap))
+    log.info(end_panel(run, validations, last, summary, longer, better, sample, gap))
 
 
 def _gap(parts: Parts) -> str:

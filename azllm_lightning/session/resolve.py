@@ -37,6 +37,7 @@ from azllm_lightning.session.unprepared import (
     way_out,
 )
 from azllm_lightning.training import batch, compiled, hardware
+from azllm_lightning.training.branches import check_branches
 from azllm_lightning.training.processes import Notes, Processes, attempt_number, first, together
 from azllm_lightning.training.stopping import StopRequest
 from azllm_lightning.training.teachers import (
@@ -366,6 +367,9 @@ def _resumed(config: RunConfig) -> Located:
     for message in [*ignored, *kept_settings(stored, config, resumed)]:
         log.warning(message)
     step = int(checkpoint["azllm"]["step"])
+    total = resumed.schedule.total_steps or resumed.trainer.max_steps
+    schedule = replace(resumed.schedule, total_steps=total)
+    check_branches(schedule, step, checkpoint.get("branches", {}).get("plan"))
     fingerprint = checkpoint["TokenDataModule"]["fingerprint"]
     source = Source(
         path,

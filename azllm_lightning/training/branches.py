@@ -9,6 +9,7 @@ weights in this way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,14 +45,6 @@ class Branches:
         self._present: Weights = {}
         """The weights of the present branch while the network has the mean."""
 
-    def begins_again(self, step: int) -> bool:
-        """Whether a second or later branch begins after `step` steps."""
-        return self.plan is not None and step in self.plan.starts
-
-    def is_between(self, step: int) -> bool:
-        """Whether a second or later branch has begun, and not ended, after `step` steps."""
-        return self.plan is not None and self.plan.is_between(step)
-
     def before_step(self, step: int, net: nn.Module, optimizer: Optimizer) -> None:
         """After `step` steps: keep the state if the first branch begins, or go back to it if
         another one does.
@@ -61,16 +54,14 @@ class Branches:
         if step == self.plan.start:
             self._start = _weights(net)
             self._start_optimizer = _copied(optimizer.state_dict()["state"])
-        if self.plan.number(step) == self.ended:
+        if not self._start or self.plan.number(step) == self.ended:
             return
         ended = _weights(net)
         self._sum = {name: self._sum[name] + ended[name] for name in ended} if self._sum else ended
         self.ended += 1
         assert self.plan.number(step) == self.ended, "branches begin one after the other"
         _set_weights(net, self._start)
-        groups = optimizer.state_dict()["param_groups"]
-        state = _copied(self._start_optimizer)  # an optimizer keeps the tensors that it loads
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _set_state(optimizer, self._start_optimizer)
 
     def show_mean(self, net: nn.Module) -> None:
         """Put the mean into the network, if a branch has ended."""
@@ -90,9 +81,9 @@ class Branches:
 
         `prefix` is that of the network's parameters.
         """
-        present: Weights = {}
-        if self.ended:
-            present = self._present or _weights(net)
+        present = self._present
+        if self.ended and not present:  # the network has the weights of the branch
+            present = _weights(net)
             _replace(checkpoint["state_dict"], net, prefix, self._mean(present))
         if self._start and "optimizer_states" in checkpoint:
             assert self.plan is not None, "nothing is kept without branches"
@@ -114,20 +105,7 @@ class Branches:
         if self.plan is None or step <= self.plan.start:
             return
         saved = checkpoint.get("branches", {})
-        if saved.get("plan") != [self.plan.start, self.plan.steps]:
-            raise ValueError(
-                tr(
-                    "schedule.branches={branches}: of {total:,} steps, they begin after step "
-                    "{start:,}, but this run is at step {step:,} and began none there. Set "
-                    "schedule.branches=1, or trainer.max_steps and schedule.total_steps to "
-                    "{longer:,} or more",
-                    branches=self.schedule.branches,
-                    total=self.schedule.total_steps,
-                    start=self.plan.start,
-                    step=step,
-                    longer=long_enough(self.schedule.branches, step),
-                )
-            )
+        check_branches(self.schedule, step, saved.get("plan"))
         self.ended = saved["ended"]
         self._start = saved["start"]
         self._start_optimizer = saved["start_optimizer"]
@@ -139,6 +117,30 @@ class Branches:
         return {name: (self._sum[name] + present[name]) / (self.ended + 1) for name in present}
 
 
+def check_branches(schedule: ScheduleConfig, step: int, begun: Sequence[int] | None) -> None:
+    """Raise ValueError if the branches of `schedule` begin before `step`, and a run that is there
+    has not begun them so: `begun` is the first step and the length of its own, None without any.
+    """
+    total = schedule.total_steps
+    assert total is not None, "total_steps was resolved before training"
+    plan = branching(schedule.branches, total)
+    if plan is None or step <= plan.start or begun == [plan.start, plan.steps]:
+        return
+    raise ValueError(
+        tr(
+            "schedule.branches={branches}: with {total:,} steps the branches begin after step "
+            "{start:,}, but this run is already at step {step:,} and has none from there. Set "
+            "schedule.branches=1, or trainer.max_steps and schedule.total_steps to {longer:,} or "
+            "more",
+            branches=schedule.branches,
+            total=total,
+            start=plan.start,
+            step=step,
+            longer=long_enough(schedule.branches, step),
+        )
+    )
+
+
 def _weights(net: nn.Module) -> Weights:
     """Copies of the parameters of `net` on the CPU, a shared one once."""
     return {name: p.detach().to("cpu", copy=True) for name, p in net.named_parameters()}
@@ -148,6 +150,16 @@ def _weights(net: nn.Module) -> Weights:
 def _set_weights(net: nn.Module, weights: Weights) -> None:
     for name, p in net.named_parameters():
         p.copy_(weights[name])
+
+
+@torch.no_grad()
+def _set_state(optimizer: Optimizer, kept: dict[int, Any]) -> None:
+    """Copy the state `kept` into that of `optimizer`, which needs no memory on the device."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in kept.items():
+        state = optimizer.state[parameters[number]]
+        for name in values.keys() & state.keys():  # moments of other affixes have been dropped
+            state[name].copy_(values[name])
 
 
 def _replace(state: dict[str, Tensor], net: nn.Module, prefix: str, weights: Weights) -> None:

@@ -38,7 +38,7 @@ from azllm_lightning.training.loops import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
 from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
 from azllm_lightning.training.optimizer import build_optimizer, parameter_groups
-from azllm_lightning.training.schedule import lr_factor
+from azllm_lightning.training.schedule import Branching, lr_factor
 from azllm_lightning.training.stopping import NO_REQUESTS, Requests
 from azllm_lightning.training.teachers import Teachers
 from azllm_lightning.training.threads import mean_loss, token_losses
@@ -167,8 +167,7 @@ class CausalLM(LightningModule):
             if self.schedule_config.total_steps is None:  # under a plain Trainer
                 steps = self.trainer.max_steps
                 self.schedule_config = replace(self.schedule_config, total_steps=steps)
-            if self.branches is None or self.branches.schedule != self.schedule_config:
-                self.branches = Branches(self.schedule_config)
+            self.branches = Branches(self.schedule_config)
         data = datamodule_of(self.trainer)
         tokenizer = data.tokenizer
         if tokenizer.vocab_size != self.model_config.vocab_size:
@@ -191,11 +190,12 @@ class CausalLM(LightningModule):
     # Training
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        """Clear the report of the previous step, and begin a branch if it is time."""
-        self.step_report = None
+        """Begin a branch if it is time, and clear the report of the previous step."""
         if self.branches and batch_idx % self.trainer.accumulate_grad_batches == 0:
             optimizer = self.trainer.optimizers[0]
             self.branches.before_step(self.trainer.global_step, self.net, optimizer)
+        # Not before: what fails while a branch begins leaves no state to save.
+        self.step_report = None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """What is minimized, in nats, of a micro-batch (B, T + 1): its mean NLL, unless there are
@@ -233,8 +233,6 @@ class CausalLM(LightningModule):
         """Replace the restored learning rates and decays by this run's, so that a changed setting
         takes effect.
         """
-        if self.branches:
-            self.branches.hide_mean(self.net)  # where an earlier fit left it
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             assert isinstance(scheduler, LambdaLR)
@@ -385,16 +383,22 @@ class CausalLM(LightningModule):
         return step == 1 or step >= self.trainer.max_steps or step % self.log_every_steps == 0
 
     @property
-    def begins_branch(self) -> bool:
-        """Whether a second or later branch begins with the next step."""
-        return self.branches is not None and self.branches.begins_again(self.trainer.global_step)
+    def branching(self) -> Branching | None:
+        """When the branches of this training begin; None without any."""
+        return None if self.branches is None else self.branches.plan
+
+    def began_branch(self, steps_ago: int = 0) -> bool:
+        """Whether a second or later branch begins with the next step, or began `steps_ago`."""
+        plan = self.branching
+        return plan is not None and self.trainer.global_step - steps_ago in plan.starts
 
     @property
     def is_within_branch(self) -> bool:
         """Whether a second or later branch has begun and not ended: the mean is not what it will
         be.
         """
-        return self.branches is not None and self.branches.is_between(self.trainer.global_step)
+        plan = self.branching
+        return plan is not None and plan.is_between(self.trainer.global_step)
 
     @property
     def tokens_seen(self) -> int:
@@ -510,7 +514,8 @@ class CausalLM(LightningModule):
         self._train_loss_sum = state["train_loss_sum"]
         self._train_steps = state["train_steps"]
         self.last_validation = dict(state["metrics"])
-        if self.trainer.state.fn == TrainerFn.FITTING:  # a validation is of the mean
+        self.branches = None  # a validation is of the weights of the file, which are the mean
+        if self.trainer.state.fn == TrainerFn.FITTING:
             self.branches = Branches(self.schedule_config)
             self.branches.load(checkpoint, state["step"], self.net, PREFIX)
         checkpoint["loops"]["fit_loop"] = canonical_loops(

@@ -437,6 +437,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
         if not trainer.is_global_zero:
             return Requests(stop=self.stop.reason is not None)
         save_seconds = self.io.longest or self._first_save_seconds
+        assert isinstance(trainer.lightning_module, CausalLM)
+        if trainer.lightning_module.branching is not None:  # a full state may grow after the first
+            save_seconds = max(save_seconds, self._first_save_seconds)
         seconds = save_seconds + self._step_seconds + self._validation_seconds
         since = time.monotonic() - self._saved_at
         elapsed = self.every_minutes is not None and since >= 60 * self.every_minutes
@@ -457,6 +460,9 @@ def _not_saved(reason: str) -> str:
 def _state_bytes(trainer: Trainer) -> int:
     # Weights, two moments, and at most two of affixes in fp32.
     each = 4 * (3 + 2 * PER_TOKEN)
+    assert isinstance(trainer.lightning_module, CausalLM)
+    if trainer.lightning_module.branching is not None:
+        each = 2 * each + 4 * 2
     return int(each * sum(p.numel() for p in trainer.lightning_module.parameters()))
 
 

@@ -56,11 +56,22 @@ def branching(count: int, total_steps: int) -> Branching | None:
 
 
 def long_enough(count: int, step: int) -> int:
-    """The least `total_steps` with which `count` branches begin at `step` or later."""
+    """The least `total_steps` with which `count` branches begin at `step` or later; `step` for one
+    branch.
+    """
+    if count == 1:
+        return step
     total = step
     while (plan := branching(count, total)) is None or plan.start < step:
         total += 1
     return total
+
+
+def twice_as_long(count: int, steps: int) -> int:
+    """The `total_steps` to extend a finished training to: twice as many, or as many as it takes for
+    its `count` branches to begin again.
+    """
+    return max(2 * steps, long_enough(count, steps))
 
 
 def lr_factor(step: int, config: ScheduleConfig) -> float:

@@ -60,7 +60,8 @@ class DrivenRun:
         self.module.device = SimpleNamespace(type="cpu")
         self.module.logs_now = False
         self.module.step_report = None
-        self.module.begins_branch = self.module.is_within_branch = False
+        self.module.is_within_branch = False
+        self.module.began_branch = lambda steps_ago=0: False
         self.module.last_validation = {}
 
     def _log(self, values: dict[str, float], step: int) -> None:

@@ -56,7 +56,7 @@ def test_losses_before_a_branch_goes_back_are_not_compared_with_later_ones() -> 
     run = DrivenRun()
     for _ in range(2 * LONG):
         run.step(loss=1.0)
-    run.module.begins_branch = True
+    run.module.began_branch = lambda steps_ago=0: steps_ago == 0
     run.step(loss=3.0, norm=0.5)
     assert list(run.history.losses) == [3.0]
     assert list(run.history.norms) == [0.5]

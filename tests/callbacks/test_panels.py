@@ -280,10 +280,10 @@ SUMMARY = RunSummary(
 
 
 def end(
-    run: Run = RUN, extendable: bool = True, better: str | None = None, **last: float
+    run: Run = RUN, longer: int | None = 1200, better: str | None = None, **last: float
 ) -> list[str]:
     rows = course(300, [7.6, 0.7, 0.64])
-    return end_panel(run, rows, last, SUMMARY, extendable, better, "Bir gün " * 20).splitlines()
+    return end_panel(run, rows, last, SUMMARY, longer, better, "Bir gün " * 20).splitlines()
 
 
 def test_the_end_panel() -> None:
@@ -327,16 +327,16 @@ def test_the_end_panel_in_azerbaijani() -> None:
 
 def test_the_end_panel_has_a_word_on_the_gap() -> None:
     word = "val_loss is 0.84 above train_loss: " + "söz " * 20
-    panel = end_panel(RUN, course(300, [7.6, 0.7]), {}, SUMMARY, False, gap=word).splitlines()
+    panel = end_panel(RUN, course(300, [7.6, 0.7]), {}, SUMMARY, None, gap=word).splitlines()
     at = next(number for number, line in enumerate(panel) if line.startswith("gap  "))
     assert panel[at].startswith("gap       val_loss is 0.84")
     assert max(map(len, panel[at : at + 3])) <= 80
 
 
 def test_train_longer_is_not_offered_if_more_steps_do_not_help() -> None:
-    assert end(extendable=False) == end()[:-2]
+    assert end(longer=None) == end()[:-2]
     better = "python -m azllm_lightning.train run_name=tales model.dropout=0.2"
-    assert end(extendable=False, better=better) == [*end()[:-2], f"next time {better}"]
+    assert end(longer=None, better=better) == [*end()[:-2], f"next time {better}"]
 
 
 def test_paths_and_commands_are_never_broken() -> None:

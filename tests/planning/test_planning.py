@@ -266,6 +266,9 @@ def test_a_run_of_all_passes_has_branches_besides_and_others_have_none() -> None
             first = branched.first_end * plan.batch * plan.shape.block_size
             assert first == pytest.approx(plan.size.tokens, rel=0.01)
             assert plan.passes == pytest.approx(1.2 * plan.size.passes, rel=0.01)
+            ends = (branched.first_end, plan.steps)
+            assert [end % plan.every for end in ends] == [0, 0], "the end of each is validated"
+            assert plan.steps / plan.every == pytest.approx(12, abs=3)
             assert plan.disk_bytes > planned(task, task.candidates[0], first / 2).disk_bytes
     assert is_long
 

@@ -50,13 +50,12 @@ def test_the_best_step_and_what_happened_are_marked(write_run: WriteRun) -> None
     assert drawn.count("ring") == 2  # for a wide screen, and for a phone
 
 
-def test_branches_are_marked_as_far_as_they_have_begun(write_run: WriteRun) -> None:
-    schedule = {"branches": 3, "total_steps": 420}
-    config = {"trainer": {"max_steps": 420}, "schedule": schedule}
-    found = seen(write_run(config=config))  # at step 400
+def test_branches_are_marked(write_run: WriteRun) -> None:
+    texts = {"branch": {300: "branch 2 of 2 begins, from the state of step 240"}}
+    found = seen(write_run(texts=texts))
     flags = [(flag["x"], flag["title"]) for flag in found.chart("loss")["flags"]]
-    assert flags == [(300, "branch 2 of 3"), (360, "branch 3 of 3")]
-    assert "branch 2 of 3 step 300 It begins from the state of step 240;" in found.text
+    assert flags == [(300, "branch")]
+    assert "branch step 300 Branch 2 of 2 begins, from the state of step 240" in found.text
 
 
 @pytest.mark.parametrize(("total", "is_there"), [(600, True), (480, False), (420, False)])

@@ -30,10 +30,17 @@ from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.formats.load import load
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.report.record import read_record
 from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.training import branches
 from azllm_lightning.training.branches import Branches
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.schedule import branching, long_enough, lr_factor
+from azllm_lightning.training.schedule import (
+    branching,
+    long_enough,
+    lr_factor,
+    twice_as_long,
+)
 
 pytestmark = pytest.mark.numerics
 
@@ -230,15 +237,46 @@ def test_branches_that_would_have_begun_already_are_refused(
     train_tiny("trainer.max_steps=10")
     longer = ["trainer.max_steps=12", "schedule.total_steps=12"]
     message = (
-        r"^schedule\.branches=2: of 12 steps, they begin after step 8, but this run is at step 10 "
-        r"and began none there\. Set schedule\.branches=1, or trainer\.max_steps and "
-        r"schedule\.total_steps to 14 or more$"
+        r"^schedule\.branches=2: with 12 steps the branches begin after step 8, but this run is "
+        r"already at step 10 and has none from there\. Set schedule\.branches=1, or "
+        r"trainer\.max_steps and schedule\.total_steps to 14 or more$"
     )
     with pytest.raises(ValueError, match=message):
         train_tiny("ckpt_path=last", "schedule.branches=2", *longer)
+    config = Path("lightning_logs/tiny/version_0/.hydra/config.yaml").read_text()
+    assert "branches: 1" in config, "a refusal changes nothing"
     as_said = ["trainer.max_steps=14", "schedule.total_steps=14"]
-    train_tiny("ckpt_path=last", "schedule.branches=2", *as_said)
-    assert "branch 2 of 2 begins" in Path("lightning_logs/tiny/version_0/train.log").read_text()
+    folder = train_tiny("ckpt_path=last", "schedule.branches=2", *as_said)
+    log = (folder / "train.log").read_text()
+    assert "step 12  branch 2 of 2 begins, from the state of step 10\n  from here on" in log
+    (mark,) = [mark for mark in read_record(folder).marks if mark.kind == "branch"]
+    assert (mark.step, mark.text) == (12, "Branch 2 of 2 begins, from the state of step 10")
+
+
+def test_where_memory_ends_as_a_branch_begins_nothing_is_mixed(
+    uninterrupted: Straight, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session starts again with half the micro-batch from a state that is of one branch."""
+    same = ("model.dropout=0.0", "trainer.micro_batch_size=4", "data.token_replacement=0.0")
+    straight = uninterrupted(*BRANCHED, *same)
+    copy, left = branches._set_weights, [1]
+
+    def fail_once(*args: Any) -> None:
+        if left and left.pop():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        copy(*args)
+
+    monkeypatch.setattr(branches, "_set_weights", fail_once)
+    folder = train_tiny(*BRANCHED, *same)
+    assert_close(curve(folder)["val_loss"], curve(straight.folder)["val_loss"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_a_longer_training_as_it_is_suggested_begins_its_branches_again(count: int) -> None:
+    for steps in (18, 77, 755, 960):
+        plan = branching(count, twice_as_long(count, steps))
+        assert plan is None or plan.start >= steps
+        assert (plan is None) == (count == 1)
 
 
 @pytest.mark.parametrize("branched", [1, 3])

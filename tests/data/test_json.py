@@ -211,7 +211,8 @@ def test_a_source_is_that_of_the_texts_next_to_it(
     assert found_in_both_ways(value, fields) == [expected, expected]
 
 
-def test_values_of_any_size_have_the_same_texts_and_sources() -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(1500, marks=pytest.mark.slow)])
+def test_values_of_any_size_have_the_same_texts_and_sources(count: int) -> None:
     rng = random.Random(0)
     keys = ["text", "Text", "source", "Source", "data", "DATA", "meta", "data.text", "data.source"]
 
@@ -222,7 +223,7 @@ def test_values_of_any_size_have_the_same_texts_and_sources() -> None:
             return [value(depth - 1) for _ in range(rng.randint(0, 3))]
         return {key: value(depth - 1) for key in rng.sample(keys, rng.randint(1, 5))}
 
-    for _ in range(1500):
+    for _ in range(count):
         row = {key: value(3) for key in rng.sample(keys, rng.randint(1, 5))}
         for text in ("text", "data.text", "data.meta.text"):
             for source in (None, "source", "data.source", "meta.source", "data.meta.source"):

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from azllm_lightning.callbacks.history import History
-from azllm_lightning.callbacks.panels import branch_lines, sample_line, validation_line
+from azllm_lightning.callbacks.panels import branch_texts, sample_line, validation_line
 from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.text import duration, labeled, perplexity_text
 from azllm_lightning.cli.colors import YELLOW, has_colors, highlight, paint
@@ -106,7 +106,9 @@ class Console(Callback):
             return
         if pl_module.began_branch(steps_ago=1):
             assert pl_module.branching is not None
-            log.info(branch_lines(pl_module.branching, trainer.global_step - 1))
+            before = trainer.global_step - 1
+            texts = branch_texts(pl_module.branching, before)
+            log.info(f"{tr('step {step:,}', step=before)}  " + "\n  ".join(texts))
         line_is_due = time.monotonic() - self._line_at >= LINE_EVERY_SECONDS
         if bar.disable and self._end_announced and not line_is_due:
             return

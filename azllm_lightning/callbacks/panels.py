@@ -193,22 +193,19 @@ def validation_line(validations: Sequence[Validation], max_steps: int) -> str:
     return f"{line}  {tr('+{gap:.3f} above best', gap=row.val_loss - best.val_loss)}"
 
 
-def branch_text(branches: Branching, step: int) -> str:
-    """That a second or later branch begins after `step` steps."""
-    return tr(
+def branch_texts(branches: Branching, step: int) -> list[str]:
+    """That a second or later branch begins after `step` steps, and for the second what val_loss is
+    from there on.
+    """
+    begins = tr(
         "branch {number} of {count} begins, from the state of step {start:,}",
         number=branches.number(step) + 1,
         count=branches.count,
         start=branches.start,
     )
-
-
-def branch_lines(branches: Branching, step: int) -> str:
-    """The same in the terminal, and for the first of them what val_loss is from there on."""
-    line = f"{tr('step {step:,}', step=step)}  {branch_text(branches, step)}"
     if step > branches.first_end:
-        return line
-    return f"{line}\n  {tr('from here on val_loss is that of the mean of the branches')}"
+        return [begins]
+    return [begins, tr("from here on val_loss is that of the mean of the branches")]
 
 
 def sample_line(validations: Sequence[Validation], text: str) -> str:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from azllm_lightning.callbacks.health import RollBack
 from azllm_lightning.callbacks.history import History
-from azllm_lightning.callbacks.panels import branch_text
+from azllm_lightning.callbacks.panels import branch_texts
 from azllm_lightning.callbacks.tensorboard import writers
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
@@ -69,7 +69,7 @@ class LivePage(Callback):
         if pl_module.step_report is None or not pl_module.began_branch(steps_ago=1):
             return
         assert pl_module.branching is not None
-        text = branch_text(pl_module.branching, trainer.global_step - 1)
+        text = "; ".join(branch_texts(pl_module.branching, trainer.global_step - 1))
         for writer in writers(trainer):
             writer.add_text(BRANCH, text, trainer.global_step - 1)
 

@@ -250,7 +250,9 @@ def test_branches_that_would_have_begun_already_are_refused(
     log = (folder / "train.log").read_text()
     assert "step 12  branch 2 of 2 begins, from the state of step 10\n  from here on" in log
     (mark,) = [mark for mark in read_record(folder).marks if mark.kind == "branch"]
-    assert (mark.step, mark.text) == (12, "Branch 2 of 2 begins, from the state of step 10")
+    begins, _, then = mark.text.partition("; ")
+    assert (mark.step, begins) == (12, "Branch 2 of 2 begins, from the state of step 10")
+    assert then == "from here on val_loss is that of the mean of the branches"
 
 
 def test_where_memory_ends_as_a_branch_begins_nothing_is_mixed(

@@ -21,6 +21,18 @@ def test_a_tensor_that_differs_is_named(tiny_run: Path) -> None:
     assert first_difference(tiny_run, other) == expected
 
 
+def test_what_branches_keep_is_compared(tiny_run: Path) -> None:
+    other = tiny_run.with_name("version_1")
+    shutil.copytree(tiny_run, other)
+    for run, value in ((tiny_run, 0.0), (other, 1e-6)):
+        path = step_files(run / "checkpoints")[0][1]
+        saved = torch.load(path, weights_only=True)
+        saved["branches"] = {"sum": {"weight": torch.tensor([value])}}
+        torch.save(saved, path)
+    expected = "step 8: branches/sum/weight differs in step_00000008.ckpt"
+    assert first_difference(tiny_run, other) == expected
+
+
 def test_a_state_that_only_one_of_them_has_is_named(tiny_run: Path) -> None:
     other = tiny_run.with_name("version_1")
     shutil.copytree(tiny_run, other)

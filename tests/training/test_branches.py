@@ -255,6 +255,18 @@ def test_branches_that_would_have_begun_already_are_refused(
     assert then == "from here on val_loss is that of the mean of the branches"
 
 
+def test_branches_that_began_elsewhere_are_refused(train_tiny: Train) -> None:
+    train_tiny(*BRANCHED)  # after step 8
+    message = r"schedule\.branches=2: with 15 steps the branches begin after step 11, but"
+    with pytest.raises(ValueError, match=message):
+        train_tiny(
+            "ckpt_path=last",
+            "schedule.branches=2",
+            "trainer.max_steps=15",
+            "schedule.total_steps=15",
+        )
+
+
 def test_where_memory_ends_as_a_branch_begins_nothing_is_mixed(
     uninterrupted: Straight, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,11 +306,30 @@ def test_a_longer_training_goes_on_from_the_mean(
     assert_equal(present, net.state_dict())
 
 
-def test_a_plain_trainer_leaves_the_mean_in_the_module(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_file_is_validated_as_it_is_after_a_training_that_was_interrupted(
+    tiny: list[str], train_tiny: Train
 ) -> None:
-    config = compose([*tiny, *BRANCHED])
-    data = TokenDataModule(config.data, micro_batch_size=4)
+    other = step_files(train_tiny("trainer.max_steps=3") / "checkpoints")[0][1]
+    module, data, trainer = plain([*tiny, *BRANCHED])
+
+    class Fails(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.global_step == 12:
+                raise Crash
+
+    trainer.callbacks.append(Fails())
+    with pytest.raises(Crash):
+        trainer.fit(module, datamodule=data)
+    trainer.validate(module, datamodule=data, ckpt_path=other, verbose=False)
+    net, _ = load(other)
+    assert_equal(module.net.state_dict(), net.state_dict())
+
+
+def plain(settings: list[str]) -> tuple[CausalLM, TokenDataModule, pl.Trainer]:
+    """A module, its data, and a plain Trainer of 14 steps."""
+    config = compose(settings)
+    data = TokenDataModule(config.data, 4, config.seed)
     data.prepare_data()
     data.setup()
     shape = config.model.for_data(data.tokenizer.vocab_size, 32, data.tokenizer.eot_id)
@@ -314,6 +345,11 @@ def test_a_plain_trainer_leaves_the_mean_in_the_module(
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )
+    return module, data, trainer
+
+
+def test_a_plain_trainer_leaves_the_mean_in_the_module(tiny: list[str]) -> None:
+    module, data, trainer = plain([*tiny, *BRANCHED])
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint("end.ckpt")
     net, _ = load("end.ckpt")

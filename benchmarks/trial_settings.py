@@ -103,7 +103,7 @@ DEFAULTS: Settings = {
     "teacher_temperature": 1.0,  # their logits are divided by it
     "one_teacher": False,  # each text is read by one of them only, which its tokens decide
     # Averages of the weights, validated too
-    "branches": 1,
+    "branches": 1,  # of the last fifth of the steps, as schedule.branches; `steps` counts all
     "ema": [],  # half-lives as shares of the steps
     "ema_mix": [],  # shares of the average mixed with the last weights, for each half-life
     "tail": [],  # means of the last share of the steps

@@ -35,6 +35,7 @@ from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import REPORT, address_of, resume_address_of
 from azllm_lightning.training.affixes import PER_TOKEN
+from azllm_lightning.training.branches import kept_bytes
 from azllm_lightning.training.saving import KEEP
 from azllm_lightning.training.schedule import Branching
 
@@ -159,8 +160,7 @@ def _state_bytes(config: RunConfig) -> int:
     """About the size of a full state.
 
     Token tables and norms have the two moments of AdamW, and with Muon so have the affixes of
-    tokens; how many the matrices of the layers have depends on the optimizer. Branches add the
-    state that they begin with, the weights of one, and a sum.
+    tokens; how many the matrices of the layers have depends on the optimizer.
     """
     model = config.shape
     params = model.num_params()
@@ -168,8 +168,10 @@ def _state_bytes(config: RunConfig) -> int:
     moments = 2 * tables + config.optimizer.hidden_moments * (params - tables)
     if config.optimizer.shares_affixes:
         moments += int(2 * PER_TOKEN * tables)
-    kept = 2 * (params + moments) + 2 * params if config.schedule.branches > 1 else params + moments
-    return 4 * kept
+    state = 4 * (params + moments)
+    if config.schedule.branches > 1:
+        state += int(kept_bytes(state, 4 * params))
+    return state
 
 
 def validation_line(validations: Sequence[Validation], max_steps: int) -> str:

@@ -14,6 +14,7 @@ from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Text
 from azllm_lightning.training.affixes import PER_TOKEN
 from azllm_lightning.training.batch import CPU_BYTES, HEADROOM, activation_bytes, divisors
+from azllm_lightning.training.branches import kept_bytes
 from azllm_lightning.training.saving import KEEP
 
 MOST_PASSES = 16.0
@@ -231,8 +232,9 @@ def planned(task: Task, candidate: Candidate, tokens: float) -> Choice:
     micro_batch = _micro_batch(shape, batch, speed)
     training = speed.training_seconds(shape, batch, micro_batch, steps)
     val_windows, is_reduced = _val_windows(task, shape, training)
-    kept = branch_bytes(shape) if branches > 1 else 0.0
-    state = state_bytes(shape) + kept
+    state = state_bytes(shape)
+    kept = kept_bytes(state, 4.0 * shape.num_params()) if branches > 1 else 0.0
+    state += kept
     preparing = _prepare_seconds(text, speed)
     validation = speed.validation_seconds(shape, val_windows) + SAMPLES_AND_PAGE_SECONDS
     validating = (VALIDATIONS + 1) * validation
@@ -274,11 +276,6 @@ def state_bytes(shape: GPTConfig) -> float:
     params = shape.num_params()
     tables = params - shape.num_params(embeddings=False)
     return 4.0 * (2 * params + (1 + 2 * PER_TOKEN) * tables)
-
-
-def branch_bytes(shape: GPTConfig) -> float:
-    """What branches keep besides: the state that they begin with, the weights of one, and a sum."""
-    return state_bytes(shape) + 2 * 4.0 * shape.num_params()
 
 
 def _micro_batch(shape: GPTConfig, batch: int, speed: Speed) -> int:

@@ -117,6 +117,13 @@ class Branches:
         return {name: (self._sum[name] + present[name]) / (self.ended + 1) for name in present}
 
 
+def kept_bytes(state: float, weights: float) -> float:
+    """What branches add to a full state of `state` bytes, of which `weights` are the weights: the
+    state that they begin with, the weights of one, and a sum of weights.
+    """
+    return state + 2 * weights
+
+
 def check_branches(schedule: ScheduleConfig, step: int, begun: Sequence[int] | None) -> None:
     """Raise ValueError if the branches of `schedule` begin before `step`, and a run that is there
     has not begun them so: `begun` is the first step and the length of its own, None without any.

@@ -29,6 +29,7 @@ from azllm_lightning.runs.checkpoint_files import (
     write_checkpoint,
 )
 from azllm_lightning.training.affixes import PER_TOKEN
+from azllm_lightning.training.branches import kept_bytes
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.loops import use_own_signal_handlers
 from azllm_lightning.training.processes import first
@@ -462,7 +463,7 @@ def _state_bytes(trainer: Trainer) -> int:
     each = 4 * (3 + 2 * PER_TOKEN)
     assert isinstance(trainer.lightning_module, CausalLM)
     if trainer.lightning_module.branching is not None:
-        each = 2 * each + 4 * 2
+        each += kept_bytes(each, 4)
     return int(each * sum(p.numel() for p in trainer.lightning_module.parameters()))
 
 

@@ -168,6 +168,7 @@ def test_the_command_trains_what_the_plan_says(typed: list[str], passes: int) ->
     is_linear = choice.regularization.is_linear
     assert config.schedule.name == ("linear" if is_linear else "power")
     assert config.schedule.warmup_steps == rule.warmup_steps(choice.steps)
+    assert config.schedule.branches == found["branches"] == (2 if passes == 20 else 1)
 
 
 @pytest.mark.parametrize("typed", [[], ["model.n_head=6"]])
@@ -247,6 +248,13 @@ def test_a_plan_says_what_its_figures_are_worth(planned: dict[str, Any]) -> None
     assert "busy (the measured steps got 40% of its cores)" in " ".join(
         plan_table({**planned, "machine": busy}).split()
     )
+
+
+def test_a_plan_says_that_its_loss_is_that_of_the_first_branch(planned: dict[str, Any]) -> None:
+    branched = {**planned, "plan": {**planned["plan"], "branches": 2}}
+    for plan, is_there in ((planned, False), (branched, True)):
+        words = " ".join(plan_table(plan).split())
+        assert ("last fifth is trained 2 times (schedule.branches=2)" in words) == is_there
 
 
 def test_a_plan_names_what_the_text_leaves_unused(planned: dict[str, Any]) -> None:

@@ -60,7 +60,6 @@ BRANCHED = (
 
 START, ENDS = 8, (10, 12, 14)
 
-
 QUICK = [((8, 1), "SIGTERM"), ((10, 0), "crash"), ((11, 1), "SIGTERM"), ((13, 0), "crash")]
 """Within the first branch, right before the second, and within the second and the third."""
 
@@ -232,9 +231,7 @@ def test_what_is_not_restored_is_noticed(
         assert_same_end(straight.folder, resumed)
 
 
-def test_branches_that_would_have_begun_already_are_refused(
-    train_tiny: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_branches_that_would_have_begun_already_are_refused(train_tiny: Train) -> None:
     train_tiny("trainer.max_steps=10")
     longer = ["trainer.max_steps=12", "schedule.total_steps=12"]
     message = (
@@ -244,11 +241,11 @@ def test_branches_that_would_have_begun_already_are_refused(
     )
     with pytest.raises(ValueError, match=message):
         train_tiny("ckpt_path=last", "schedule.branches=2", *longer)
-    config = Path("lightning_logs/tiny/version_0/.hydra/config.yaml").read_text()
+    config = Path("lightning_logs/tiny/version_0/.hydra/config.yaml").read_text(encoding="utf-8")
     assert "branches: 1" in config, "a refusal changes nothing"
     as_said = ["trainer.max_steps=14", "schedule.total_steps=14"]
     folder = train_tiny("ckpt_path=last", "schedule.branches=2", *as_said)
-    log = (folder / "train.log").read_text()
+    log = (folder / "train.log").read_text(encoding="utf-8")
     assert "step 12  branch 2 of 2 begins, from the state of step 10\n  from here on" in log
     (mark,) = [mark for mark in read_record(folder).marks if mark.kind == "branch"]
     begins, _, then = mark.text.partition("; ")
@@ -274,11 +271,12 @@ def test_where_memory_ends_as_a_branch_begins_nothing_is_mixed(
     """The session starts again with half the micro-batch from a state that is of one branch."""
     same = ("model.dropout=0.0", "trainer.micro_batch_size=4", "data.token_replacement=0.0")
     straight = uninterrupted(*BRANCHED, *same)
-    copy, left = branches._set_weights, [1]
+    copy = branches._set_weights
+    failures = [torch.OutOfMemoryError("CUDA out of memory")]
 
     def fail_once(*args: Any) -> None:
-        if left and left.pop():
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if failures:
+            raise failures.pop()
         copy(*args)
 
     monkeypatch.setattr(branches, "_set_weights", fail_once)

@@ -1,7 +1,8 @@
 # make train    set up .venv and train the default model, or another: make train ARGS="experiment=debug"
-# make test     all that must pass: lint, format, types, tests
+# make test     lint, format, types, and the quick tests
+# make thorough further tests of seconds each; continuous integration runs them, too
 # make numerics the numerically sensitive tests, with the sums of another kind of CPU
-# make slow     the tests that take minutes
+# make slow     the tests that take minutes, and the thorough ones
 # make docs     build the documentation, in both languages, into build/docs
 # make clean    remove .venv, caches and builds; runs and prepared data stay
 # On Windows use the pip commands of README.md.
@@ -14,7 +15,7 @@ DOCS_INSTALLED := .venv/docs_installed
 # Every warning is an error: a link that leads nowhere, a page in no menu, a block that cannot be highlighted.
 SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --conf-dir docs
 
-.PHONY: train test numerics slow docs clean
+.PHONY: train test thorough numerics slow docs clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m azllm_lightning.train $(ARGS)
@@ -25,9 +26,12 @@ test: $(DEV_INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --maxprocesses 4
 
+thorough: $(DEV_INSTALLED)
+	$(BIN)/pytest -n auto --maxprocesses 4 -m thorough
+
 # Without vector instructions, PyTorch and MKL add up in another order: other last digits, other trajectories.
 numerics: $(DEV_INSTALLED)
-	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/pytest -n auto --maxprocesses 4 -m "numerics and not slow"
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/pytest -n auto --maxprocesses 4 -m "numerics and (thorough or not slow)"
 
 slow: $(DEV_INSTALLED)
 	$(BIN)/pytest -m slow --timeout 1800

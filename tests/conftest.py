@@ -32,11 +32,16 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A slow test fails after an hour rather than minutes: the machine may be busy."""
+    """A thorough test is slow, too. One that is slow alone fails after an hour rather than minutes:
+    the machine may be busy.
+    """
     for item in items:
         if item.get_closest_marker("slow") is not None:
             item.add_marker(pytest.mark.timeout(3600))
+        elif item.get_closest_marker("thorough") is not None:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -106,6 +106,7 @@ def gpu_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
     return run
 
 
+@pytest.mark.thorough
 def test_gpu_benchmark_runs_on_the_cpu_at_tiny_size(
     gpu_tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +317,7 @@ def test_synthetic_text_is_half_zipf_and_half_fixed_successors(tmp_path: Path) -
     assert 0.15 < (documents[:, 0] <= 10).mean() < 0.35  # a quarter, by the law
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "card"), [("t4", "t4"), ("laptop_4gb", "gtx1650")])
 def test_roofline_counts_the_operations_that_the_model_counts(name: str, card: str) -> None:
     import roofline
@@ -335,6 +337,7 @@ def test_roofline_counts_the_operations_that_the_model_counts(name: str, card: s
     assert report in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_roofline_counts_the_memory_that_autograd_keeps() -> None:
     import roofline
 
@@ -550,6 +553,7 @@ def test_loss_per_token_with_the_real_commands(
 TRIAL = {"device": "cpu", "precision": "fp32", "layers": 1, "heads": 2, "width": 32}
 
 
+@pytest.mark.thorough
 def test_a_trial_without_changes_trains_as_the_package_does(
     tiny: list[str], uninterrupted: Callable[..., Any]
 ) -> None:
@@ -568,6 +572,7 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     assert len({*others, found["8"]}) == 4
 
 
+@pytest.mark.thorough
 def test_branches_of_a_trial_are_those_of_the_package(
     tiny: list[str], uninterrupted: Callable[..., Any]
 ) -> None:
@@ -584,6 +589,7 @@ def test_branches_of_a_trial_are_those_of_the_package(
         assert [*found.values()] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_student_of_a_trial_learns_as_one_of_the_package(
     tiny: list[str], train_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -641,6 +647,7 @@ def test_each_trial_of_the_list_has_settings_that_there_are() -> None:
         assert set(trial.get("teachers", ())) <= {*earlier}, trial["name"]
 
 
+@pytest.mark.thorough
 def test_a_student_waits_for_its_teachers() -> None:
     import trials
 

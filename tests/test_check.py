@@ -114,6 +114,7 @@ def test_a_check_in_processes_of_its_own(
     assert "4 steps of tiny, 4 x 32 tokens each" in printed.err
 
 
+@pytest.mark.thorough
 def test_a_resume_that_differs_is_found(
     small: None,
     in_process: list[list[str]],
@@ -131,6 +132,7 @@ def test_a_resume_that_differs_is_found(
     assert ["ckpt_path=last" in typed for typed in in_process] == [False, True]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "typed",
     [
@@ -158,6 +160,7 @@ def test_random_text_has_the_tokenizer_of_the_models_that_a_run_needs(
     assert (found["steps"]["others_share"] is None) == (processor_times() is None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_prepared", [False, True])
 def test_a_mix_is_left_out_where_the_text_is_random(
     is_prepared: bool, small: None, in_process: list[list[str]], tiny: list[str]
@@ -206,6 +209,7 @@ def test_a_deterministic_baseline_is_trained_for_a_gpu(
     assert [typed[-1] for typed in in_process] == ["run_name=baseline", "run_name=resumed"]
 
 
+@pytest.mark.thorough
 def test_a_large_step_is_computed_from_a_smaller_one(
     small: None,
     in_process: list[list[str]],

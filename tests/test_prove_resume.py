@@ -66,6 +66,7 @@ def test_an_exact_resume_with_branches_passes(
     assert capsys.readouterr().out.splitlines()[-1].startswith("PASS  12 steps uninterrupted")
 
 
+@pytest.mark.thorough
 def test_branches_are_part_of_the_proof(
     quick: list[list[str]],
     tiny: list[str],
@@ -84,6 +85,7 @@ def test_branches_are_part_of_the_proof(
     assert "FAIL  stopped: step 12:" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("label", ["again", "stopped"])
 def test_what_differs_first_is_named(
     label: str,
@@ -108,6 +110,7 @@ def test_what_differs_first_is_named(
     assert ("trainer.deterministic=true" in printed) == (label == "again")
 
 
+@pytest.mark.thorough
 def test_a_restore_broken_on_purpose_is_noticed(
     quick: list[list[str]],
     tiny: list[str],
@@ -126,6 +129,7 @@ def test_a_restore_broken_on_purpose_is_noticed(
     assert "FAIL  control" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_stop_that_saves_nothing_is_noticed(
     quick: list[list[str]],
     tiny: list[str],

@@ -182,6 +182,7 @@ def check_race(throughput: ModuleType, separate: bool) -> None:
     assert parameters["ours"] == pytest.approx(parameters["gpt2_loop"], rel=0.2)
 
 
+@pytest.mark.thorough
 def test_our_command_and_a_hand_written_loop_are_timed(throughput: ModuleType) -> None:
     check_race(throughput, separate=False)
 

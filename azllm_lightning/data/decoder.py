@@ -214,12 +214,8 @@ class Decoder:
         first = _NOT_ASCII.search(chunk)
         sample = chunk[first.start() if first else 0 :][:HEAD_BYTES]
         special = len(_NOT_ASCII.findall(sample))
-        valid = sum(
-            len(char.encode("utf-8"))
-            for char in sample.decode("utf-8", errors="ignore")
-            if not char.isascii()
-        )
-        if valid >= special / 2:
+        invalid = len(sample) - len(sample.decode("utf-8", errors="ignore").encode("utf-8"))
+        if invalid <= special / 2:
             return "utf-8"
         if self._encoding is not None:
             return self._encoding

@@ -161,6 +161,8 @@ def _files(config: DataConfig) -> list[TextFile]:
 
 def _source_field(file: TextFile, config: DataConfig, end: float) -> str | None:
     """The field of SOURCE_FIELDS that a file has, as it is spelled there."""
+    if file.format == ".txt":
+        return None
     known = next((name for name in SOURCE_FIELDS if _has(file, config, name, end)), None)
     if known is None:
         return None

@@ -35,7 +35,7 @@ def program(verb: str, body: str) -> list[str]:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs its pipes")
 @pytest.mark.parametrize(("verb", "code"), [("train", EXIT_DONE), ("runs", EXIT_CLOSED)])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.thorough)])
 def test_a_closed_pipe(verb: str, code: int, unbuffered: str, tmp_path: Path) -> None:
     """A training goes on to its end; a command that only prints ends without a message."""
     reader, writer = os.pipe()
@@ -72,7 +72,17 @@ def test_a_full_disk_under_the_output(verb: str, code: int, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "export", "generate", "prepare", "runs"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "prepare",
+        "runs",
+        *(
+            pytest.param(verb, marks=pytest.mark.thorough)
+            for verb in ("evaluate", "export", "generate")
+        ),
+    ],
+)
 def test_ctrl_c_is_quiet(verb: str, tmp_path: Path) -> None:
     required = {"export": "out=x", "prepare": "data=tales"}
     done = subprocess.run(

@@ -345,6 +345,7 @@ def prepared(command: Command, folder: Path) -> list[str]:
     return typed
 
 
+@pytest.mark.thorough
 def test_a_foreign_shard(command: Command, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typed = prepared(command, place / "data")
     shard = place / "data" / "train_00000.bin"
@@ -361,6 +362,7 @@ def test_a_foreign_shard(command: Command, place: Path, capsys: pytest.CaptureFi
     assert f"{shard} is missing" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_foreign_tokenizer_next_to_the_shards(
     command: Command, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,7 +79,7 @@ def run(config: DataConfig, tasks: int = TASKS) -> Path:
     return Path(config.dir)
 
 
-@pytest.mark.parametrize("tasks", [1, 3, 12])
+@pytest.mark.parametrize("tasks", [1, 3, pytest.param(12, marks=pytest.mark.thorough)])
 def test_tasks_give_the_files_of_prepare(config: DataConfig, tmp_path: Path, tasks: int) -> None:
     expected = contents_of_prepare(config, tmp_path)
     assert {"manifest.json", "tokenizer.json", "train_00000.bin"} <= expected.keys()
@@ -115,6 +115,7 @@ def test_shards_do_not_depend_on_where_blocks_end(
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.thorough
 def test_a_killed_task_continues_after_its_last_block(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_text_that_changes_is_noticed(config: DataConfig, tmp_path: Path) -> Non
     assert contents(run(config)) == expected
 
 
+@pytest.mark.thorough
 def test_a_removed_folder_is_made_again(config: DataConfig) -> None:
     first = contents(run(config))
     for path in (folder := run(config)).iterdir():

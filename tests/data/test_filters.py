@@ -277,6 +277,7 @@ def test_each_filter_changes_the_cached_folder(mixed: DataConfig) -> None:
     assert len(folders) == 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("max_bytes", [None, 20_000])
 def test_the_number_of_processes_does_not_change_what_is_kept(
     mixed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_bytes: int | None

@@ -127,7 +127,7 @@ OBJECTS = {f"{i}": {"text": text, "id": i} for i, text in enumerate(NAMED.values
         ({f"{i}": {"text": "bir" * 99} for i in range(40_000)}, ".[]"),  # read in parts
     ],
 )
-@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("indent", [None, pytest.param(1, marks=pytest.mark.thorough)])
 def test_texts_with_keys_of_their_own_are_no_fields(
     tmp_path: Path, value: Any, values: str, indent: int | None
 ) -> None:
@@ -211,7 +211,7 @@ def test_a_source_is_that_of_the_texts_next_to_it(
     assert found_in_both_ways(value, fields) == [expected, expected]
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(1500, marks=pytest.mark.slow)])
 def test_values_of_any_size_have_the_same_texts_and_sources(count: int) -> None:
     rng = random.Random(0)
     keys = ["text", "Text", "source", "Source", "data", "DATA", "meta", "data.text", "data.source"]

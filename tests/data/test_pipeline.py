@@ -328,7 +328,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("point", POINTS)
 def test_an_interrupted_build_goes_on_where_it_stopped(
     small: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, workers: int
@@ -393,7 +393,16 @@ def zeroed(data: bytes) -> bytes:
     return data[:start] + bytes(50) + data[start + 50 :]
 
 
-@pytest.mark.parametrize("damage", [shortened(0.0), shortened(0.5), shortened(0.99), zeroed])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        shortened(0.5),
+        *(
+            pytest.param(each, marks=pytest.mark.thorough)
+            for each in (shortened(0.0), shortened(0.99), zeroed)
+        ),
+    ],
+)
 def test_a_damaged_block_is_made_again(
     small: DataConfig,
     cache: Path,

@@ -104,6 +104,7 @@ def is_alive(pid: int) -> bool:
         return sys.platform != "linux"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="spawns as others do")
 def test_a_script_without_a_guard_is_an_error_where_processes_import_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"

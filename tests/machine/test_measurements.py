@@ -101,6 +101,7 @@ def test_a_function_is_called_in_a_process_of_its_own() -> None:
         isolated("math:sqrt", "four", seconds=60)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.name != "posix", reason="signals as exit codes")
 def test_a_crash_or_a_hang_is_a_reason() -> None:
     with pytest.raises(ValueError, match=r"exit code -6 \(SIGABRT\)"):

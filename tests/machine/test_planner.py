@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def test_a_model_that_was_typed_is_kept(text: Path, check: Path) -> None:
     assert (config.data.vocab_size, config.seed) == (1024, 5)
 
 
+@cache
 def asked(*typed: str) -> tuple[PlanConfig, Task]:
     """The settings of plan for 1 MB of text, and what is given by them."""
     config: PlanConfig = compose(["data.path=kitab.txt", *typed], "plan")
@@ -141,8 +143,8 @@ TYPED = [
 ]
 
 
-@pytest.mark.parametrize("typed", TYPED, ids=" ".join)
 @pytest.mark.parametrize("passes", [1, 20])
+@pytest.mark.parametrize("typed", TYPED, ids=" ".join)
 def test_the_command_trains_what_the_plan_says(typed: list[str], passes: int) -> None:
     """Whatever the defaults of an experiment and of a text are."""
     own = ["teachers=null"] if typed == ["experiment=distil"] else []

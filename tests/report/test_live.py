@@ -51,6 +51,7 @@ def train_with_page(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> Train
     return train_tiny
 
 
+@pytest.mark.thorough
 def test_a_resumed_and_rolled_back_run_shows_it(
     train_with_page: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,7 +44,9 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals")
 
 
 @posix
-@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(1, marks=pytest.mark.thorough), pytest.param(50, marks=pytest.mark.slow)]
+)
 def test_kill_9_loses_little_and_breaks_nothing(
     kills: int, tiny: list[str], uninterrupted: Straight, tmp_path: Path
 ) -> None:
@@ -375,6 +377,7 @@ def test_claims_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         run.release()
 
 
+@pytest.mark.thorough
 @posix
 def test_a_second_resume_at_once_is_refused_and_the_lock_dies_with_its_process(
     tiny: list[str], train_tiny: Train, tmp_path: Path

@@ -68,6 +68,7 @@ def test_the_values_are_stored_with_the_fact_that_auto_chose_them(
     }
 
 
+@pytest.mark.thorough
 def test_a_resume_on_the_same_kind_of_device_keeps_the_choice_bit_for_bit(
     train_tiny: Train, probe: Probe, machine: Callable[..., None], tmp_path: Path
 ) -> None:

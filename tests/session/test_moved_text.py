@@ -32,7 +32,10 @@ def own_text(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> Path:
     return train_tiny("data=text", f"data.path={write_text('a.txt')}")
 
 
-@pytest.mark.parametrize("change", ["moved", "changed", "touched"])
+@pytest.mark.parametrize(
+    "change",
+    ["moved", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("changed", "touched"))],
+)
 def test_a_run_continues_from_its_shards(change: str, own_text: Path, train_tiny: Train) -> None:
     if change == "moved":
         shutil.move("a.txt", "elsewhere.txt")
@@ -50,6 +53,7 @@ def test_a_run_continues_from_its_shards(change: str, own_text: Path, train_tiny
     assert "dir: null" in (again / ".hydra" / "config.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
     own_text: Path, train_tiny: Train
 ) -> None:
@@ -65,6 +69,7 @@ def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
     train_tiny(*typed, f"data.path={Path('here', '..', 'a.txt')}")  # the same place
 
 
+@pytest.mark.thorough
 def test_text_that_has_moved_is_compared_with_the_one_before(
     own_text: Path, train_tiny: Train
 ) -> None:
@@ -119,6 +124,7 @@ def test_edits_of_config_yaml_are_reported(
     assert "cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_weights_of_another_tokenizer_of_the_same_size_are_refused(train_tiny: Train) -> None:
     first = train_tiny("trainer.max_steps=1")
     other = ["run_name=other", "data.tales_seed=5", "trainer.max_steps=1", f"init_from={first}"]
@@ -133,6 +139,7 @@ def test_weights_of_another_tokenizer_of_the_same_size_are_refused(train_tiny: T
         assert read_checkpoint(newest)["azllm"]["started_from"] == name_of(first)
 
 
+@pytest.mark.thorough
 def test_a_run_keeps_the_text_that_it_is_validated_on(
     train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

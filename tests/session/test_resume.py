@@ -136,6 +136,7 @@ def test_two_processes_keep_the_windows_and_the_losses(
         assert_close(curve(straight.folder)[tag], curve(resumed)[tag])
 
 
+@pytest.mark.thorough
 def test_a_longer_run_with_other_intervals_is_the_same_run(
     uninterrupted: Straight, train_tiny: Train
 ) -> None:

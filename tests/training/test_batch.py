@@ -319,6 +319,7 @@ def narrow(probe: Probe, first_step: int, most: int, error: Exception = NO_MEMOR
     probe.factor = factor
 
 
+@pytest.mark.thorough
 def test_a_run_continues_in_less_memory_and_loses_no_step(
     uninterrupted: Straight, train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,7 +395,14 @@ def test_memory_that_runs_out_in_a_validation(
         assert_close(curve(straight.folder)[tag], curve(folder)[tag])
 
 
-@pytest.mark.parametrize(("step", "saved"), [(0, -1), (2, -1), (5, 4)])
+@pytest.mark.parametrize(
+    ("step", "saved"),
+    [
+        pytest.param(0, -1, marks=pytest.mark.thorough),
+        (2, -1),
+        pytest.param(5, 4, marks=pytest.mark.thorough),
+    ],
+)
 def test_an_optimizer_that_fails_half_way_goes_back_to_the_newest_file(
     step: int,
     saved: int,
@@ -442,7 +450,11 @@ def test_one_sequence_that_does_not_fit_ends_the_run_with_a_message(
         train_tiny()
 
 
-@pytest.mark.parametrize("error", [NO_MEMORY[1], NO_MEMORY[5], NO_MEMORY[-2]], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [NO_MEMORY[1], *(pytest.param(NO_MEMORY[i], marks=pytest.mark.thorough) for i in (5, -2))],
+    ids=repr,
+)
 def test_a_run_continues_after_any_form_of_it(
     error: Exception, train_tiny: Train, probe: Probe
 ) -> None:

@@ -60,8 +60,16 @@ BRANCHED = (
 
 START, ENDS = 8, (10, 12, 14)
 
-QUICK = [((8, 1), "SIGTERM"), ((10, 0), "crash"), ((11, 1), "SIGTERM"), ((13, 0), "crash")]
-"""Within the first branch, right before the second, and within the second and the third."""
+QUICK = [((10, 0), "crash"), ((11, 1), "SIGTERM")]
+"""Right before the second branch, and within it."""
+THOROUGH = [((8, 1), "SIGTERM"), ((13, 0), "crash")]
+"""Within the first and the third."""
+
+
+def marks(stop: tuple[tuple[int, int], str]) -> list[pytest.MarkDecorator]:
+    if stop in QUICK:
+        return []
+    return [pytest.mark.thorough if stop in THOROUGH else pytest.mark.slow]
 
 
 def schedule(branches: int, total_steps: int) -> ScheduleConfig:
@@ -179,7 +187,7 @@ STOPS = [(step, micro) for step in (7, 8, 9, 10, 11, 12, 13) for micro in (0, 1)
 @pytest.mark.parametrize(
     ("step", "micro", "how"),
     [
-        pytest.param(*stop, how, marks=[] if (stop, how) in QUICK else pytest.mark.slow)
+        pytest.param(*stop, how, marks=marks((stop, how)))
         for stop in STOPS
         for how in ("SIGTERM", "crash")
         if how == "crash" or stop[0] < 13  # a stop in the last step is its end
@@ -200,7 +208,7 @@ def test_a_resume_continues_the_branch(
     assert probe.windows == straight.windows
 
 
-@pytest.mark.parametrize("step", [8, 10, 11])
+@pytest.mark.parametrize("step", [pytest.param(8, marks=pytest.mark.thorough), 10, 11])
 def test_a_stop_during_a_validation_saves_the_branch_and_not_the_mean(
     step: int, uninterrupted: Straight, train_tiny: Train
 ) -> None:
@@ -211,6 +219,7 @@ def test_a_stop_during_a_validation_saves_the_branch_and_not_the_mean(
     assert_same_end(straight.folder, train_tiny("ckpt_path=last"))
 
 
+@pytest.mark.thorough
 def test_what_is_not_restored_is_noticed(
     uninterrupted: Straight, train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +274,7 @@ def test_branches_that_began_elsewhere_are_refused(train_tiny: Train) -> None:
         )
 
 
+@pytest.mark.thorough
 def test_where_memory_ends_as_a_branch_begins_nothing_is_mixed(
     uninterrupted: Straight, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +302,7 @@ def test_a_longer_training_as_it_is_suggested_begins_its_branches_again(count: i
         assert (plan is None) == (count == 1)
 
 
-@pytest.mark.parametrize("branched", [1, 3])
+@pytest.mark.parametrize("branched", [pytest.param(1, marks=pytest.mark.thorough), 3])
 def test_a_longer_training_goes_on_from_the_mean(
     branched: int, train_tiny: Train, probe: Probe
 ) -> None:

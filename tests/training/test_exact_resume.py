@@ -62,9 +62,14 @@ QUICK: list[Cell] = [
     ("periodic", 0.1, 1, 0, True),
     ("validation", 0.0, 4, 2, False),
     ("SIGTERM", 0.1, 1, 2, False),
-    ("SIGINT", 0.0, 4, 0, True),
-    ("deadline", 0.1, 1, 0, False),
 ]
+THOROUGH: list[Cell] = [("SIGINT", 0.0, 4, 0, True), ("deadline", 0.1, 1, 0, False)]
+
+
+def marks(cell: Cell) -> list[pytest.MarkDecorator]:
+    if cell in QUICK:
+        return []
+    return [pytest.mark.thorough if cell in THOROUGH else pytest.mark.slow]
 
 
 def pieces(windows: list[list[int]]) -> set[tuple[int, ...]]:
@@ -74,12 +79,7 @@ def pieces(windows: list[list[int]]) -> set[tuple[int, ...]]:
 
 @pytest.mark.parametrize(
     "cell",
-    [
-        pytest.param(
-            cell, marks=[] if cell in QUICK else pytest.mark.slow, id="-".join(map(str, cell))
-        )
-        for cell in CELLS
-    ],
+    [pytest.param(cell, marks=marks(cell), id="-".join(map(str, cell))) for cell in CELLS],
 )
 def test_a_run_resumed_twice_equals_the_uninterrupted_one(
     cell: Cell,
@@ -165,6 +165,7 @@ def test_whatever_is_not_restored_is_noticed(
                 assert_same_end(straight, resumed)
 
 
+@pytest.mark.thorough
 def test_fp16_is_resumed_with_its_loss_scale(
     train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def test_fp16_is_resumed_with_its_loss_scale(
         assert_same_end(straight, forgetful)
 
 
+@pytest.mark.thorough
 def test_the_file_resumed_from_is_not_changed(train_tiny: Train, probe: Probe) -> None:
     """With accumulation, Lightning saves over that file after the first resumed micro-batch."""
     probe.crash(6)
@@ -227,6 +229,7 @@ def test_the_file_resumed_from_is_not_changed(train_tiny: Train, probe: Probe) -
     assert sha256(source) == before
 
 
+@pytest.mark.thorough
 def test_two_resumes_leave_one_curve_in_one_folder(
     uninterrupted: Straight, train_tiny: Train, probe: Probe
 ) -> None:

@@ -81,6 +81,7 @@ def mean_of_last(values: dict[int, float], steps: int) -> float:
     return fmean(list(values.values())[-steps:])
 
 
+@pytest.mark.thorough
 def test_fp16_learns_as_fp32_does(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [f"trainer.{key}=40" for key in ("max_steps", "val_every_steps")]
     full, half, trace = both(train_tiny, monkeypatch, "trainer.global_batch_size=2", *steps)

@@ -198,6 +198,7 @@ def test_what_a_rollback_leaves_is_not_resumed(train_tiny: Train, probe: Probe) 
     assert [step for step, _ in states] == [7, 5]  # and not 8, of before the rollback
 
 
+@pytest.mark.thorough
 def test_too_many_rollbacks_end_the_run_with_a_message(train_tiny: Train, probe: Probe) -> None:
     probe.factor = lambda step, batch: math.nan if step >= 5 else 1.0
     with pytest.raises(ValueError, match=r"steps 6 to 7.* after 2 rollbacks.* optimizer\.lr"):

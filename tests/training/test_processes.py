@@ -14,7 +14,9 @@ from azllm_lightning.runs.checkpoint_files import step_files
 DEVICES = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.micro_batch_size=1"]
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize(
+    "rank", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.thorough)]
+)
 def test_processes_decide_together_in_one_operation_per_step(
     rank: int, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("processes", [2, PROCESSES])
 def test_all_processes_get_what_one_alone_gets(

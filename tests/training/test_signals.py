@@ -122,7 +122,11 @@ def check_run(count: int, every: int, straight: Path, train_tiny: Train, steps: 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs its signals")
 @pytest.mark.parametrize(
     ("every", "count"),
-    [(1, 3), (3, 3), *(pytest.param(every, 60, marks=SLOW) for every in (1, 3))],
+    [
+        pytest.param(1, 3, marks=pytest.mark.thorough),
+        (3, 3),
+        *(pytest.param(every, 60, marks=SLOW) for every in (1, 3)),
+    ],
 )
 def test_a_signal_at_any_line_loses_no_step(
     every: int, count: int, uninterrupted: Straight, train_tiny: Train, reached: list[int]

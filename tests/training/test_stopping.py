@@ -168,6 +168,7 @@ def test_a_stopped_command_prints_how_to_resume_and_leaves_no_process(
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.thorough
 @posix
 def test_a_second_ctrl_c_stops_at_once(tiny: list[str], tmp_path: Path) -> None:
     flag = tmp_path / "here"

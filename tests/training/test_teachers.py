@@ -105,6 +105,7 @@ def test_teachers_are_looked_at_before_the_text(train_tiny: Train, tmp_path: Pat
             train_tiny("run_name=student", *text, named([str(path) for path in paths]))
 
 
+@pytest.mark.thorough
 def test_teachers_that_change_meanwhile_are_still_those_of_the_start(
     train_tiny: Train, pair: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

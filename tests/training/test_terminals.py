@@ -14,7 +14,10 @@ from training_runs import add_callback, start, wait_for
 from azllm_lightning.cli.entrance import EXIT_DONE, EXIT_RESUMABLE
 from azllm_lightning.runs.checkpoint_files import step_files
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs terminals and signals")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="needs terminals and signals"),
+    pytest.mark.thorough,
+]
 
 
 def log_lines(folder: Path) -> str:

@@ -107,6 +107,7 @@ def test_dropout_depends_on_the_seed_alone(
     assert len({loss.item() for loss, _ in results}) == 3  # each thread draws other numbers
 
 
+@pytest.mark.thorough
 @pytest.mark.numerics
 def test_a_resumed_run_equals_the_uninterrupted_one(train_tiny: Train, probe: Probe) -> None:
     overrides = ["model.dropout=0.1", "trainer.micro_batch_size=4"]

@@ -55,6 +55,7 @@ def test_stories_hardly_repeat(stories: list[str]) -> None:
     assert len(stories) - len(set(stories)) < 0.001 * len(stories)
 
 
+@pytest.mark.thorough
 def test_every_word_is_known(stories: list[str]) -> None:
     assert {word for story in stories for word in words(story)} - known_words() == set()
 

@@ -133,9 +133,15 @@ NAMES = {
     group: sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
     for group in ("data", "experiment")
 }
+QUICK = ("t4", "small_text", "distil")
 TYPED = [
     *([f"data={name}"] for name in NAMES["data"] if name != "tales"),
-    *([f"experiment={name}"] for name in NAMES["experiment"]),
+    *([f"experiment={name}"] for name in QUICK),
+    *(
+        pytest.param([f"experiment={name}"], marks=pytest.mark.thorough)
+        for name in NAMES["experiment"]
+        if name not in QUICK
+    ),
     ["experiment=t4", "data=text", "model.tie_embeddings=true", "schedule=wsd"],
     ["experiment=course", "data=text", "trainer.micro_batch_size=2"],
     ["data.name=kitab", "model.n_layer=2"],

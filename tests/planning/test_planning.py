@@ -566,8 +566,8 @@ def test_prepared_text_is_expected_to_be_as_hard_as_its_files(
         monkeypatch.setattr("azllm_lightning.planning.survey.SLICES", 8)
     generator = random.Random(0)
     letters = "abcçdeəfgğhxıijkqlmnoöprsştuüvyz "
-    rows = ["".join(generator.choices(letters, k=1500)) for _ in range(300)]
-    rows += ["".join(generator.choices("aəbd ", k=600)) for _ in range(300)]
+    rows = ["".join(generator.choices(letters, k=1500)) for _ in range(150)]
+    rows += ["".join(generator.choices("aəbd ", k=600)) for _ in range(150)]
     generator.shuffle(rows)
     settings = {**folder_of({"a.txt": as_text(rows)}, tmp_path), "val_fraction": 0.2}
     config = DataConfig(**settings, vocab_size=1024, prepare_workers=1)

@@ -96,6 +96,7 @@ def test_the_stated_amount_is_enough_and_not_several_times_too_large(tmp_path: P
     assert with_less <= 0.5 * refused
 
 
+@pytest.mark.thorough
 def test_the_amount_does_not_grow_with_the_text(tmp_path: Path) -> None:
     config = DataConfig(vocab_size=1024, prepare_workers=1)
     amounts = set()

@@ -111,7 +111,7 @@ def test_peak_memory_against_the_plain_loss():
     assert peaks[1] < peaks[0] / 6
 
 
-@pytest.mark.parametrize("is_student", [False, True])
+@pytest.mark.parametrize("is_student", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_a_chunk_is_gone_before_the_next_one(is_student):
     """One chunk of 256 tokens over a vocabulary of 20,000 is 20 MB in fp32."""
     hidden, weight = (

@@ -121,7 +121,7 @@ def test_long_enough_is_the_shortest_training_whose_branches_are_still_to_come()
         assert shorter is None or shorter.start < step
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_the_model_is_the_mean_of_what_the_branches_end_with(
     tied: bool, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +208,10 @@ def test_a_resume_continues_the_branch(
     assert probe.windows == straight.windows
 
 
-@pytest.mark.parametrize("step", [pytest.param(8, marks=pytest.mark.thorough), 10, 11])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(8, marks=pytest.mark.thorough), pytest.param(10, marks=pytest.mark.thorough), 11],
+)
 def test_a_stop_during_a_validation_saves_the_branch_and_not_the_mean(
     step: int, uninterrupted: Straight, train_tiny: Train
 ) -> None:
@@ -302,7 +305,8 @@ def test_a_longer_training_as_it_is_suggested_begins_its_branches_again(count: i
         assert (plan is None) == (count == 1)
 
 
-@pytest.mark.parametrize("branched", [pytest.param(1, marks=pytest.mark.thorough), 3])
+@pytest.mark.thorough
+@pytest.mark.parametrize("branched", [1, 3])
 def test_a_longer_training_goes_on_from_the_mean(
     branched: int, train_tiny: Train, probe: Probe
 ) -> None:

@@ -60,10 +60,13 @@ PIECE = 64
 CELLS: list[Cell] = list(itertools.product(SAVES, DROPOUTS, MICRO_BATCHES, WORKERS, LATER_PASSES))
 QUICK: list[Cell] = [
     ("periodic", 0.1, 1, 0, True),
-    ("validation", 0.0, 4, 2, False),
     ("SIGTERM", 0.1, 1, 2, False),
 ]
-THOROUGH: list[Cell] = [("SIGINT", 0.0, 4, 0, True), ("deadline", 0.1, 1, 0, False)]
+THOROUGH: list[Cell] = [
+    ("validation", 0.0, 4, 2, False),
+    ("SIGINT", 0.0, 4, 0, True),
+    ("deadline", 0.1, 1, 0, False),
+]
 
 
 def marks(cell: Cell) -> list[pytest.MarkDecorator]:

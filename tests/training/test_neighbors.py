@@ -132,7 +132,7 @@ def first_tables(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return tables
 
 
-@pytest.mark.parametrize("tied", ["true", "false"])
+@pytest.mark.parametrize("tied", ["true", pytest.param("false", marks=pytest.mark.thorough)])
 def test_a_run_starts_from_them_and_a_resume_does_not(
     tied: str,
     first_tables: list[Tensor],

@@ -143,6 +143,7 @@ def descendants(pid: int) -> list[int]:
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_stopped_command_prints_how_to_resume_and_leaves_no_process(
     tiny: list[str], tmp_path: Path

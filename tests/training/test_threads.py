@@ -81,7 +81,7 @@ def test_gradients_add_up_over_micro_batches(config: GPTConfig) -> None:
         assert torch.equal(p.grad, 2 * g)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_dropout_depends_on_the_seed_alone(
     config: GPTConfig, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_folder_imports_only_from_folders_before_it(folder: str) -> None:
         assert own <= allowed, source
 
 
+@pytest.mark.thorough
 def test_no_module_imports_itself_in_a_circle() -> None:
     graph = {module_name(source): own_imports(source) for source in SOURCES}
     done: set[str] = set()

@@ -153,6 +153,7 @@ def test_monitor_takes_only_runs_that_have_curves_yet(
 # --- what they do --------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_quickstart_runs_at_a_tiny_size(
     shared_folder: Path,
     tmp_path: Path,

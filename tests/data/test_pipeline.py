@@ -269,6 +269,7 @@ def test_a_pinned_hub_url_needs_no_network_once_prepared(
     assert prepare(pinned) == prepare(pinned)
 
 
+@pytest.mark.thorough
 def test_the_number_of_processes_does_not_change_the_bytes(
     small: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_run_ends_with_its_document(share: Share, tokenizer: Tokenizer) -> Non
     assert share(tokenizer.decode(before[-25:]), tokenizer.decode(after[:25])) == 0
 
 
+@pytest.mark.thorough
 def test_a_long_text_is_compared_part_by_part(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,10 @@ TYPED = [
         if name not in QUICK
     ),
     ["experiment=t4", "data=text", "model.tie_embeddings=true", "schedule=wsd"],
-    ["experiment=course", "data=text", "trainer.micro_batch_size=2"],
+    pytest.param(
+        ["experiment=course", "data=text", "trainer.micro_batch_size=2"],
+        marks=pytest.mark.thorough,
+    ),
     ["data.name=kitab", "model.n_layer=2"],
     ["model.n_layer=2", "model.n_head=2", "model.n_embd=64"],
 ]

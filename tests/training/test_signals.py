@@ -123,8 +123,7 @@ def check_run(count: int, every: int, straight: Path, train_tiny: Train, steps: 
 @pytest.mark.parametrize(
     ("every", "count"),
     [
-        pytest.param(1, 3, marks=pytest.mark.thorough),
-        (3, 3),
+        *(pytest.param(every, 3, marks=pytest.mark.thorough) for every in (1, 3)),
         *(pytest.param(every, 60, marks=SLOW) for every in (1, 3)),
     ],
 )

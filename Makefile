@@ -1,6 +1,6 @@
 # make train    set up .venv and train the default model, or another: make train ARGS="experiment=debug"
 # make test     lint, format, types, and the quick tests
-# make thorough further tests of seconds each; continuous integration runs them, too
+# make thorough tests that take seconds each; continuous integration runs them, too
 # make numerics the numerically sensitive tests, with the sums of another kind of CPU
 # make slow     the tests that take minutes, and the thorough ones
 # make docs     build the documentation, in both languages, into build/docs

@@ -30,6 +30,7 @@ def tales(num_bytes: int, seed: int) -> str:
 
 def write(folder: Path, num_bytes: int, length: int, seed: int) -> str:
     """A file of `num_bytes` of documents of `length`; a shorter one is the start of a longer."""
+    # a power of two, so that many sizes share one text
     long_enough = 1 << (num_bytes + 2 * length).bit_length()
     documents = cut(tales(long_enough, seed)[: num_bytes + 2 * length], length)
     path = folder / f"{num_bytes}_{length}_{seed}.txt"

@@ -26,6 +26,11 @@ FEW_STEPS = 400
 HUGE = 8.0
 """A model is compared with those that are at least so many times smaller."""
 
+USUAL_RATES = {"adamw": 1e-3, "muon": 1e-2}
+FAR_RATE = 8.0
+"""Learning rates this many times above or below the usual one of their optimizer are those of
+another, or typing mistakes."""
+
 WORTH = 0.05
 """It is too large if one of them gains this share of the loss in the same time, and more than the
 law's error for a model and a text of such sizes.
@@ -76,6 +81,7 @@ def advice(config: RunConfig, text: TextSize, candidates: Sequence[Candidate]) -
     found = [
         problem
         for problem in (
+            _unusual_rate(config),
             _weak_decay(config, size),
             _large_batch(config, size),
             _large_model(size, candidates, config),
@@ -99,6 +105,24 @@ def _is_auto(config: RunConfig) -> bool:
 
 
 Problem = tuple[str, list[str]]
+
+
+def _unusual_rate(config: RunConfig) -> Problem | None:
+    """A rate that was meant for another optimizer, as an experiment's where the command names
+    another; weights that are there already (init_from) may want any.
+    """
+    optimizer = config.optimizer
+    usual = USUAL_RATES[optimizer.name]
+    if config.init_from is not None or usual / FAR_RATE < optimizer.lr < usual * FAR_RATE:
+        return None
+    text = tr(
+        "optimizer={name} trains well at learning rates around {usual:g}, and optimizer.lr is "
+        "{lr:g}.",
+        name=optimizer.name,
+        usual=usual,
+        lr=optimizer.lr,
+    )
+    return text, [setting("optimizer.lr", usual)]
 
 
 def _weak_decay(config: RunConfig, size: Size) -> Problem | None:

@@ -34,7 +34,7 @@ from azllm_lightning.planning.choice import (
     planned,
     state_bytes,
 )
-from azllm_lightning.planning.far_off import TextSize, advice
+from azllm_lightning.planning.far_off import USUAL_RATES, TextSize, advice
 from azllm_lightning.planning.forecast import forecast
 from azllm_lightning.planning.law import (
     DOCUMENT_SPREAD,
@@ -315,6 +315,29 @@ def test_many_passes_without_decay_are_warned_of_with_the_decay_that_helps() -> 
     assert cosine == [setting for setting in better if not setting.startswith("schedule")]
     assert settled_advice(compose([*typed, *better]), 211_000) is None
     assert settled_advice(compose([*typed, "teachers=run"]), 211_000) is None
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["experiment=course", "optimizer=muon"],
+        ["optimizer.lr=1e-4"],
+        ["optimizer=adamw", "optimizer.lr=0.01"],
+        ["optimizer=adamw", "optimizer.lr=1e-4"],
+    ],
+)
+def test_a_learning_rate_of_another_optimizer_is_warned_of(typed: list[str]) -> None:
+    """An experiment's rate stays where the command names another optimizer."""
+    typed = [*typed, "data=text", "data.path=kitab.txt", "model=course", "trainer.max_steps=5000"]
+    better = settled_advice(compose(typed), 130_000_000)
+    assert better == [f"optimizer.lr={USUAL_RATES[compose(typed).optimizer.name]:g}"]
+    assert settled_advice(compose([*typed, *better]), 130_000_000) is None
+    assert settled_advice(compose([*typed, "init_from=run"]), 130_000_000) is None
+
+
+def test_usual_learning_rates_are_those_of_conf() -> None:
+    for name, rate in USUAL_RATES.items():
+        assert compose([f"optimizer={name}"]).optimizer.lr == rate
 
 
 def test_a_batch_that_leaves_few_steps_is_warned_of() -> None:

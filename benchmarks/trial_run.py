@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gpt2 import GPT2, GPT2Config, configure_adamw
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from azllm_lightning.training.causal_lm import derived_seed, seed_device
 from azllm_lightning.training.induction import induction_heads
 from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
 from azllm_lightning.training.schedule import lr_factor
+from azllm_lightning.training.token_swaps import TokenSwaps
 
 Result = dict[str, Any]
 
@@ -78,6 +80,9 @@ def trained(s: Settings, settings: Settings, deadline: float) -> Result:
     for step, (first, size) in enumerate(plan):
         length = last_of(s["length_plan"], first / count, s["block"])
         batch = train[first : first + size]
+        if s["swaps"]:
+            probability = s["swaps"] * trainee.factor(first / s["batch"])
+            batch = swaps_in(s).swapped(batch, np.arange(first, first + size), probability)
         x = batch[:, :-1].reshape(-1, length)
         y = batch[:, 1:].reshape(-1, length)
         if s["replace"]:
@@ -326,6 +331,11 @@ def replaced(x: Tensor, s: Settings, step: int, progress: float, vocab_size: int
     return torch.where(chosen, others, x)
 
 
+def swaps_in(s: Settings) -> TokenSwaps:
+    """Those of the tokens of the data of a trial."""
+    return _swaps(str(Path(s["data_root"]) / s["data"]), s["block"], s["seed"], s["val_windows"])
+
+
 def start_from_neighbors(net: GPT, train: Tensor, s: Settings) -> None:
     """Initialize the embeddings as the package does, or from the windows of the trial alone."""
     if s["counted"] == "text":
@@ -352,6 +362,12 @@ def opened(folder: str, block: int, seed: int, val_windows: int | None) -> Token
 def affixes_in(folder: str) -> Affixes:
     """Those of the tokens of the data of a folder."""
     return Affixes.of(Tokenizer.from_file(folder))
+
+
+@cache
+def _swaps(folder: str, block: int, seed: int, val_windows: int | None) -> TokenSwaps:
+    data = opened(folder, block, seed, val_windows)
+    return TokenSwaps.of(data.train_windows, data.tokenizer, seed)
 
 
 @lru_cache(maxsize=64)

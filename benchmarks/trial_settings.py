@@ -24,6 +24,7 @@ DEFAULTS: Settings = {
     "val_every": None,  # steps; None: at the end only
     "replace": 0.0,  # share of the input tokens that are any others
     "replace_end": None,  # that share at the end, which it approaches linearly; None: replace
+    "swaps": 0.0,  # data.token_swaps
     "keep_losses": False,  # all training losses in the result
     # Sizes
     "layers": 4,

@@ -69,6 +69,7 @@ _NOT_CONTENT = (
     "verify",
     "mix",
     "token_replacement",
+    "token_swaps",
 )
 
 

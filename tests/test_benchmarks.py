@@ -573,16 +573,17 @@ def test_a_trial_without_changes_trains_as_the_package_does(
 
 
 @pytest.mark.thorough
-def test_branches_of_a_trial_are_those_of_the_package(
+def test_branches_and_swaps_of_a_trial_are_those_of_the_package(
     tiny: list[str], uninterrupted: Callable[..., Any]
 ) -> None:
     from training_runs import curve
     from trial_run import run_trial
 
     typed = ["init_embeddings=neighbors", "schedule.branches=2", "trainer.max_steps=12"]
+    typed.append("data.token_swaps=0.5")
     package = curve(uninterrupted(*typed).folder)["val_loss"]
     data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}
-    run = {"steps": 12, "batch": 4, "warmup": 2, "val_every": 4, "branches": 2}
+    run = {"steps": 12, "batch": 4, "warmup": 2, "val_every": 4, "branches": 2, "swaps": 0.5}
     expected = [package[4], package[8], package[12]]
     for graphs in (False, True):
         found = run_trial({**TRIAL, **data, **run, "graphs": graphs})["val"]

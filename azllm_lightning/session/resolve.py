@@ -22,7 +22,9 @@ from azllm_lightning.config.resume import kept_settings, resumed_config
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices, listed_gpus
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.data.pipeline import prepared_folder, with_prepared
+from azllm_lightning.data.hints import hints, look
+from azllm_lightning.data.pipeline import is_prepared, prepared_folder, with_prepared
+from azllm_lightning.data.remarks import warn_of_text, warn_of_text_of_run
 from azllm_lightning.data.typed import changed, check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
@@ -182,10 +184,12 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
     def settle() -> tuple[RunConfig, str, list[str]]:
         nonlocal mine, teachers
         check_tokens_of_models(config)
+        was_prepared = source is None and is_prepared(prepared_folder(config.data))
         mine = _open_data(config, source)
         if source is not None:
             _check_same_data(mine, source)
-        elif config.init_from is not None:
+        _say_of_text(mine, source, was_prepared)
+        if source is None and config.init_from is not None:
             check_tokens(config.init_from, mine.tokenizer)
         teachers = teachers_of(config, mine.tokenizer)
         if source is not None:
@@ -245,6 +249,17 @@ def _check_same_data(data: TokenDataModule, source: Source) -> None:
         keys = changed(data.config, source.data)
         text = and_then(str(error), way_out(keys)) if keys else str(error)
         raise ValueError(text) from None
+
+
+def _say_of_text(data: TokenDataModule, source: Source | None, was_prepared: bool) -> None:
+    """Say what is missing in the text of a run; of a new one, once, also what it leaves unused."""
+    if source is not None:
+        warn_of_text_of_run(data.config, data.folder, source.path)
+        return
+    warn_of_text(data.config, data.folder, was_prepared)
+    if not was_prepared:
+        for hint in hints(look(data.config)):
+            log.info(hint)
 
 
 def settled(

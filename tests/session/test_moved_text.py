@@ -36,14 +36,20 @@ def own_text(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> Path:
     "change",
     ["moved", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("changed", "touched"))],
 )
-def test_a_run_continues_from_its_shards(change: str, own_text: Path, train_tiny: Train) -> None:
+def test_a_run_continues_from_its_shards(
+    change: str, own_text: Path, train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     if change == "moved":
         shutil.move("a.txt", "elsewhere.txt")
     elif change == "changed":
         write_text("a.txt", "Həkim")
     else:
         os.utime("a.txt", ns=(1, 1))
+    capsys.readouterr()
     resumed = train_tiny("ckpt_path=last", "trainer.max_steps=9")
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("goes on with the old text" in told) == (change == "changed")
+    assert "delete" not in told
     assert step_files(resumed / "checkpoints")[0][0] == 9
     assert len(list(Path("cache").glob("text-*"))) == 1
     found = evaluate(EvaluateConfig.from_mapping(composed_mapping("evaluate")))

@@ -147,8 +147,7 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
         )
         return claim(name, logs)
     folder = real.parent.parent
-    newer = [file for later, file in step_files(real.parent) if later > step]
-    if is_version(folder) and not any(map(is_complete, newer)):
+    if _goes_on_in_place(real, step):
         try:
             run = reopen(relative_to_current(folder))
         except OSError as error:
@@ -168,6 +167,25 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     with contextlib.suppress(OSError):  # nobody may read it
         carry_table(folder / METRICS, run.folder / METRICS, step)
     return run
+
+
+def check_not_in_use(path: Path, step: int) -> None:
+    """Raise ValueError if `open_for_resume` would, because another process trains the run, before
+    anything else is said of it.
+    """
+    real = path.resolve()
+    folder = relative_to_current(real.parent.parent)
+    if _goes_on_in_place(real, step) and Lock(folder / LOCK).is_held():
+        with contextlib.suppress(OSError):  # it cannot be written: a new version continues it
+            _lock(folder).release()
+
+
+def _goes_on_in_place(path: Path, step: int) -> bool:
+    """Whether training goes on in the run folder of the checkpoint `path`: it is the newest."""
+    if path.parent.name != "checkpoints" or not is_version(path.parent.parent):
+        return False
+    newer = [file for later, file in step_files(path.parent) if later > step]
+    return not any(map(is_complete, newer))
 
 
 def _carry_best(best: Path, run: Run, step: int) -> None:

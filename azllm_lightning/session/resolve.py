@@ -28,7 +28,7 @@ from azllm_lightning.data.remarks import warn_of_text, warn_of_text_of_run
 from azllm_lightning.data.typed import changed, check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
-from azllm_lightning.runs.folder import find_checkpoint
+from azllm_lightning.runs.folder import check_not_in_use, find_checkpoint
 from azllm_lightning.runs.paths import is_version
 from azllm_lightning.session.deadline import set_deadline, without_old_deadline
 from azllm_lightning.session.edited_config import warn_of_edits
@@ -376,12 +376,13 @@ def _resumed(config: RunConfig) -> Located:
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
+    step = int(checkpoint["azllm"]["step"])
+    check_not_in_use(path, step)
     resumed = without_old_deadline(resumed_here(stored, config, str(path)), config)
     warn_of_edits(path, stored, resumed.to_mapping(), typed_keys(config.overrides))
     ignored = ignored_settings([*TRAIN, *DATA], resumed, config.overrides)
     for message in [*ignored, *kept_settings(stored, config, resumed)]:
         log.warning(message)
-    step = int(checkpoint["azllm"]["step"])
     total = resumed.schedule.total_steps or resumed.trainer.max_steps
     schedule = replace(resumed.schedule, total_steps=total)
     check_branches(schedule, step, checkpoint.get("branches", {}).get("plan"))

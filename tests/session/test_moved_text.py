@@ -124,6 +124,7 @@ def test_edits_of_config_yaml_are_reported(
     file.write_text(edited, encoding="utf-8")
     train_tiny("ckpt_path=last", "trainer.max_steps=4", "schedule.total_steps=4")
     warning = " ".join(capsys.readouterr().err.split())
+    assert f"{file} differs from the newest" in warning
     assert "reads only the checkpoint: model.dropout=0.25 (in the checkpoint: 0.0) wi" in warning
     file.write_text("a: [", encoding="utf-8")
     train_tiny("ckpt_path=last", "trainer.max_steps=5", "schedule.total_steps=5")

@@ -18,7 +18,7 @@ from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import and_then, tr, use_language
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
-from azllm_lightning.config.resume import kept_settings, resumed_config
+from azllm_lightning.config.resume import kept_settings, resumed_config, resumed_language
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices, listed_gpus
 from azllm_lightning.data.datamodule import TokenDataModule
@@ -376,6 +376,7 @@ def _resumed(config: RunConfig) -> Located:
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
+    use_language(resumed_language(stored, config))  # before anything of it is refused
     step = int(checkpoint["azllm"]["step"])
     check_not_in_use(path, step)
     resumed = without_old_deadline(resumed_here(stored, config, str(path)), config)

@@ -226,7 +226,7 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
         "no run with a checkpoint in {folder}; train one first, or give ckpt_path=FILE",
         folder=where.absolute(),
     )
-    raise ValueError(_with_runs(message, logs))
+    raise ValueError(with_runs(message, logs))
 
 
 def find_checkpoint(
@@ -259,7 +259,7 @@ def _last(name: str | None, logs: Path) -> Path:
         folder=where.absolute(),
     )
     if name is not None:
-        raise ValueError(_with_runs(message, logs))
+        raise ValueError(with_runs(message, logs))
     others = [other for other in run_names(logs) if _has_states(other, logs, where)]
     if others:
         names = ", ".join(others)
@@ -274,7 +274,7 @@ def _has_states(name: str, logs: Path, but: Path) -> bool:
     return any(step_files(folder / "checkpoints") for folder in folders)
 
 
-def _with_runs(message: str, logs: Path) -> str:
+def with_runs(message: str, logs: Path) -> str:
     """`message`, and the names of the runs that there are."""
     names = run_names(logs)
     if not names:

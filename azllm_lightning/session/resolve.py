@@ -172,12 +172,13 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
     config = located.config
     source = located.source
     use_language(config.lang)
-    if source is not None:
+    if source is not None:  # what is typed of its text is up to `check_text_of_run`
         log.info(tr("resuming from {path}, step {step:,}", path=source.path, step=source.step))
+    else:
+        check_typed(config.data, config.overrides)
     # Report missing hardware before the data is prepared, which may take long.
     device = together(lambda: _device(config, place))
     together(lambda: set_deadline(stop, config.trainer.deadline))
-    check_typed(config.data, config.overrides)
     mine: TokenDataModule | None = None
     teachers: Teachers | None = None
 

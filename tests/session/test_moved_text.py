@@ -75,6 +75,19 @@ def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
     train_tiny(*typed, f"data.path={Path('here', '..', 'a.txt')}")  # the same place
 
 
+def test_a_run_with_a_folder_of_its_own_is_not_told_to_leave_it(train_tiny: Train) -> None:
+    """Neither another data.dir nor none would have its text."""
+    train_tiny("data=text", f"data.path={write_text('a.txt')}", "data.dir=p", "trainer.max_steps=1")
+    typed = ["ckpt_path=last", "trainer.max_steps=2"]
+    for other in (f"data.path={write_text('b.txt', 'Həkim')}", "data.val_fraction=0.2"):
+        key = other.partition("=")[0]
+        with pytest.raises(ValueError, match=f"still in p. Omit {key} to go on with") as refusal:
+            train_tiny(*typed, other)
+        assert "data.dir" not in str(refusal.value)
+    Path("a.txt").rename("c.txt")
+    train_tiny(*typed, "data.path=c.txt")
+
+
 @pytest.mark.thorough
 def test_text_that_has_moved_is_compared_with_the_one_before(
     own_text: Path, train_tiny: Train

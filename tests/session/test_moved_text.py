@@ -75,6 +75,22 @@ def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
     train_tiny(*typed, f"data.path={Path('here', '..', 'a.txt')}")  # the same place
 
 
+@pytest.mark.thorough
+def test_a_new_run_is_told_of_skipped_files_and_a_resume_is_not(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(Path("cache").absolute()))
+    Path("text").mkdir()
+    write_text("text/a.txt")
+    Path("text", "b.pdf").write_bytes(b"%PDF-1.4")
+    typed = ["data=text", "data.path=text", "trainer.max_steps=1"]
+    for _ in range(2):
+        train_tiny(*typed)
+        assert capsys.readouterr().err.count("1 file; skipped: .pdf 1 (b.pdf)") == 1
+    train_tiny("ckpt_path=last", "trainer.max_steps=2")
+    assert "skipped" not in capsys.readouterr().err
+
+
 def test_a_run_with_a_folder_of_its_own_is_not_told_to_leave_it(train_tiny: Train) -> None:
     """Neither another data.dir nor none would have its text."""
     train_tiny("data=text", f"data.path={write_text('a.txt')}", "data.dir=p", "trainer.max_steps=1")

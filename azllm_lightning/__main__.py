@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from azllm_lightning.cli.entrance import typed_language
+from azllm_lightning.cli.entrance import typed_language, version_text
 from azllm_lightning.cli.messages import tr, use_language
+from azllm_lightning.cli.streams import make_streams_last
 
 VERBS = {
     "train": "train a model, or resume a run",
@@ -29,11 +30,14 @@ def main() -> None:
     if verb in VERBS:
         del sys.argv[1]
         import_module(f"azllm_lightning.{module_of(verb)}").main()
+        return
+    make_streams_last(has_result=False)
+    use_language(typed_language(sys.argv))
+    if verb == "--version":
+        print(version_text())
     elif verb in ("-h", "--help") or verb.startswith("lang="):
-        use_language(typed_language(sys.argv))
         print(overview())
     else:
-        use_language(typed_language(sys.argv))
         choices = ", ".join(VERBS)
         message = tr('unknown command "{verb}"; available: {choices}', verb=verb, choices=choices)
         print(tr("error: {message}", message=message), file=sys.stderr)

@@ -26,13 +26,13 @@ def main() -> None:
 def prepare(config: PrepareConfig) -> Path:
     """Prepare the text of `config` if necessary, print a summary, and return the folder.
 
-    Raises ValueError and OSError as `azllm_lightning.data.pipeline.prepare` does, and
-    `cli.entrance.Resumable` on a signal: what is finished is kept, and the same command goes on
-    from there.
+    Raises ValueError and OSError as `data.pipeline.prepare` does, and `cli.entrance.Resumable` on a
+    signal: what is finished is kept, and the same command goes on from there.
     """
     # Imported here, so that --help does not load numpy, tokenizers and torch.
-    from azllm_lightning.data import pipeline, removed
+    from azllm_lightning.data import removed
     from azllm_lightning.data.hints import hints, look
+    from azllm_lightning.data.remarks import prepare_and_warn
     from azllm_lightning.data.shards import Manifest
     from azllm_lightning.data.typed import check_typed
     from azllm_lightning.planning.first import first_run
@@ -42,7 +42,7 @@ def prepare(config: PrepareConfig) -> Path:
         check_typed(config.data, config.overrides)
         with StopRequest() as stop:
             stop.begin()
-            folder = pipeline.prepare(config.data)
+            folder = prepare_and_warn(config.data)
     except Stopped:
         again = command("prepare", config.overrides)
         raise entrance.Resumable(again, tr("start again: {command}", command=again)) from None

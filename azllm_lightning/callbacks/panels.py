@@ -135,8 +135,7 @@ def _disk(run: Run, config: RunConfig) -> str:
     needed = checkpoint_bytes(config)
     files = [path for path in run.checkpoints.glob("*.ckpt") if not path.is_symlink()]
     present = sum(path.stat().st_size for path in files)
-    # A state is written before the oldest one goes.
-    if max(needed - present, _state_bytes(config)) > free:
+    if needed - present > free:
         return tr(
             "not enough space: checkpoints need about {needed}, {free} are free",
             needed=size_text(needed),
@@ -150,9 +149,11 @@ def _disk(run: Run, config: RunConfig) -> str:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """About the size of all checkpoints: the full states kept, and the best weights (in fp32)."""
+    """About the size of all checkpoints at most: the full states kept and a further one, since each
+    is written before the oldest goes, and the best weights (in fp32).
+    """
     trainer = config.trainer
-    states = min(KEEP, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
+    states = min(KEEP + 1, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
     return states * _state_bytes(config) + 4 * config.shape.num_params()
 
 

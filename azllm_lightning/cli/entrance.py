@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
+import azllm_lightning
 from azllm_lightning.cli.colors import RED, has_colors, paint
 from azllm_lightning.cli.composition import (
     HYDRA_ERRORS,
@@ -89,6 +90,9 @@ def main(
     with _exit_code(verb, args):
         if {"-h", "--help"} & set(args):
             print(help_text(verb, composed_mapping(verb, split_options(args)[0])))
+            return
+        if "--version" in args:
+            print(version_text())
             return
         if any(arg.startswith(DASHES) for arg in args):
             reject_flags(args, keys_of(composed_mapping(verb)))
@@ -167,6 +171,11 @@ def for_terminal(message: str) -> str:
         )
         for line in message.splitlines()
     )
+
+
+def version_text() -> str:
+    """What --version prints."""
+    return f"azllm-lightning {azllm_lightning.__version__}"
 
 
 def typed_language(args: Sequence[str]) -> str | None:

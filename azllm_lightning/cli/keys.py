@@ -57,9 +57,25 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if key in known:  # a key of the defaults, which the choice made here does not have
         group = key.partition(".")[0]
         return tr("{key} is not a setting of the chosen {group}: omit it", key=key, group=group)
-    meant = ELSEWHERE.get(key.rpartition(".")[2])
-    if meant in known:
-        return tr("unknown setting {key}; did you mean {near}?", key=key, near=meant)
-    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
-        return tr("unknown setting {key}; did you mean {near}?", key=key, near=near[0])
+    near = _nearest(key, known)
+    if near is not None:
+        return tr("unknown setting {key}; did you mean {near}?", key=key, near=near)
     return tr("unknown setting {key}", key=key)
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    """What was meant by `key`: it may be the name of a setting without its group, or in another."""
+    name = _name(key)
+    if ELSEWHERE.get(name) in known:
+        return ELSEWHERE[name]
+    found = [each for each in known if _name(each) == name]
+    found = found or difflib.get_close_matches(key, known)
+    if not found:
+        names = difflib.get_close_matches(name, set(map(_name, known)), n=1)
+        found = [each for each in known if _name(each) in names]
+    # Of several groups that have such a name, the one that looks most like what was typed.
+    return next(iter(difflib.get_close_matches(key, found, n=1, cutoff=0.0)), None)
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from azllm_lightning.cli.composition import composed_mapping
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import LANGUAGES, tr
 from azllm_lightning.cli.overrides import ParsedOverride, hydra_overrides, parse_override
 from azllm_lightning.config.callbacks import is_custom
 from azllm_lightning.config.choices import NewChoices, new_choices
+from azllm_lightning.config.effects import typed_keys
 from azllm_lightning.config.run import RunConfig
 
 Values = dict[str, Any]
@@ -76,6 +78,7 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
         _add_missing(values[group], defaults[group])
     for key in FRESH:
         values[key] = composed[key]
+    values["lang"] = resumed_language(stored, typed)
     for group in CODE:
         own = {key: value for key, value in values[group].items() if not is_custom(value)}
         theirs = {key: value for key, value in composed[group].items() if is_custom(value)}
@@ -87,6 +90,14 @@ def resumed_config(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str)
     _check_same_run(stored, config.to_mapping(), checkpoint)
     config.data.check_source()
     return config
+
+
+def resumed_language(stored: Mapping[str, Any], typed: RunConfig) -> str:
+    """The language of a session that resumes: as typed, else $AZLLM_LANG, else that of the run."""
+    if "lang" in typed_keys(typed.overrides) or os.environ.get("AZLLM_LANG"):
+        return typed.lang
+    found = stored.get("lang")
+    return found if found in LANGUAGES else typed.lang
 
 
 def kept_settings(stored: Mapping[str, Any], typed: RunConfig, resumed: RunConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -481,6 +482,14 @@ def no_text(stream: Stream, files: int) -> ValueError:
     )
 
 
+def warn_of_skipped(config: DataConfig) -> None:
+    """Count the files that are not read at local paths, as reading their text does at its end."""
+    for stream in streams(config) if config.paths else []:
+        local = [path for path in stream.paths if "://" not in path]
+        with contextlib.suppress(ValueError, OSError):  # the text of a prepared folder may be gone
+            _warn_of_skipped_in(search(local, stream.setting))
+
+
 def _texts(
     config: DataConfig, stream: Stream, start: Position, stop: int | None
 ) -> Iterator[tuple[str | None, str, Position, int]]:
@@ -519,9 +528,7 @@ def _texts(
         yield None, "", Position(start.stream, index + 1, 0, dict(before)), rest
     if stop < len(files):
         return
-    for found in places:
-        if found.skipped:
-            log.warning(_summary(found))
+    _warn_of_skipped_in(places)
     if not has_text:
         raise no_text(stream, len(files))
 
@@ -621,11 +628,15 @@ def _path_without(file: TextFile, other: TextFile, given: str, files: Sequence[T
     return f"{given.rstrip('/')}/{depth}{ending}"
 
 
-def _summary(found: Found) -> str:
-    return trn(
-        "{place}: {count:,} file; skipped: {skipped}",
-        "{place}: {count:,} files; skipped: {skipped}",
-        len(found.files),
-        place=found.place,
-        skipped=found.skipped.describe(),
-    )
+def _warn_of_skipped_in(places: Sequence[Found]) -> None:
+    for found in places:
+        if found.skipped:
+            log.warning(
+                trn(
+                    "{place}: {count:,} file; skipped: {skipped}",
+                    "{place}: {count:,} files; skipped: {skipped}",
+                    len(found.files),
+                    place=found.place,
+                    skipped=found.skipped.describe(),
+                )
+            )

@@ -41,14 +41,15 @@ SEVERAL_DOCUMENTS = 10
 
 
 def check_enough(config: DataConfig, manifest: Manifest) -> None:
-    """Raise ValueError, with the amount of text needed, unless each split fills a window; warn if
-    the validation split has only a few.
-    """
-    needed = config.block_size + 1
+    """Raise ValueError, with the amount of text needed, unless each split fills a window."""
     for name, split in manifest.splits.items():
-        if split.tokens < needed:
+        if split.tokens <= config.block_size:
             raise too_little(config, manifest, name)
-    windows = manifest.splits["val"].tokens // needed
+
+
+def warn_of_few_windows(config: DataConfig, manifest: Manifest) -> None:
+    """Warn if the validation split has so few windows that its loss is inexact."""
+    windows = manifest.splits["val"].tokens // (config.block_size + 1)
     if windows < FEW_WINDOWS:
         remedies = _remedies(config, manifest, FEW_WINDOWS) or [_more_text(config, manifest, "val")]
         log.warning(

@@ -72,37 +72,31 @@ def look(config: DataConfig, seconds: float = SECONDS) -> Look:
 
 
 def _look(config: DataConfig, seconds: float) -> Look:
-    files = [file for file in _files(config) if file.is_local]
+    parts = _local_parts(config)
     end = time.monotonic() + seconds
     field = None
-    if config.source_field is None and files:
-        field = _source_field(files[0], config, end)
+    if config.source_field is None and parts:
+        field = _source_field(parts[0].files[0], config, end)
     sources: set[str] = set()
     lines: Counter[int] = Counter()
     examples: dict[int, str] = {}
-    seen: set[int] = set()
-    meters: list[Meter] = []
-    for text, source in _all_records(files, replace(config, source_field=field), meters, end):
+    reading = _Reading(replace(config, source_field=field), end)
+    for text, source in reading.documents(parts):
         if time.monotonic() > end:
             break
         if source is not None and len(sources) <= MAX_SOURCES:
             sources.add(source)
-        if hash(text) not in seen:
-            seen.add(hash(text))
-            _count(clean(text), lines, examples)
+        _count(text, lines, examples)
     is_complete = time.monotonic() <= end
-    read = max(1, sum(meter.num_bytes for meter in meters))
-    size = read if is_complete else max(read, sum(file.size() for file in files))
-    if config.max_bytes is not None:
-        size = min(size, config.max_bytes)
     if not 2 <= len(sources) <= MAX_SOURCES:
         field = None
+    number = len(reading.seen)
     repeated: list[int] = []
-    if config.repeated_lines is None and len(seen) >= LEAST_DOCUMENTS:
-        repeated = [line for line, count in lines.most_common() if count > REPEATED * len(seen)]
+    if config.repeated_lines is None and number >= LEAST_DOCUMENTS:
+        repeated = [line for line, count in lines.most_common() if count > REPEATED * number]
     return Look(
-        documents=len(seen),
-        all_documents=round(len(seen) * size / read),
+        documents=number,
+        all_documents=number if is_complete else round(number * reading.times_more(parts)),
         is_complete=is_complete,
         field=field,
         values=len(sources) if field is not None else 0,
@@ -150,13 +144,68 @@ def hints(found: Look) -> list[str]:
     return sentences
 
 
-def _files(config: DataConfig) -> list[TextFile]:
+@dataclass(frozen=True)
+class _Part:
+    """Local files, of whose text only the first `max_bytes` are used (None: all)."""
+
+    files: list[TextFile]
+    max_bytes: int | None
+
+
+def _local_parts(config: DataConfig) -> list[_Part]:
+    """The text of data.val_path and of data.path, as far as it has local files."""
     if config.name == "tales" or not config.paths or any("://" in path for path in config.paths):
         return []
-    try:
-        return [file for stream in streams(config) for file in stream_files(stream)]
-    except (ValueError, OSError):  # the text of a prepared folder may be gone
-        return []
+    parts = []
+    with contextlib.suppress(ValueError, OSError):  # the text of a prepared folder may be gone
+        for stream in streams(config):
+            files = [file for file in stream_files(stream) if file.is_local]
+            parts.append(_Part(files, stream.max_bytes))
+    return [part for part in parts if part.files]
+
+
+class _Reading:
+    """The documents that are used, read until `end`, and how much that was."""
+
+    def __init__(self, config: DataConfig, end: float) -> None:
+        self.seen: set[int] = set()
+        """The hashes of the documents."""
+        self._config = config
+        self._end = end
+        self._meters: list[Meter] = []
+        self._text_bytes = 0
+
+    def documents(self, parts: Sequence[_Part]) -> Iterator[Record]:
+        """The clean text and the source of each document, without duplicates."""
+        for part in parts:
+            used = 0
+            for text, source in self._records(part.files):
+                cleaned = clean(text)
+                if not cleaned or hash(text) in self.seen:
+                    continue
+                size = len(cleaned.encode("utf-8", "surrogatepass"))
+                least = min(size, self._config.max_document_bytes)  # of a long one, a piece
+                if used and part.max_bytes is not None and used + least > part.max_bytes:
+                    break
+                used += size
+                self._text_bytes += size
+                self.seen.add(hash(text))
+                yield cleaned, source
+
+    def _records(self, files: Sequence[TextFile]) -> Iterator[Record]:
+        for file in files:
+            self._meters.append(Meter(deadline=self._end))
+            yield from _records(file, self._config, self._meters[-1])
+
+    def times_more(self, parts: Sequence[_Part]) -> float:
+        """How many times as much text as was read there is, by the bytes read of those of the
+        files.
+        """
+        read = max(1, sum(meter.num_bytes for meter in self._meters))
+        there = sum(file.size() for part in parts for file in part.files)
+        factor = max(1.0, there / read)
+        limits = [part.max_bytes for part in parts if part.max_bytes is not None]
+        return min(factor, max(1.0, sum(limits) / max(1, self._text_bytes))) if limits else factor
 
 
 def _source_field(file: TextFile, config: DataConfig, end: float) -> str | None:
@@ -177,15 +226,6 @@ def _has(file: TextFile, config: DataConfig, field: str, end: float) -> bool:
     """Whether one of the first records has a value in `field`."""
     records = _records(file, replace(config, source_field=field), Meter(deadline=end))
     return any(source is not None for _, source in islice(records, FIRST))
-
-
-def _all_records(
-    files: Sequence[TextFile], config: DataConfig, meters: list[Meter], end: float
-) -> Iterator[Record]:
-    """The records of file after file; `meters` receives one for each file that is opened."""
-    for file in files:
-        meters.append(Meter(deadline=end))
-        yield from _records(file, config, meters[-1])
 
 
 def _records(

@@ -24,7 +24,6 @@ from azllm_lightning.data.corpus import streams
 from azllm_lightning.data.enough import check_enough
 from azllm_lightning.data.files import stamps
 from azllm_lightning.data.filters import versions
-from azllm_lightning.data.hints import hints, look
 from azllm_lightning.data.shards import (
     MANIFEST,
     VERSION,
@@ -76,13 +75,13 @@ _NOT_CONTENT = (
 def prepare(config: DataConfig) -> Path:
     """The folder with the tokenizer.json, shards and manifest of `config`, created if necessary.
 
-    Several processes may call this at once. Raises ValueError if the text cannot be read, if
+    Several processes may call this at once. What is worth saying of the text that is found there is
+    in `remarks`. Raises ValueError if the text cannot be read, if
     data.dir has other content, or if a split is too short for one window of data.block_size.
     """
     folder = prepared_folder(config)
-    is_new = not is_prepared(folder) and _create(config, folder)
-    if config.dir is not None and not is_new:
-        _warn_about_differences(config, folder)
+    if not is_prepared(folder):
+        _create(config, folder)
     check_enough(config, Manifest.read(folder))
     return folder
 
@@ -128,7 +127,7 @@ def with_prepared(
     for path in sorted(cache_folder().glob(f"{config.name}-*/{MANIFEST}")):
         with contextlib.suppress(ValueError, OSError):
             manifest = Manifest.read(path.parent)
-            same = _made_from(manifest, settings) == settings
+            same = settings_made_from(manifest, settings) == settings
             same = same and validation in (None, manifest.validation)
             if same and manifest.fingerprint == fingerprint:
                 return replace(config, dir=str(path.parent))
@@ -166,7 +165,7 @@ def has_changed(config: DataConfig, source: Mapping[str, Any]) -> bool:
         return False
 
 
-def _made_from(manifest: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
+def settings_made_from(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What `manifest` was made from, with what it does not know of `settings` at its default."""
     defaults = content_settings(DataConfig())
     return {key: manifest.made_from.get(key, defaults[key]) for key in settings}
@@ -198,9 +197,9 @@ def _tales_digests() -> list[str]:
     return [blake2b((folder / name).read_bytes()).hexdigest() for name in _TALES]
 
 
-def _create(config: DataConfig, folder: Path) -> bool:
+def _create(config: DataConfig, folder: Path) -> None:
     """Build under a temporary name and a lock, then rename, so that `folder` is always complete;
-    False if another process has built it meanwhile.
+    nothing if another process has built it meanwhile.
 
     What an interrupted build has finished is kept under the temporary name, for the next one.
     """
@@ -219,17 +218,14 @@ def _create(config: DataConfig, folder: Path) -> bool:
         )
         try:
             if (folder / MANIFEST).exists():
-                return False
+                return
             log.info(tr("preparing the text, once; it is kept in {folder}", folder=folder))
             _build(config, unfinished, key)
             publish(unfinished, folder)
-            for hint in hints(look(config)):
-                log.info(hint)
         finally:
             lock.release()
     if config.dir is None:
         _report_superseded(folder)
-    return True
 
 
 def publish(unfinished: Path, folder: Path) -> None:
@@ -334,38 +330,3 @@ def _report_superseded(folder: Path) -> None:
 
 def _settings_of(manifest: Manifest) -> dict[str, Any]:
     return {key: value for key, value in manifest.made_from.items() if key != _TEXT}
-
-
-def _warn_about_differences(config: DataConfig, folder: Path) -> None:
-    """Warn if the text, or settings that decide the content, differ from those that data.dir was
-    prepared with. A setting is only known to be omitted where the text is given.
-    """
-    settings = content_settings(config)
-    manifest = Manifest.read(folder)
-    stored = _made_from(manifest, settings)
-    ignored = [
-        tr(
-            "data.{key}={value} (prepared with {stored})",
-            key=key,
-            value="null" if value is None else value,
-            stored=stored[key],
-        )
-        for key, value in settings.items()
-        if stored[key] != value and (value is not None or config.paths)
-    ]
-    if ignored:
-        log.warning(
-            tr(
-                "data.dir={folder} is already prepared; these settings have no effect: {settings}",
-                folder=folder,
-                settings=", ".join(ignored),
-            )
-        )
-    if has_changed(config, manifest.made_from):
-        log.warning(
-            tr(
-                "the text in data.path has changed since data.dir={folder} was prepared, and the "
-                "text there is the old one: to prepare it anew, delete that folder or name another",
-                folder=folder,
-            )
-        )

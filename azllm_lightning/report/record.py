@@ -23,7 +23,8 @@ from azllm_lightning.report.written import Written, written_by
 from azllm_lightning.runs import listing
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import EVENTS, SESSION
-from azllm_lightning.runs.paths import folder_of, is_version, run_names, versions
+from azllm_lightning.runs.folder import with_runs
+from azllm_lightning.runs.paths import folder_of, is_version, versions
 from azllm_lightning.training.schedule import branching
 
 LONG_PAUSE = 20.0
@@ -296,14 +297,12 @@ def find_run(name: str | None, logs: Path) -> RunEvents:
         events.update()
         if events.scalars.keys() & {"train_loss", "val_loss"}:
             return events
-    raise ValueError(
-        tr(
-            "run_name={name}: no run with curves in {folder}. Runs there: {names}",
-            name="null" if name is None else name,
-            folder=logs.absolute(),
-            names=", ".join(run_names(logs)) or tr("none"),
+    message = tr("no run with curves in {folder}; train one first", folder=logs.absolute())
+    if name is not None:
+        message = tr(
+            "run_name={name}: no run with curves in {folder}", name=name, folder=logs.absolute()
         )
-    )
+    raise ValueError(with_runs(message, logs))
 
 
 def _written_at(folder: Path) -> float:

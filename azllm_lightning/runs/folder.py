@@ -147,8 +147,7 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
         )
         return claim(name, logs)
     folder = real.parent.parent
-    newer = [file for later, file in step_files(real.parent) if later > step]
-    if is_version(folder) and not any(map(is_complete, newer)):
+    if _goes_on_in_place(real, step):
         try:
             run = reopen(relative_to_current(folder))
         except OSError as error:
@@ -168,6 +167,25 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
     with contextlib.suppress(OSError):  # nobody may read it
         carry_table(folder / METRICS, run.folder / METRICS, step)
     return run
+
+
+def check_not_in_use(path: Path, step: int) -> None:
+    """Raise ValueError if `open_for_resume` would, because another process trains the run, before
+    anything else is said of it.
+    """
+    real = path.resolve()
+    folder = relative_to_current(real.parent.parent)
+    if _goes_on_in_place(real, step) and Lock(folder / LOCK).is_held():
+        with contextlib.suppress(OSError):  # it cannot be written: a new version continues it
+            _lock(folder).release()
+
+
+def _goes_on_in_place(path: Path, step: int) -> bool:
+    """Whether training goes on in the run folder of the checkpoint `path`: it is the newest."""
+    if path.parent.name != "checkpoints" or not is_version(path.parent.parent):
+        return False
+    newer = [file for later, file in step_files(path.parent) if later > step]
+    return not any(map(is_complete, newer))
 
 
 def _carry_best(best: Path, run: Run, step: int) -> None:
@@ -208,7 +226,7 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
         "no run with a checkpoint in {folder}; train one first, or give ckpt_path=FILE",
         folder=where.absolute(),
     )
-    raise ValueError(_with_runs(message, logs))
+    raise ValueError(with_runs(message, logs))
 
 
 def find_checkpoint(
@@ -241,7 +259,7 @@ def _last(name: str | None, logs: Path) -> Path:
         folder=where.absolute(),
     )
     if name is not None:
-        raise ValueError(_with_runs(message, logs))
+        raise ValueError(with_runs(message, logs))
     others = [other for other in run_names(logs) if _has_states(other, logs, where)]
     if others:
         names = ", ".join(others)
@@ -256,7 +274,7 @@ def _has_states(name: str, logs: Path, but: Path) -> bool:
     return any(step_files(folder / "checkpoints") for folder in folders)
 
 
-def _with_runs(message: str, logs: Path) -> str:
+def with_runs(message: str, logs: Path) -> str:
     """`message`, and the names of the runs that there are."""
     names = run_names(logs)
     if not names:

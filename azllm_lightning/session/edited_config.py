@@ -12,6 +12,7 @@ import yaml
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.runs.checkpoint_files import step_files
+from azllm_lightning.runs.folder import relative_to_current
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,10 @@ def warn_of_edits(
     except yaml.YAMLError:
         values = None
     if not isinstance(values, dict):
-        message = tr("{file} cannot be read; the settings are taken from the checkpoint", file=file)
+        message = tr(
+            "{file} cannot be read; the settings are taken from the checkpoint",
+            file=relative_to_current(file),
+        )
         log.warning(paragraph(message))
         return
     kept = dict(_leaves(stored))
@@ -55,9 +59,10 @@ def warn_of_edits(
     ]
     if differing:
         message = tr(
-            "config.yaml of this run differs from its newest checkpoint, and a resume reads only "
-            "the checkpoint: {settings} without effect. Type what should change, such as "
+            "{file} differs from the newest checkpoint of this run, and a resume reads only the "
+            "checkpoint: {settings} without effect. Type what should change, such as "
             "trainer.max_steps=2000",
+            file=relative_to_current(file),
             settings=", ".join(differing),
         )
         log.warning(paragraph(message))

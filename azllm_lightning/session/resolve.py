@@ -18,15 +18,17 @@ from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import and_then, tr, use_language
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
-from azllm_lightning.config.resume import kept_settings, resumed_config
+from azllm_lightning.config.resume import kept_settings, resumed_config, resumed_language
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices, listed_gpus
 from azllm_lightning.data.datamodule import TokenDataModule
-from azllm_lightning.data.pipeline import prepared_folder, with_prepared
+from azllm_lightning.data.hints import hints, look
+from azllm_lightning.data.pipeline import is_prepared, prepared_folder, with_prepared
+from azllm_lightning.data.remarks import warn_of_text, warn_of_text_of_run
 from azllm_lightning.data.typed import changed, check_typed
 from azllm_lightning.formats.load import stored_config
 from azllm_lightning.runs.checkpoint_files import load_resumable, step_files
-from azllm_lightning.runs.folder import find_checkpoint
+from azllm_lightning.runs.folder import check_not_in_use, find_checkpoint
 from azllm_lightning.runs.paths import is_version
 from azllm_lightning.session.deadline import set_deadline, without_old_deadline
 from azllm_lightning.session.edited_config import warn_of_edits
@@ -170,22 +172,25 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
     config = located.config
     source = located.source
     use_language(config.lang)
-    if source is not None:
+    if source is not None:  # what is typed of its text is up to `check_text_of_run`
         log.info(tr("resuming from {path}, step {step:,}", path=source.path, step=source.step))
+    else:
+        check_typed(config.data, config.overrides)
     # Report missing hardware before the data is prepared, which may take long.
     device = together(lambda: _device(config, place))
     together(lambda: set_deadline(stop, config.trainer.deadline))
-    check_typed(config.data, config.overrides)
     mine: TokenDataModule | None = None
     teachers: Teachers | None = None
 
     def settle() -> tuple[RunConfig, str, list[str]]:
         nonlocal mine, teachers
         check_tokens_of_models(config)
+        was_prepared = source is None and is_prepared(prepared_folder(config.data))
         mine = _open_data(config, source)
         if source is not None:
             _check_same_data(mine, source)
-        elif config.init_from is not None:
+        _say_of_text(mine, source, was_prepared)
+        if source is None and config.init_from is not None:
             check_tokens(config.init_from, mine.tokenizer)
         teachers = teachers_of(config, mine.tokenizer)
         if source is not None:
@@ -245,6 +250,17 @@ def _check_same_data(data: TokenDataModule, source: Source) -> None:
         keys = changed(data.config, source.data)
         text = and_then(str(error), way_out(keys)) if keys else str(error)
         raise ValueError(text) from None
+
+
+def _say_of_text(data: TokenDataModule, source: Source | None, was_prepared: bool) -> None:
+    """Say what is missing in the text of a run; of a new one, once, also what it leaves unused."""
+    if source is not None:
+        warn_of_text_of_run(data.config, data.folder, source.path)
+        return
+    warn_of_text(data.config, data.folder, was_prepared)
+    if not was_prepared:
+        for hint in hints(look(data.config)):
+            log.info(hint)
 
 
 def settled(
@@ -361,12 +377,14 @@ def _resumed(config: RunConfig) -> Located:
     if not stored:
         message = tr("{path} has no config: it was not written by azllm_lightning.train", path=path)
         raise ValueError(message)
+    use_language(resumed_language(stored, config))  # before anything of it is refused
+    step = int(checkpoint["azllm"]["step"])
+    check_not_in_use(path, step)
     resumed = without_old_deadline(resumed_here(stored, config, str(path)), config)
     warn_of_edits(path, stored, resumed.to_mapping(), typed_keys(config.overrides))
     ignored = ignored_settings([*TRAIN, *DATA], resumed, config.overrides)
     for message in [*ignored, *kept_settings(stored, config, resumed)]:
         log.warning(message)
-    step = int(checkpoint["azllm"]["step"])
     total = resumed.schedule.total_steps or resumed.trainer.max_steps
     schedule = replace(resumed.schedule, total_steps=total)
     check_branches(schedule, step, checkpoint.get("branches", {}).get("plan"))

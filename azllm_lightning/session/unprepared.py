@@ -20,13 +20,16 @@ from azllm_lightning.runs.model_paths import find_model, read_tokenizer
 
 
 def check_text_of_run(config: DataConfig, before: Mapping[str, Any], fingerprint: str) -> None:
-    """Raise ValueError if other text would be prepared than that of a run, which is still there.
+    """Raise ValueError if other text is asked for than that of a run, which is still there.
 
     `before` are the settings of the run's data, and `fingerprint` is theirs. Text that may only
-    have moved is prepared: it shows then whether it is the same.
+    have moved is prepared: it shows then whether it is the same, as other prepared text does.
     """
     keys = changed(config, before)
-    if not keys or is_prepared(prepared_folder(config)) or _may_have_moved(keys, before):
+    if not keys or _may_have_moved(keys, before):
+        return
+    has_other = config.dir is None or config.dir != before.get("dir")
+    if has_other and is_prepared(prepared_folder(config)):
         return
     own = with_prepared(replace(config, **{key: before[key] for key in keys}), fingerprint)
     if own.dir is None or not is_prepared(Path(own.dir)):

@@ -28,9 +28,14 @@ from azllm_lightning.config.optimizer import CHOICES
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.model.gpt import GPT
+from azllm_lightning.planning.choice import Task, planned
+from azllm_lightning.planning.models import named_models
+from azllm_lightning.planning.speed import Speed
+from azllm_lightning.planning.survey import Text
 from azllm_lightning.runs.checkpoint_files import step_path
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.training.optimizer import build_optimizer
+from azllm_lightning.training.saving import KEEP
 
 RUN = Run(Path("lightning_logs/tales/version_0"))
 LONGER = (
@@ -100,8 +105,8 @@ def test_what_the_start_panel_says(tmp_path: Path) -> None:
         "(1.7 epochs; 0.3 tokens per parameter, Chinchilla ~20)"
     ) in text
     assert "32-true, not compiled" in text
-    # Three states with Muon, and the best weights:
-    assert re.search(r"checkpoints need about 80 MB; [\d,.]+ [GM]B are free$", text)
+    # Three states with Muon, a fourth before the oldest goes, and the best weights:
+    assert re.search(r"checkpoints need about 104 MB; [\d,.]+ [GM]B are free$", text)
 
 
 def test_a_mix_has_passes_of_its_own_and_no_more_text(tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ def test_a_disk_that_is_too_small_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50_000_000))
-    assert "not enough space: checkpoints need about 80 MB, 50 MB are free" in "\n".join(
+    assert "not enough space: checkpoints need about 104 MB, 50 MB are free" in "\n".join(
         start(tmp_path)
     )
 
@@ -165,9 +170,19 @@ def test_checkpoints_take_what_was_announced(optimizer: str, tied: str) -> None:
         for value in values.values()
         if isinstance(value, torch.Tensor)
     )
-    assert checkpoint_bytes(config) == pytest.approx(3 * (weights + state) + weights, rel=0.05)
+    assert checkpoint_bytes(config) == pytest.approx(4 * (weights + state) + weights, rel=0.05)
     short = replace(config, trainer=replace(config.trainer, max_steps=1))
     assert checkpoint_bytes(short) == pytest.approx(2 * weights + state, rel=0.05)
+
+
+def test_a_plan_and_the_run_announce_the_same_checkpoints() -> None:
+    text = Text("text", 2e7, 1e6, 100, 0, False, 5.0, 5.3, 1.0, 400)
+    for model in named_models():
+        plan = planned(Task(text, Speed.assumed("cpu", 2), [model], 256, 8192), model, 1e7)
+        assert plan.steps / plan.every > KEEP
+        prepared = 2.1e7 + 4 * 2.1e7 / text.bytes_per_token(8192)
+        announced = checkpoint_bytes(settled("data.vocab_size=8192", *plan.overrides()))
+        assert plan.disk_bytes - prepared == pytest.approx(announced, rel=0.05), model.name
 
 
 # --- validations --------------------------------------------------------------------------------

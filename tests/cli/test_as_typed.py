@@ -19,6 +19,7 @@ from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import GenerateConfig
 from azllm_lightning.data.pipeline import prepare
+from azllm_lightning.data.remarks import prepare_and_warn
 from azllm_lightning.data.typed import check_typed
 from azllm_lightning.generate import generate
 from azllm_lightning.runs.folder import claim, newest_run
@@ -195,5 +196,5 @@ def test_advice_on_too_little_text_knows_of_duplicates(
             prepare(DataConfig(path=path, dir=f"{path}.d", **base))
     with pytest.raises(ValueError, match=r"200 documents were left out .* data\.val_path"):
         prepare(DataConfig(path="a.txt", val_path="a.txt", dir="v", **base))
-    prepare(DataConfig(path="a.txt", dir="few", val_fraction=0.05, **base))
+    prepare_and_warn(DataConfig(path="a.txt", dir="few", val_fraction=0.05, **base))
     assert "windows of 32 tokens: val_loss will be inexact" in caplog.text

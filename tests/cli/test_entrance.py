@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from azllm_lightning import __version__
 from azllm_lightning.__main__ import VERBS, module_of
 from azllm_lightning.__main__ import main as azllm
 from azllm_lightning.cli.entrance import Resumable, for_terminal
@@ -327,3 +328,12 @@ def test_every_verb_has_a_main(verb: str) -> None:
     from importlib import import_module
 
     assert callable(import_module(f"azllm_lightning.{module_of(verb)}").main)
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_every_verb_says_the_version_of_the_package(
+    verb: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["azllm", *([] if verb is None else [verb]), "--version"])
+    azllm()
+    assert capsys.readouterr().out == f"azllm-lightning {__version__}\n"

@@ -72,6 +72,28 @@ def test_a_full_disk_under_the_output(verb: str, code: int, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs its pipes")
+@pytest.mark.parametrize("typed", [[], ["--help"], ["--version"], ["no_verb"]], ids=str)
+def test_the_list_of_verbs_for_nobody_is_quiet(typed: list[str], tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    for output in ["closed", *(["full"] if full.exists() else [])]:
+        reader, writer = os.pipe()
+        os.close(reader)
+        descriptor = writer if output == "closed" else os.open(full, os.O_WRONLY)
+        done = subprocess.run(
+            [sys.executable, "-m", "azllm_lightning", *typed],
+            stdout=descriptor,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            encoding="utf-8",
+        )
+        for each in {writer, descriptor}:
+            os.close(each)
+        unknown = typed == ["no_verb"]
+        assert done.returncode == (2 if unknown else 0)
+        assert len(done.stderr.splitlines()) == unknown, done.stderr
+
+
 @pytest.mark.parametrize(
     "verb",
     [

@@ -94,6 +94,15 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["trainer.max_step=5"],
         ["unknown setting trainer.max_step", "did you mean trainer.max_steps"],
     ),
+    "key without its group": (["lr=1e-3"], ["unknown setting lr; did you mean optimizer.lr?"]),
+    "key of another group": (
+        ["trainer.dropout=0"],
+        ["unknown setting trainer.dropout; did you mean model.dropout?"],
+    ),
+    "part of a key without its group": (
+        ["vocab=300"],
+        ["unknown setting vocab; did you mean data.vocab_size?"],
+    ),
     "misspelt top key": (["sed=5"], ["unknown setting sed", "did you mean seed"]),
     "misspelt added key": (["+model.n_layers=5"], ["model.n_layers", "did you mean model.n_layer"]),
     "misspelt keys in an experiment file": (

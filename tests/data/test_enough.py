@@ -13,7 +13,7 @@ import pytest
 from azllm_lightning.azerbaijani.tales import write_tales
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.cleaning import cut
-from azllm_lightning.data.enough import FEW_WINDOWS
+from azllm_lightning.data.enough import FEW_WINDOWS, warn_of_few_windows
 from azllm_lightning.data.pipeline import prepare
 from azllm_lightning.data.shards import Manifest
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -141,14 +141,16 @@ def test_few_windows_get_settings_that_give_more(
 ) -> None:
     path = write(tmp_path, 60_000, 1000, 2)
     config = DataConfig(path=path, vocab_size=1024, block_size=128, prepare_workers=1)
-    folder = prepare(config)
-    assert Manifest.read(folder).splits["val"].tokens // 129 < FEW_WINDOWS
+    manifest = Manifest.read(prepare(config))
+    assert manifest.splits["val"].tokens // 129 < FEW_WINDOWS
+    warn_of_few_windows(config, manifest)
     (warning,) = [text for text in caplog.messages if "val_loss will be inexact" in text]
     settings = proposed(warning)
     assert settings
     for setting in settings:
         caplog.clear()
-        prepare(changed(config, setting))
+        better = changed(config, setting)
+        warn_of_few_windows(better, Manifest.read(prepare(better)))
         assert "inexact" not in caplog.text, setting
 
 

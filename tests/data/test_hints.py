@@ -114,6 +114,35 @@ def test_the_limit_is_that_of_all_documents_where_only_some_are_seen(
     assert look(half).all_documents < looked.all_documents / 2
 
 
+def test_only_the_text_that_is_used_is_looked_at(tmp_path: Path) -> None:
+    """data.max_bytes may end before the second source, or before a line that is repeated later."""
+    texts = rows("source", 1) + [
+        {"text": f"Başqa {row['text']}\nBütün hüquqlar qorunur", "source": "başqa"}
+        for row in rows("source", 1)
+    ]
+    path = written(tmp_path / "a.jsonl", texts)
+    used = sum(len(row["text"].encode("utf-8")) for row in texts[:300])
+    for limit, is_told in ((used, False), (None, True), (2 * used, True)):
+        looked = found(path, f"data.max_bytes={'null' if limit is None else limit}")
+        assert looked.is_complete
+        assert (looked.field is not None) == is_told
+        assert (looked.lines > 0) == is_told
+    assert found(path, f"data.max_bytes={used}").all_documents == 300
+
+
+def test_a_limit_holds_for_text_for_training_and_for_validation(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", rows("source", 1))
+    val = written(tmp_path / "v.jsonl", [{"text": row["text"] + " V"} for row in rows("title", 1)])
+    looked = found(path, f"data.val_path={val}", "data.max_bytes=3000", "data.val_fraction=0.5")
+    assert 3000 / 40 < looked.documents < 4500 / 20
+
+
+def test_text_that_is_given_twice_is_one_source(tmp_path: Path) -> None:
+    """Duplicates are not used."""
+    texts = [*rows("source", 1), *({**row, "source": "surət"} for row in rows("source", 1))]
+    assert found(written(tmp_path / "a.jsonl", texts)).field is None
+
+
 def test_no_more_losses_are_promised_than_there_will_be(tmp_path: Path) -> None:
     (hint,) = hints(found(written(tmp_path / "a.jsonl", rows("source", 30))))
     assert hint.endswith("gives val_loss for each of the 12 largest.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_a_damaged_or_foreign_folder_is_one_error_or_a_page_of_what_is_left(
             find_run(name, logs)
     for name in (None, "good", "good/version_0", str(folder)):
         assert find_run(name, logs).folder.resolve() == folder.resolve()
+
+
+def test_where_nothing_was_trained_nothing_is_said_of_what_was_not_typed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^no run with curves in .*; train one first$") as refusal:
+        find_run(None, tmp_path / "lightning_logs")
+    assert "run_name" not in str(refusal.value)
+    with pytest.raises(ValueError, match=r"^run_name=a: no run with curves in \S*lightning_logs$"):
+        find_run("a", tmp_path / "lightning_logs")
+    (tmp_path / "lightning_logs" / "empty" / "version_0").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^no run with curves .* first\. Runs there: empty$"):
+        find_run(None, tmp_path / "lightning_logs")
 
 
 def test_thinning_keeps_extremes_ends_and_gaps() -> None:

@@ -45,6 +45,26 @@ def test_a_finished_run_is_left_as_it_is(
     assert "already at its last step, 8" in capsys.readouterr().err
 
 
+def test_a_run_in_use_is_refused_before_anything_is_said_of_it(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_tiny("trainer.max_steps=2")
+    file = folder / ".hydra" / "config.yaml"
+    settings = file.read_text(encoding="utf-8")
+    file.write_text(settings.replace("dropout: 0.0", "dropout: 0.25"), encoding="utf-8")
+    before = contents(folder)
+    holder = run_folder.reopen(folder)
+    capsys.readouterr()
+    for typed in ([], ["trainer.max_steps=4"]):
+        with pytest.raises(ValueError, match="in use by another process that trains this run"):
+            train_tiny("ckpt_path=last", *typed)
+    assert capsys.readouterr().err == ""
+    holder.release()
+    assert contents(folder) == before
+    train_tiny("ckpt_path=last")
+    assert "differs from the newest checkpoint" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_run_that_early_stopping_ended_is_left_as_it_is(
     train_tiny: Train,
     probe: Probe,

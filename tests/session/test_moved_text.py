@@ -36,14 +36,20 @@ def own_text(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> Path:
     "change",
     ["moved", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("changed", "touched"))],
 )
-def test_a_run_continues_from_its_shards(change: str, own_text: Path, train_tiny: Train) -> None:
+def test_a_run_continues_from_its_shards(
+    change: str, own_text: Path, train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     if change == "moved":
         shutil.move("a.txt", "elsewhere.txt")
     elif change == "changed":
         write_text("a.txt", "Həkim")
     else:
         os.utime("a.txt", ns=(1, 1))
+    capsys.readouterr()
     resumed = train_tiny("ckpt_path=last", "trainer.max_steps=9")
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("goes on with the old text" in told) == (change == "changed")
+    assert "delete" not in told
     assert step_files(resumed / "checkpoints")[0][0] == 9
     assert len(list(Path("cache").glob("text-*"))) == 1
     found = evaluate(EvaluateConfig.from_mapping(composed_mapping("evaluate")))
@@ -67,6 +73,35 @@ def test_another_text_that_is_typed_is_not_replaced_by_the_old_shards(
         train_tiny(*typed, f"data.path={other}")
     Path("here").mkdir()
     train_tiny(*typed, f"data.path={Path('here', '..', 'a.txt')}")  # the same place
+
+
+@pytest.mark.thorough
+def test_a_new_run_is_told_of_skipped_files_and_a_resume_is_not(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AZLLM_DATA_DIR", str(Path("cache").absolute()))
+    Path("text").mkdir()
+    write_text("text/a.txt")
+    Path("text", "b.pdf").write_bytes(b"%PDF-1.4")
+    typed = ["data=text", "data.path=text", "trainer.max_steps=1"]
+    for _ in range(2):
+        train_tiny(*typed)
+        assert capsys.readouterr().err.count("1 file; skipped: .pdf 1 (b.pdf)") == 1
+    train_tiny("ckpt_path=last", "trainer.max_steps=2")
+    assert "skipped" not in capsys.readouterr().err
+
+
+def test_a_run_with_a_folder_of_its_own_is_not_told_to_leave_it(train_tiny: Train) -> None:
+    """Neither another data.dir nor none would have its text."""
+    train_tiny("data=text", f"data.path={write_text('a.txt')}", "data.dir=p", "trainer.max_steps=1")
+    typed = ["ckpt_path=last", "trainer.max_steps=2"]
+    for other in (f"data.path={write_text('b.txt', 'Həkim')}", "data.val_fraction=0.2"):
+        key = other.partition("=")[0]
+        with pytest.raises(ValueError, match=f"still in p. Omit {key} to go on with") as refusal:
+            train_tiny(*typed, other)
+        assert "data.dir" not in str(refusal.value)
+    Path("a.txt").rename("c.txt")
+    train_tiny(*typed, "data.path=c.txt")
 
 
 @pytest.mark.thorough
@@ -118,6 +153,7 @@ def test_edits_of_config_yaml_are_reported(
     file.write_text(edited, encoding="utf-8")
     train_tiny("ckpt_path=last", "trainer.max_steps=4", "schedule.total_steps=4")
     warning = " ".join(capsys.readouterr().err.split())
+    assert f"{file} differs from the newest" in warning
     assert "reads only the checkpoint: model.dropout=0.25 (in the checkpoint: 0.0) wi" in warning
     file.write_text("a: [", encoding="utf-8")
     train_tiny("ckpt_path=last", "trainer.max_steps=5", "schedule.total_steps=5")

@@ -22,6 +22,7 @@ from training_runs import (
 )
 
 from azllm_lightning.cli.entrance import Resumable
+from azllm_lightning.cli.messages import LANGUAGES
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.optimizer import CHOICES
 from azllm_lightning.config.resume import resumed_config
@@ -253,3 +254,36 @@ def test_a_finished_run_says_that_it_is_finished(
     capsys.readouterr()
     train_tiny("ckpt_path=last")
     assert "already at its last step, 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", LANGUAGES)
+def test_the_language_is_as_typed_then_of_the_environment_then_of_the_run(
+    own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = "az" if own == "en" else "en"
+    stored = compose([f"lang={own}"]).to_mapping()
+
+    def language_of(*typed: str) -> str:
+        return resumed_config(stored, compose(["ckpt_path=last", *typed]), "a.ckpt").lang
+
+    assert language_of() == own
+    assert language_of(f"lang={other}") == other
+    monkeypatch.setenv("AZLLM_LANG", other)
+    assert language_of() == other
+    assert language_of(f"lang={own}") == own
+
+
+def test_a_resume_is_refused_in_the_language_of_its_run(
+    tiny: list[str],
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert command(*tiny, "trainer.max_steps=1", "lang=az") == 0
+    refused = ["run_name=tiny", "ckpt_path=last", "data.block_size=64"]
+    capsys.readouterr()
+    for variable, words in ((None, "xəta: "), ("en", "error: ")):
+        if variable is not None:
+            monkeypatch.setenv("AZLLM_LANG", variable)
+        assert command(*refused) == 2
+        assert capsys.readouterr().err.startswith(words)

@@ -17,10 +17,8 @@ SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --qu
 
 .PHONY: train test thorough numerics slow docs clean
 
-# A training that was stopped ends with 75 and the command that resumes it, which is to be the last line: that is no error.
-# The shell outlives the signals that stop the training, to see how it ends.
 train: $(INSTALLED)
-	trap : INT TERM; $(BIN)/python -m azllm_lightning.train $(ARGS) || [ $$? -eq 75 ]
+	$(BIN)/python -m azllm_lightning.train $(ARGS)
 
 test: $(DEV_INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from azllm_lightning.data.corpus import VALIDATED_SOURCES
 from azllm_lightning.data.cuts import Rings, cut_offset
 from azllm_lightning.data.mix import Mix, mix_of
 from azllm_lightning.data.pipeline import prepare
+from azllm_lightning.data.remarks import prepare_and_warn
 from azllm_lightning.data.replacement import replace_tokens
 from azllm_lightning.data.sampler import (
     Indices,
@@ -153,7 +154,7 @@ class TokenDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Prepare shards and tokenizer unless they exist."""
         if not hasattr(self, "folder"):  # Lightning calls this again for each fit
-            prepare(self.config)
+            prepare_and_warn(self.config)
 
     def setup(self, stage: str | None = None) -> None:
         """Open shards and tokenizer; raises ValueError if they do not match the manifest."""

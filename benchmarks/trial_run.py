@@ -10,7 +10,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gpt2 import GPT2, GPT2Config, configure_adamw
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from trial_graph import RecordedUpdate, Update, can_record
 from trial_model import build_model, loss_of, read_weights, taught_loss, write_weights
 from trial_optimizer import Number, TrialOptimizer, groups_of
 from trial_settings import DEFAULTS, Settings
+from trial_swaps import TokenSwaps
 
 from azllm_lightning import compose
 from azllm_lightning.config.schedule import ScheduleConfig
@@ -31,7 +31,6 @@ from azllm_lightning.training.causal_lm import derived_seed, seed_device
 from azllm_lightning.training.induction import induction_heads
 from azllm_lightning.training.neighbors import SCALE, TIED_SCALE, counted, neighbor_embeddings
 from azllm_lightning.training.schedule import lr_factor
-from azllm_lightning.training.token_swaps import TokenSwaps
 
 Result = dict[str, Any]
 
@@ -82,7 +81,8 @@ def trained(s: Settings, settings: Settings, deadline: float) -> Result:
         batch = train[first : first + size]
         if s["swaps"]:
             probability = s["swaps"] * trainee.factor(first / s["batch"])
-            batch = swaps_in(s).swapped(batch, np.arange(first, first + size), probability)
+            seed = derived_seed(s["seed"], step, 0, 2)
+            batch = swaps_in(s).swapped(batch, probability, s["swap_order"], seed)
         x = batch[:, :-1].reshape(-1, length)
         y = batch[:, 1:].reshape(-1, length)
         if s["replace"]:
@@ -366,8 +366,7 @@ def affixes_in(folder: str) -> Affixes:
 
 @cache
 def _swaps(folder: str, block: int, seed: int, val_windows: int | None) -> TokenSwaps:
-    data = opened(folder, block, seed, val_windows)
-    return TokenSwaps.of(data.train_windows, data.tokenizer, seed)
+    return TokenSwaps.of(opened(folder, block, seed, val_windows))
 
 
 @lru_cache(maxsize=64)

@@ -572,18 +572,82 @@ def test_a_trial_without_changes_trains_as_the_package_does(
     assert len({*others, found["8"]}) == 4
 
 
+def test_swaps_of_a_trial_stay_within_groups_and_repeat_what_a_window_repeats() -> None:
+    from trial_swaps import TokenSwaps
+
+    group = torch.tensor([-1, 1, 0, 0, -1, 1, 1, 0, 2, 2, -1])
+    windows = torch.randint(11, (400, 33), generator=torch.Generator().manual_seed(3))
+    for order in ("random", "shift"):
+        swapped = TokenSwaps(group).swapped(windows, 0.4, order, seed=1)
+        moved = torch.zeros(3)
+        for before, after in zip(windows.tolist(), swapped.tolist(), strict=True):
+            other = dict(zip(before, after, strict=True))
+            assert [other[token] for token in before] == after, "a token became several"
+            assert len(set(other.values())) == len(other), "two tokens became one"
+            assert all(group[token] == group[became] for token, became in other.items())
+            assert all(token == other[token] for token in (0, 4, 10) if token in other)
+            moved += torch.tensor(
+                [
+                    any(k != v and group[k] == number for k, v in other.items())
+                    for number in range(3)
+                ]
+            )
+        at_random = [0.4 * 5 / 6, 0.4 * 5 / 6, 0.4 / 2] if order == "random" else [0.4] * 3
+        assert (moved / 400).tolist() == pytest.approx(at_random, abs=0.1)
+        assert torch.equal(TokenSwaps(group).swapped(windows, 0.0, order, seed=1), windows)
+
+
+def test_groups_of_a_trial_have_tokens_with_the_same_neighbors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import trial_swaps
+
+    monkeypatch.setattr(trial_swaps, "MOST_FREQUENT", 0.1)
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(8, (2400, 2, 2), generator=generator) + 2 + 8 * torch.arange(4).view(2, 2)
+    first = torch.arange(2).view(1, 2, 1).expand(2400, 2, 1)
+    windows = torch.cat([first, words], dim=2).reshape(-1, 60)
+    group = trial_swaps.token_groups(windows, 40)
+    assert group[:2].tolist() == [-1, -1], "the most frequent stay"
+    assert (group[34:] == -1).all(), "what the text does not have"
+    for number in range(int(group.max()) + 1):
+        members = (group == number).nonzero().flatten()
+        assert 2 <= len(members) <= 8
+        assert len({*((members - 2) // 8).tolist()}) == 1
+
+
 @pytest.mark.thorough
-def test_branches_and_swaps_of_a_trial_are_those_of_the_package(
+def test_swaps_of_a_trial_become_fewer_as_the_rate_falls(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trial_run import run_trial
+    from trial_swaps import TokenSwaps
+
+    asked: list[float] = []
+    swap = TokenSwaps.swapped
+
+    def watched(self: TokenSwaps, windows: torch.Tensor, *settings: Any) -> torch.Tensor:
+        asked.append(settings[0])
+        return swap(self, windows, *settings)
+
+    monkeypatch.setattr(TokenSwaps, "swapped", watched)
+    data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}
+    run = {"steps": 4, "batch": 4, "warmup": 0, "schedule": "linear", "swaps": 0.8}
+    run_trial({**TRIAL, **data, **run})
+    assert asked == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.thorough
+def test_branches_of_a_trial_are_those_of_the_package(
     tiny: list[str], uninterrupted: Callable[..., Any]
 ) -> None:
     from training_runs import curve
     from trial_run import run_trial
 
     typed = ["init_embeddings=neighbors", "schedule.branches=2", "trainer.max_steps=12"]
-    typed.append("data.token_swaps=0.5")
     package = curve(uninterrupted(*typed).folder)["val_loss"]
     data = {"data": prepared_folder(compose(tiny).data), "block": 32, "val_windows": 8}
-    run = {"steps": 12, "batch": 4, "warmup": 2, "val_every": 4, "branches": 2, "swaps": 0.5}
+    run = {"steps": 12, "batch": 4, "warmup": 2, "val_every": 4, "branches": 2}
     expected = [package[4], package[8], package[12]]
     for graphs in (False, True):
         found = run_trial({**TRIAL, **data, **run, "graphs": graphs})["val"]

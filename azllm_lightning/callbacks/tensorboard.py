@@ -61,7 +61,7 @@ of several runs are merged by their titles.
 
 HPARAMS = {
     "model": "n_layer n_embd n_head dropout tie_embeddings",
-    "data": "name vocab_size block_size token_replacement token_swaps",
+    "data": "name vocab_size block_size token_replacement",
     "optimizer": "name lr weight_decay",
     "schedule": "name warmup_steps min_lr_ratio",
     "trainer": "max_steps global_batch_size micro_batch_size precision compile",

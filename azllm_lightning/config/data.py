@@ -80,7 +80,6 @@ class DataConfig:
     verify: str = "once"
     mix: str | None = None
     token_replacement: float = 0.0
-    token_swaps: float = 0.0
     block_size: int = 256
     val_windows: int | None = 512
     num_workers: int = 0
@@ -102,9 +101,8 @@ class DataConfig:
         problems.require(vocab <= MAX_VOCAB_SIZE, "vocab_size", vocab, wanted)
         share = self.val_fraction
         problems.require(0 < share < 1, "val_fraction", share, tr("between 0 and 1"))
-        for key in ("token_replacement", "token_swaps"):
-            value = getattr(self, key)
-            problems.require(0 <= value < 1, key, value, tr("in [0, 1)"))
+        replaced = self.token_replacement
+        problems.require(0 <= replaced < 1, "token_replacement", replaced, tr("in [0, 1)"))
         smallest = MIN_SIMILARITY
         similarity = 1.0 if self.near_duplicates is None else self.near_duplicates
         wanted = tr("between {least} and 1", least=smallest)

@@ -123,10 +123,10 @@ GENERATE = [
 ]
 
 PLANNED = (
-    "data.val_windows data.token_replacement data.token_swaps model.dropout "
-    "optimizer.weight_decay optimizer.adam_weight_decay schedule schedule.name "
-    "schedule.warmup_steps schedule.branches trainer.max_steps "
-    "trainer.global_batch_size trainer.val_every_steps trainer.checkpoint_every_steps"
+    "data.val_windows data.token_replacement model.dropout optimizer.weight_decay "
+    "optimizer.adam_weight_decay schedule schedule.name schedule.warmup_steps schedule.branches "
+    "trainer.max_steps trainer.global_batch_size trainer.val_every_steps "
+    "trainer.checkpoint_every_steps"
 )
 """What the plan of a run decides, whatever is typed."""
 

@@ -226,18 +226,13 @@ class TokenDataModule(LightningDataModule):
         share = self.config.token_replacement
         if not share:
             return batch
-        positions = self.positions(len(batch), micro)
-        return replace_tokens(batch, positions, share, self.tokenizer.vocab_size, self.seed)
-
-    def positions(self, size: int, micro: int) -> Indices:
-        """Those in the run of the `size` windows of the `micro`-th micro-batch of the current step:
-        (B,).
-        """
         trainer = self.trainer
         assert trainer is not None
+        size = len(batch)
         before = trainer.global_step * self._micro_batches_per_step + micro
         first = (before * trainer.world_size + trainer.global_rank) * size
-        return np.arange(first, first + size)
+        positions = np.arange(first, first + size)
+        return replace_tokens(batch, positions, share, self.tokenizer.vocab_size, self.seed)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """The fixed validation windows of this process; the last batch may be smaller."""

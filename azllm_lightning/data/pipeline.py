@@ -68,7 +68,6 @@ _NOT_CONTENT = (
     "verify",
     "mix",
     "token_replacement",
-    "token_swaps",
 )
 
 

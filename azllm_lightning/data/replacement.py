@@ -35,11 +35,11 @@ def replace_tokens(
     # The upper half of the bits chooses the places, the lower half the tokens.
     is_replaced = (bits >> np.uint64(32)) < np.uint64(round(share * 2**32))
     tokens = ((bits & np.uint64(0xFFFFFFFF)) * np.uint64(vocab_size)) >> np.uint64(32)
-    other = on_device(windows.device, tokens.astype(np.int64))
-    return torch.where(on_device(windows.device, is_replaced), other, windows)
+    other = _on(windows.device, tokens.astype(np.int64))
+    return torch.where(_on(windows.device, is_replaced), other, windows)
 
 
-def on_device(device: torch.device, values: np.ndarray[Any, Any]) -> Tensor:
+def _on(device: torch.device, values: np.ndarray[Any, Any]) -> Tensor:
     """A tensor of `values` on `device`; a GPU is not waited for."""
     tensor = torch.from_numpy(values)
     if device.type == "cuda":

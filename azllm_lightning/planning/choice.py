@@ -34,7 +34,6 @@ DEFAULTS = {
     "schedule.name": "power",
     "schedule.branches": 1,
     "data.token_replacement": 0.0,
-    "data.token_swaps": 0.0,
     "data.val_windows": VAL_WINDOWS,
 }
 """Settings of a plan that a run of one's own text has without them."""
@@ -143,7 +142,6 @@ class Choice:
             "schedule.branches": self.branches,
             "schedule.name": "linear" if self.regularization.is_linear else "power",
             "data.token_replacement": self.regularization.replaced,
-            "data.token_swaps": self.regularization.swapped,
             "data.val_windows": self.val_windows or VAL_WINDOWS,
         }
 

@@ -153,8 +153,6 @@ def _regularized(config: RunConfig, wanted: rule.Regularization) -> list[str]:
         better.append(setting("model.dropout", wanted.dropout))
     if config.data.token_replacement < wanted.replaced / 2:
         better.append(setting("data.token_replacement", wanted.replaced))
-    if config.data.token_swaps < wanted.swapped / 2:
-        better.append(setting("data.token_swaps", wanted.swapped))
     return better
 
 

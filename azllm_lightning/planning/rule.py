@@ -47,11 +47,6 @@ REPLACED = 0.1
 times or more (benchmarks/LOG.md).
 """
 
-SWAPPED = 0.3
-"""data.token_swaps of such a text: val_loss 4.156 in place of 4.222 from 1 MB that is read 16 times
-(benchmarks/LOG.md).
-"""
-
 REPLACED_PASSES = 8.0
 
 BRANCHES = 2
@@ -84,8 +79,6 @@ class Regularization:
     dropout: float
     replaced: float = 0.0
     """Share of the input tokens that are replaced."""
-    swapped: float = 0.0
-    """Probability that a group of tokens changes places in a window."""
 
     @property
     def is_linear(self) -> bool:
@@ -106,12 +99,12 @@ def regularization(passes: float, parameters_per_token: float = math.inf) -> Reg
     decay = _rounded(DECAY * (STRONG_DECAY / DECAY) ** strength)
     dropout = DROPOUT if passes >= DROPOUT_PASSES else 0.0
     table_decay = decay if strength > 0.25 else 0.0
-    replaced, swapped = (REPLACED, SWAPPED) if is_replacing(passes) else (0.0, 0.0)
-    return Regularization(decay, table_decay, dropout, replaced, swapped)
+    replaced = REPLACED if is_replacing(passes) else 0.0
+    return Regularization(decay, table_decay, dropout, replaced)
 
 
 def is_replacing(passes: float) -> bool:
-    """Whether tokens are replaced and swapped when a text is read `passes` times."""
+    """Whether input tokens are replaced when a text is read `passes` times."""
     return passes >= REPLACED_PASSES
 
 

@@ -42,7 +42,6 @@ from azllm_lightning.training.schedule import Branching, lr_factor
 from azllm_lightning.training.stopping import NO_REQUESTS, Requests
 from azllm_lightning.training.teachers import Teachers
 from azllm_lightning.training.threads import mean_loss, token_losses
-from azllm_lightning.training.token_swaps import TokenSwaps
 
 FLUSH_SECONDS = 2.0
 """Seconds between two flushes of the curves during training. Waiting for the disk at each point
@@ -123,8 +122,6 @@ class CausalLM(LightningModule):
         """Whether `net` is compiled."""
         self.branches: Branches | None = None
         """Those of this training, from `setup` on."""
-        self.swaps: TokenSwaps | None = None
-        """Those of this training with data.token_swaps, from its start on."""
         self.teachers: Teachers | None = None
         """The models that this one learns from, if it is a student."""
         self.started_from: str | None = ""
@@ -209,7 +206,6 @@ class CausalLM(LightningModule):
             rank = self.trainer.global_rank
             step = self.trainer.global_step
             seed_device(self.device, derived_seed(self.seed, step, micro, rank))
-        batch = self._swapped(batch, micro)
         inputs = datamodule_of(self.trainer).training_inputs(batch, micro)
         loss_of = partial(self.teachers.losses, self.net) if self.teachers else self.net
         if self.is_compiled:
@@ -219,17 +215,6 @@ class CausalLM(LightningModule):
         minimized, nll = losses if self.teachers else (losses, losses)
         self._loss_sum += nll.detach()
         return minimized
-
-    def _swapped(self, batch: Tensor, micro: int) -> Tensor:
-        """`batch` (B, T + 1) with the tokens that data.token_swaps swaps in this micro-batch. They
-        become fewer as the learning rate falls, so that the text is last read as it is.
-        """
-        if self.swaps is None:
-            return batch
-        data = datamodule_of(self.trainer)
-        factor = lr_factor(self.trainer.global_step, self.schedule_config)
-        probability = data.config.token_swaps * factor
-        return self.swaps.swapped(batch, data.positions(len(batch), micro), probability)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, and the schedule as a function of the step."""
@@ -245,14 +230,9 @@ class CausalLM(LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Find the tokens to swap, unless they are restored, and replace the restored learning
-        rates and decays by this run's, so that a changed setting takes effect.
+        """Replace the restored learning rates and decays by this run's, so that a changed setting
+        takes effect.
         """
-        data = datamodule_of(self.trainer)
-        if not data.config.token_swaps:
-            self.swaps = None
-        elif self.swaps is None:
-            self.swaps = TokenSwaps.of(data.train_windows, data.tokenizer, self.seed)
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             assert isinstance(scheduler, LambdaLR)
@@ -523,8 +503,6 @@ class CausalLM(LightningModule):
         }
         if self.branches:
             self.branches.save(checkpoint, self.net, PREFIX)
-        if self.swaps and "optimizer_states" in checkpoint:
-            checkpoint["token_groups"] = self.swaps.group
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore a state between two optimizer steps, whichever hook of Lightning saved it."""
@@ -540,8 +518,6 @@ class CausalLM(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.branches = Branches(self.schedule_config)
             self.branches.load(checkpoint, state["step"], self.net, PREFIX)
-            if "token_groups" in checkpoint:
-                self.swaps = TokenSwaps(checkpoint["token_groups"], self.seed)
         checkpoint["loops"]["fit_loop"] = canonical_loops(
             self.trainer, state["step"], validation_done=self.validated_step == state["step"]
         )

@@ -56,7 +56,6 @@ def test_hub_urls_are_pinned_to_a_commit(name: str) -> None:
         ({"num_workers": -1}, "data.num_workers=-1 must be at least 0"),
         ({"prepare_workers": 0}, "data.prepare_workers=0 must be at least 1"),
         ({"token_replacement": 1.0}, "data.token_replacement=1.0 must be in [0, 1)"),
-        ({"token_swaps": 1.0}, "data.token_swaps=1.0 must be in [0, 1)"),
         ({"token_replacement": -0.1}, "data.token_replacement=-0.1 must be in [0, 1)"),
         ({"txt_documents": "lines"}, "data.txt_documents=lines must be one of blank_lines, file"),
         ({"on_bad_utf8": "ignore"}, "data.on_bad_utf8=ignore must be one of replace, refuse"),

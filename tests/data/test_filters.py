@@ -24,6 +24,7 @@ from azllm_lightning.data.filters import without_repeated_lines
 from azllm_lightning.data.languages import other_languages
 from azllm_lightning.data.near_duplicates import SignatureIndex, shingles, signatures
 from azllm_lightning.data.pipeline import prepare, prepared_folder
+from azllm_lightning.data.remarks import prepare_and_warn
 from azllm_lightning.data.removed import Place, Removal, read_removed, write_removed
 from azllm_lightning.data.repeated_lines import LineCounter, line_digest, without_lines
 from azllm_lightning.data.shards import Manifest
@@ -385,5 +386,5 @@ def test_data_prepared_without_a_filter_is_named(
     folder = str(tmp_path / "out")
     prepare(replace(small, dir=folder))
     caplog.clear()
-    prepare(replace(small, dir=folder, repeated_lines=50))
+    prepare_and_warn(replace(small, dir=folder, repeated_lines=50))
     assert "data.repeated_lines=50 (prepared with None)" in caplog.text

@@ -143,13 +143,7 @@ def test_a_text_is_prepared_once(
     assert folder.parent == cache
     monkeypatch.setattr("azllm_lightning.data.pipeline.build", read_again)
     other_use = replace(
-        small,
-        block_size=16,
-        val_windows=1,
-        num_workers=2,
-        prepare_workers=1,
-        token_replacement=0.1,
-        token_swaps=0.1,
+        small, block_size=16, val_windows=1, num_workers=2, prepare_workers=1, token_replacement=0.1
     )
     assert prepare(small) == prepare(other_use) == folder
 

@@ -95,7 +95,6 @@ def test_small_text_follows_the_rule() -> None:
     assert config.optimizer.adam_weight_decay == wanted.table_decay
     assert config.model.dropout == wanted.dropout
     assert config.data.token_replacement == wanted.replaced
-    assert config.data.token_swaps == wanted.swapped
     assert (config.schedule.name == "linear") == wanted.is_linear
     assert config.data.vocab_size == rule.vocab_size(1 * MB)
     assert config.schedule.branches == rule.branches(16)

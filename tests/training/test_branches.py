@@ -54,7 +54,6 @@ BRANCHED = (
     "trainer.val_every_steps=1",
     "model.dropout=0.1",
     "data.token_replacement=0.1",
-    "data.token_swaps=0.5",
     "trainer.micro_batch_size=2",
 )
 """Branches of two steps each, which begin at the state after step 8 and end after 10, 12 and 14."""

@@ -22,7 +22,7 @@ from azllm_lightning.config.optimizer import AdamWConfig, MuonConfig, OptimizerC
 from azllm_lightning.config.schedule import ScheduleConfig
 from azllm_lightning.data.datamodule import TokenDataModule
 from azllm_lightning.model.gpt import GPT
-from azllm_lightning.training import causal_lm, token_swaps
+from azllm_lightning.training import causal_lm
 from azllm_lightning.training.causal_lm import CausalLM
 from azllm_lightning.training.hardware import MixedPrecision
 from azllm_lightning.training.schedule import lr_factor
@@ -330,25 +330,6 @@ def test_only_the_inputs_of_training_are_replaced(data: DataConfig, reads: Reads
     reads.calls.clear()
     fit(replace(data, token_replacement=0.25), micro_batch=1, accumulate=4, max_steps=3)
     assert torch.equal(reads.of(training=True)[0], replaced)
-
-
-def test_inputs_and_labels_of_training_are_swapped_alike(
-    data: DataConfig, reads: Reads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_swaps, "MOST_FREQUENT", 0.05)
-    fit(data, max_steps=3)
-    inputs, _ = reads.of(training=True)
-    val_inputs, val_labels = reads.of(training=False)
-    reads.calls.clear()
-    fit(replace(data, token_swaps=0.5), max_steps=3)
-    swapped, swapped_labels = reads.of(training=True)
-    assert not torch.equal(swapped, inputs)
-    assert torch.equal(swapped[:, 1:], swapped_labels[:, :-1])
-    assert torch.equal(reads.of(training=False)[0], val_inputs)
-    assert torch.equal(reads.of(training=False)[1], val_labels)
-    reads.calls.clear()
-    fit(replace(data, token_swaps=0.5), micro_batch=1, accumulate=4, max_steps=3)
-    assert torch.equal(reads.of(training=True)[0], swapped)
 
 
 def test_without_replacement_the_batch_is_not_copied(data: DataConfig) -> None:

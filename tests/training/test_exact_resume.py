@@ -36,7 +36,6 @@ from azllm_lightning.data.replacement import replace_tokens
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.training import causal_lm, hardware, stopping
 from azllm_lightning.training.causal_lm import CausalLM
-from azllm_lightning.training.token_swaps import TokenSwaps
 
 pytestmark = pytest.mark.numerics
 
@@ -96,7 +95,6 @@ def test_a_run_resumed_twice_equals_the_uninterrupted_one(
     """
     save, dropout, micro_batch, workers, later_pass = cell
     learned = [f"model.dropout={dropout}", f"data.token_replacement={dropout}"]
-    learned += [f"data.token_swaps={dropout}"]
     learned += [f"trainer.micro_batch_size={micro_batch}"]
     if later_pass:
         learned += ["data.tales_bytes=8_000", "data.val_fraction=0.3", "data.block_size=256"]
@@ -131,12 +129,7 @@ def test_whatever_is_not_restored_is_noticed(
     uninterrupted: Straight, train_tiny: Train, probe: Probe, tmp_path: Path
 ) -> None:
     """The negative control of this file: each part of the restore is broken on purpose."""
-    overrides = (
-        "model.dropout=0.1",
-        "data.token_replacement=0.1",
-        "data.token_swaps=0.5",
-        "trainer.micro_batch_size=2",
-    )
+    overrides = ("model.dropout=0.1", "data.token_replacement=0.1", "trainer.micro_batch_size=2")
     straight = uninterrupted(*overrides).folder
     probe.signal(5, signal.SIGTERM)
     with pytest.raises(Resumable):
@@ -145,7 +138,6 @@ def test_whatever_is_not_restored_is_noticed(
 
     draws = itertools.count()
     sampler, load = datamodule.StepSampler, CausalLM.on_load_checkpoint
-    shifts = TokenSwaps._shifts
 
     def without_loss_sum(self: CausalLM, checkpoint: dict[str, Any]) -> None:
         load(self, checkpoint | {"azllm": checkpoint["azllm"] | {"train_loss_sum": 0.0}})
@@ -153,14 +145,10 @@ def test_whatever_is_not_restored_is_noticed(
     def other_tokens(windows: torch.Tensor, positions: Any, *settings: Any) -> torch.Tensor:
         return replace_tokens(windows, positions + next(draws), *settings)
 
-    def other_swaps(self: TokenSwaps, positions: Any, *settings: Any) -> Any:
-        return shifts(self, positions + next(draws), *settings)
-
     breakages: dict[str, tuple[Any, str, Any]] = {
         "nothing": (causal_lm, "__doc__", ""),
         "dropout": (causal_lm, "derived_seed", lambda *key: next(draws)),
         "replaced tokens": (datamodule, "replace_tokens", other_tokens),
-        "swapped tokens": (TokenSwaps, "_shifts", other_swaps),
         "data": (datamodule, "StepSampler", lambda first_step, **k: sampler(first_step=0, **k)),
         "optimizer": (Strategy, "load_optimizer_state_dict", lambda self, checkpoint: None),
         "schedule": (LambdaLR, "load_state_dict", lambda self, state: None),

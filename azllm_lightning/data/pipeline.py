@@ -74,9 +74,9 @@ _NOT_CONTENT = (
 def prepare(config: DataConfig) -> Path:
     """The folder with the tokenizer.json, shards and manifest of `config`, created if necessary.
 
-    Several processes may call this at once. What is worth saying of the text that is found there is
-    in `remarks`. Raises ValueError if the text cannot be read, if
-    data.dir has other content, or if a split is too short for one window of data.block_size.
+    Several processes may call this at once. `remarks` says what is worth knowing of the text there.
+    Raises ValueError if the text cannot be read, if data.dir has other content, or if a split is
+    too short for one window of data.block_size.
     """
     folder = prepared_folder(config)
     if not is_prepared(folder):

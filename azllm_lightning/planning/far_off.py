@@ -29,7 +29,8 @@ HUGE = 8.0
 USUAL_RATES = {"adamw": 1e-3, "muon": 1e-2}
 FAR_RATE = 8.0
 """Learning rates this many times above or below the usual one of their optimizer are those of
-another, or typing mistakes."""
+another, or typing mistakes.
+"""
 
 WORTH = 0.05
 """It is too large if one of them gains this share of the loss in the same time, and more than the

@@ -162,6 +162,14 @@ def test_only_the_command_line_and_the_users_own_classes_know_of_hydra() -> None
     assert {name for name in knowing if not name.startswith("cli/")} == allowed
 
 
+def test_words_for_a_shell_are_those_of_the_shell_here() -> None:
+    """shlex knows only those of POSIX."""
+    knowing = [
+        source.relative_to(PACKAGE).as_posix() for source in SOURCES if "shlex" in imports(source)
+    ]
+    assert knowing == ["cli/shell.py"]
+
+
 @pytest.mark.parametrize("verb", sorted(path.stem for path in PACKAGE.glob("*.py")))
 def test_a_verb_can_be_read_at_a_glance(verb: str) -> None:
     assert len((PACKAGE / f"{verb}.py").read_text(encoding="utf-8").splitlines()) < 100

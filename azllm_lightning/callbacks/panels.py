@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -28,6 +27,7 @@ from azllm_lightning.callbacks.text import (
 from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.cli.shell import for_shell
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
@@ -265,7 +265,7 @@ def end_panel(
         rows.append(f"{tr('writes'):<{LABEL}}{one_line(sample, WIDTH - LABEL)}")
     if (run.folder / REPORT).is_file():
         rows.append(verbatim(tr("page"), str(run.folder / REPORT)))
-    rows.append(verbatim(tr("watch"), f"tensorboard --logdir {shlex.quote(str(run.logs))}"))
+    rows.append(verbatim(tr("watch"), f"tensorboard --logdir {for_shell(str(run.logs))}"))
     rows.append(verbatim("", ADDRESS))
     address = address_of(run.folder)
     rows.append(verbatim(tr("talk"), command("generate", address)))

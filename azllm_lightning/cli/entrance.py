@@ -31,9 +31,9 @@ from azllm_lightning.cli.overrides import (
     hydra_overrides,
     reject_flags,
     split_options,
-    without_foreign_quotes,
 )
 from azllm_lightning.cli.reference import help_text
+from azllm_lightning.cli.shell import without_foreign_quotes
 from azllm_lightning.cli.streams import OutputClosed, make_streams_last
 
 EXIT_DONE = 0

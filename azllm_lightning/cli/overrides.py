@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.shell import for_shell
 
 TEXT_KEYS = frozenset(
     "run_name logs_dir ckpt_path init_from teachers prompt stop out check hf license "
@@ -53,11 +53,6 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 DASHES = ("-", "\N{EN DASH}", "\N{EM DASH}")
 """How an option begins; text programs turn -- into the longer ones."""
-
-PLAIN_ON_WINDOWS = re.compile(r"[\w.:=+/\\-]+")
-"""What neither cmd.exe nor PowerShell acts on; letters are those of any alphabet."""
-
-QUOTED_WHOLE = re.compile(r"'.+'", re.DOTALL)
 
 ITEM = re.compile(
     r"""(?:^|(?<=,))                              # at the start, or after a comma:
@@ -181,38 +176,6 @@ def command(verb: str, overrides: Sequence[str]) -> str:
     typed = [_as_typed(override) for override in overrides]
     words = [_python(), "-m", f"azllm_lightning.{verb}", *typed]
     return " ".join(map(for_shell, words))
-
-
-def for_shell(word: str) -> str:
-    """`word` as a shell of this system reads it.
-
-    Bytes that are not UTF-8 become $'...', which bash and zsh know. On Windows both cmd.exe and
-    PowerShell read it, but for $ and % in it, which each of them expands in its own way.
-    """
-    if sys.platform == "win32":
-        return _for_windows(word)
-    raw = os.fsencode(word) if "\\udc" in ascii(word) else b""
-    if not raw:
-        return shlex.quote(word)
-    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_=./,:@%+- "
-    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in raw) + "'"
-
-
-def _for_windows(word: str) -> str:
-    """`word` in double quotes if it has a space, or a sign that one of the shells acts on."""
-    if PLAIN_ON_WINDOWS.fullmatch(word):
-        return word
-    # Backslashes are literal unless a quote follows; those are doubled.
-    inside = re.sub(r'(\\*)"', r'\1\1""', word)
-    inside = re.sub(r"(\\+)\Z", r"\1\1", inside)
-    return f'"{inside}"'
-
-
-def without_foreign_quotes(args: Sequence[str]) -> list[str]:
-    """`args` as they were meant: cmd.exe passes the single quotes of other shells on."""
-    if sys.platform == "win32":
-        args = [arg[1:-1] if QUOTED_WHOLE.fullmatch(arg) else arg for arg in args]
-    return list(args)
 
 
 def _as_typed(override: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 from array import array
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from azllm_lightning.cli.messages import tr, trn
+from azllm_lightning.cli.shell import for_shell
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.blocks import (
     BLOCK_CHARS,
@@ -603,7 +603,7 @@ def _with_readable_path(
             path=file.address,
             field=config.text_field,
             other=other.name,
-            setting=shlex.quote(f"{setting}={_path_without(file, other, given, found.files)}"),
+            setting=for_shell(f"{setting}={_path_without(file, other, given, found.files)}"),
         )
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.misspelled import nearest, without_diacritics
+from azllm_lightning.cli.shell import for_shell
 from azllm_lightning.config.data import DataConfig
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class Rows:
             tr(
                 "{place}: no field '{field}'; the fields are {names}. Set {setting}",
                 **fields,
-                setting=shlex.quote(f"data.{setting}={meant}"),
+                setting=for_shell(f"data.{setting}={meant}"),
             )
         )
 
@@ -224,7 +224,7 @@ class Rows:
                 place=self._address,
                 field=self._config.text_field,
                 names=", ".join(f"{key:.40}" for key in keys[:3]),
-                command=f"jq -c {shlex.quote(values)} {shlex.quote(self._address)} > text.jsonl",
+                command=f"jq -c {for_shell(values)} {for_shell(self._address)} > text.jsonl",
             )
         )
 

@@ -14,8 +14,8 @@ from azllm_lightning.cli.overrides import (
     command,
     hydra_overrides,
     reject_flags,
-    without_foreign_quotes,
 )
+from azllm_lightning.cli.shell import without_foreign_quotes
 
 
 def test_a_command_to_paste_is_as_a_person_types_it(

@@ -13,7 +13,7 @@ from run_folders import WriteRun, healthy
 from seen import Seen
 
 from azllm_lightning.cli.messages import LANGUAGES, use_language
-from azllm_lightning.cli.overrides import for_shell
+from azllm_lightning.cli.shell import for_shell
 from azllm_lightning.report.page import next_commands, page
 from azllm_lightning.report.record import read_record
 

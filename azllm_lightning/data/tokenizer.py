@@ -37,6 +37,19 @@ SPLIT_PATTERN = (
     r"|\s+"
 )
 
+_ANY: dict[str, Any] = {"pattern": None, "trim_offsets": None}
+
+_SPLITS = [
+    {"type": "Split", "behavior": "Isolated", "invert": False, **_ANY},
+    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, **_ANY},
+]
+"""How text is split, but for the pattern, and for what changes no tokens."""
+
+_MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+"""Options of a BPE with which the same vocabulary gives other tokens; ours has none."""
+
+_ADDED = [(EOT_ID, EOT, True)]
+
 
 class Tokenizer:
     """A byte-level BPE with NFC and one end-of-text token; any NFC string round-trips."""
@@ -46,6 +59,9 @@ class Tokenizer:
         os.environ.setdefault(_LIBRARY_THREADS, "false")
         self._core = core
         self._core.encode_special_tokens = True  # "<|endoftext|>" within a text is plain text
+        # transformers leaves in the file what its last call cut and filled texts to.
+        self._core.no_truncation()
+        self._core.no_padding()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -199,23 +215,24 @@ def _difference(parts: dict[str, Any]) -> str | None:
     """How the tokenizer.json `parts` differs from one of ours; None if it does not."""
     from tokenizers import pre_tokenizers
 
+    model = parts["model"]
     splits = (parts.get("pre_tokenizer") or {}).get("pretokenizers", [])
-    added = [(token["id"], token["content"]) for token in parts.get("added_tokens", [])]
-    model_type = parts["model"].get("type")
-    if model_type != "BPE":
-        return tr("its model is {type}, not BPE", type=model_type)
-    if [split["type"] for split in splits] != ["Split", "ByteLevel"]:
+    added = [
+        (token["id"], token["content"], token["special"]) for token in parts.get("added_tokens", [])
+    ]
+    options = {key: model[key] for key in _MODEL_OPTIONS if model.get(key)}
+    if model.get("type") != "BPE":
+        return tr("its model is {type}, not BPE", type=model.get("type"))
+    if options:
+        return tr("its model has {options}", options=options)
+    if [{**split, **_ANY} for split in splits] != _SPLITS:
         return tr("it does not split text into words and then bytes")
     if splits[0]["pattern"] != {"Regex": SPLIT_PATTERN}:
         return tr("it splits words by a different pattern")
     if (parts.get("normalizer") or {}).get("type") != "NFC":
         return tr("it does not normalize text to NFC")
-    if added != [(EOT_ID, EOT)]:
-        return tr(
-            "its special tokens are {tokens}, not {expected}",
-            tokens=added,
-            expected=[(EOT_ID, EOT)],
-        )
+    if added != _ADDED:
+        return tr("its special tokens are {tokens}, not {expected}", tokens=added, expected=_ADDED)
     if not set(pre_tokenizers.ByteLevel.alphabet()) <= set(parts["model"]["vocab"]):
         return tr("it lacks some of the 256 bytes")
     return None

@@ -49,7 +49,11 @@ def suite_rows(results: Mapping[str, Any]) -> list[Row]:
     for key, name, form in (
         ("known_words", tr("samples: words that exist"), "{:.1%}"),
         ("distinct_4", tr("samples: distinct runs of four words"), "{:.1%}"),
-        ("median_longest", tr("samples: longest stretch of training text, characters"), "{:,.0f}"),
+        (
+            "median_longest",
+            tr("samples: longest stretch of training text, median, characters"),
+            "{:,.0f}",
+        ),
         ("recited", tr("samples: recited text"), "{:.1%}"),
     ):
         value, compared = (

@@ -6,7 +6,9 @@ import random
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_texts import make_texts
@@ -98,21 +100,28 @@ def test_case_is_kept(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("İlqar") != tokenizer.encode("ilqar")
 
 
-def changed(tokenizer: Tokenizer, change: str) -> str:
-    parts = json.loads(tokenizer.to_json())
-    if change == "normalizer":
-        parts["normalizer"] = None
-    elif change == "pattern":
-        parts["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\w+|\W"}
-    elif change == "splits":
-        parts["pre_tokenizer"] = {"type": "Whitespace"}
-    elif change == "special":
-        parts["added_tokens"][0]["content"] = "<s>"
-    elif change == "model":
-        parts["model"] = {"type": "WordLevel", "vocab": {EOT: 0, "a": 1}, "unk_token": "a"}
-    elif change == "bytes":
-        parts["model"] = {**parts["model"], "vocab": {EOT: 0, "a": 1}, "merges": []}
-    return json.dumps(parts)
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "normalizer": lambda parts: parts.update(normalizer=None),
+    "pattern": lambda parts: split(parts, 0).update(pattern={"Regex": r"\w+|\W"}),
+    "splits": lambda parts: parts.update(pre_tokenizer={"type": "Whitespace"}),
+    "behavior": lambda parts: split(parts, 0).update(behavior="MergedWithNext"),
+    "space": lambda parts: split(parts, 1).update(add_prefix_space=True),
+    "digits": lambda parts: parts["pre_tokenizer"]["pretokenizers"].append(
+        {"type": "Digits", "individual_digits": True}
+    ),
+    "special": lambda parts: parts["added_tokens"][0].update(content="<s>"),
+    "plain": lambda parts: parts["added_tokens"][0].update(special=False),
+    "model": lambda parts: parts.update(
+        model={"type": "WordLevel", "vocab": {EOT: 0, "a": 1}, "unk_token": "a"}
+    ),
+    "dropout": lambda parts: parts["model"].update(dropout=0.1),
+    "bytes": lambda parts: parts["model"].update(vocab={EOT: 0, "a": 1}, merges=[]),
+}
+
+
+def split(parts: dict[str, Any], index: int) -> dict[str, Any]:
+    found: dict[str, Any] = parts["pre_tokenizer"]["pretokenizers"][index]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -124,15 +133,36 @@ def changed(tokenizer: Tokenizer, change: str) -> str:
         ("special", "special tokens"),
         ("model", "not BPE"),
         ("bytes", "256 bytes"),
+        ("dropout", "its model has .*dropout"),
+        ("behavior", "words and then bytes"),
+        ("space", "words and then bytes"),
+        ("digits", "words and then bytes"),
+        ("plain", "special tokens"),
     ],
 )
 def test_tokenizers_of_others_are_refused(
     tokenizer: Tokenizer, tmp_path: Path, change: str, message: str
 ) -> None:
-    (tmp_path / "tokenizer.json").write_text(changed(tokenizer, change), encoding="utf-8")
+    parts = json.loads(tokenizer.to_json())
+    CHANGES[change](parts)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
     with pytest.raises(ValueError, match=message) as refusal:
         Tokenizer.from_file(tmp_path)
     assert str(tmp_path) in str(refusal.value)
+
+
+def test_a_file_cuts_and_fills_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Core
+
+    core = Core.from_str(tokenizer.to_json())
+    core.enable_truncation(max_length=4)
+    core.enable_padding(length=9)
+    core.save(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer.from_file(tmp_path)
+    texts = ["Bakı Xəzər dənizinin sahilində yerləşir.", "a"]
+    assert again.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    assert again.encode(texts[0]) == tokenizer.encode(texts[0])
+    assert again.to_json() == tokenizer.to_json()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": {}}'])

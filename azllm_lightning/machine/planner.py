@@ -45,7 +45,10 @@ KEYS = ("format_version", *PARTS)
 LONGEST_REPORT = 1_000_000
 """Bytes: some hundred times those of a check.json."""
 
-MEASURED = ("products", "disk", "data", "steps")
+MEASURED = {
+    "cpu": ("products", "disk", "data", "steps"),
+    "cuda": ("products", "disk", "data", "steps", "compile"),
+}
 MINUTES = 1.0
 """What of a check is measured here, and about how long it may take."""
 
@@ -73,7 +76,7 @@ def make_plan(config: PlanConfig) -> Figures:
     seconds = 3600 * config.hours
     if findings is None:
         findings = _measured(config, choose(task, seconds))
-    task = replace(task, speed=Speed.from_check(findings))
+    task = replace(task, speed=_as_typed(config, Speed.from_check(findings)))
     chosen = choose(task, seconds)
     half = min(choose(task, seconds / 2), chosen, key=lambda each: each.seconds)
     twice = longer(task, seconds, chosen)
@@ -251,13 +254,26 @@ def _divides(run: RunConfig, batch: int) -> bool:
     return micro == "auto" or (is_typed and batch % micro == 0)
 
 
+def _device(config: PlanConfig) -> str:
+    """The type of the device that is measured here."""
+    try:
+        return hardware.resolve_accelerator(config.run.trainer.accelerator)
+    except ValueError:
+        return "cpu"
+
+
+def _as_typed(config: PlanConfig, speed: Speed) -> Speed:
+    """`speed` with the trainer.compile of the run."""
+    setting = config.run.trainer.compile
+    if setting == "auto":
+        return speed
+    return replace(speed, can_compile=bool(setting), always_compiles=bool(setting))
+
+
 def _assumed(config: PlanConfig) -> Speed:
     """The speed of this machine before steps are measured, from its matrix products."""
-    try:
-        device = hardware.resolve_accelerator(config.run.trainer.accelerator)
-    except ValueError:
-        device = "cpu"
-    speed = Speed.assumed(device, num_cores())
+    device = _device(config)
+    speed = _as_typed(config, Speed.assumed(device, num_cores()))
     if config.check is not None:
         return speed
     precision = hardware.resolve_precision(config.run.trainer.precision, device)
@@ -268,7 +284,7 @@ def _assumed(config: PlanConfig) -> Speed:
 def _measured(config: PlanConfig, choice: Choice) -> Figures:
     """A short check of this machine with the model that is likely to be chosen."""
     _announce(tr("measuring this machine for about a minute"))
-    # Compiling would take the minute; what it gains is known.
+    # Compiling the model would take the minute; what it gains is known, where it works.
     overrides = [*overrides_of(config, choice), "trainer.compile=false"]
     check = CheckConfig(
         lang=config.lang,
@@ -277,7 +293,7 @@ def _measured(config: PlanConfig, choice: Choice) -> Figures:
         minutes=MINUTES,
         run=compose(overrides),
     )
-    return Checkup(check, MEASURED).run()
+    return Checkup(check, MEASURED[_device(config)]).run()
 
 
 def _announce(what: str) -> None:

@@ -70,6 +70,8 @@ class Speed:
     write_bytes_per_second: float
     can_compile: bool
     """Whether long runs are compiled."""
+    always_compiles: bool = False
+    """Whether short runs are, too."""
 
     @classmethod
     def assumed(cls, device: str, cores: int) -> Speed:
@@ -107,7 +109,7 @@ class Speed:
 
     def training_seconds(self, shape: GPTConfig, batch: int, micro_batch: int, steps: int) -> float:
         """`steps` steps of `batch` sequences in micro-batches of `micro_batch`, compiled if
-        trainer.compile=auto would.
+        trainer.compile would.
         """
         flops = steps * batch * shape.block_size * shape.flops_per_token()
         is_long = (
@@ -117,7 +119,7 @@ class Speed:
         model = batch * shape.block_size * shape.flops_per_token() / self.flops
         least = micro_batches * shape.n_layer * MICRO_BATCH_SECONDS[self.device]
         optimizer = optimizer_flops(shape, self.device) / self.optimizer_flops
-        if is_long and self.can_compile:
+        if self.always_compiles or (is_long and self.can_compile):
             return COMPILE_SECONDS + steps * (
                 max(model, least) / COMPILED_GAIN[self.device] + optimizer
             )

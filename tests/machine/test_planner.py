@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from azllm_lightning.config.optimizer import MuonConfig
 from azllm_lightning.config.verbs import PlanConfig
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.data.typed import check_typed
+from azllm_lightning.machine.checkup import Checkup
 from azllm_lightning.machine.plan_table import plan_table
 from azllm_lightning.machine.planner import figures, make_plan, overrides_of, task_of
 from azllm_lightning.planning import rule
@@ -25,6 +27,7 @@ from azllm_lightning.planning.choice import VAL_WINDOWS, Choice, Task
 from azllm_lightning.planning.choice import planned as planned_run
 from azllm_lightning.planning.speed import Speed
 from azllm_lightning.planning.survey import Text
+from azllm_lightning.training import hardware
 from azllm_lightning.training.batch import divides_a_step
 
 SKIPPED = {"status": "skipped", "reason": "not asked for", "seconds": 0.0}
@@ -204,6 +207,50 @@ def test_what_is_turned_off_is_not_counted_on(typed: str) -> None:
     settings, choice = chosen(typed)
     assert typed in settings
     assert choice.prediction.val_bpb > chosen()[1].prediction.val_bpb
+
+
+def test_the_time_is_that_of_a_run_with_its_compile(text: Path, check: Path) -> None:
+    """A compiled run is faster, but for the minute that compiling takes."""
+
+    def seconds(compile: str) -> float:
+        typed = ("model=nano", f"trainer.compile={compile}", "hours=100")
+        found: float = plan(text, check, *typed)["plan"]["seconds"]
+        return found
+
+    assert seconds("auto") == seconds("false") < seconds("true"), "a short run"
+    long = Speed.assumed("cuda", 2)
+    shape = compose(["model=course"]).model.for_data(32000, 512, 0)
+
+    def taken(**changes: bool) -> float:
+        return replace(long, **changes).training_seconds(shape, 64, 8, 5000)
+
+    assert taken() == taken(always_compiles=True) < taken(can_compile=False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpu_is_asked_whether_it_compiles(
+    text: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """The gain of a GPU is large, and Windows has no Triton."""
+    parts: list[Sequence[str]] = []
+
+    def run(checkup: Checkup) -> dict[str, Any]:
+        parts.append(checkup.parts)
+        machine = {"device": device, "gpus": [], "cpu_cores": 2, "cpu_model": "CPU"}
+        return {
+            "machine": {**machine, "memory_bytes": 13e9},
+            "products": {},
+            **dict.fromkeys(("disk", "data", "steps"), SKIPPED),
+            "compile": {**SKIPPED, "status": "failed"},
+        }
+
+    monkeypatch.setattr(Checkup, "run", run)
+    monkeypatch.setattr(hardware, "resolve_accelerator", lambda accelerator: device)
+    monkeypatch.setattr(hardware, "resolve_precision", lambda precision, device: "32-true")
+    monkeypatch.setattr(hardware, "matmul_flops", lambda device, precision: 1e12)
+    planned = make_plan(compose([f"data.path={text}"], "plan"))
+    assert ["compile" in each for each in parts] == [device == "cuda"]
+    assert not planned["machine"]["can_compile"]
 
 
 @pytest.fixture

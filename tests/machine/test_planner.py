@@ -221,7 +221,7 @@ def test_the_time_is_that_of_a_run_with_its_compile(text: Path, check: Path) -> 
     long = Speed.assumed("cuda", 2)
     shape = compose(["model=course"]).model.for_data(32000, 512, 0)
 
-    def taken(**changes: bool) -> float:
+    def taken(**changes: Any) -> float:
         return replace(long, **changes).training_seconds(shape, 64, 8, 5000)
 
     assert taken() == taken(always_compiles=True) < taken(can_compile=False)

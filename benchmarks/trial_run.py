@@ -18,7 +18,6 @@ from trial_graph import RecordedUpdate, Update, can_record
 from trial_model import build_model, loss_of, read_weights, taught_loss, write_weights
 from trial_optimizer import Number, TrialOptimizer, groups_of
 from trial_settings import DEFAULTS, Settings
-from trial_swaps import TokenSwaps
 
 from azllm_lightning import compose
 from azllm_lightning.config.schedule import ScheduleConfig
@@ -79,10 +78,6 @@ def trained(s: Settings, settings: Settings, deadline: float) -> Result:
     for step, (first, size) in enumerate(plan):
         length = last_of(s["length_plan"], first / count, s["block"])
         batch = train[first : first + size]
-        if s["swaps"]:
-            probability = s["swaps"] * trainee.factor(first / s["batch"])
-            seed = derived_seed(s["seed"], step, 0, 2)
-            batch = swaps_in(s).swapped(batch, probability, s["swap_order"], seed)
         x = batch[:, :-1].reshape(-1, length)
         y = batch[:, 1:].reshape(-1, length)
         if s["replace"]:
@@ -331,11 +326,6 @@ def replaced(x: Tensor, s: Settings, step: int, progress: float, vocab_size: int
     return torch.where(chosen, others, x)
 
 
-def swaps_in(s: Settings) -> TokenSwaps:
-    """Those of the tokens of the data of a trial."""
-    return _swaps(str(Path(s["data_root"]) / s["data"]), s["block"], s["seed"], s["val_windows"])
-
-
 def start_from_neighbors(net: GPT, train: Tensor, s: Settings) -> None:
     """Initialize the embeddings as the package does, or from the windows of the trial alone."""
     if s["counted"] == "text":
@@ -362,11 +352,6 @@ def opened(folder: str, block: int, seed: int, val_windows: int | None) -> Token
 def affixes_in(folder: str) -> Affixes:
     """Those of the tokens of the data of a folder."""
     return Affixes.of(Tokenizer.from_file(folder))
-
-
-@cache
-def _swaps(folder: str, block: int, seed: int, val_windows: int | None) -> TokenSwaps:
-    return TokenSwaps.of(opened(folder, block, seed, val_windows))
 
 
 @lru_cache(maxsize=64)

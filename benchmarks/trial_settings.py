@@ -24,8 +24,6 @@ DEFAULTS: Settings = {
     "val_every": None,  # steps; None: at the end only
     "replace": 0.0,  # share of the input tokens that are any others
     "replace_end": None,  # that share at the end, which it approaches linearly; None: replace
-    "swaps": 0.0,  # ours: probability at the highest rate that a group of tokens changes places
-    "swap_order": "random",  # shift
     "keep_losses": False,  # all training losses in the result
     # Sizes
     "layers": 4,

@@ -23,6 +23,7 @@ from azllm_lightning.formats.load import first_not_finite, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import (
     BEST,
     LAST,
+    check_readable,
     diverged_path,
     step_files,
     step_path,
@@ -74,7 +75,11 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write `checkpoint` to `path`, completely or not at all."""
+        """Write `checkpoint` to `path`, completely or not at all.
+
+        Raises ValueError if a callback has put something into it that could not be read again.
+        """
+        check_readable(checkpoint)
         target = Path(path)
         started = time.perf_counter()
         self.failed = None
@@ -279,6 +284,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self.every_minutes = every_minutes
         self.stop = stop
         self.io = io
+        self._first_step = 0
         self._saved_step = -1
         self._is_due = False
         """Whether a save waits for a step that changes the weights."""
@@ -312,7 +318,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the resumed step as saved, so that the file it came from is not overwritten."""
         assert isinstance(pl_module, CausalLM)
+        _check_states(trainer)
         pl_module.requests = lambda: self._requests(trainer)
+        self._first_step = trainer.global_step
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._step_started = self._saved_at
@@ -332,6 +340,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
             if trainer.world_size == 1 and self.stop.reason is not None:
                 self._save_and_stop(trainer)
             return
+        if step == self._first_step + 1:
+            _check_states(trainer)
         requests = self._agreed(trainer, pl_module)
         if requests.stop:
             self._save_and_stop(trainer)
@@ -446,6 +456,14 @@ class PeriodicCheckpoint(ModelCheckpoint):
         elapsed = self.every_minutes is not None and since >= 60 * self.every_minutes
         again = self._has_failed and since >= RETRY_SECONDS
         return Requests(stop=self.stop.due(1.5 * seconds), save=elapsed or again)
+
+
+def _check_states(trainer: Trainer) -> None:
+    """Raise ValueError for the state of a callback that could not be read again: before hours are
+    trained, whose first save would find it out.
+    """
+    states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+    check_readable({"callbacks": states})
 
 
 def _was_taken(module: LightningModule) -> bool:

@@ -77,7 +77,8 @@ def _claim_or_reopen(resolved: Resolved) -> Run:
     if earlier is None or not Path(earlier).is_dir():
         return claim(config.run_name, logs)
     run = reopen(Path(earlier))  # its processes ended before they saved anything
-    carry_curve(run.folder, run.folder, -1)
+    with run.released_on_error():
+        carry_curve(run.folder, run.folder, -1)
     return run
 
 

@@ -76,15 +76,14 @@ class Run:
         If this session created it and `failed` before its first step, the folder is removed: there
         is nothing to resume, to look at or to compare.
         """
-        is_untrained = not self.has_trained and not step_files(self.checkpoints)
-        discard = failed and self.is_new and is_untrained
+        may_discard = failed and self.is_new and not self.has_trained
+        discard = may_discard and not step_files(self.checkpoints)
         if self.lock is not None:
             self.lock.release()
         if discard:
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # it has other versions
                 self.folder.parent.rmdir()
-
 
     @contextlib.contextmanager
     def released_on_error(self) -> Iterator[None]:

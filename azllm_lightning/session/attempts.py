@@ -20,6 +20,7 @@ from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import set_aside_after, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
@@ -324,10 +325,23 @@ def _report_stop(
     elif saved:
         log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=saved[0]))
         if parts.trainer.global_step > start.step:
-            parts.summary.write(parts.trainer, parts.module, "stopped")
+            _write_summary(parts, run)
             parts.page.write_last(parts.trainer)
     else:
         log.info(tr("stopped by {reason} before the first step", reason=stopped))
+
+
+def _write_summary(parts: Parts, run: Run) -> None:
+    """Write the summary of a stop; a warning where that is impossible: the state is saved."""
+    try:
+        parts.summary.write(parts.trainer, parts.module, "stopped")
+    except OSError as error:
+        message = tr(
+            "{path} could not be written: {reason}",
+            path=run.folder / "summary.json",
+            reason=system_reason(error),
+        )
+        log.warning(paragraph(message))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -462,7 +462,8 @@ def _check_states(trainer: Trainer) -> None:
     """Raise ValueError for the state of a callback that could not be read again: before hours are
     trained, whose first save would find it out.
     """
-    states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set elsewhere
+    states = {callback.state_key: callback.state_dict() for callback in callbacks}
     check_readable({"callbacks": states})
 
 

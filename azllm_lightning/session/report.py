@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from azllm_lightning.callbacks.gap import Point, gap_text
-from azllm_lightning.callbacks.panels import end_panel
+from azllm_lightning.callbacks.panels import end_panel, longer_command
 from azllm_lightning.callbacks.rules import against_overfitting, more_steps_help
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
@@ -149,7 +149,8 @@ def report(parts: Parts, run: Run, config: RunConfig) -> None:
     is_complete = parts.io.diverged is None and summary.steps == parts.trainer.max_steps
     longer = None
     if is_complete and more_steps_help(validations, parts.diagnosis.present):
-        longer = twice_as_long(config.schedule.branches, summary.steps)
+        steps = twice_as_long(config.schedule.branches, summary.steps)
+        longer = longer_command(run, steps, config.overrides)
     sample = parts.samples.latest if parts.samples is not None else ""
     last = parts.module.last_validation
     better = better_command(parts, config)

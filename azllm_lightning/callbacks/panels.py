@@ -28,6 +28,7 @@ from azllm_lightning.cli.colors import LABEL
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.cli.shell import for_shell
+from azllm_lightning.config.resume import own_entries
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import TrainerConfig
 from azllm_lightning.data.datamodule import TokenDataModule
@@ -230,15 +231,15 @@ def end_panel(
     validations: Sequence[Validation],
     last: Mapping[str, float],
     summary: RunSummary,
-    longer: int | None,
+    longer: str | None,
     better: str | None = None,
     sample: str = "",
     gap: str = "",
 ) -> str:
     """The outcome of a run: its validations, losses by source, what to type next.
 
-    With `longer`, that includes the command that trains it to so many steps; `better` is that of a
-    run that avoids the problem of this one. `sample` is a text by the model. `gap` is what the
+    `longer` is the command that trains it on; `better` is that of a run that avoids the problem of
+    this one. `sample` is a text by the model. `gap` is what the
     gap between the two losses means.
     """
     rows = ["", *table(validations), ""]
@@ -273,7 +274,7 @@ def end_panel(
     export = command("export", [*address, f"out={run.name}_hf"])
     rows.append(verbatim(tr("export"), export))
     if longer is not None:
-        rows.append(verbatim(tr("train longer"), longer_command(run, longer)))
+        rows.append(verbatim(tr("train longer"), longer))
     if better is not None:
         rows.append(verbatim(tr("next time"), better))
     return "\n".join(rows)
@@ -293,10 +294,12 @@ def _best(summary: RunSummary) -> str:
     )
 
 
-def longer_command(run: Run, steps: int) -> str:
-    """The command that extends a finished run to `steps`, its schedule included."""
+def longer_command(run: Run, steps: int, typed: Sequence[str] = ()) -> str:
+    """The command that extends a finished run to `steps`, its schedule included; `typed` is what
+    was typed for it.
+    """
     settings = [f"trainer.max_steps={steps}", f"schedule.total_steps={steps}"]
-    return command("train", [*resume_address_of(run.folder), *settings])
+    return command("train", [*resume_address_of(run.folder), *settings, *own_entries(typed)])
 
 
 def table(validations: Sequence[Validation]) -> list[str]:

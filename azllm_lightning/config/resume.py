@@ -100,6 +100,30 @@ def resumed_language(stored: Mapping[str, Any], typed: RunConfig) -> str:
     return found if found in LANGUAGES else typed.lang
 
 
+def own_entries(overrides: Sequence[str]) -> list[str]:
+    """Those of `overrides` that describe objects of the user's own: a resume has them only if they
+    are typed again.
+    """
+    paths = [parse_override(text).path for text in overrides]
+    described = {
+        path[:2]
+        for text, path in zip(overrides, paths, strict=True)
+        if path[0] in CODE and "_target_" in text
+    }
+    return [text for text, path in zip(overrides, paths, strict=True) if path[:2] in described]
+
+
+def left_out(stored: Mapping[str, Any], resumed: RunConfig) -> list[str]:
+    """The objects of the user's own that the run had, and that were not typed again."""
+    now = resumed.to_mapping()
+    return [
+        f"{group}.{name}"
+        for group in CODE
+        for name, value in stored[group].items()
+        if is_custom(value) and name not in now[group]
+    ]
+
+
 def kept_settings(stored: Mapping[str, Any], typed: RunConfig, resumed: RunConfig) -> list[str]:
     """A message for each group choice in `typed` that leaves settings of the run as they are,
     because they were typed when it was started.
@@ -114,15 +138,19 @@ def _new_choices(stored: Mapping[str, Any], typed: RunConfig) -> NewChoices | No
 
 def _joined(earlier: Iterable[str], typed: Sequence[str], composed: Values) -> list[str]:
     """What was typed for a run, in the order in which it counts: each setting once, and each group
-    choice.
+    choice. The user's own objects are those typed now.
     """
+    earlier = list(earlier)
+    own = own_entries(earlier)
     known = hydra_overrides(typed)
     parsed = map(parse_override, typed)
     again = {override.path for override in parsed if not override.is_group(composed)}
     kept = [
         text
         for text in earlier
-        if hydra_overrides([text])[0] not in known and parse_override(text).path not in again
+        if hydra_overrides([text])[0] not in known
+        and parse_override(text).path not in again
+        and text not in own
     ]
     return [*kept, *typed]
 

@@ -190,9 +190,9 @@ class Lock:
         if self._token is not None:
             self._stop.set()
             _held.discard(self._token)
-            current = _read_marker(self.marker)
-            if current is not None and current.token == self._token:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the disk may be gone
+                current = _read_marker(self.marker)
+                if current is not None and current.token == self._token:
                     self.marker.unlink()
             self._token = None
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import zipfile
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.formats.load import check_finite, read_checkpoint
@@ -21,6 +24,9 @@ log = logging.getLogger(__name__)
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 STEP_NAME = re.compile(r"step_(\d{8,})\.ckpt")
+
+PLAIN = (type(None), bool, int, float, str, Tensor, torch.nn.Parameter)
+"""Types that torch.load reads with weights_only, without a trial."""
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -70,6 +76,49 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
         raise
 
 
+def check_readable(checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first value in `checkpoint` that `read_checkpoint` would refuse, and
+    the whole file with it: callbacks of the user's own bring any.
+    """
+    for place, value in _refused(checkpoint, "checkpoint"):
+        kind = type(value)
+        raise ValueError(
+            tr(
+                "{place} is a {kind}, with which no checkpoint could be read again: a callback may "
+                "save tensors, numbers, text, lists and dicts alone. Convert it in its "
+                "state_dict() or on_save_checkpoint(): float(x), x.tolist(), list(x) or str(x)",
+                place=place,
+                kind=f"{kind.__module__}.{kind.__qualname__}",
+            )
+        )
+
+
+def _refused(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The values within `value`, and their places, that torch.load refuses with weights_only."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        for key, item in value.items():
+            inside = f"{place}[{key!r}]"
+            yield from _refused(key, inside)
+            yield from _refused(item, inside)
+    elif kind in (list, tuple):
+        for number, item in enumerate(value):
+            yield from _refused(item, f"{place}[{number}]")
+    elif kind not in PLAIN and not _can_be_read(value):
+        yield place, value
+
+
+def _can_be_read(value: Any) -> bool:
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # pickling runs the code of any class
+        return False
+    return True
+
+
 def verify(path: Path) -> dict[str, Any]:
     """`read_checkpoint` after checking the CRC-32 of every part of the file, which torch.load
     omits, and that the weights are finite.
@@ -80,7 +129,7 @@ def verify(path: Path) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(path) as file:
                 broken = file.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except Exception as error:  # damaged bytes raise a dozen kinds here, too
             message = tr("{path}: not a complete checkpoint ({reason})", path=path, reason=error)
             raise ValueError(message) from None
         if broken:

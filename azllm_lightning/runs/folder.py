@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,14 +76,23 @@ class Run:
         If this session created it and `failed` before its first step, the folder is removed: there
         is nothing to resume, to look at or to compare.
         """
-        is_untrained = not self.has_trained and not step_files(self.checkpoints)
-        discard = failed and self.is_new and is_untrained
+        may_discard = failed and self.is_new and not self.has_trained
+        discard = may_discard and not step_files(self.checkpoints)
         if self.lock is not None:
             self.lock.release()
         if discard:
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # it has other versions
                 self.folder.parent.rmdir()
+
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """`release` if the block does not come to its end: a notebook lives on after Ctrl+C."""
+        try:
+            yield
+        except BaseException:
+            self.release(failed=True)
+            raise
 
 
 def claim(name: str, logs: Path = LOGS) -> Run:
@@ -112,7 +122,8 @@ def claim(name: str, logs: Path = LOGS) -> Run:
             raise OSError(message) from None
         run = _lock(folder)
         run.is_new = True
-        run.checkpoints.mkdir()
+        with run.released_on_error():
+            run.checkpoints.mkdir()
         return run
 
 
@@ -123,9 +134,10 @@ def reopen(folder: Path) -> Run:
     """
     folder.mkdir(parents=True, exist_ok=True)  # an attempt that failed at once has removed it
     run = _lock(folder)
-    run.checkpoints.mkdir(exist_ok=True)
-    for place in (run.folder, run.config_file.parent, run.checkpoints):
-        sweep(place)
+    with run.released_on_error():
+        run.checkpoints.mkdir(exist_ok=True)
+        for place in (run.folder, run.config_file.parent, run.checkpoints):
+            sweep(place)
     return run
 
 
@@ -159,13 +171,15 @@ def open_for_resume(path: Path, step: int, name: str, logs: Path = LOGS) -> Run:
                 )
             )
         else:
-            carry_curve(run.folder, run.folder, step)
+            with run.released_on_error():
+                carry_curve(run.folder, run.folder, step)
             return run
     run = claim(folder.parent.name if is_version(folder) else name, logs)
-    carry_curve(folder, run.folder, step)
-    _carry_best(real.parent / BEST, run, step)
-    with contextlib.suppress(OSError):  # nobody may read it
-        carry_table(folder / METRICS, run.folder / METRICS, step)
+    with run.released_on_error():
+        carry_curve(folder, run.folder, step)
+        _carry_best(real.parent / BEST, run, step)
+        with contextlib.suppress(OSError):  # nobody may read it
+            carry_table(folder / METRICS, run.folder / METRICS, step)
     return run
 
 

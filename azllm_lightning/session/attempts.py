@@ -20,6 +20,7 @@ from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.memory import is_out_of_memory
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.overrides import command
+from azllm_lightning.cli.system_errors import system_reason
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import set_aside_after, step_files, valid_steps
 from azllm_lightning.runs.curves import carry_curve
@@ -177,9 +178,7 @@ def after_rollback(parts: Parts, start: Start, run: Run, broken: RollBack) -> St
     before = start.step if has_failed else broken.first_step
 
     def choose() -> tuple[int, Path | None]:
-        complete: list[tuple[int, Path | None]] = [
-            found for found in valid_steps(run.checkpoints) if found[0] < broken.last_step
-        ]
+        complete: list[tuple[int, Path | None]] = [*_states_until(broken.last_step - 1, run)]
         earlier = [found for found in complete if found[0] < before]
         # If all are newer, take the oldest: the skipped steps have changed no weights.
         chosen = (earlier or complete[-1:] or [(start.step, start.checkpoint)])[0]
@@ -235,8 +234,7 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
     parts.module.run_config = config.to_yaml()
     if reached > max(start.step, 0) and batch.is_between_steps(parts.trainer, parts.module):
         parts.periodic.save(parts.trainer)
-    newest = (found for found in valid_steps(run.checkpoints) if found[0] <= reached)
-    step, checkpoint = next(newest, (start.step, start.checkpoint))
+    step, checkpoint = next(_states_until(reached, run), (start.step, start.checkpoint))
     # A checkpoint of this session already records what the session resumed from.
     resumed_from = None if step > start.step else start.resumed_from
     carry_curve(run.folder, run.folder, step)
@@ -255,6 +253,28 @@ def after_out_of_memory(parts: Parts, start: Start, run: Run) -> Start:
         resumed_from=resumed_from,
         rolled_back=None,
     )
+
+
+def _states_until(step: int, run: Run) -> Iterator[tuple[int, Path]]:
+    """The complete full states up to `step`, newest first.
+
+    Raises ValueError if there are files of some and none is complete: the run would start again in
+    their place.
+    """
+    until = [found for found in step_files(run.checkpoints) if found[0] <= step]
+    has_complete = False
+    for found in valid_steps(run.checkpoints):
+        if found in until:
+            has_complete = True
+            yield found
+    if until and not has_complete:
+        raise ValueError(
+            tr(
+                "none of the full states in {folder} can be read, and the run would start again "
+                "from its beginning: they stay as they are. Check the disk, then start a new run",
+                folder=run.checkpoints,
+            )
+        )
 
 
 def _at_fault(broken: RollBack, rollbacks: int, good: Path | None) -> str:
@@ -305,10 +325,23 @@ def _report_stop(
     elif saved:
         log.info(tr("stopped by {reason} at step {step:,}, saved", reason=stopped, step=saved[0]))
         if parts.trainer.global_step > start.step:
-            parts.summary.write(parts.trainer, parts.module, "stopped")
+            _write_summary(parts, run)
             parts.page.write_last(parts.trainer)
     else:
         log.info(tr("stopped by {reason} before the first step", reason=stopped))
+
+
+def _write_summary(parts: Parts, run: Run) -> None:
+    """Write the summary of a stop; a warning where that is impossible: the state is saved."""
+    try:
+        parts.summary.write(parts.trainer, parts.module, "stopped")
+    except OSError as error:
+        message = tr(
+            "{path} could not be written: {reason}",
+            path=run.folder / "summary.json",
+            reason=system_reason(error),
+        )
+        log.warning(paragraph(message))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -77,7 +78,8 @@ def _claim_or_reopen(resolved: Resolved) -> Run:
     if earlier is None or not Path(earlier).is_dir():
         return claim(config.run_name, logs)
     run = reopen(Path(earlier))  # its processes ended before they saved anything
-    carry_curve(run.folder, run.folder, -1)
+    with run.released_on_error():
+        carry_curve(run.folder, run.folder, -1)
     return run
 
 
@@ -100,6 +102,25 @@ class EarlyLines(logging.Handler):
         self._records.clear()
 
 
+class LogFile(logging.FileHandler):
+    """A log that ends nothing where it cannot be written: the disk is full, or gone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, if that is possible; opening the file is part of it."""
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing for an error of the system: the terminal has the line, and needs no traceback."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Write what is left, if that is possible."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def _log_file(run: Run, place: Processes) -> Iterator[None]:
     """Write all that the terminal shows except bars, and the error that ends the run, to train.log
@@ -110,7 +131,7 @@ def _log_file(run: Run, place: Processes) -> Iterator[None]:
     name = "train.log" if place.is_first else f"rank_{place.rank}.log"
     handler: logging.Handler = logging.NullHandler()
     if run.folder.is_dir():  # not so on the disk of another machine
-        handler = logging.FileHandler(run.folder / name, encoding="utf-8", errors=NAMES, delay=True)
+        handler = LogFile(run.folder / name, encoding="utf-8", errors=NAMES, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     for early in [found for found in log.handlers if isinstance(found, EarlyLines)]:
         early.hand_over(handler)

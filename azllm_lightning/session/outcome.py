@@ -9,6 +9,7 @@ from typing import Literal
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.effects import typed_keys
+from azllm_lightning.config.resume import own_entries
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import resume_address_of
@@ -48,10 +49,11 @@ def resume_settings(
     """What to type to resume `run` from its newest checkpoint; None if it has none.
 
     A session whose `typed` settings name the checkpoint of step `start`, and which saved nothing
-    newer, has changed nothing: what else was typed is in no checkpoint, so it is typed again.
+    newer, has changed nothing: what else was typed is in no checkpoint, so it is typed again. Nor
+    are the user's own objects in any.
     """
     newest = max((step for step, _ in step_files(run.checkpoints)), default=None)
     is_newer = newest is not None and (start is None or newest > start)
     if start is not None and not is_newer and "ckpt_path" in typed_keys(typed):
         return typed
-    return None if newest is None else resume_address_of(run.folder)
+    return None if newest is None else [*resume_address_of(run.folder), *own_entries(typed)]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from azllm_lightning.callbacks.gap import Point, gap_text
-from azllm_lightning.callbacks.panels import end_panel
+from azllm_lightning.callbacks.panels import end_panel, longer_command
 from azllm_lightning.callbacks.rules import against_overfitting, more_steps_help
 from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import tr
@@ -20,7 +20,7 @@ from azllm_lightning.formats.load import read_checkpoint, stored_config
 from azllm_lightning.runs.folder import Run, relative_to_current
 from azllm_lightning.runs.listing import read_summary
 from azllm_lightning.session.build import Parts
-from azllm_lightning.session.resolve import Resolved
+from azllm_lightning.session.resolve import Resolved, Source
 from azllm_lightning.training.schedule import twice_as_long
 
 log = logging.getLogger("azllm_lightning")
@@ -36,7 +36,8 @@ SESSION = frozenset(("run_name", "ckpt_path", "init_from", "logs_dir", "lang"))
 
 def finished_run(resolved: Resolved, typed: Sequence[str]) -> Path | None:
     """The folder of a run that has reported its end and has no step left, or that early stopping
-    has ended and would end again after what is `typed`; else None.
+    has ended and would end again after what is `typed`, or that was stopped and now has a last step
+    that it has passed; else None.
 
     Its folder then stays as it is: opening it would replace what TensorBoard and summary.json say
     about the sessions that trained it.
@@ -45,12 +46,27 @@ def finished_run(resolved: Resolved, typed: Sequence[str]) -> Path | None:
     if source is None:
         return None
     folder = source.path.resolve().parent.parent
-    summary = read_summary(folder)
-    if (summary.get("status"), summary.get("steps")) != ("done", source.step):
+    if source.step < resolved.config.trainer.max_steps:
+        is_finished = _has_reported(source) and _stops_again(resolved, typed)
+    else:
+        is_finished = _has_reported(source) or _own_last_step(source) is not None
+    return relative_to_current(folder) if is_finished else None
+
+
+def _has_reported(source: Source) -> bool:
+    """Whether a session has ended at the checkpoint, by its last step or early stopping."""
+    summary = read_summary(source.path.resolve().parent.parent)
+    return (summary.get("status"), summary.get("steps")) == ("done", source.step)
+
+
+def _own_last_step(source: Source) -> int | None:
+    """The last step of the run as its checkpoint has it, where that is yet to come; None if it has
+    been reached, and for a file in no run folder.
+    """
+    if source.path.resolve().parent.name != "checkpoints":
         return None
-    if source.step < resolved.config.trainer.max_steps and not _stops_again(resolved, typed):
-        return None
-    return relative_to_current(folder)
+    last_step = int(stored_config(read_checkpoint(source.path))["trainer"]["max_steps"])
+    return last_step if last_step > source.step else None
 
 
 def _stops_again(resolved: Resolved, typed: Sequence[str]) -> bool:
@@ -68,6 +84,17 @@ def warn_that_it_is_finished(resolved: Resolved, folder: Path) -> None:
     assert resolved.source is not None
     step = resolved.source.step
     last_step = resolved.config.trainer.max_steps
+    own_last_step = _own_last_step(resolved.source)
+    if step >= last_step and own_last_step is not None and not _has_reported(resolved.source):
+        message = tr(
+            "trainer.max_steps={last} trains nothing: this run is already at step {step:,}. "
+            "Without that setting it goes on to step {own_last:,}",
+            last=last_step,
+            step=step,
+            own_last=own_last_step,
+        )
+        log.warning(paragraph(message))
+        return
     if step >= last_step:
         warn_that_it_is_done(step, read_summary(folder).get("best_step"))
         return
@@ -122,7 +149,8 @@ def report(parts: Parts, run: Run, config: RunConfig) -> None:
     is_complete = parts.io.diverged is None and summary.steps == parts.trainer.max_steps
     longer = None
     if is_complete and more_steps_help(validations, parts.diagnosis.present):
-        longer = twice_as_long(config.schedule.branches, summary.steps)
+        steps = twice_as_long(config.schedule.branches, summary.steps)
+        longer = longer_command(run, steps, config.overrides)
     sample = parts.samples.latest if parts.samples is not None else ""
     last = parts.module.last_validation
     better = better_command(parts, config)

@@ -18,7 +18,7 @@ from azllm_lightning.callbacks.text import paragraph
 from azllm_lightning.cli.messages import and_then, tr, use_language
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import DATA, TRAIN, ignored_settings, typed_keys
-from azllm_lightning.config.resume import kept_settings, resumed_config, resumed_language
+from azllm_lightning.config.resume import kept_settings, left_out, resumed_config, resumed_language
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import AUTO, AutoChoices, listed_gpus
 from azllm_lightning.data.datamodule import TokenDataModule
@@ -382,6 +382,14 @@ def _resumed(config: RunConfig) -> Located:
     check_not_in_use(path, step)
     resumed = without_old_deadline(resumed_here(stored, config, str(path)), config)
     warn_of_edits(path, stored, resumed.to_mapping(), typed_keys(config.overrides))
+    if missing := left_out(stored, resumed):
+        log.warning(
+            tr(
+                "{entries}: not part of the run from here on, since no checkpoint brings code to "
+                "run; to have it, type it again",
+                entries=", ".join(missing),
+            )
+        )
     ignored = ignored_settings([*TRAIN, *DATA], resumed, config.overrides)
     for message in [*ignored, *kept_settings(stored, config, resumed)]:
         log.warning(message)

@@ -25,9 +25,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported
 
 from azllm_lightning.cli.entrance import EXIT_INTERRUPTED, Resumable
 from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.folder import Run
-from azllm_lightning.session.outcome import Outcome, resume_command
+from azllm_lightning.session.outcome import Outcome, resume_command, resume_settings
 from azllm_lightning.session.resolve import Located
 from azllm_lightning.training.batch import check_devices
 from azllm_lightning.training.stopping import (
@@ -148,10 +149,24 @@ def supervise(config: RunConfig, located: Located, count: int) -> Path:
                 raise KeyboardInterrupt if in_notebook() else SystemExit(EXIT_INTERRUPTED)
             outcomes = group.outcomes()
             notes = {name: text for name in KEPT_NOTES if (text := group.note(name)) is not None}
+        start = located.source.step if located.source is not None else None
         if not any(outcome.kind == "memory" for outcome in outcomes):
-            start = located.source.step if located.source is not None else None
             return _result(outcomes, notes.get("run"), config.overrides, start, group.signal)
+        if group.signal is not None:
+            raise _stopped(notes, config.overrides, start, group.signal)
         attempt += 1
+
+
+def _stopped(
+    notes: dict[str, str], typed: Sequence[str], start: int | None, sent: str
+) -> Stopped | Resumable:
+    """The end of a run that got the signal `sent` while it ran out of memory."""
+    folder = notes.get("run")
+    settings = None if folder is None else resume_settings(Run(Path(folder)), typed, start)
+    if settings is None:
+        return Stopped(sent)
+    smaller = [f"trainer.micro_batch_size={notes['micro_batch_size']}"]
+    return Resumable(command("train", [*settings, *smaller]))
 
 
 def settings_line(config: RunConfig, located: Located | None) -> bytes:

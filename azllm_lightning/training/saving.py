@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from azllm_lightning.formats.load import first_not_finite, read_checkpoint
 from azllm_lightning.runs.checkpoint_files import (
     BEST,
     LAST,
+    check_readable,
     diverged_path,
     step_files,
     step_path,
@@ -70,11 +71,17 @@ class AtomicCheckpointIO(CheckpointIO):
         self.failed: str | None = None
         self.diverged: Path | None = None
         """The file of such a state, if the last save was one."""
+        self._left_out: set[str] = set()
+        """What has been warned of."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write `checkpoint` to `path`, completely or not at all."""
+        """Write `checkpoint` to `path`, completely or not at all.
+
+        What a callback has put into it and could not be read again is left out, with a warning.
+        """
+        checkpoint = self._readable(checkpoint)
         target = Path(path)
         started = time.perf_counter()
         self.failed = None
@@ -97,6 +104,31 @@ class AtomicCheckpointIO(CheckpointIO):
         seconds = time.perf_counter() - started
         self.seconds += seconds
         self.longest = max(self.longest, seconds)
+
+    def _readable(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """`checkpoint` without what would make all of it unreadable."""
+        found = {
+            key: value
+            for key, value in checkpoint.items()
+            if key == "callbacks" or self._is_readable({key: value})
+        }
+        if "callbacks" in found:
+            found["callbacks"] = {
+                key: state
+                for key, state in found["callbacks"].items()
+                if self._is_readable({"callbacks": {key: state}})
+            }
+        return found
+
+    def _is_readable(self, part: dict[str, Any]) -> bool:
+        try:
+            check_readable(part)
+        except ValueError as error:
+            if str(error) not in self._left_out:
+                log.warning(tr("This state is saved without a part: {reason}", reason=error))
+            self._left_out.add(str(error))
+            return False
+        return True
 
     def _set_aside(self, checkpoint: dict[str, Any], target: Path, name: str) -> None:
         """Write a diverged state under its own name, where there is room; only the last is kept."""
@@ -279,6 +311,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
         self.every_minutes = every_minutes
         self.stop = stop
         self.io = io
+        self._first_step = 0
         self._saved_step = -1
         self._is_due = False
         """Whether a save waits for a step that changes the weights."""
@@ -312,7 +345,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the resumed step as saved, so that the file it came from is not overwritten."""
         assert isinstance(pl_module, CausalLM)
+        _check_states(trainer)
         pl_module.requests = lambda: self._requests(trainer)
+        self._first_step = trainer.global_step
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._step_started = self._saved_at
@@ -332,6 +367,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
             if trainer.world_size == 1 and self.stop.reason is not None:
                 self._save_and_stop(trainer)
             return
+        if step == self._first_step + 1:
+            _check_states(trainer)
         requests = self._agreed(trainer, pl_module)
         if requests.stop:
             self._save_and_stop(trainer)
@@ -446,6 +483,15 @@ class PeriodicCheckpoint(ModelCheckpoint):
         elapsed = self.every_minutes is not None and since >= 60 * self.every_minutes
         again = self._has_failed and since >= RETRY_SECONDS
         return Requests(stop=self.stop.due(1.5 * seconds), save=elapsed or again)
+
+
+def _check_states(trainer: Trainer) -> None:
+    """Raise ValueError for the state of a callback that could not be read again: before hours are
+    trained, whose first save would find it out.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set elsewhere
+    states = {callback.state_key: callback.state_dict() for callback in callbacks}
+    check_readable({"callbacks": states})
 
 
 def _was_taken(module: LightningModule) -> bool:

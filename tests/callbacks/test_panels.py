@@ -16,6 +16,7 @@ from azllm_lightning.callbacks.panels import (
     MAX_ROWS,
     checkpoint_bytes,
     end_panel,
+    longer_command,
     sample_line,
     start_panel,
     table,
@@ -298,7 +299,8 @@ def end(
     run: Run = RUN, longer: int | None = 1200, better: str | None = None, **last: float
 ) -> list[str]:
     rows = course(300, [7.6, 0.7, 0.64])
-    return end_panel(run, rows, last, SUMMARY, longer, better, "Bir gün " * 20).splitlines()
+    on = None if longer is None else longer_command(run, longer)
+    return end_panel(run, rows, last, SUMMARY, on, better, "Bir gün " * 20).splitlines()
 
 
 def test_the_end_panel() -> None:

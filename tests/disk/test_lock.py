@@ -215,6 +215,19 @@ def test_the_former_holder_is_warned_and_leaves_the_new_marker(
     assert "vm2" in lock.marker.read_text(encoding="ascii")
 
 
+def test_a_marker_that_cannot_be_read_any_more_is_released_all_the_same(
+    without_flock: Fail, tmp_path: Path
+) -> None:
+    """A release is part of every end, and must not replace its reason."""
+    without_flock(errno.ENOLCK)
+    mine = Lock(tmp_path / ".lock")
+    assert mine.try_acquire() is State.HELD
+    mine.marker.unlink()
+    mine.marker.mkdir()  # as good as an error of the disk
+    mine.release()
+    mine.release()
+
+
 def test_a_wait_is_reported_with_the_way_out(
     without_flock: Fail,
     tmp_path: Path,

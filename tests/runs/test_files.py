@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ from training_runs import (
     wait_for,
 )
 
-from azllm_lightning.formats.load import read_checkpoint
-from azllm_lightning.runs.checkpoint_files import step_files, verify, write_checkpoint
+from azllm_lightning.formats.load import FORMAT, read_checkpoint
+from azllm_lightning.runs.checkpoint_files import is_complete, step_files, verify, write_checkpoint
 from azllm_lightning.runs.folder import claim, find_checkpoint
 from azllm_lightning.training import saving
 
@@ -133,6 +134,24 @@ def test_a_broken_newest_checkpoint_is_reported_in_one_line_and_skipped(
     assert len(lines) == 1
     assert lines[0].endswith("trying the previous one")
     assert_same_end(uninterrupted().folder, folder)
+
+
+def test_a_damaged_directory_of_the_file_is_a_broken_checkpoint_too(tmp_path: Path) -> None:
+    """zipfile has an error of another kind for most of its fields."""
+    path = tmp_path / "step_00000001.ckpt"
+    content = {"format": FORMAT, "tokenizer": "{}"}
+    write_checkpoint({"azllm": content, "state_dict": {"net.weight": torch.ones(4)}}, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        begin = file.start_dir
+    verify(path)
+    refused = 0
+    for position in range(begin, len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        refused += not is_complete(path)
+    assert refused > (len(whole) - begin) / 2
 
 
 def no_space(checkpoint: dict[str, Any], target: Path) -> None:

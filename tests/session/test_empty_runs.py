@@ -14,8 +14,10 @@ from training_runs import Crash, Probe
 
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
+from azllm_lightning.runs import folder as run_folder
 from azllm_lightning.runs.curves import read_scalars
 from azllm_lightning.session.session import run_session
+from azllm_lightning.training.stopping import Stopped
 
 Train = Callable[..., Path]
 
@@ -152,3 +154,26 @@ def test_a_disk_that_fills_up_at_the_start_leaves_no_run(
     with pytest.raises(OSError, match="No space"):
         train_tiny()
     assert not Path("lightning_logs/tiny").exists()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Stopped("Ctrl+C"), OSError(errno.EIO, "I/O")])
+@pytest.mark.parametrize("begin", ["last", "step_00000004.ckpt"], ids=["in place", "fork"])
+def test_a_start_of_a_resume_that_is_interrupted_leaves_no_lock_and_no_new_version(
+    begin: str,
+    end: BaseException | type[BaseException],
+    train_tiny: Train,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process of a notebook goes on, and would keep the run locked."""
+    folder = train_tiny()
+    start = begin if begin == "last" else f"{folder}/checkpoints/{begin}"
+
+    def interrupted(*_: object) -> None:
+        raise end
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "carry_curve", interrupted)
+        with pytest.raises((KeyboardInterrupt, Resumable, OSError)):
+            train_tiny(f"ckpt_path={start}", "trainer.max_steps=9")
+    assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+    assert train_tiny("ckpt_path=last", "trainer.max_steps=9") == folder

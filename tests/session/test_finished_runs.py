@@ -9,13 +9,15 @@ import json
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training_runs import Probe, curve
+from training_runs import Crash, Probe, curve
 
+from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.runs import folder as run_folder
 from azllm_lightning.runs.checkpoint_files import BEST
 from azllm_lightning.training.causal_lm import CausalLM
@@ -96,6 +98,31 @@ def test_a_run_that_early_stopping_ended_is_left_as_it_is(
     assert list(probe.windows) == list(range(steps, 8))
     train_tiny("ckpt_path=last", "callbacks.early_stopping=true", "trainer.max_steps=10")
     assert 8 in probe.windows
+
+
+@pytest.mark.parametrize("end", ["stop", "crash"])
+def test_a_stopped_run_with_a_last_step_that_it_has_passed_is_left_as_it_is(
+    end: str, train_tiny: Train, probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not done, and the next resume without that last step goes on."""
+    if end == "stop":
+        probe.signal(4, signal.SIGTERM)
+    else:
+        probe.crash(5)
+    with pytest.raises((Resumable, Crash)):
+        train_tiny("callbacks.early_stopping=true", "trainer.checkpoint_every_steps=5")
+    folder = Path("lightning_logs/tiny/version_0")
+    before = contents(folder)
+    probe.windows.clear()
+    capsys.readouterr()
+    assert train_tiny("ckpt_path=last", "trainer.max_steps=4") == folder
+    assert contents(folder) == before
+    assert not probe.windows
+    said = " ".join(capsys.readouterr().err.split())
+    assert "trainer.max_steps=4 trains nothing" in said
+    assert "at step 5. Without that setting it goes on to step 8" in said
+    assert train_tiny("ckpt_path=last") == folder
+    assert list(probe.windows) == [5, 6, 7]
 
 
 def test_a_finished_run_that_was_best_long_ago_is_not_advised_to_train_longer(

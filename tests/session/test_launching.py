@@ -282,6 +282,36 @@ def test_what_the_processes_report_is_raised_here(
         )
 
 
+@pytest.mark.thorough
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+@pytest.mark.parametrize("has_saved", [False, True])
+def test_a_stop_while_the_memory_is_full_is_a_stop(
+    has_saved: bool, supervised: Callable[[str], Path], tiny_run: Path
+) -> None:
+    """It would be lost with the processes that got it, as all start again."""
+    code = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if attempt: open('again', 'w').close()\n"
+        "while rank and not os.path.exists('written'): time.sleep(0.01)\n"
+        "if rank: sys.exit(75)\n"
+        "from torch.distributed import TCPStore\n"
+        "store = TCPStore('127.0.0.1', int(os.environ['MASTER_PORT']), is_master=False)\n"
+        f"if {has_saved}: store.set('azllm/run', {str(tiny_run)!r})\n"
+        "store.set('azllm/micro_batch_size', '2')\n"
+        "for number, kind in enumerate(('memory', 'lost')):\n"
+        "    store.set(f'azllm/outcome/{number}', json.dumps({'kind': kind, 'text': ''}))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "open('written', 'w').close()\n"
+        "sys.exit(75)\n"
+    )
+    with pytest.raises(Resumable if has_saved else Stopped) as stop:
+        supervised(code)
+    assert not Path("again").exists()
+    if isinstance(stop.value, Resumable):
+        resume = "run_name=tiny ckpt_path=last trainer.micro_batch_size=2"
+        assert stop.value.command.endswith(resume)
+
+
 # Trainings
 
 

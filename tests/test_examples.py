@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from azllm_lightning.config.compose import compose
+from azllm_lightning.training.batch import check_devices
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SLURM = EXAMPLES / "slurm.sbatch"
@@ -40,6 +41,27 @@ def test_the_settings_of_a_job_file_compose(script: str, tmp_path: Path) -> None
     overrides = settings[1].replace('"run_name=$name"', "run_name=cluster").split()
     config = compose([text for text in overrides if not text.startswith("logs_dir=/runs")])
     assert f"{config.run_name}/version_" in script.replace("$name", "cluster")
+
+
+def test_the_published_commands_divide_a_step_among_their_gpus() -> None:
+    """Settings that compose may still not go together on so many devices."""
+    job = yaml.safe_load(SKYPILOT.read_text(encoding="utf-8"))
+    kinds = [kind.split(":") for kind in job["resources"]["accelerators"]]
+    found = [(skypilot_script(), int(count)) for _, count in kinds]
+    slurm = SLURM.read_text(encoding="utf-8")
+    found.append((slurm, int(re.findall(r"--gpus-per-node=(\d+)", slurm)[0])))
+    for page in sorted((EXAMPLES.parent / "docs").glob("*/several_devices.md")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        (command,) = re.findall(r"^torchrun .*", text, re.MULTILINE)
+        nodes, per_node = map(int, re.findall(r"--(?:nnodes|nproc-per-node)=(\d+)", command))
+        found.append((command, nodes * per_node))
+        typed = re.findall(r"^(.* trainer\.devices=(\d+))", text, re.MULTILINE)
+        found += [(line, int(count)) for line, count in typed]
+    assert len(found) == 7
+    for text, devices in found:
+        typed = re.findall(r"\b(?:experiment|trainer\.micro_batch_size)=\w+", text)
+        assert typed[0] == "experiment=t4"
+        check_devices(compose(typed), devices)
 
 
 def stand_ins(folder: Path, **commands: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from azllm_lightning.callbacks.text import duration
-from azllm_lightning.cli.messages import tr
+from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import as_list
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.verbs import CheckConfig
@@ -36,6 +36,7 @@ from azllm_lightning.machine.sample import Sample, sample, step_seconds
 from azllm_lightning.machine.storage import measure_disk
 from azllm_lightning.runs.model_paths import read_tokenizer
 from azllm_lightning.training import hardware
+from azllm_lightning.training.batch import check_devices
 
 FORMAT_VERSION = 1
 """Increased when a key of check.json changes its meaning or is removed."""
@@ -208,18 +209,25 @@ class Checkup:
     def _steps(self) -> dict[str, Any]:
         if self._experiment is None:
             raise Skipped(tr("there is no data for it"))
+        run = self.config.run
+        devices = hardware.num_devices(run.trainer.devices, self._experiment.device)
+        check_devices(run, devices)
         flops = self._flops(self._experiment)
         left = max(0.0, self.left - STARTUP_SECONDS)
         shares = [SHARE_OF_STEPS * left, 0.9 * left]
         samples = [
-            sample(self.config.run, self._experiment.shape, flops, seconds) for seconds in shares
+            sample(run, self._experiment.shape, flops, seconds, devices) for seconds in shares
         ]
         self._sample = next((found for found in samples if found is not None), None)
         if self._sample is None:
-            needed = 2 * step_seconds(self.config.run, self._experiment.shape, 1, flops)
+            needed = 2 * step_seconds(run, self._experiment.shape, devices, flops)
             raise Skipped(
-                tr(
-                    "two steps of one sequence would take about {duration}: set minutes={minutes}",
+                trn(
+                    "two steps of {count} sequence would take about {duration}: set "
+                    "minutes={minutes}",
+                    "two steps of {count} sequences would take about {duration}: set "
+                    "minutes={minutes}",
+                    devices,
                     duration=duration(needed),
                     minutes=math.ceil(needed / 60) + 2,
                 )
@@ -228,9 +236,9 @@ class Checkup:
             tr(
                 "{steps} steps of {name}, {sequences} x {block_size} tokens each",
                 steps=self._sample.steps,
-                name=self.config.run.run_name,
+                name=run.run_name,
                 sequences=self._sample.sequences,
-                block_size=self.config.run.data.block_size,
+                block_size=run.data.block_size,
             )
         )
         products = self.findings["products"].get("types", {})

@@ -30,20 +30,23 @@ class Sample:
         return self.steps // 2
 
 
-def sample(config: RunConfig, shape: GPTConfig, flops: float, seconds: float) -> Sample | None:
+def sample(
+    config: RunConfig, shape: GPTConfig, flops: float, seconds: float, devices: int = 1
+) -> Sample | None:
     """The largest sample that takes about `seconds` where products run at `flops` FLOP/s.
 
     Steps are left out first, then sequences of a step, since the model keeps its real shape. None
-    if not even two steps of one sequence fit.
+    if not even two steps of one sequence for each of `devices` fit.
     """
-    batch = config.trainer.global_batch_size
+    share = config.trainer.global_batch_size // devices
     most = min(MOST_STEPS, max(2, config.trainer.max_steps - 1))
-    for sequences in reversed(divisors(batch, at_most=batch)):
+    for part in reversed(divisors(share, at_most=share)):
+        sequences = part * devices
         step = step_seconds(config, shape, sequences, flops)
         fitting = min(most, int(seconds / step))
-        if fitting >= (4 if sequences > 1 and most >= 4 else 2):
+        if fitting >= (4 if part > 1 and most >= 4 else 2):
             steps = fitting - fitting % 2
-            return Sample(steps, sequences, _micro_batch(config, sequences), step)
+            return Sample(steps, sequences, _micro_batch(config, part), step)
     return None
 
 
@@ -55,9 +58,11 @@ def step_seconds(config: RunConfig, shape: GPTConfig, sequences: int, flops: flo
     return (model + optimizer) / flops
 
 
-def _micro_batch(config: RunConfig, sequences: int) -> int | None:
-    """The micro-batch of a reduced step; None where that of the run stays."""
+def _micro_batch(config: RunConfig, share: int) -> int | None:
+    """The micro-batch of a reduced step, of which a device takes `share` sequences; None where that
+    of the run stays.
+    """
     micro = config.trainer.micro_batch_size
-    if micro == "auto" or sequences % micro == 0:
+    if micro == "auto" or share % micro == 0:
         return None
-    return max(divisors(sequences, at_most=micro))
+    return max(divisors(share, at_most=micro))

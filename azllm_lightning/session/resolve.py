@@ -176,8 +176,9 @@ def resolve(located: Located, stop: StopRequest, place: Processes) -> Resolved:
         log.info(tr("resuming from {path}, step {step:,}", path=source.path, step=source.step))
     else:
         check_typed(config.data, config.overrides)
-    # Report missing hardware before the data is prepared, which may take long.
+    # What cannot run here is reported before the data is prepared, which may take long.
     device = together(lambda: _device(config, place))
+    together(lambda: batch.check_devices(config, place.size))
     together(lambda: set_deadline(stop, config.trainer.deadline))
     mine: TokenDataModule | None = None
     teachers: Teachers | None = None
@@ -279,9 +280,7 @@ def settled(
     shape = config.model.for_data(tokenizer.vocab_size, config.data.block_size, tokenizer.eot_id)
     steps = config.schedule.total_steps or config.trainer.max_steps
     chosen = config.auto.settings
-    trainer = config.trainer
-    if "micro_batch_size" in chosen and not batch.divides_a_step(trainer, devices):
-        trainer = replace(trainer, micro_batch_size="auto")  # other devices
+    trainer = batch.trainer_for(config, devices)
     precision = hardware.resolve_precision(trainer.precision, device)
     config = replace(
         config,

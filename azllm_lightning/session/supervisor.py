@@ -136,7 +136,7 @@ def supervise(config: RunConfig, located: Located, count: int) -> Path:
     Raises what `train` raises in a single process; Stopped for a signal before anything was saved.
     If a process was killed, that is Resumable.
     """
-    check_devices(located.config.trainer, count)  # before the processes start
+    check_devices(located.config, count)  # before the processes start
     notes = {"started": str(time.time())}
     attempt = 0
     while True:

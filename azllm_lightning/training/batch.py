@@ -69,12 +69,23 @@ def accumulation(config: TrainerConfig, devices: int) -> int:
     return share // micro
 
 
-def check_devices(config: TrainerConfig, devices: int) -> None:
+def trainer_for(config: RunConfig, devices: int) -> TrainerConfig:
+    """The trainer of `config` on `devices`: a micro-batch that `auto` chose for others, and that
+    does not divide a step among these, is chosen again.
+    """
+    trainer = config.trainer
+    if "micro_batch_size" in config.auto.settings and not divides_a_step(trainer, devices):
+        return replace(trainer, micro_batch_size="auto")
+    return trainer
+
+
+def check_devices(config: RunConfig, devices: int) -> None:
     """Raise ValueError if a step cannot be divided among `devices`."""
-    if isinstance(config.micro_batch_size, int):
-        accumulation(config, devices)
+    trainer = trainer_for(config, devices)
+    if trainer.micro_batch_size == "auto":
+        _sequences_per_device(trainer, devices)
     else:
-        _sequences_per_device(config, devices)
+        accumulation(trainer, devices)
 
 
 def check_validation(windows: int, devices: int) -> None:

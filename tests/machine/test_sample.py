@@ -8,6 +8,7 @@ import pytest
 
 from azllm_lightning.config.compose import compose
 from azllm_lightning.machine.sample import MOST_STEPS, Sample, sample, step_seconds
+from azllm_lightning.training.batch import accumulation
 
 T4 = compose(["experiment=t4"])
 SHAPE = T4.model.for_data(32_000, 512, 0)
@@ -37,13 +38,18 @@ def test_steps_are_left_out_first_then_sequences() -> None:
     assert fewer.steps % 2 == 0
 
 
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
 @pytest.mark.parametrize("seconds", [60, 120, 300, 900])
-def test_a_reduced_step_has_a_micro_batch_that_divides_it(seconds: float) -> None:
-    found = taken(100e9, seconds)
-    micro = found.micro_batch_size or T4.trainer.micro_batch_size
-    assert isinstance(micro, int)
-    assert found.sequences % micro == 0
-    assert micro <= 24
+def test_a_reduced_step_can_be_divided_as_a_whole_one_can(seconds: float, devices: int) -> None:
+    run = compose(["experiment=t4", "trainer.micro_batch_size=6"])
+    found = sample(run, SHAPE, 1e12, seconds, devices)
+    assert found is not None
+    trainer = replace(
+        run.trainer,
+        global_batch_size=found.sequences,
+        micro_batch_size=found.micro_batch_size or run.trainer.micro_batch_size,
+    )
+    assert accumulation(run.trainer, devices) >= accumulation(trainer, devices) >= 1
 
 
 def test_what_does_not_fit_is_not_tried() -> None:

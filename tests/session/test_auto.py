@@ -206,6 +206,10 @@ def test_a_compilation_that_nobody_asked_for_is_not_required(
 
 def test_a_micro_batch_that_does_not_divide_a_step_is_chosen_again(tiny: list[str]) -> None:
     """On two devices, each takes 2 of the 4 sequences."""
+    config = compose([*tiny, "trainer.micro_batch_size=4"])
+    batch.check_devices(replace(config, auto=AutoChoices(settings=["micro_batch_size"])), 2)
+    with pytest.raises(ValueError, match="micro_batch_size=4 does not divide"):
+        batch.check_devices(config, 2)
     assert settled_on(tiny, ["micro_batch_size"], devices=2)["micro_batch_size"] == 2
     with pytest.raises(ValueError, match="micro_batch_size=4 does not divide"):
         settled_on(tiny, [], devices=2)

@@ -58,6 +58,18 @@ def test_what_is_missing_is_found_before_the_text_is_prepared(
         run_session(compose(["experiment=debug", setting]))
 
 
+def test_a_step_that_cannot_be_divided_is_found_before_the_text_is_prepared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def prepare(*_: object) -> None:
+        pytest.fail("the text is prepared")
+
+    monkeypatch.setattr("azllm_lightning.session.resolve.prepared_folder", prepare)
+    typed = ["experiment=debug", "trainer.global_batch_size=16", "trainer.micro_batch_size=5"]
+    with pytest.raises(ValueError, match="micro_batch_size=5 does not divide"):
+        run_session(compose(typed))
+
+
 def test_a_crash_in_the_first_step_leaves_no_run_and_no_gap_in_the_numbers(
     train_tiny: Train, probe: Probe
 ) -> None:

@@ -289,12 +289,20 @@ def load_hf(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Any
                 file=HF_CONFIG,
             )
         )
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True
-        )
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
     except Exception as error:  # a dozen kinds, depending on what is missing
+        if "trust_remote_code" in str(error):  # transformers asks for it to be true
+            raise ValueError(
+                tr(
+                    "hf={folder}: this model needs Python code that comes with it, and code from "
+                    "a model folder is never run here; give a model that transformers knows by "
+                    "itself",
+                    folder=folder,
+                )
+            ) from error
         raise ValueError(
             tr(
                 "hf={folder}: transformers cannot load this model ({error})",

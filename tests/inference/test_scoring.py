@@ -287,6 +287,21 @@ def test_a_long_context_is_not_used_in_full(hf_folder: Path) -> None:
     assert hf_scorer(hf_folder, block_size=4000).block_size == 4000
 
 
+def test_code_in_the_folder_is_not_run(hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked about it, either; where transformers knows the model, it is not needed."""
+    path = hf_folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    (hf_folder / "own.py").write_text("raise SystemExit('was run')", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    values["auto_map"] = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert hf_scorer(hf_folder).start == [0]
+    path.write_text(json.dumps({**values, "model_type": "unknown"}), encoding="utf-8")
+    with pytest.raises(ValueError, match="code from a model folder is never run here") as raised:
+        hf_scorer(hf_folder)
+    assert "trust_remote_code" not in str(raised.value)
+
+
 def test_a_folder_that_cannot_be_loaded_is_refused(
     tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

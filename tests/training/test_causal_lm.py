@@ -207,6 +207,24 @@ def test_validate_returns_what_a_validation_logs(data: DataConfig) -> None:
         trainer.test(done.module, datamodule=done.datamodule, verbose=False)
 
 
+def test_a_file_is_validated_with_other_settings_than_it_was_trained_with(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    """Of the data only: the seed, the batch and the mix are those of a training."""
+    done = fit(data, max_steps=2)
+    file = tmp_path / "a.ckpt"
+    done.trainer.save_checkpoint(file, weights_only=True)
+    other = TokenDataModule(replace(data, mix="*: 2"), micro_batch_size=3, seed=4)
+    trainer = done.trainer
+    (found,) = trainer.validate(done.module, datamodule=other, ckpt_path=file, verbose=False)
+    assert found["val_loss"] == pytest.approx(done.module.last_validation["val_loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="the checkpoint has seed=3, this run has seed=4"):
+        trainer.fit(done.module, datamodule=other, ckpt_path=file)
+    text = replace(data, tales_bytes=70_000)
+    with pytest.raises(ValueError, match="trained on different data"):
+        trainer.validate(done.module, datamodule=TokenDataModule(text, 4), ckpt_path=file)
+
+
 def test_a_trainer_that_counts_epochs_is_told_to_count_steps(data: DataConfig) -> None:
     with pytest.raises(ValueError, match=r"give Trainer\(max_steps=\.\.\.\)"):
         fit(data, max_steps=-1, max_epochs=1)

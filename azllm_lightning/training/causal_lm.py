@@ -291,14 +291,20 @@ class CausalLM(LightningModule):
         torch.distributed.all_reduce(values)
         return values
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step and count its loss, before any callback may save the state after it."""
+        super().optimizer_step(*args, **kwargs)
+        report = self.step_report
+        assert report is not None
+        if report.finite:
+            self._train_loss_sum += report.loss
+            self._train_steps += 1
+
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Log a completed optimizer step; after the last one, validate and stop."""
         report = self.step_report
         if report is None:
             return
-        if report.finite:
-            self._train_loss_sum += report.loss
-            self._train_steps += 1
         if self.trainer.global_step >= self.trainer.max_steps:
             # Lightning then validates once more, unless a validation is due anyway.
             self.trainer.should_stop = True

@@ -159,6 +159,9 @@ class TokenDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open shards and tokenizer; raises ValueError if they do not match the manifest."""
+        if self.trainer is not None:
+            # The samplers below divide the windows; Lightning (2.6) would wrap them in its own.
+            self.trainer._accelerator_connector.use_distributed_sampler = False
         if hasattr(self, "folder"):
             return
         folder = prepare(self.config)

@@ -145,7 +145,6 @@ def fit(
         accumulate_grad_batches=accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=1,
-        use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **{**defaults, **settings},
@@ -254,6 +253,15 @@ def test_a_state_that_lightnings_own_callback_saves_continues_the_curves(
     for tag in ("val_loss", "generalization_gap"):
         later = [point for point in whole.log.points[tag] if point[0] >= step]
         assert resumed.log.points[tag] == later
+
+
+def test_a_mac_is_told_to_use_its_cpu(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes its GPU by itself, and would move the sums there after `setup`."""
+    strategy = pl.strategies.SingleDeviceStrategy
+    monkeypatch.setattr(strategy, "root_device", torch.device("mps"))
+    monkeypatch.setattr(pl.accelerators.CPUAccelerator, "setup_device", lambda *_: None)
+    with pytest.raises(ValueError, match=r"no float64.*: give Trainer\(accelerator='cpu'\)"):
+        fit(data)
 
 
 def test_train_loss_is_the_mean_over_the_accumulated_micro_batches(data: DataConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -158,6 +159,9 @@ class TokenDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open shards and tokenizer; raises ValueError if they do not match the manifest."""
+        if self.trainer is not None:
+            # The samplers below divide the windows; Lightning (2.6) would wrap them in its own.
+            self.trainer._accelerator_connector.use_distributed_sampler = False
         if hasattr(self, "folder"):
             return
         folder = prepare(self.config)
@@ -293,8 +297,13 @@ class TokenDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a checkpoint's state; ValueError if this data could not continue it exactly."""
+        """Restore a checkpoint's state; ValueError if this data could not continue it exactly.
+
+        A validation alone needs no more than the same data.
+        """
         self.check_same_data(state_dict["fingerprint"], state_dict.get("validation"))
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
         if state_dict["seed"] != self.seed:
             raise ValueError(
                 tr(

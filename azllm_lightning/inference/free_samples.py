@@ -73,7 +73,8 @@ def own_samples(model: GPT, tokenizer: Tokenizer) -> list[str]:
 
 def hf_length(model: Any, start: list[int]) -> int:
     """MAX_NEW_TOKENS, or as many as the context of a model of transformers has after `start`."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    config = model.config.get_text_config(decoder=True)
+    context = getattr(config, "max_position_embeddings", None)
     return min(MAX_NEW_TOKENS, context - len(start)) if context else MAX_NEW_TOKENS
 
 

@@ -289,12 +289,20 @@ def load_hf(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Any
                 file=HF_CONFIG,
             )
         )
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True
-        )
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
     except Exception as error:  # a dozen kinds, depending on what is missing
+        if "trust_remote_code" in str(error):  # transformers asks for it to be true
+            raise ValueError(
+                tr(
+                    "hf={folder}: this model needs Python code that comes with it, and code from "
+                    "a model folder is never run here; give a model that transformers knows by "
+                    "itself",
+                    folder=folder,
+                )
+            ) from error
         raise ValueError(
             tr(
                 "hf={folder}: transformers cannot load this model ({error})",
@@ -316,7 +324,12 @@ def scorer_of(
     Raises ValueError if `block_size` is above the model's, or if the bytes that are not scored
     cannot be counted.
     """
-    known = (tokenizer.bos_token_id, tokenizer.cls_token_id, model.config.bos_token_id)
+    config = model.config.get_text_config(decoder=True)  # a part of it, if the model sees images
+    known = (
+        tokenizer.bos_token_id,
+        tokenizer.cls_token_id,
+        getattr(config, "bos_token_id", None),
+    )
     start_id = next((token for token in known if token is not None), None)
     if start_id is None and not tokenizer.is_fast:
         raise ValueError(
@@ -357,7 +370,7 @@ def scorer_of(
         unscored_bytes=first_bytes if start_id is None else lambda text: 0,
         unknown_id=tokenizer.unk_token_id,
         vocab_size=tokenizer.vocab_size,
-        block_size=_block_size(block_size, getattr(model.config, "max_position_embeddings", None)),
+        block_size=_block_size(block_size, getattr(config, "max_position_embeddings", None)),
         device=model.device,
     )
 

@@ -15,7 +15,7 @@ from azllm_lightning.config.local_paths import escape_surrogates
 from azllm_lightning.disk.sync import sync, sync_folder
 
 LEFTOVER = re.compile(
-    r"\.(?P<name>.+\.(?:ckpt|json|yaml|html|md)|tracking_id|events\.out\.tfevents\..+?)"
+    r"\.(?P<name>.+\.(?:ckpt|json|yaml|html|md|csv)|tracking_id|events\.out\.tfevents\..+?)"
     r"(?P<aside>\.old)?\.\d+\.tmp"
 )
 """The names of temporary files of `replacing` in a run folder."""

@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+from azllm_lightning.runs.atomic import write_text
+
 
 def table_rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """The complete rows of a table, and their steps: a kill or a power cut may have cut one off."""
@@ -23,12 +25,19 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
         yield step, values
 
 
-def carry_table(source: Path, target: Path, last_step: int) -> None:
-    """Copy the rows of the table `source` up to `last_step` to `target`, if there are any."""
+def carry_table(source: Path, target: Path, last_step: int) -> list[str]:
+    """Let `target` be the rows of the table `source` up to `last_step`; returns its columns.
+
+    It is written completely or not at all; if there are no such rows, there is no file.
+    """
     rows = [{"step": step, **row} for step, row in table_rows(source) if step <= last_step]
+    columns = sorted({key for row in rows for key in row})
     if not rows:
-        return
-    with target.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
-        writer.writeheader()
-        writer.writerows(rows)
+        target.unlink(missing_ok=True)
+        return columns
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(target, text.getvalue())
+    return columns

@@ -175,7 +175,6 @@ def _trainer(
                 # Lightning (2.6) would ask SLURM, which knows nothing of `resolved.place`.
                 TorchElasticEnvironment() if resolved.devices > 1 else LightningEnvironment(),
             ],
-            use_distributed_sampler=False,  # the project's own sampler distributes the windows
             deterministic=settings.deterministic or None,
             enable_progress_bar=False,
             enable_model_summary=False,

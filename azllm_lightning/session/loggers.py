@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from azllm_lightning.cli.messages import tr
@@ -29,15 +30,12 @@ from azllm_lightning.runs.atomic import write_text
 from azllm_lightning.runs.event_file import CurveWriter
 from azllm_lightning.runs.folder import Run
 from azllm_lightning.runs.paths import METRICS
-from azllm_lightning.runs.table import table_rows
+from azllm_lightning.runs.table import carry_table
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
-
-EARLIER = "metrics_earlier.csv"
-"""metrics.csv of earlier sessions, until the session has written it again."""
 
 TRACKING_ID = "tracking_id"
 """The file with the name of a run at the trackers, which are shared by many machines."""
@@ -53,10 +51,7 @@ def loggers(config: LoggerConfig, run: Run, first_step: int, is_first: bool) -> 
     if config.tensorboard:
         found.append(CurveLogger(run.logs, name=run.name, version=version, default_hp_metric=False))
     if config.csv:
-        table = TableLogger(run.logs, name=run.name, version=version)
-        if is_first:
-            continue_table(table, run.folder, first_step)
-        found.append(table)
+        found.append(TableLogger(run.logs, run.name, version, first_step))
     if config.wandb is not None:
         found.append(_wandb(config.wandb, run, is_first))
     if config.trackio is not None:
@@ -84,17 +79,41 @@ class CurveLogger(TensorBoardLogger):
             super().save()
 
 
+class TableWriter(ExperimentWriter):
+    """Lightning's writer of metrics.csv (2.6), which would delete that of earlier sessions."""
+
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+
 class TableLogger(CSVLogger):
-    """Lightning's metrics.csv, whose rows may be written later if that is impossible now: the disk
-    is full, or on Windows a spreadsheet has it open.
+    """Lightning's metrics.csv after the rows of earlier sessions up to `last_step`.
+
+    All is written later if that is impossible now: the disk is full, or on Windows a spreadsheet
+    has the file open.
     """
 
-    _has_failed = False
+    def __init__(self, save_dir: Path, name: str, version: str, last_step: int = -1) -> None:
+        super().__init__(save_dir, name, version)
+        self._last_step = last_step
+        self._has_begun = False
+        self._has_failed = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> TableWriter:
+        """The rows to be written."""
+        if self._experiment is None:
+            self._experiment = TableWriter(self.log_dir)
+        return self._experiment  # type: ignore[return-value]
 
     @rank_zero_only
     def save(self) -> None:
         """Write the rows; a warning if that is impossible now."""
+        path = Path(self.log_dir) / METRICS
         try:
+            if not self._has_begun:
+                self._begin(path)
             super().save()
             self._has_failed = False
         except OSError as error:
@@ -104,10 +123,17 @@ class TableLogger(CSVLogger):
             message = tr(
                 "{file} could not be written: {reason}. Training continues, and the next save "
                 "tries again",
-                file=Path(self.log_dir) / METRICS,
+                file=path,
                 reason=system_reason(error),
             )
             log.warning(message)
+
+    def _begin(self, path: Path) -> None:
+        if path.is_file():
+            with path.open("r+b"):  # fails at once, where a rename would be tried several times
+                pass
+            self.experiment.metrics_keys = carry_table(path, path, self._last_step)
+        self._has_begun = True
 
 
 def tracker(name: str, project: str) -> Any:
@@ -118,25 +144,6 @@ def tracker(name: str, project: str) -> Any:
         raise ValueError(
             tr("logger.{name}={project}: {problem}", name=name, project=project, problem=error)
         ) from None
-
-
-def continue_table(table: CSVLogger, folder: Path, last_step: int) -> None:
-    """Keep the rows of metrics.csv up to `last_step`, which CSVLogger (2.6) would delete.
-
-    They are in EARLIER until they are written again, so that a session that is killed loses none.
-    """
-    path = folder / METRICS
-    earlier = folder / EARLIER
-    if path.is_file() and not earlier.is_file():
-        path.rename(earlier)
-    rows = [(step, values) for step, values in table_rows(earlier) if step <= last_step]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-        writer = table.experiment
-    for step, values in rows:
-        writer.log_metrics(values, step)
-    writer.save()
-    earlier.unlink(missing_ok=True)
 
 
 def _tracking_id(folder: Path, is_first: bool) -> str:

@@ -32,7 +32,7 @@ from azllm_lightning.model.gpt import GPT
 from azllm_lightning.runs.model_paths import read_model
 from azllm_lightning.training.branches import Branches
 from azllm_lightning.training.compiled import uncompiled
-from azllm_lightning.training.hardware import muon_dtype
+from azllm_lightning.training.hardware import check_trainer, muon_dtype
 from azllm_lightning.training.induction import induction_heads
 from azllm_lightning.training.loops import canonical_loops
 from azllm_lightning.training.metrics import TokenLoss, perplexity
@@ -79,9 +79,9 @@ class CausalLM(LightningModule):
 
     Hyperparameters are plain types, so that checkpoints load with `weights_only=True`. Dropout is
     seeded by (seed, step, micro-batch, rank), so that no RNG state has to be saved. Also works
-    under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`; all weights are then
-    random, unless `start_from_neighbors` and `start_with_induction` are called. Its `validate`
-    returns what a validation logs.
+    under a plain `lightning.Trainer(max_steps=...)` with a `TokenDataModule`, on several devices
+    with `strategy="ddp"`; all weights are then random, unless `start_from_neighbors` and
+    `start_with_induction` are called. Its `validate` returns what a validation logs.
     """
 
     def __init__(
@@ -153,8 +153,9 @@ class CausalLM(LightningModule):
         """Read from the data the UTF-8 bytes of each token and the sources of the validation set.
 
         Raises ValueError if the tokenizer does not fit the model, and under a plain Trainer for
-        `test` and for a training without a number of steps.
+        `test`, for a training without a number of steps, and for devices that do not fit.
         """
+        check_trainer(self.trainer)
         if stage == TrainerFn.TESTING:
             raise ValueError(
                 tr("there is no test set beside the validation set: use Trainer.validate")
@@ -291,14 +292,20 @@ class CausalLM(LightningModule):
         torch.distributed.all_reduce(values)
         return values
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step and count its loss, before any callback may save the state after it."""
+        super().optimizer_step(*args, **kwargs)
+        report = self.step_report
+        assert report is not None
+        if report.finite:
+            self._train_loss_sum += report.loss
+            self._train_steps += 1
+
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Log a completed optimizer step; after the last one, validate and stop."""
         report = self.step_report
         if report is None:
             return
-        if report.finite:
-            self._train_loss_sum += report.loss
-            self._train_steps += 1
         if self.trainer.global_step >= self.trainer.max_steps:
             # Lightning then validates once more, unless a validation is due anyway.
             self.trainer.should_stop = True

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import precision as plugins
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import DDPStrategy
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.trainer import listed_gpus
@@ -202,12 +204,32 @@ def ddp_settings() -> dict[str, Any]:
     """The arguments of DistributedDataParallel that keep it from syncing buffers before each
     forward pass.
 
-    The rotary tables are the same everywhere; syncing them would hang a validation with unequal
-    numbers of batches. torch 2.13 has renamed the argument, and warns of the old name.
+    The rotary tables are the same everywhere, and syncing them takes time. torch 2.13 has renamed
+    the argument, and warns of the old name.
     """
     names = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
     renamed = "forward_sync_buffers" in names
     return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Raise ValueError for a device or a strategy of Lightning that `CausalLM` cannot use."""
+    strategy = trainer.strategy
+    if strategy.root_device.type == "mps":
+        raise ValueError(
+            tr(
+                "the GPU of a Mac (MPS) has no float64, in which losses are summed: give "
+                "Trainer(accelerator='cpu')"
+            )
+        )
+    if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+        raise ValueError(
+            tr(
+                "on several devices each must have the whole model, which {strategy} divides: give "
+                "Trainer(strategy='ddp')",
+                strategy=type(strategy).__name__,
+            )
+        )
 
 
 def device_name(device: str) -> str:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from sample_texts import make_texts
 from torch import Tensor
 
@@ -41,7 +42,10 @@ def opened(
     defaults = {"global_step": 0, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1}
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
-        strategy=strategy, datamodule=module, **{**defaults, **trainer}
+        strategy=strategy,
+        datamodule=module,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        **{**defaults, **trainer},
     )
     return module
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from azllm_lightning.data.tokenizer import Tokenizer
 from azllm_lightning.formats.huggingface import write_hf
-from azllm_lightning.inference import scoring
+from azllm_lightning.inference import free_samples, scoring
+from azllm_lightning.inference.free_samples import hf_length, hf_samples
 from azllm_lightning.inference.scoring import (
     MAX_BLOCK_SIZE,
     Score,
@@ -248,12 +249,57 @@ def test_without_a_start_token_the_first_token_and_its_bytes_are_left_out(
     assert found.nll == pytest.approx(float(nll.sum()), rel=1e-5)
 
 
+def test_a_model_that_sees_images_too(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration has that of the text in a part of its own."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    text = {"vocab_size": 300, "max_position_embeddings": 48, "bos_token_id": 7}
+    vision = {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config={**size, **heads, **text},
+        vision_config={**size, **vision},
+        mm_tokens_per_image=4,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokenizer.to_json(), encoding="utf-8")
+    PreTrainedTokenizerFast(tokenizer_file=str(file)).save_pretrained(tmp_path)
+    model, its_tokenizer = load_hf(tmp_path)
+    assert type(model) is Gemma3ForConditionalGeneration
+    scorer = scorer_of(model, its_tokenizer, tmp_path)
+    assert (scorer.start, scorer.block_size) == ([7], 48)
+    (one,) = score(scorer, TEXTS[:1])
+    assert one.nll / one.scored_tokens == pytest.approx(math.log(300), abs=1)
+    assert hf_length(model, scorer.start) == 47
+    monkeypatch.setattr(free_samples, "NUM_SAMPLES", 2)
+    assert len(set(hf_samples(model, its_tokenizer, scorer.start, 8))) == 2
+
+
 def test_a_long_context_is_not_used_in_full(hf_folder: Path) -> None:
     path = hf_folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**values, "max_position_embeddings": 40_960}), encoding="utf-8")
     assert hf_scorer(hf_folder).block_size == MAX_BLOCK_SIZE
     assert hf_scorer(hf_folder, block_size=4000).block_size == 4000
+
+
+def test_code_in_the_folder_is_not_run(hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked about it, either; where transformers knows the model, it is not needed."""
+    path = hf_folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    (hf_folder / "own.py").write_text("raise SystemExit('was run')", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    values["auto_map"] = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert hf_scorer(hf_folder).start == [0]
+    path.write_text(json.dumps({**values, "model_type": "unknown"}), encoding="utf-8")
+    with pytest.raises(ValueError, match="code from a model folder is never run here") as raised:
+        hf_scorer(hf_folder)
+    assert "trust_remote_code" not in str(raised.value)
 
 
 def test_a_folder_that_cannot_be_loaded_is_refused(

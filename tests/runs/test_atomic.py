@@ -136,6 +136,7 @@ def test_only_our_own_leftovers_are_swept(tmp_path: Path) -> None:
         ".step_00000004.ckpt.old.7.tmp",
         ".config.yaml.1.tmp",
         ".suite.md.1.tmp",
+        ".metrics.csv.1.tmp",
         ".events.out.tfevents.17.host.3.0.99.tmp",
     ]
     theirs = [

@@ -14,19 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger
 from training_runs import tiny_overrides
 
 from azllm_lightning.cli.entrance import Resumable
 from azllm_lightning.config.compose import compose
+from azllm_lightning.runs import atomic
 from azllm_lightning.runs.curves import read_scalars
 from azllm_lightning.session.build import check_optional
 from azllm_lightning.session.loggers import (
-    EARLIER,
     METRICS,
     TableLogger,
     close_trackers,
-    continue_table,
     tracker,
 )
 
@@ -53,7 +51,6 @@ def test_a_table_keeps_the_curve_of_a_resumed_run_without_doubled_steps(
         expected = [(step, pytest.approx(value)) for step, value in scalars[tag].items()]
         assert points(folder, tag) == expected
     assert [step for step, _ in points(folder, "val_loss")] == [0, 4, 8]
-    assert not (folder / EARLIER).exists()
     fork = train_tiny(f"ckpt_path={folder}/checkpoints/step_00000006.ckpt")
     assert fork != folder
     assert [step for step, _ in points(fork, "val_loss")] == [0, 4, 8]
@@ -69,25 +66,19 @@ def test_a_fork_without_a_table_of_its_own_has_no_later_rows(train_tiny: Train) 
     assert points(fork, "val_loss") == [(4, 4.75)]
 
 
-def test_a_session_that_is_killed_while_it_starts_loses_no_row(tmp_path: Path) -> None:
-    run = tmp_path / "a" / "version_0"
+def table_of(folder: Path, rows: str) -> Path:
+    """The folder of a run that has this table."""
+    run = folder / "a" / "version_0"
     run.mkdir(parents=True)
-    rows = "lr,step,train_loss\n0.1,1,5.0\n0.1,2,4.0\n0.1,3,3.0\n"
-    (run / EARLIER).write_text(rows, encoding="utf-8")  # killed before the table was written again
-    (run / METRICS).write_text("lr,step\n", encoding="utf-8")
-    continue_table(CSVLogger(tmp_path, "a", "version_0"), run, 2)
-    assert points(run, "train_loss") == [(1, 5.0), (2, 4.0)]
-    assert [path.name for path in run.iterdir()] == [METRICS]
+    (run / METRICS).write_text(rows, encoding="utf-8", newline="")
+    return run
 
 
 @pytest.mark.parametrize("end", ["0.1,3", "0.1,3,", "0.1", "0.1,3,3.", "\0\0\0", "0.1,3,3.0\0\0"])
 def test_a_row_that_a_kill_or_a_power_cut_has_cut_off(end: str, tmp_path: Path) -> None:
     """It is lost, as the step will be trained again."""
-    run = tmp_path / "a" / "version_0"
-    run.mkdir(parents=True)
-    rows = "lr,step,train_loss\n0.1,1,5.0\n0.1,2,4.0\n"
-    (run / METRICS).write_text(rows + end, encoding="utf-8", newline="")
-    continue_table(CSVLogger(tmp_path, "a", "version_0"), run, 3)
+    run = table_of(tmp_path, "lr,step,train_loss\n0.1,1,5.0\n0.1,2,4.0\n" + end)
+    TableLogger(tmp_path, "a", "version_0", 3).save()
     assert points(run, "train_loss") == [(1, 5.0), (2, 4.0)]
 
 
@@ -109,6 +100,40 @@ def test_a_table_that_is_open_in_another_program_is_written_later(
             table.save()
     table.finalize("success")
     assert points(tmp_path / "a" / "version_0", "loss") == [(0, 1.0), (1, 2.0), (2, 2.0)]
+    assert caplog.text.count("the next save tries again") == 1
+
+
+@pytest.mark.parametrize("refused", ["open", "replace"])
+def test_a_table_that_is_open_at_the_start_of_a_session_continues_later(
+    refused: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Until then it stays as it is; a kill in the middle loses no row."""
+    run = table_of(tmp_path, "lr,step,loss\n0.1,1,5.0\n0.1,2,4.0\n0.1,3,3.0\n")
+    before = (run / METRICS).read_bytes()
+    original = getattr(Path, refused)
+
+    def refuse(path: Path, *args: Any, **settings: Any) -> Any:
+        if METRICS in path.name and args:  # to write it, or to replace it
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return original(path, *args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, refused, refuse)
+        patch.setattr(Path, "rename", refuse)
+        patch.setattr(atomic, "RETRY_SECONDS", (0,))
+        table = TableLogger(tmp_path, "a", "version_0", 2)
+        for step in (3, 4):
+            table.log_metrics({"loss": 2.0, "val_loss": 1.0}, step)
+            table.save()
+        assert (run / METRICS).read_bytes() == before
+    table.log_metrics({"loss": 1.0}, 5)
+    table.finalize("success")
+    assert points(run, "loss") == [(1, 5.0), (2, 4.0), (3, 2.0), (4, 2.0), (5, 1.0)]
+    assert points(run, "lr") == [(1, 0.1), (2, 0.1)]
+    assert [path.name for path in run.iterdir() if path.suffix != ".yaml"] == [METRICS]
     assert caplog.text.count("the next save tries again") == 1
 
 

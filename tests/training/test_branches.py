@@ -356,7 +356,6 @@ def plain(settings: list[str]) -> tuple[CausalLM, TokenDataModule, pl.Trainer]:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        use_distributed_sampler=False,
     )
     return module, data, trainer
 

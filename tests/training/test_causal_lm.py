@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from azllm_lightning.config.compose import compose
@@ -111,6 +112,7 @@ def fit(
     accumulate: int = 1,
     dropout: float = 0.0,
     optimizer: OptimizerConfig = ADAMW,
+    ckpt_path: Path | None = None,
     **settings: Any,
 ) -> Fit:
     """Train a model of 20 k parameters under a plain Trainer; `settings` are the Trainer's."""
@@ -134,6 +136,7 @@ def fit(
         "num_sanity_val_steps": -1,
         "gradient_clip_val": 1.0,
         "val_check_interval": accumulate,
+        "enable_checkpointing": False,
     }
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -142,13 +145,11 @@ def fit(
         accumulate_grad_batches=accumulate,
         check_val_every_n_epoch=None,
         log_every_n_steps=1,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **{**defaults, **settings},
     )
-    trainer.fit(module, datamodule=datamodule)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path)
     return Fit(trainer, module, datamodule, log, watch)
 
 
@@ -207,9 +208,60 @@ def test_validate_returns_what_a_validation_logs(data: DataConfig) -> None:
         trainer.test(done.module, datamodule=done.datamodule, verbose=False)
 
 
+def test_a_file_is_validated_with_other_settings_than_it_was_trained_with(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    """Of the data only: the seed, the batch and the mix are those of a training."""
+    done = fit(data, max_steps=2)
+    file = tmp_path / "a.ckpt"
+    done.trainer.save_checkpoint(file, weights_only=True)
+    other = TokenDataModule(replace(data, mix="*: 2"), micro_batch_size=3, seed=4)
+    trainer = done.trainer
+    (found,) = trainer.validate(done.module, datamodule=other, ckpt_path=file, verbose=False)
+    assert found["val_loss"] == pytest.approx(done.module.last_validation["val_loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="the checkpoint has seed=3, this run has seed=4"):
+        trainer.fit(done.module, datamodule=other, ckpt_path=file)
+    text = replace(data, tales_bytes=70_000)
+    with pytest.raises(ValueError, match="trained on different data"):
+        trainer.validate(done.module, datamodule=TokenDataModule(text, 4), ckpt_path=file)
+
+
 def test_a_trainer_that_counts_epochs_is_told_to_count_steps(data: DataConfig) -> None:
     with pytest.raises(ValueError, match=r"give Trainer\(max_steps=\.\.\.\)"):
         fit(data, max_steps=-1, max_epochs=1)
+
+
+@pytest.mark.parametrize(("step", "accumulate"), [(2, 1), (4, 1), (5, 1), (5, 4)])
+def test_a_state_that_lightnings_own_callback_saves_continues_the_curves(
+    step: int, accumulate: int, data: DataConfig, tmp_path: Path
+) -> None:
+    """It saves at the end of a batch, before the module's own hook; after step 4 a validation
+    comes.
+    """
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1)
+    settings: dict[str, Any] = {
+        "micro_batch": 4 // accumulate,
+        "accumulate": accumulate,
+        "val_check_interval": 4 * accumulate,
+        "max_steps": 9,
+    }
+    whole = fit(data, saving, enable_checkpointing=True, **settings)
+    resumed = fit(data, ckpt_path=tmp_path / f"step={step}.ckpt", **settings)
+    assert torch.equal(resumed.weights, whole.weights)
+    for tag in ("train_loss", "lr"):
+        assert resumed.log.points[tag] == whole.log.points[tag][step:]
+    for tag in ("val_loss", "generalization_gap"):
+        later = [point for point in whole.log.points[tag] if point[0] >= step]
+        assert resumed.log.points[tag] == later
+
+
+def test_a_mac_is_told_to_use_its_cpu(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes its GPU by itself, and would move the sums there after `setup`."""
+    strategy = pl.strategies.SingleDeviceStrategy
+    monkeypatch.setattr(strategy, "root_device", torch.device("mps"))
+    monkeypatch.setattr(pl.accelerators.CPUAccelerator, "setup_device", lambda *_: None)
+    with pytest.raises(ValueError, match=r"no float64.*: give Trainer\(accelerator='cpu'\)"):
+        fit(data)
 
 
 def test_train_loss_is_the_mean_over_the_accumulated_micro_batches(data: DataConfig) -> None:

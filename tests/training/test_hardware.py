@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.run import RunConfig
@@ -290,6 +291,17 @@ def test_buffers_are_not_synced_and_torch_warns_of_nothing(tmp_path: Path) -> No
         assert not net.will_sync_module_buffers()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_strategy_that_divides_the_model_is_refused() -> None:
+    """The gradient norm, which each process decides by, would be that of its part."""
+    device = torch.device("cuda")
+    ddp = DDPStrategy(parallel_devices=[device])
+    other = SimpleNamespace(root_device=device)
+    for strategy, processes in ((ddp, 2), (other, 1)):
+        hardware.check_trainer(SimpleNamespace(strategy=strategy, world_size=processes))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"SimpleNamespace divides.*strategy='ddp'"):
+        hardware.check_trainer(SimpleNamespace(strategy=other, world_size=2))  # type: ignore[arg-type]
 
 
 def compiles(monkeypatch: pytest.MonkeyPatch, failure: str = "") -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +12,34 @@ import pytest
 from training_runs import add_callback, start
 
 from azllm_lightning.runs.checkpoint_files import step_files
+
+PLAIN = """
+import json, sys
+import lightning.pytorch as pl
+from azllm_lightning import CausalLM, TokenDataModule, compose
+
+def main(devices, *typed):
+    config = compose(typed)
+    data = TokenDataModule(config.data, 4 // devices, config.seed)
+    data.prepare_data()
+    data.setup()
+    tokenizer = data.tokenizer
+    shape = config.model.for_data(tokenizer.vocab_size, config.data.block_size, tokenizer.eot_id)
+    module = CausalLM(shape, config.optimizer, config.schedule, config.seed)
+    trainer = pl.Trainer(
+        max_steps=5, val_check_interval=2, check_val_every_n_epoch=None, accelerator="cpu",
+        devices=devices, enable_progress_bar=False, logger=False, enable_checkpointing=False,
+    )
+    trainer.fit(module, datamodule=data)
+    fitted = float(trainer.callback_metrics["train_loss"]), module.last_validation
+    validated = trainer.validate(module, datamodule=data, verbose=False)
+    if trainer.is_global_zero:
+        with open(f"{devices}.json", "w") as file:
+            json.dump([*fitted, *validated], file)
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
+"""
 
 DEVICES = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.micro_batch_size=1"]
 
@@ -63,3 +93,23 @@ def test_a_stop_during_a_validation_waits_for_the_next_step(
     checkpoints = tmp_path / "lightning_logs/tiny/version_0/checkpoints"
     assert step_files(checkpoints)[0][0] == saved, output
     assert ("resume: python -m" in output) == (code == 75)
+
+
+@pytest.mark.thorough
+def test_two_processes_of_a_plain_trainer_have_the_losses_of_one(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    """Lightning would wrap the samplers; the processes have different numbers of windows."""
+    script = tmp_path / "plain.py"
+    script.write_text(PLAIN, encoding="utf-8")
+    found = []
+    for devices in ("1", "2"):
+        command = [sys.executable, str(script), devices, *tiny]
+        typed = ["data.val_windows=9", "model.dropout=0.0"]
+        done = subprocess.run([*command, *typed], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / f"{devices}.json").read_text(encoding="utf-8")))
+    one, two = found
+    assert one[0] == pytest.approx(two[0], rel=1e-5)
+    for ours, theirs in zip(one[1:], two[1:], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)

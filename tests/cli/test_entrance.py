@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import shlex
@@ -158,6 +159,35 @@ def test_a_sweep_is_a_sweep(
     ]
     assert {config.init_from for config in configs} == {"a b"}
     assert [path.name for path in tmp_path.iterdir()] == ["lightning_logs"]
+
+
+MIX = "kitab.txt: 4, turk*: 10%"
+SWEEPS: dict[str, list[object]] = {
+    f"data.mix={MIX}": [MIX],
+    "data.mix=O'Neil.txt: 4, ə: 1": ["O'Neil.txt: 4, ə: 1"],
+    f"data.mix='{MIX}', null, \"a: 2\"": [MIX, None, "a: 2"],
+    f"data.mix=choice('{MIX}','a: 2')": [MIX, "a: 2"],
+    "teachers=[a,b],[c,d]": [["a", "b"], ["c", "d"]],
+    "teachers=[Bakı, Gəncə],[c,o'n d]": [["Bakı", "Gəncə"], ["c", "o'n d"]],
+    "teachers=null, ə, [c,d]": [None, "ə", ["c", "d"]],
+    "teachers=['a],[b','c']": [["a],[b", "c"]],
+    "data.path=[a[01].txt,ə],[b]": [["a[01].txt", "ə"], ["b"]],
+    "callbacks.samples.prompts=[${a},b],[c]": [["${a}", "b"], ["c"]],
+    "run_name=1,02": ["1", "02"],
+}
+
+
+@pytest.mark.parametrize("typed", SWEEPS)
+def test_what_a_sweep_sweeps(
+    typed: str,
+    command: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = operator.attrgetter(typed.partition("=")[0])
+    configs = composed(command, "-m", "data=text", typed)
+    assert [value(config) for config in configs] == SWEEPS[typed]
 
 
 def test_hydra_leaves_nothing_behind(

@@ -43,6 +43,13 @@ MOST_ROWS = 60
 REFRESH_SECONDS = (10, 120)
 """Shortest and longest pause before the page of a running training is loaded again."""
 
+SILENT_INTERVALS = 3.0
+"""Times the interval between validations, which write the page, after which a run without one may
+have been stopped."""
+
+SILENT_SECONDS = 600.0
+"""But not sooner."""
+
 SYMBOLS = {"done": "✓", "training": "●", "stopped": "■", "unfinished": "▲"}
 
 
@@ -84,18 +91,17 @@ def _refresh_seconds(record: RunRecord) -> int | None:
     """About the time between two validations, while the run trains."""
     if not record.is_training:
         return None
-    times = record.events.curve("val_loss").times
-    between = times[-1] - times[-2] if len(times) > 1 else REFRESH_SECONDS[0]
-    return int(min(max(between, REFRESH_SECONDS[0]), REFRESH_SECONDS[1]))
+    interval = record.validation_interval or 0.0
+    return int(min(max(interval, REFRESH_SECONDS[0]), REFRESH_SECONDS[1]))
 
 
 def _header(record: RunRecord) -> Iterator[str]:
     alive = datetime.fromtimestamp(record.alive_at)
     stamp = alive.astimezone().isoformat(timespec="seconds")
-    when = (
-        f'<time datetime="{stamp}" data-live="{int(record.is_training)}">'
-        f"{alive:%Y-%m-%d %H:%M:%S}</time>"
-    )
+    limit = ""
+    if record.is_training and (interval := record.validation_interval) is not None:
+        limit = f' data-silent="{max(SILENT_SECONDS, SILENT_INTERVALS * interval):.0f}"'
+    when = f'<time datetime="{stamp}"{limit}>{alive:%Y-%m-%d %H:%M:%S}</time>'
     facts = [escape(text) for text in _facts(record)]
     facts.append(f"{escape(tr('last sign of life'))} {when}")
     name, _, version = record.name.rpartition("/")

@@ -9,6 +9,7 @@ from datetime import datetime
 import yaml
 
 from azllm_lightning.callbacks.text import count_text, duration, loss_text, perplexity_text
+from azllm_lightning.cli.durations import local_time
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.local_paths import last_part
@@ -139,9 +140,10 @@ def _progress(record: RunRecord) -> str:
     left = record.seconds_left
     if record.is_training and left is not None:
         words.append(tr("about {time} left", time=duration(left)))
-        end = datetime.fromtimestamp(record.alive_at + left)
-        pattern = "%H:%M" if end.date() == datetime.now().date() else "%Y-%m-%d %H:%M"
-        words.append(tr("ends around {time}", time=end.strftime(pattern)))
+        end = local_time(record.alive_at + left)
+        if end is not None:
+            pattern = "%H:%M" if end.date() == datetime.now().date() else "%Y-%m-%d %H:%M"
+            words.append(tr("ends around {time}", time=end.strftime(pattern)))
     text = escape(" · ".join(words))
     return (
         f'<div class="progress"><div class="bar" role="progressbar" aria-valuemin="0" '

@@ -313,6 +313,12 @@ def test_a_run_that_trains_is_loaded_again_and_says_how_long_it_takes(write_run:
     assert silent_after(ended) is None
 
 
+def test_an_end_that_has_no_date_is_left_out(write_run: WriteRun) -> None:
+    found = seen(write_run(config={"trainer": {"max_steps": 10**12}}), is_training=True)
+    assert "about 11574074 d 1 h left" in found.text
+    assert "ends around" not in found.text
+
+
 def silent_after(found: Seen) -> str | None:
     """The seconds after which the page says that there is no sign of life."""
     (time,) = (attrs for tag, attrs in found.elements if tag == "time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -104,6 +105,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """A resolved config as plain containers."""
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
+    if values.get("lang") == "" == os.environ.get("AZLLM_LANG"):
+        values["lang"] = "en"  # an empty variable counts as none
     return {str(key): value for key, value in values.items()}
 
 

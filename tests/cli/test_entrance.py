@@ -190,6 +190,26 @@ def test_what_a_sweep_sweeps(
     assert [value(config) for config in configs] == SWEEPS[typed]
 
 
+@pytest.mark.parametrize("verb", ["train", "runs"])
+def test_an_empty_variable_for_the_language_is_none(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZLLM_LANG", "")
+    assert compose([], verb).lang == "en"
+
+
+@pytest.mark.parametrize("verb", ["train", "runs"])
+def test_a_variable_that_is_no_language_is_named(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZLLM_LANG", "az_AZ.UTF-8")
+    with pytest.raises(ValueError, match=r"variable AZLLM_LANG=az_AZ\.UTF-8 is not one of en, az$"):
+        compose([], verb)
+    with pytest.raises(ValueError, match=r"^lang=fr is not one of en, az$"):
+        compose(["lang=fr"], verb)
+    assert compose(["lang=az"], verb).lang == "az"
+
+
 def test_hydra_leaves_nothing_behind(
     command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +18,7 @@ from azllm_lightning.callbacks.panels import branch_texts, sample_line, validati
 from azllm_lightning.callbacks.samples import Samples
 from azllm_lightning.callbacks.text import duration, labeled, perplexity_text
 from azllm_lightning.cli.colors import YELLOW, has_colors, highlight, paint
+from azllm_lightning.cli.durations import local_time
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.streams import NAMES
 from azllm_lightning.training.causal_lm import CausalLM, StepReport
@@ -184,16 +185,17 @@ class Console(Callback):
         self._end_announced = True
         if left < WORTH_ANNOUNCING:
             return
-        now = datetime.now()
-        end = now + timedelta(seconds=left)
-        if self._deadline is not None and end.timestamp() > self._deadline:
+        end = local_time(time.time() + left)
+        if self._deadline is not None and time.time() + left > self._deadline:
             clock = datetime.fromtimestamp(self._deadline)
             text = tr(
                 "about {time}, but trainer.deadline stops it at {clock}",
                 time=duration(left),
                 clock=f"{clock:%Y-%m-%d %H:%M}",
             )
-        elif end.date() == now.date():
+        elif end is None:
+            text = tr("about {time}", time=duration(left))
+        elif end.date() == datetime.now().date():
             text = tr(
                 "about {time}, ends around {clock}", time=duration(left), clock=f"{end:%H:%M}"
             )

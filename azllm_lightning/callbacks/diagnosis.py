@@ -212,13 +212,10 @@ class Diagnosis(Callback):
     def _check_memory(self, trainer: Trainer) -> None:
         """Windows moves what does not fit on the GPU to the host, without an error."""
         clock = self.history.clock
-        slowdown = rules.slowdown(clock.waits, clock.step_seconds)
-        reserved = reserved_share()
-        severity = max(slowdown / rules.SLOWER, 1.0 if reserved > 1 else 0.0)
-        if not self._should_report("memory_spills", severity):
-            return
         micro = datamodule_of(trainer).micro_batch_size
-        if reserved > 1:
+        reserved = reserved_share()
+        slowdown = rules.slowdown(clock.waits, clock.step_seconds)
+        if self._should_report("memory_spills", 1.0 if reserved > 1 else 0.0):
             text = tr(
                 "step {step:,}: this run reserves {reserved:.0%} of the GPU's memory, so Windows "
                 "keeps some on the host, which is slow. Try a smaller trainer.micro_batch_size "
@@ -227,7 +224,8 @@ class Diagnosis(Callback):
                 reserved=reserved,
                 micro=micro,
             )
-        else:
+            self._report(trainer, "memory_spills", text)
+        elif reserved <= 1 and self._should_report("slow_steps", slowdown / rules.SLOWER):
             text = tr(
                 "step {step:,}: a step takes {seconds:.2g} s, {ratio:.0f} times as long as at "
                 "first. Does another program use the GPU? If not, try a smaller "
@@ -238,7 +236,7 @@ class Diagnosis(Callback):
                 ratio=slowdown,
                 micro=micro,
             )
-        self._report(trainer, "memory_spills", text)
+            self._report(trainer, "slow_steps", text)
 
     def _should_report(self, name: str, severity: float) -> bool:
         """Whether to report a problem, which is then remembered as reported.

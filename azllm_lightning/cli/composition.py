@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from azllm_lightning.cli.keys import keys_of, unknown_key
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.misspelled import nearest
-from azllm_lightning.cli.overrides import hydra_overrides
+from azllm_lightning.cli.overrides import TEXT_KEYS, hydra_overrides
 from azllm_lightning.cli.system_errors import explained
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
@@ -104,6 +105,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """A resolved config as plain containers."""
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
+    if values.get("lang") == "" == os.environ.get("AZLLM_LANG"):
+        values["lang"] = "en"  # an empty variable counts as none
     return {str(key): value for key, value in values.items()}
 
 
@@ -189,18 +192,26 @@ def _explanation(error: BaseException, verb: str) -> str:
     if match := re.match(NO_GROUP, message):
         return _no_group(match["group"], match["experiment"], verb)
     if isinstance(error, InterpolationKeyError):
-        reference = re.search("Interpolation key '(.+?)'", message)
-        return tr(
-            "{key}: there is no setting {name} for ${{{name}}} to refer to; an environment "
-            "variable is ${{oc.env:{name}}}",
-            key=error.full_key,
-            name=reference[1] if reference else "",
-        )
+        return _dangling_reference(str(error.full_key), message)
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {message.splitlines()[0]}"
     if unknown := re.match(REFUSALS["unknown"], message):
         return unknown_key(unknown[1], keys_of(composed_mapping(verb)))
     return message
+
+
+def _dangling_reference(key: str, message: str) -> str:
+    """What to write instead of ${NAME}, in the value of `key`, where NAME is no setting."""
+    found = re.search("Interpolation key '(.+?)'", message)
+    name = found[1] if found else ""
+    variable = f"${{oc.env:{name}}}"  # which is text, also of digits
+    return tr(
+        "{key}: there is no setting {name} for ${{{name}}} to refer to; an environment variable "
+        "is {variable}",
+        key=key,
+        name=name,
+        variable=variable if key in TEXT_KEYS else f"${{oc.decode:{variable}}}",
+    )
 
 
 def _no_group(group: str, experiment: str | None, verb: str) -> str:

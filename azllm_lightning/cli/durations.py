@@ -1,6 +1,8 @@
-"""Durations as text."""
+"""Durations as text, and the dates that they lead to."""
 
 from __future__ import annotations
+
+from datetime import datetime
 
 from azllm_lightning.cli.messages import tr
 
@@ -14,3 +16,11 @@ def duration(seconds: float) -> str:
         if number or parts or size == 1:
             parts.append(f"{number} {unit}")
     return " ".join(parts[:2])
+
+
+def local_time(moment: float) -> datetime | None:
+    """The local time at `moment`, in seconds since 1970; None beyond the years of a date."""
+    try:
+        return datetime.fromtimestamp(moment)
+    except (OverflowError, ValueError, OSError):
+        return None

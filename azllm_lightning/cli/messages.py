@@ -37,11 +37,25 @@ def use_language(lang: str | None) -> None:
     Raises ValueError for any other language.
     """
     global _language
-    if lang is not None and lang not in LANGUAGES:
-        raise ValueError(
-            tr("lang={lang} is not one of {choices}", lang=lang, choices=", ".join(LANGUAGES))
-        )
+    if lang is not None:
+        check_language(lang)
     _language = lang
+
+
+def check_language(lang: str) -> None:
+    """Raise ValueError for any `lang` but "en" and "az"; it names $AZLLM_LANG if that has it."""
+    if lang in LANGUAGES:
+        return
+    choices = ", ".join(LANGUAGES)
+    if lang == os.environ.get("AZLLM_LANG"):
+        raise ValueError(
+            tr(
+                "the environment variable AZLLM_LANG={lang} is not one of {choices}",
+                lang=lang,
+                choices=choices,
+            )
+        )
+    raise ValueError(tr("lang={lang} is not one of {choices}", lang=lang, choices=choices))
 
 
 def tr(text: str, /, **fields: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
 from azllm_lightning.cli.messages import tr
@@ -36,6 +37,9 @@ SWITCH_KEYS = frozenset(("pairs",))
 LITERAL_KEYS = frozenset("prompt stop callbacks.samples.prompts".split())
 """Those of them in which ${...} is text too, and not a reference to another setting."""
 
+COMMA_KEYS = frozenset(("data.mix",))
+"""Those of them whose value is itself separated by commas: several of them are in quotes each."""
+
 HYDRA_FLAGS = frozenset(
     "-h --help --hydra-help --version -c --cfg --resolve -p --package -r --run -m --multirun "
     "-sc --shell-completion -i --info --config-path -cp --config-name -cn --config-dir -cd "
@@ -58,11 +62,12 @@ ITEM = re.compile(
     r"""(?:^|(?<=,))                              # at the start, or after a comma:
         (\s*"(?:[^"\\]|\\.)*"\s*(?=,|$)          # text in double quotes,
         |\s*'(?:[^'\\]|\\.)*'\s*(?=,|$)          # or in single ones,
+        |\s*\[(?:[^][]|\[[^][]*\])*\]\s*(?=,|$)  # or a list, in which globs have brackets, too,
         |[^,]*)                                  # or anything without a comma
         (?:,|$)""",
     re.VERBOSE,
 )
-"""An item of a list; an apostrophe within a word is no quote."""
+"""An item of a list, or of a sweep; an apostrophe within a word is no quote."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ def hydra_overrides(args: Sequence[str]) -> list[str]:
     The values of TEXT_KEYS and those that the grammar cannot read are quoted, and experiment=NAME,
     which adds a group, becomes +experiment=NAME; everything else passes unchanged. `null` and a
     value that is already quoted stay as they are. A list in brackets (of LIST_KEYS) and, in a
-    multirun (-m), a comma keep their meaning. Options follow the settings: Hydra takes the settings
-    in one piece.
+    multirun (-m), a comma keep their meaning, but for the comma of COMMA_KEYS. Options follow the
+    settings: Hydra takes the settings in one piece.
     """
     settings, options = split_options(args)
     sweep = any(option in ("-m", "--multirun") for option in options)
@@ -125,24 +130,38 @@ def _hydra_override(arg: str, sweep: bool) -> str:
     if key == "experiment" and equals:
         return f"+{arg}"
     name = key.lstrip("+")
-    if not equals or value in ("", "null") or _is_quoted(value):
+    if not equals or value == "":
         return arg
     if name not in TEXT_KEYS:
         return f"{key}={_quoted(value)}" if _is_only_text(value) else arg
+    if sweep and _is_sweep_function(value):
+        return arg
+    values = _alternatives(value, name) if sweep else [value]
+    return f"{key}={','.join(_hydra_text(one, name) for one in values)}"
+
+
+def _alternatives(value: str, name: str) -> list[str]:
+    """The values of the runs of a multirun with name=value."""
+    items = _items(value)
+    is_one = "," not in value or isinstance(_parsed(value), (str, list))
+    if name in COMMA_KEYS:
+        is_one = not all(item == "null" or _is_quoted(item) for item in items)
+    return [value] if is_one else items
+
+
+def _hydra_text(value: str, name: str) -> str:
+    """One value of TEXT_KEYS as Hydra's grammar requires it."""
+    if value == "null" or _is_quoted(value):
+        return value
     if name not in LITERAL_KEYS and value == "None":
-        return f"{key}=null"
+        return "null"
     if name in SWITCH_KEYS and value.lower() in ("true", "false"):
-        return f"{key}={value.lower()}"
+        return value.lower()
     if name in LITERAL_KEYS:
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if name in LIST_KEYS and value.startswith("[") and value.endswith("]"):
-        quoted = f"[{_quoted_items(value[1:-1])}]"
-        return f"{key}={value if _is_list_of_quoted(value) else quoted}"
-    if sweep and "," in value and _parsed(value) is None:
-        return f"{key}={_quoted_items(value)}"
-    if sweep and "," in value:
-        return arg
-    return f"{key}={_quoted(value)}"
+        return value if _is_list_of_quoted(value) else f"[{_quoted_items(value[1:-1])}]"
+    return _quoted(value)
 
 
 def reject_flags(args: Sequence[str], known_keys: Iterable[str]) -> None:
@@ -215,6 +234,11 @@ def _is_quoted(value: str) -> bool:
     return is_wrapped and isinstance(_parsed(value), str)
 
 
+def _is_sweep_function(value: str) -> bool:
+    """Whether it is choice(one,two), or another function of Hydra that makes a sweep."""
+    return re.fullmatch(r"\w+\(.*\)", value) is not None and isinstance(_parsed(value), Sweep)
+
+
 @lru_cache(maxsize=1024)
 def _is_only_text(value: str) -> bool:
     """Whether Hydra's grammar reads `value` in quotes only."""
@@ -234,11 +258,15 @@ def quoted_list(items: Iterable[str]) -> str:
     return f"[{','.join(map(_quoted, items))}]"
 
 
-def _quoted_items(text: str) -> str:
+def _items(text: str) -> list[str]:
     items = [item.strip() for item in ITEM.findall(text)] if text.strip() else []
     if len(items) > 1 and not items[-1]:  # a comma at the end, which is no item in Python either
         del items[-1]
-    return ",".join(item if _is_quoted(item) else _quoted(item) for item in items)
+    return items
+
+
+def _quoted_items(text: str) -> str:
+    return ",".join(item if _is_quoted(item) else _quoted(item) for item in _items(text))
 
 
 def _quoted(value: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from azllm_lightning.cli.messages import LANGUAGES, tr
+from azllm_lightning.cli.messages import check_language, tr
 from azllm_lightning.cli.overrides import quoted_list
 from azllm_lightning.config.callbacks import CallbacksConfig, LoggerConfig
 from azllm_lightning.config.data import DataConfig, as_list
@@ -75,7 +75,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._find_named_models()
         problems = Problems()
-        problems.require_choice("lang", self.lang, LANGUAGES)
+        problems.attempt(lambda: check_language(self.lang))
         problems.require_choice("init_embeddings", self.init_embeddings, INIT_EMBEDDINGS)
         problems.require_choice("init_attention", self.init_attention, INIT_ATTENTION)
         wanted = tr("from 0 to {highest}", highest=2**32 - 1)

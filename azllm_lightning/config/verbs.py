@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from azllm_lightning.cli.messages import LANGUAGES, tr
+from azllm_lightning.cli.messages import check_language, tr
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.config.effects import (
     CHECKPOINT,
@@ -41,7 +41,7 @@ class VerbConfig:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.require_choice("lang", self.lang, LANGUAGES)
+        problems.attempt(lambda: check_language(self.lang))
         problems.raise_if_any()
 
     def ignored(self) -> list[str]:

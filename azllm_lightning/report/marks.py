@@ -100,6 +100,7 @@ def diagnosis_titles() -> dict[str, str]:
         "scale_falls": tr("fp16 scale falls"),
         "data_bound": tr("waiting for data"),
         "memory_spills": tr("GPU memory is full"),
+        "slow_steps": tr("steps became slow"),
         "early_stop": tr("stopped early"),
     }
 

@@ -177,7 +177,7 @@ const tell = () => document.querySelectorAll("time").forEach(time => {
   const seconds = Math.max(0, (Date.now() - Date.parse(time.dateTime)) / 1000);
   time.title ||= time.textContent;
   const stamp = time.title, ago = words.ago.replace("{time}", duration(seconds));
-  const silent = time.dataset.live === "1" && seconds > Math.max(600, 6 * refresh);
+  const silent = seconds > Number(time.dataset.silent ?? Infinity);
   time.textContent = `${stamp} (${silent ? words.silent.replace("{time}", duration(seconds)) : ago})`;
 });
 tell();

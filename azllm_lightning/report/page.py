@@ -9,6 +9,7 @@ from datetime import datetime
 import yaml
 
 from azllm_lightning.callbacks.text import count_text, duration, loss_text, perplexity_text
+from azllm_lightning.cli.durations import local_time
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.local_paths import last_part
@@ -42,6 +43,13 @@ MOST_ROWS = 60
 
 REFRESH_SECONDS = (10, 120)
 """Shortest and longest pause before the page of a running training is loaded again."""
+
+SILENT_INTERVALS = 3.0
+"""Times the interval between validations, which write the page, after which a run without one may
+have been stopped."""
+
+SILENT_SECONDS = 600.0
+"""But not sooner."""
 
 SYMBOLS = {"done": "✓", "training": "●", "stopped": "■", "unfinished": "▲"}
 
@@ -84,18 +92,17 @@ def _refresh_seconds(record: RunRecord) -> int | None:
     """About the time between two validations, while the run trains."""
     if not record.is_training:
         return None
-    times = record.events.curve("val_loss").times
-    between = times[-1] - times[-2] if len(times) > 1 else REFRESH_SECONDS[0]
-    return int(min(max(between, REFRESH_SECONDS[0]), REFRESH_SECONDS[1]))
+    interval = record.validation_interval or 0.0
+    return int(min(max(interval, REFRESH_SECONDS[0]), REFRESH_SECONDS[1]))
 
 
 def _header(record: RunRecord) -> Iterator[str]:
     alive = datetime.fromtimestamp(record.alive_at)
     stamp = alive.astimezone().isoformat(timespec="seconds")
-    when = (
-        f'<time datetime="{stamp}" data-live="{int(record.is_training)}">'
-        f"{alive:%Y-%m-%d %H:%M:%S}</time>"
-    )
+    limit = ""
+    if record.is_training and (interval := record.validation_interval) is not None:
+        limit = f' data-silent="{max(SILENT_SECONDS, SILENT_INTERVALS * interval):.0f}"'
+    when = f'<time datetime="{stamp}"{limit}>{alive:%Y-%m-%d %H:%M:%S}</time>'
     facts = [escape(text) for text in _facts(record)]
     facts.append(f"{escape(tr('last sign of life'))} {when}")
     name, _, version = record.name.rpartition("/")
@@ -133,9 +140,10 @@ def _progress(record: RunRecord) -> str:
     left = record.seconds_left
     if record.is_training and left is not None:
         words.append(tr("about {time} left", time=duration(left)))
-        end = datetime.fromtimestamp(record.alive_at + left)
-        pattern = "%H:%M" if end.date() == datetime.now().date() else "%Y-%m-%d %H:%M"
-        words.append(tr("ends around {time}", time=end.strftime(pattern)))
+        end = local_time(record.alive_at + left)
+        if end is not None:
+            pattern = "%H:%M" if end.date() == datetime.now().date() else "%Y-%m-%d %H:%M"
+            words.append(tr("ends around {time}", time=end.strftime(pattern)))
     text = escape(" · ".join(words))
     return (
         f'<div class="progress"><div class="bar" role="progressbar" aria-valuemin="0" '

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -159,6 +160,22 @@ class RunRecord:
         if covered <= 0:
             return None
         return float((minutes[-1] - minutes[start]) / covered * (last - self.step) * 60)
+
+    @property
+    def validation_interval(self) -> float | None:
+        """Seconds from one validation to the next; None if it is not known.
+
+        Of the last two, the shorter: the other may have a pause between sessions in it.
+        """
+        validations, logged = map(self.events.curve, ("val_loss", "train_loss"))
+        curve = validations if len(validations) > 1 else logged
+        every = self.setting("trainer.val_every_steps")
+        if len(curve) < 2 or not isinstance(every, int):
+            return None
+        last = list(zip(curve.steps, curve.times, strict=True))[-3:]
+        return every * min(
+            (end - start) / (step - before) for (before, start), (step, end) in pairwise(last)
+        )
 
     @property
     def seconds(self) -> float:

@@ -80,6 +80,23 @@ def test_an_end_after_the_deadline_is_not_announced(
     assert re.search(wanted, next(line for line in lines if line.startswith("time ")))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [(None, r"about 92592592 d \d+ h"), (60, r"about .* trainer\.deadline stops it at .*")],
+)
+def test_an_end_that_has_no_date_is_a_duration(
+    shown: DrivenRun, lines: list[str], seconds: int | None, wanted: str
+) -> None:
+    deadline = None if seconds is None else time.time() + seconds
+    shown.callbacks[-1] = Console(shown.history, deadline=deadline)
+    shown.trainer.max_steps = 10**12
+    shown.call("on_train_start")
+    for _ in range(3):
+        shown.step(seconds=8)
+    (announced,) = (line for line in lines if line.startswith("time "))
+    assert re.fullmatch(rf"time +{wanted}", announced, re.DOTALL)
+
+
 def test_times_are_added_up_only_until_the_end_is_announced(
     shown: DrivenRun, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

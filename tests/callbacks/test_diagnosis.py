@@ -172,11 +172,12 @@ SLOW = [1.0] * 20
 @pytest.mark.parametrize(
     ("device", "seconds", "reserved", "expected"),
     [
-        ("cuda", [9.0, *SLOW, *[5.0] * 40], 0.97, [("memory_spills", 30)]),
+        ("cuda", [9.0, *SLOW, *[5.0] * 40], 0.97, [("slow_steps", 30)]),
         ("cuda", [9.0, *SLOW, *[3.0] * 40], 0.97, []),
         ("cuda", [9.0, *SLOW, *[5.0] * 4, *SLOW], 0.97, []),  # a moment of another program
         ("cuda", [50.0, *SLOW, *SLOW], 0.97, []),  # the first step compiles
         ("cuda", [9.0, *SLOW, *SLOW], 1.2, [("memory_spills", 10)]),
+        ("cuda", [9.0, *SLOW, *[5.0] * 40], 1.2, [("memory_spills", 10)]),  # and so it is slow
         ("cpu", [9.0, *SLOW, *[5.0] * 40], 0.0, []),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import shlex
@@ -158,6 +159,55 @@ def test_a_sweep_is_a_sweep(
     ]
     assert {config.init_from for config in configs} == {"a b"}
     assert [path.name for path in tmp_path.iterdir()] == ["lightning_logs"]
+
+
+MIX = "kitab.txt: 4, turk*: 10%"
+SWEEPS: dict[str, list[object]] = {
+    f"data.mix={MIX}": [MIX],
+    "data.mix=O'Neil.txt: 4, ə: 1": ["O'Neil.txt: 4, ə: 1"],
+    f"data.mix='{MIX}', null, \"a: 2\"": [MIX, None, "a: 2"],
+    f"data.mix=choice('{MIX}','a: 2')": [MIX, "a: 2"],
+    "teachers=[a,b],[c,d]": [["a", "b"], ["c", "d"]],
+    "teachers=[Bakı, Gəncə],[c,o'n d]": [["Bakı", "Gəncə"], ["c", "o'n d"]],
+    "teachers=null, ə, [c,d]": [None, "ə", ["c", "d"]],
+    "teachers=['a],[b','c']": [["a],[b", "c"]],
+    "data.path=[a[01].txt,ə],[b]": [["a[01].txt", "ə"], ["b"]],
+    "callbacks.samples.prompts=[${a},b],[c]": [["${a}", "b"], ["c"]],
+    "run_name=1,02": ["1", "02"],
+}
+
+
+@pytest.mark.parametrize("typed", SWEEPS)
+def test_what_a_sweep_sweeps(
+    typed: str,
+    command: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = operator.attrgetter(typed.partition("=")[0])
+    configs = composed(command, "-m", "data=text", typed)
+    assert [value(config) for config in configs] == SWEEPS[typed]
+
+
+@pytest.mark.parametrize("verb", ["train", "runs"])
+def test_an_empty_variable_for_the_language_is_none(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZLLM_LANG", "")
+    assert compose([], verb).lang == "en"
+
+
+@pytest.mark.parametrize("verb", ["train", "runs"])
+def test_a_variable_that_is_no_language_is_named(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZLLM_LANG", "az_AZ.UTF-8")
+    with pytest.raises(ValueError, match=r"variable AZLLM_LANG=az_AZ\.UTF-8 is not one of en, az$"):
+        compose([], verb)
+    with pytest.raises(ValueError, match=r"^lang=fr is not one of en, az$"):
+        compose(["lang=fr"], verb)
+    assert compose(["lang=az"], verb).lang == "az"
 
 
 def test_hydra_leaves_nothing_behind(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import operator
 import typing
 import unicodedata
 from collections.abc import Iterator
@@ -209,6 +210,28 @@ def test_what_cannot_be_meant_gets_advice(text: str, advice: str) -> None:
         compose([text])
     assert advice in str(refused.value)
     assert text.partition("=")[0] in str(refused.value) or "group" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "variable", "value"),
+    [
+        ("run_name", "077", "077"),
+        ("data.tokenizer", "a b", "a b"),
+        ("trainer.max_steps", "77", 77),
+        ("optimizer.lr", "1e-3", 1e-3),
+        ("callbacks.early_stopping", "true", True),
+        ("trainer.precision", "bf16-mixed", "bf16-mixed"),
+        ("data.languages", "[az,tr]", ["az", "tr"]),
+    ],
+)
+def test_the_advice_on_an_environment_variable_works(
+    key: str, variable: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="there is no setting STEPS") as refused:
+        compose([f"{key}=${{STEPS}}"])
+    monkeypatch.setenv("STEPS", variable)
+    config = compose([f"{key}={str(refused.value).rpartition(' ')[2]}"])
+    assert operator.attrgetter(key)(config) == value
 
 
 @pytest.mark.parametrize(

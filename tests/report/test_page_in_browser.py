@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt install chromium)"),
 ]
 
+TRAINER = {"trainer": {"max_steps": 800, "val_every_steps": 100}}
 WIDE = 1200
 NARROW = 390
 
@@ -107,7 +108,7 @@ def run_with_everything(write_run: WriteRun) -> Path:
         "resume": {100: "a.ckpt"},
         "diagnosis/overfitting": {300: "step 300: overfitting. val_loss is rising"},
     }
-    return write_run(curves=curves, texts=texts, config={"trainer": {"max_steps": 800}})
+    return write_run(curves=curves, texts=texts, config=TRAINER)
 
 
 def test_a_reader_finds_charts_marks_values_and_samples(

@@ -300,17 +300,48 @@ def test_a_long_run_is_thinned_and_keeps_its_spikes(write_run: WriteRun) -> None
 
 
 def test_a_run_that_trains_is_loaded_again_and_says_how_long_it_takes(write_run: WriteRun) -> None:
-    folder = write_run(config={"trainer": {"max_steps": 800}})
+    folder = write_run(config={"trainer": {"max_steps": 800, "val_every_steps": 100}})
     found = seen(folder, is_training=True)
     body = next(attrs for tag, attrs in found.elements if tag == "body")
     assert body["data-refresh"] == "100"  # a validation is 100 seconds after the one before
     assert "50 % step 400 of 800" in found.text
     assert "about 6 min 40 s left" in found.text
-    (time,) = (attrs for tag, attrs in found.elements if tag == "time")
-    assert time["data-live"] == "1"
     ended = seen(folder)  # the last event is years old
     assert "unfinished" in ended.text
     assert "data-refresh" not in dict(next(a for t, a in ended.elements if t == "body"))
+    assert silent_after(found) == "600"
+    assert silent_after(ended) is None
+
+
+def test_an_end_that_has_no_date_is_left_out(write_run: WriteRun) -> None:
+    found = seen(write_run(config={"trainer": {"max_steps": 10**12}}), is_training=True)
+    assert "about 11574074 d 1 h left" in found.text
+    assert "ends around" not in found.text
+
+
+def silent_after(found: Seen) -> str | None:
+    """The seconds after which the page says that there is no sign of life."""
+    (time,) = (attrs for tag, attrs in found.elements if tag == "time")
+    return time.get("data-silent")
+
+
+@pytest.mark.parametrize(
+    ("validated", "logged", "limit"),
+    [
+        ([0], [], None),
+        ([0], [100, 200], "2700"),
+        ([0, 900], [], "2700"),
+        ([0, 900, 10_000], [], "2700"),
+        ([0, 900, 1800, 1810], [], "2700"),  # 1810 was the last step; the run was extended
+    ],
+)
+def test_a_run_is_silent_after_three_times_its_interval(
+    validated: list[int], logged: list[int], limit: str | None, write_run: WriteRun
+) -> None:
+    curves = {"val_loss": dict.fromkeys(validated, 3.0), "train_loss": dict.fromkeys(logged, 3.0)}
+    trainer = {"max_steps": 20_000, "val_every_steps": 900}
+    folder = write_run(curves=curves, config={"trainer": trainer})
+    assert silent_after(seen(folder, is_training=True)) == limit
 
 
 def test_pauses_between_sessions_do_not_count_as_time(write_run: WriteRun) -> None:

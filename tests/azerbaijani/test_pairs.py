@@ -91,12 +91,12 @@ case_government: Vətəndaş tərbiyəçiyə çoxdan arxalanır. *tərbiyəçid�
 case_government: Vətəndaş tərbiyəçidən çoxdan çəkinir. *tərbiyəçiyə
 pronoun_case: Nümayəndə mənə çoxdan arxalanır. *məndən
 pronoun_case: Nümayəndə məndən çoxdan ehtiyatlanır. *mənə
-object_case: Bu köhnə kompüteri dünən satdılar. *kompüter
-object_case: Bu köhnə kompüter dünən qiymətləndirildi. *kompüteri
+object_case: Bu köhnə xalçanı dünən oğurladılar. *xalça
+object_case: Bu köhnə xalça dünən sığortalandı. *xalçanı
 place_case: Mühəndis aptekdə dünən gecələdi. *aptekə
 place_case: Mühəndis aptekə dünən yollandı. *aptekdə
-postposition_case: Əməliyyatdan bir ay sonra müdir çaşdı. *əməliyyata
-postposition_case: Əməliyyata bir ay qalmış müdir çaşdı. *əməliyyatdan
+postposition_case: Premyeradan bir ay sonra direktor mürgülədi. *premyeraya
+postposition_case: Premyeraya bir ay qalmış direktor mürgülədi. *premyeradan
 infinitive_case: Müfəttiş arıqlamağı yenə planlaşdırır. *arıqlamağa
 infinitive_case: Müfəttiş arıqlamağa yenə cəhd edir. *arıqlamağı
 time_converb: General duruxduqdan bir ay sonra zəlzələ başladı. *duruxmamışdan
@@ -105,8 +105,8 @@ comparative: Müğənni hüquqşünasdan xeyli təcrübəlidir. *hüquqşünasa
 comparative: Müğənni hüquqşünasa xeyli bənzəyir. *hüquqşünasdan
 negation: Heç bir zərgər, heç bir tarixçi dünən susamadı. *susadı
 negation: Nə üzgüçü, nə də sənətkar dünən susadı. *susamadı
-numeral_singular: Dünən yetmiş yeni dirijor gecikdi. *dirijorlar
-numeral_singular: Dünən bəzi yeni dirijorlar gecikdi. *dirijor
+numeral_singular: Dünən iyirmi yeni bəstəkar gecikdi. *bəstəkarlar
+numeral_singular: Dünən bir sıra yeni bəstəkarlar gecikdi. *bəstəkar
 quantifier_number: Hər yeni sənətkar bir gün gecikir. *sənətkarlar
 quantifier_number: Bütün yeni sənətkarlar bir gün gecikir. *sənətkar
 tense_adverb: Dünən həmin rəis yenə susadı. *susayacaq
@@ -115,10 +115,10 @@ conditional_mood: Əgər müğənni bu dəfə də küssə, iclas təxirə salın
 conditional_mood: Madam ki müğənni bu dəfə də küsdü, iclas təxirə salınacaq. *küssə
 subjunctive: Qoy həmin nazir də vuruşsun. *vuruşdu
 subjunctive: Dünən həmin nazir də vuruşdu. *vuruşsun
-passive: Mühəndis bildirişi dünən gecə arxivləşdirdi. *arxivləşdirildi
-passive: Bu hekayə dünən gecə arxivləşdirildi. *arxivləşdirdi
-causative: Bu şayiə müfəttişi dünən yenə həvəsləndirdi. *həvəsləndi
-causative: İşçi bu sərəncamdan dünən yenə həvəsləndi. *həvəsləndirdi
+passive: Prokuror bəyannaməni dünən gecə arxivləşdirdi. *arxivləşdirildi
+passive: Bu bülleten dünən gecə arxivləşdirildi. *arxivləşdirdi
+causative: Bu hökm tarixçini dünən yenə təəccübləndirdi. *təəccübləndi
+causative: Proqramçı bu iddiadan dünən yenə təəccübləndi. *təəccübləndirdi
 """
 
 

@@ -16,8 +16,10 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from backports import zstd
+from pyarrow import parquet
 from sample_texts import jsonl, make_texts, parquet_bytes, read
 
 from azllm_lightning.config.data import DataConfig
@@ -167,6 +169,40 @@ def test_a_named_encoding_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes((RUSSIAN.upper() * 20).encode("cp866"))
     with pytest.raises(ValueError, match=r"a\.txt: not in cp1254: .* data\.encoding"):
         read(tmp_path, encoding="cp1254")
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+@pytest.mark.parametrize("chunk", [1000, 1 << 20])
+def test_a_file_that_goes_on_in_another_encoding_is_refused_at_that_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, chunk: int
+) -> None:
+    """Not at the line of a character that was damaged before."""
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", chunk)
+    first = [AZERBAIJANI.encode()] * 40
+    first[2] += b"\xff"
+    lines = [*first, *[TURKISH.encode("cp1254")] * 10]
+    if ending == ".jsonl":
+        lines = [b'{"text": "' + line + b'"}' for line in lines]
+    (tmp_path / f"a{ending}").write_bytes(b"\n".join(lines))
+    with pytest.raises(ValueError, match=rf"a\{ending}:41: .* no longer UTF-8: .* file of its own"):
+        read(tmp_path)
+
+
+def test_damage_here_and_there_is_no_other_encoding(tmp_path: Path) -> None:
+    lines = [AZERBAIJANI.encode()] * 100
+    lines[:40:2] = [line + b"\xff" for line in lines[:40:2]]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    (document,) = read(tmp_path)
+    assert document.count("\ufffd") == 20
+
+
+def test_a_column_of_parquet_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    texts = [AZERBAIJANI.encode(), *[TURKISH.encode("cp1254")] * 10]
+    table = pa.table({"text": pa.array(texts, pa.binary())})
+    text = pa.Array.from_buffers(pa.string(), len(texts), table["text"].chunk(0).buffers())
+    parquet.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet:2: .* no longer UTF-8"):
+        read(tmp_path)
 
 
 def test_replacement_characters_of_a_text_are_its_own(tmp_path: Path) -> None:

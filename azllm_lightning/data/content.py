@@ -109,7 +109,10 @@ REFUSED = (
     ),
     Refused(
         _is_office,
-        lambda: tr("a document of an office program or an e-book; save it as plain text (.txt)"),
+        lambda: tr(
+            "a document of an office program or an e-book; save it as plain text (.txt) in UTF-8, "
+            "or from Excel as CSV UTF-8"
+        ),
     ),
     Refused(_is_archive, lambda: tr("an archive of files; unpack it, and give the folder")),
     Refused(

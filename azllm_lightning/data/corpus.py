@@ -406,6 +406,13 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "{count:,} documents with letters garbled by a wrong encoding (ə as É™ or Й™)",
             counts.get("garbled_documents", 0),
         ),
+        "documents_with_lost_letters": trn(
+            "{count:,} document with letters lost in saving (ə became ?; save the file again, "
+            "as UTF-8)",
+            "{count:,} documents with letters lost in saving (ə became ?; save the files again, "
+            "as UTF-8)",
+            counts.get("documents_with_lost_letters", 0),
+        ),
         "cyrillic_documents": trn(
             "{count:,} document in Cyrillic kept",
             "{count:,} documents in Cyrillic kept",

@@ -193,6 +193,16 @@ def test_path_is_needed() -> None:
         list(documents(DataConfig()))
 
 
+def test_a_file_saved_without_its_letters_is_counted(tmp_path: Path) -> None:
+    lost = "keçiril?n t?dbird? nümay?nd?l?r iştirak edibl?r"
+    (tmp_path / "a.txt").write_bytes(f"{lost}\n\n{lost} yen?\n\nKim? N?".encode("cp1254"))
+    counts: Counter[str] = Counter()
+    assert len(list(documents(DataConfig(path=str(tmp_path)), counts))) == 3
+    (phrase,) = (phrase for phrase in describe_cleaning(counts) if "?" in phrase)
+    assert phrase.startswith("2 documents")
+    assert "as UTF-8" in phrase
+
+
 def test_cleaning_is_described_without_what_did_not_occur() -> None:
     assert describe_cleaning({"duplicates": 1, "cut_documents": 0, "bad_utf8_lines": 1200}) == [
         "1 duplicate removed",

@@ -50,7 +50,7 @@ _TO_CYRILLIC = str.maketrans(
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
 _GARBLED = ("É™", "É\x99", "Ã¶", "Ã¼", "Ã§")  # ə, ö, ü, ç
 _GARBLED_AS_RUSSIAN = ("Й™", "Г¶", "Г§", "Д±")  # ə, ö, ç, ı
-# A ? within a word, which no parameter of a URL begins with. Its first sign is one to look for fast.
+# A ? within a word, not that of a URL. It begins with one sign, which `re` looks for fast.
 _LOST = re.compile(r"\?(?<=[^\W\d_]\?)(?=[^\W\d_]+(?![\w=&/]))")
 # On a line of its own, at the edge of a line, or between two texts without a space: there it ends
 # a document. Within a line, with a space or a quotation mark next to it, a text writes about it.

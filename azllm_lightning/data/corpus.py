@@ -7,7 +7,7 @@ import logging
 import os
 from array import array
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -515,11 +515,12 @@ def _texts(
     check_contents([file for file, _ in files[start.file : stop]])
     before = Counter(start.counts)
     has_text = start.file > 0 or start.texts > 0
-    are_sources = _are_sources(files, stream, config)
-    source_names = _source_names([file for file, _ in files])
+    source_names: list[str] = []
+    if _are_sources(files, stream, config):
+        source_names = _source_names([file for file, _ in files])
     for index in range(start.file, stop):
         file, found = files[index]
-        file_source = source_names[index] if are_sources else config.name
+        file_source = source_names[index] if source_names else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
         meter = Meter()
@@ -553,12 +554,14 @@ def _source_names(files: Sequence[TextFile]) -> list[str]:
     places: dict[str, set[str]] = {}
     for file in files:
         places.setdefault(file.name, set()).add(file.address)
-    names = []
-    for file in files:
-        same = [place.split("/") for place in places[file.name]]
-        shared = len(os.path.commonprefix(same)) if len(same) > 1 else -1
-        names.append("/".join(file.address.split("/")[shared:]))
-    return names
+    shared = {name: _shared_folders(addresses) for name, addresses in places.items()}
+    return ["/".join(file.address.split("/")[shared[file.name] :]) for file in files]
+
+
+def _shared_folders(addresses: Collection[str]) -> int:
+    """How many folders the `addresses` begin with alike; -1, all of them, for a single one."""
+    parts = [address.split("/") for address in addresses]
+    return len(os.path.commonprefix(parts)) if len(parts) > 1 else -1
 
 
 def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position, int]]:

@@ -19,8 +19,21 @@ from typing import Any, BinaryIO, cast
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.misspelled import searched_folder, with_near_path
-from azllm_lightning.data.content import HEAD_BYTES, decompressed, why_not_text
-from azllm_lightning.data.downloads import Download, fetch, is_web, not_kept, shown
+from azllm_lightning.data.content import (
+    HEAD_BYTES,
+    WEB_PAGE,
+    beginning,
+    decompressed,
+    why_not_text,
+)
+from azllm_lightning.data.downloads import (
+    Download,
+    UnsupportedTypeError,
+    fetch,
+    is_web,
+    not_kept,
+    shown,
+)
 from azllm_lightning.data.folders import (
     COMPRESSIONS,
     FORMATS,
@@ -247,10 +260,14 @@ def check_contents(files: Sequence[TextFile]) -> None:
         raise ValueError("\n".join(problems))
 
 
+def _head(file: TextFile) -> bytes:
+    with file.explained_errors(), file.open_text() as stream:
+        return stream.read(HEAD_BYTES)
+
+
 def _why_not_read(file: TextFile) -> str | None:
+    head = _head(file)
     with file.explained_errors():
-        with file.open_text() as stream:
-            head = stream.read(HEAD_BYTES)
         if file.format != ".parquet" or not head.startswith(_PARQUET):
             return why_not_text(head)
         with file.open() as raw:  # whatever the name says: servers pack and unpack files
@@ -283,15 +300,14 @@ def _expand(given: str, place: str) -> Found:
         files.append(TextFile(filesystem, path, name, file_format, address, is_local, is_given))
     if not files:
         if is_given and is_local:
-            raise ValueError(f"{place}: {_why_unsupported(path)}")
+            file = TextFile(filesystem, path, name, ".txt", path, is_local, is_given)
+            raise ValueError(f"{place}: {_why_unsupported(file)}")
         raise ValueError(_none_supported(place, skipped))
     return Found(place, files, skipped)
 
 
-def _why_unsupported(path: str) -> str:
-    with Path(path).open("rb") as file:
-        reason = why_not_text(file.read(HEAD_BYTES))
-    return reason or tr(
+def _why_unsupported(file: TextFile) -> str:
+    return why_not_text(_head(file)) or tr(
         "unsupported type; supported are {formats}, also with {compressions}",
         formats=" ".join(FORMATS),
         compressions=" ".join(COMPRESSIONS),
@@ -377,13 +393,9 @@ def _web(given: str, place: str) -> Found:
     """The file at the address of a web server, or those that a page of links leads to."""
     path = urllib.parse.urlsplit(given).path
     if "*" not in path:
-        download = _fetch(given, place)
-        if format_of(download.name) is not None:
-            return Found(place, [_downloaded(download, given, True)])
-        with download.path.open("rb") as file:
-            reason = why_not_text(file.read(HEAD_BYTES))
-        if reason is None and not PurePosixPath(download.name).suffix:
-            return Found(place, [_downloaded(download, given, True)])
+        file = _web_file(given, place)
+        if file is not None:
+            return Found(place, [file])
     skipped = Skipped()
     files = []
     for address in _links(given, place):
@@ -396,10 +408,32 @@ def _web(given: str, place: str) -> Found:
         return Found(place, files, skipped)
     if "*" in path:
         raise ValueError(tr("{place}: no file matches", place=place))
+    raise ValueError(f"{place}: {WEB_PAGE.message()}")
+
+
+def _web_file(given: str, place: str) -> TextFile | None:
+    """The file at the address of a web server; None if a web page is there.
+
+    Raises ValueError for one that is not text.
+    """
+    skipped = Skipped()
+    try:
+        file = _downloaded(_fetch(given, place), given, True)
+    except UnsupportedTypeError as error:
+        skipped.add(PurePosixPath(error.name).suffix, error.name)
+        head = beginning(error.data)
+    else:
+        if format_of(file.name) is not None:
+            return file
+        head = _head(file)
+    if WEB_PAGE.begins(head):
+        return None
+    reason = why_not_text(head)
     if reason is not None:
         raise ValueError(f"{place}: {reason}")
-    skipped.add(PurePosixPath(download.name).suffix, download.name)
-    raise ValueError(_none_supported(place, skipped))
+    if skipped:
+        raise ValueError(_none_supported(place, skipped))
+    return file
 
 
 def _fetch(address: str, place: str) -> Download:

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -104,7 +104,8 @@ class WebSite:
         handler.end_headers()
         end = start + self.breaks_after.pop(0) if self.breaks_after else len(body)
         if handler.command == "GET":
-            handler.wfile.write(body[start:end])
+            with suppress(ConnectionError):  # of a client that has seen enough
+                handler.wfile.write(body[start:end])
             self.sent += len(body[start:end])
         handler.close_connection = True
 

@@ -100,6 +100,7 @@ def tarred() -> bytes:
     return out.getvalue()
 
 
+WIKI = b'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="az">\n  <siteinfo>'
 KINDS = {
     "web page": (b"\n<!DOCTYPE html>\n<html>", "a web page"),
     "web page in capitals": (b"<HTML><HEAD>", "a web page"),
@@ -114,6 +115,8 @@ KINDS = {
     "tar": (tarred(), "an archive"),
     "tar.gz": (gzip.compress(tarred()), "an archive"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+    "wiki dump": (WIKI, "data=wikipedia"),
+    "wiki dump.bz2": (bz2.compress(WIKI), "data=wikipedia"),
     "parquet": (parquet_bytes([{"text": "a"}]), r"ending \.parquet"),
     "png": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 9, "binary data"),
     "noise": (bytes(range(256)) * 99, "binary data"),
@@ -236,6 +239,28 @@ def test_a_given_file_of_another_type_gets_the_same_advice(tmp_path: Path, endin
     (tmp_path / f"a{ending}").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / f"a{ending}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("azwiki-latest-pages-articles.xml.bz2", WIKI, "data=wikipedia"),
+        ("metn.tar.gz", tarred(), "unpack it, and give the folder"),
+        ("dump.sql.gz", b"-- MySQL dump 10.19\n", r"supported are \.txt"),
+        ("CC.warc.gz", b"WARC/1.0\r\n", r"supported are \.txt"),
+        ("a.srt.xz", b"1\n00:00:01,000 --> 00:00:02,000\nSalam\n", r"supported are \.txt"),
+    ],
+)
+def test_a_compressed_file_of_another_type_gets_the_advice_for_its_content(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    pack = {".gz": gzip, ".xz": lzma, ".bz2": bz2}[Path(name).suffix]
+    (tmp_path / name).write_bytes(pack.compress(content))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name)
+    (tmp_path / name).write_bytes(pack.compress(os.urandom(5000))[:-9])
+    with pytest.raises(ValueError, match=r"damaged|binary data"):
+        read(tmp_path / name)
 
 
 def test_all_files_that_are_no_text_are_named_at_once(tmp_path: Path) -> None:

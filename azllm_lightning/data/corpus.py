@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -28,7 +27,15 @@ from azllm_lightning.data.blocks import (
     in_validation,
 )
 from azllm_lightning.data.digest_set import DigestSet
-from azllm_lightning.data.files import Found, Meter, TextFile, check_contents, search
+from azllm_lightning.data.files import (
+    MAX_SOURCES,
+    Found,
+    Meter,
+    TextFile,
+    check_contents,
+    search,
+    source_names,
+)
 from azllm_lightning.data.filters import (
     check_filters,
     measured,
@@ -43,7 +50,6 @@ from azllm_lightning.data.rows import NoTextError
 
 log = logging.getLogger(__name__)
 
-MAX_SOURCES = 256
 _MAX_TRIED = 20
 """Files that are tried, to find one with text next to one without."""
 
@@ -515,12 +521,12 @@ def _texts(
     check_contents([file for file, _ in files[start.file : stop]])
     before = Counter(start.counts)
     has_text = start.file > 0 or start.texts > 0
-    source_names: list[str] = []
+    file_sources: list[str] = []
     if _are_sources(files, stream, config):
-        source_names = _source_names([file for file, _ in files])
+        file_sources = source_names([file for file, _ in files])
     for index in range(start.file, stop):
         file, found = files[index]
-        file_source = source_names[index] if source_names else config.name
+        file_source = file_sources[index] if file_sources else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
         meter = Meter()
@@ -545,23 +551,6 @@ def _are_sources(files: Sequence[object], stream: Stream, config: DataConfig) ->
     """Whether each file is a source: those of all streams, `files` and the others, are few."""
     others = (each for each in streams(config) if each != stream)
     return len(files) + sum(len(stream_files(each)) for each in others) <= MAX_SOURCES
-
-
-def _source_names(files: Sequence[TextFile]) -> list[str]:
-    """What each file is called as a source: its name, after the folders in which files of the same
-    name differ.
-    """
-    places: dict[str, set[str]] = {}
-    for file in files:
-        places.setdefault(file.name, set()).add(file.address)
-    shared = {name: _shared_folders(addresses) for name, addresses in places.items()}
-    return ["/".join(file.address.split("/")[shared[file.name] :]) for file in files]
-
-
-def _shared_folders(addresses: Collection[str]) -> int:
-    """How many folders the `addresses` begin with alike; -1, all of them, for a single one."""
-    parts = [address.split("/") for address in addresses]
-    return len(os.path.commonprefix(parts)) if len(parts) > 1 else -1
 
 
 def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position, int]]:

@@ -6,12 +6,13 @@ import errno
 import io
 import lzma
 import math
+import os
 import re
 import stat
 import time
 import urllib.parse
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -48,6 +49,9 @@ from azllm_lightning.data.known_digests import file_digest
 
 DIGEST_BYTES = 100_000_000
 """Local text up to this size is known by its content, larger text by size and time."""
+
+MAX_SOURCES = 256
+"""Of more files, none is a source by itself."""
 
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 _MAX_PROBLEMS = 5
@@ -177,7 +181,7 @@ class TextFile:
             raise
 
     def stamp(self) -> list[Any]:
-        """Values that change when the file does: name, size, and time or tag if known."""
+        """Values that change when the file does: its size, and time or tag if known."""
         info = self.filesystem.info(self.path)
         tags = [
             str(info[key])
@@ -186,14 +190,7 @@ class TextFile:
         ]
         if self.version is not None:
             tags = [self.version]
-        return [self.name, info.get("size"), *tags[:1]]
-
-    def digest(self) -> list[Any]:
-        """The name and a hash of the bytes, which stay when the file is only touched or copied.
-
-        For local files.
-        """
-        return [self.name, file_digest(self.path)]
+        return [info.get("size"), *tags[:1]]
 
 
 @dataclass(frozen=True)
@@ -225,22 +222,46 @@ def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
     A hub URL with a pinned commit never changes, so that it needs no network. Local files are
     known by their content if they are small enough to read them whenever they may have changed.
     """
-    return [
-        given if _PINNED.match(given) else _stamps(find_files([given], setting))
-        for given in given_paths
-    ]
+    found = {
+        given: find_files([given], setting) for given in given_paths if not _PINNED.match(given)
+    }
+    files = [file for each in found.values() for file in each]
+    names = {}
+    if len(files) <= MAX_SOURCES:  # then folders are names of sources, too
+        named = zip(files, source_names(files), strict=True)
+        names = {file.address: name for file, name in named if "/" in name}
+    return [_stamps(found[given], names) if given in found else given for given in given_paths]
 
 
-def _stamps(files: list[TextFile]) -> list[list[Any]]:
+def source_names(files: Sequence[TextFile]) -> list[str]:
+    """What each file is called as a source: its name, after the folders in which files of the same
+    name differ.
+    """
+    places: dict[str, set[str]] = {}
+    for file in files:
+        places.setdefault(file.name, set()).add(file.address)
+    shared = {name: _shared_parts(addresses) for name, addresses in places.items()}
+    return ["/".join(file.address.split("/")[shared[file.name] :]) for file in files]
+
+
+def _shared_parts(addresses: Collection[str]) -> int:
+    """How many of their parts `addresses` begin with alike; -1 for one, of which the last stays."""
+    parts = [address.split("/") for address in addresses]
+    return len(os.path.commonprefix(parts)) if len(parts) > 1 else -1
+
+
+def _stamps(files: list[TextFile], names: Mapping[str, str]) -> list[list[Any]]:
     local = [file for file in files if file.is_local]
     is_small = sum(file.size() for file in local) <= DIGEST_BYTES
     values = []
     for file in files:
         try:
             by_content = is_small and file.is_local and file.version is None
-            values.append(file.digest() if by_content else file.stamp())
+            # a hash stays when the file is only touched or copied
+            value = [file_digest(file.path)] if by_content else file.stamp()
         except OSError:  # it cannot be read, which the reader reports with its name
-            values.append(file.stamp())
+            value = file.stamp()
+        values.append([names.get(file.address, file.name), *value])
     return values
 
 

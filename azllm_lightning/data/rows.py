@@ -106,6 +106,8 @@ class Rows:
     def record(self, text: Any, source: Any, place: str) -> list[Record]:
         """The record of a row that has the field; empty if its value is missing or no text."""
         self._has_text = True
+        if isinstance(text, list):
+            text = _joined(text)
         if isinstance(text, str):
             self._texts += 1
             return [(text, None if source is None else str(source))]
@@ -146,9 +148,21 @@ class Rows:
             value=repr(value),
             expected=expected,
         )
+        message += self._way_out(value)
         self._first_rejected = self._first_rejected or message
         if self._rejected <= _MAX_WARNINGS:
             log.warning(tr("{message}; this row is skipped", message=message))
+
+    def _way_out(self, value: Any) -> str:
+        """What to do about a `value` with texts inside; "" if there are none."""
+        field = self._config.text_field
+        if not value or not isinstance(value, dict | list):
+            return ""
+        if isinstance(value, dict) or len(_objects(value)) == len(value):
+            for path, _ in _characters({field: value}).most_common(1):
+                setting = for_shell(f"data.text_field={'.'.join(path)}")
+                return tr("; for the texts in it set {setting}", setting=setting)
+        return tr("; write each text as one string, or as a list of strings")
 
     def finish(self) -> None:
         """Count what was skipped; NoTextError if the file has rows, but none of use.
@@ -246,6 +260,14 @@ class Rows:
         known = (matching(self._fields, each) for each in SOURCE_FIELDS)
         near = nearest(field, self._fields)
         return near or next((name for name in known if name is not None), None)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """The text that a list of strings is, such as paragraphs; any other list as it is."""
+    strings = [part for part in parts if part is not None]
+    if not all(isinstance(part, str) for part in strings):
+        return parts
+    return "\n".join(strings) if strings else None
 
 
 def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[tuple[str, ...]]:

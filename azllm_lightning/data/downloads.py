@@ -148,7 +148,7 @@ class _Transfer:
                 return self._try()
             except urllib.error.HTTPError as error:
                 if error.code not in _TEMPORARY:
-                    raise _failed(self._url, _status(error)) from error
+                    raise unreachable(shown(self._url), _status(error), error.code) from error
                 reason = _status(error)
                 wait = _asked_to_wait(error.headers)
             except _BrokenError as error:
@@ -176,7 +176,7 @@ class _Transfer:
         """The copy from before; ValueError with the `reason` if there is none."""
         kept = self._complete()
         if kept is None:
-            raise _failed(self._url, reason)
+            raise unreachable(shown(self._url), reason)
         log.warning(
             tr("{url}: {reason}; using the copy from before", url=shown(self._url), reason=reason)
         )
@@ -414,12 +414,23 @@ def not_kept(place: str, folder: Path, error: OSError, setting: str) -> ValueErr
     )
 
 
-def _failed(url: str, reason: str) -> ValueError:
+def unreachable(place: str, reason: str, status: int | None = None) -> ValueError:
+    """The error that what is at `place` cannot be had, for a `reason`; `status` is that of HTTP."""
+    if status in (401, 403):
+        return ValueError(
+            tr(
+                "{place}: the server wants a login, or consent to its terms ({error}): accept them "
+                "on its page, and read it as hf:// after `hf auth login`, or download the file in "
+                "a browser and give its path: data=text data.path=FILE",
+                place=place,
+                error=reason,
+            )
+        )
     return ValueError(
         tr(
             "{place}: could not be reached ({error}); check the address and your connection, "
             "or use local files: data=text data.path=FILE_OR_FOLDER",
-            place=shown(url),
+            place=place,
             error=reason,
         )
     )

@@ -34,6 +34,7 @@ from azllm_lightning.data.downloads import (
     is_web,
     not_kept,
     shown,
+    unreachable,
 )
 from azllm_lightning.data.folders import (
     COMPRESSIONS,
@@ -526,11 +527,5 @@ def _damaged(path: str, error: Exception) -> ValueError:
 
 
 def _unreachable(place: str, error: Exception) -> ValueError:
-    return ValueError(
-        tr(
-            "{place}: could not be reached ({error}); check the address and your connection, "
-            "or use local files: data=text data.path=FILE_OR_FOLDER",
-            place=place,
-            error=str(error) or type(error).__name__,
-        )
-    )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return unreachable(place, str(error) or type(error).__name__, status)

@@ -115,12 +115,20 @@ class HubSite(WebSite):
     """Serves `files` as the dataset u/d of a hub, in the layout of huggingface.co."""
 
     commit: str = "0123456789abcdef0123456789abcdef01234567"
+    refusal: tuple[int, str] | None = None
+    """Status and X-Error-Code with which files are refused: (403, "GatedRepo")."""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path, _, _ = handler.path.partition("?")
         tree = re.match(r"/api/datasets/u/d/tree/[^/]+/?(.*)", path)
         resolved = re.match(r"/datasets/u/d/resolve/[^/]+/(.*)", path)
-        if tree:
+        if resolved and self.refusal:
+            code, name = self.refusal
+            handler.send_response(code)
+            handler.send_header("X-Error-Code", name)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+        elif tree:
             folder = unquote(tree[1])
             rows = [
                 {"type": "file", "path": name, "size": len(data), "oid": f"{len(data):040}"}

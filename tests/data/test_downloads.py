@@ -268,10 +268,23 @@ def test_temporary_failures_are_tried_again(
     assert caplog.text.count("trying again") == 2
 
 
-@pytest.mark.parametrize("code", [404, 403, 410])
+@pytest.mark.parametrize("code", [404, 410])
 def test_a_lasting_failure_ends_it_at_once(site: WebSite, code: int) -> None:
     site.failures = [code] * 9
     with pytest.raises(ValueError, match=rf"{site.url}/a\.txt: could not be reached \(HTTP {code}"):
+        read(f"{site.url}/a.txt")
+    assert len(site.requests) == 1
+
+
+WANTS_LOGIN = r"wants a login(.|\n)*hf auth login.*download the file in a browser"
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_server_that_wants_a_login_is_told_from_one_out_of_reach(
+    site: WebSite, code: int
+) -> None:
+    site.failures = [code] * 9
+    with pytest.raises(ValueError, match=rf"{site.url}/a\.txt: .*{WANTS_LOGIN}"):
         read(f"{site.url}/a.txt")
     assert len(site.requests) == 1
 
@@ -408,6 +421,15 @@ def test_text_of_the_hub_is_downloaded_once(hub: HubSite) -> None:
     assert read("hf://datasets/u/d/a.jsonl") == TEXTS
     assert hub.sent - sent < len(hub.files["a.jsonl"])
     assert read("hf://datasets/u/d") == [*TEXTS, "bir", "iki", "altı"]
+
+
+@pytest.mark.parametrize("code", [401, 403])
+@pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl", ""])
+def test_a_gated_text_of_the_hub_wants_a_login(hub: HubSite, code: int, name: str) -> None:
+    hub.files = {"a.jsonl": jsonl(ROWS)}
+    hub.refusal = code, "GatedRepo"
+    with pytest.raises(ValueError, match=WANTS_LOGIN):
+        read(f"hf://datasets/u/d/{name}")
 
 
 def test_a_full_disk_is_no_failure_of_the_hub(

@@ -221,8 +221,9 @@ class Rows:
         )
 
     def _likely_text(self) -> str | None:
-        """The field with most text; None if none has any."""
-        return next((".".join(path) for path, _ in self._chars.most_common(1)), None)
+        """The field with most text; None if none has any, or if that has no name."""
+        likely = next((path for path, _ in self._chars.most_common(1)), ())
+        return ".".join(likely) if likely and all(map(str.strip, likely)) else None
 
     def _keyed_texts(self) -> NoTextError | None:
         """The error of a file with an object whose texts each have a key of their own."""

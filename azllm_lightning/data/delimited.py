@@ -354,6 +354,24 @@ def _numbered(lines: _Lines, dialect: _Dialect, address: str) -> Iterator[tuple[
 
 
 def _not_valid(address: str, line: int, error: csv.Error) -> ValueError:
+    if str(error).startswith("new-line character"):
+        return ValueError(
+            tr(
+                "{path}:{line}: a carriage return in a cell without quotes; put quotes around the "
+                "cell, or a space in the place of the carriage return",
+                path=address,
+                line=line,
+            )
+        )
+    if _NO_DELIMITER in str(error):  # which is ours, not that of the file
+        return ValueError(
+            tr(
+                "{path}:{line}: not valid CSV: in the row that begins here a quote is not closed, "
+                "or a quote within a text is not doubled",
+                path=address,
+                line=line,
+            )
+        )
     return ValueError(
         tr(
             "{path}:{line}: not valid CSV ({error}): in the row that begins here a quote is not "

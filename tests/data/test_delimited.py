@@ -227,6 +227,11 @@ ROWS = "".join(f"{i},sətir {i}\n" for i in range(2, 3000))
             r"a\.csv:3000: ",
         ),
         ('\nsep=,\nid,text\n1,"bir" iki\n', r"a\.csv:4: not valid CSV"),
+        (
+            "id,text\n1,bir\riki\n",
+            r"a\.csv:2: a carriage return in a cell without quotes; put quotes around[^:]*$",
+        ),
+        ('text\n"Gəl" dedi o.\n', r"a\.csv:2: not valid CSV: in the row that begins here"),
         ("id,text,text\n1,bir,iki\n", r"a\.csv: 2 columns are called 'text'"),
         ("id,Mətn\n1,bir\n", r"a\.csv: no field 'text'; the fields are id, Mətn"),
     ],

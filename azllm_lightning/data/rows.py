@@ -114,7 +114,7 @@ class Rows:
         if text is None or (isinstance(text, float) and math.isnan(text)):
             self._missing += 1
         else:
-            self._reject(text, tr("text"), place)
+            self._reject(text, tr("text"), place, self._way_out(text))
         return []
 
     def note_fields(self, names: Iterable[str]) -> None:
@@ -140,7 +140,7 @@ class Rows:
         self._has_text = True
         self._has_source = True
 
-    def _reject(self, value: Any, expected: str, place: str) -> None:
+    def _reject(self, value: Any, expected: str, place: str, way_out: str = "") -> None:
         self._rejected += 1
         message = tr(
             "{place}: {value:.40} is not {expected}",
@@ -148,15 +148,16 @@ class Rows:
             value=repr(value),
             expected=expected,
         )
-        message += self._way_out(value)
+        message += way_out
         self._first_rejected = self._first_rejected or message
         if self._rejected <= _MAX_WARNINGS:
             log.warning(tr("{message}; this row is skipped", message=message))
 
     def _way_out(self, value: Any) -> str:
-        """What to do about a `value` with texts inside; "" if there are none."""
+        """What to do about a `value` of the field with texts inside; "" if there are none."""
         field = self._config.text_field
-        if not value or not isinstance(value, dict | list):
+        is_told = self._rejected < _MAX_WARNINGS
+        if not is_told or not value or not isinstance(value, dict | list):
             return ""
         if isinstance(value, dict) or len(_objects(value)) == len(value):
             for path, _ in _characters({field: value}).most_common(1):

@@ -191,6 +191,18 @@ def test_a_file_that_goes_on_in_another_encoding_is_refused_at_that_line(
         read(tmp_path)
 
 
+def test_in_a_large_file_its_last_megabytes_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is appended to it would else be less than a hundredth."""
+    lines = [*[AZERBAIJANI.encode()] * 2000, *[TURKISH.encode("cp1254")] * 10]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    assert "\ufffd" in read(tmp_path, max_document_bytes=10**6)[0]
+    monkeypatch.setattr("azllm_lightning.data.decoder.MAX_BLOCK_BYTES", 2000)
+    with pytest.raises(ValueError, match=r"a\.txt:2001: .* no longer UTF-8"):
+        read(tmp_path)
+
+
 def test_damage_here_and_there_is_no_other_encoding(tmp_path: Path) -> None:
     lines = [AZERBAIJANI.encode()] * 100
     lines[:40:2] = [line + b"\xff" for line in lines[:40:2]]

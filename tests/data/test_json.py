@@ -131,6 +131,14 @@ def test_a_value_with_texts_inside_is_refused_with_the_way_out(
         read(tmp_path)
 
 
+def test_rows_in_a_row_get_no_way_out_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('1\n[{"text": "Salam"}]\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('[[{"text": "Salam"}]]\n', encoding="utf-8")
+    for name in ("a.jsonl", "b.jsonl"):
+        with pytest.raises(ValueError, match=r"is not an object with the field 'text'$"):
+            read(tmp_path / name)
+
+
 def test_a_field_that_no_row_has_ends_a_large_file_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

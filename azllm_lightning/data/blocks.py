@@ -21,6 +21,7 @@ from azllm_lightning.data.cleaning import (
     EOT,
     clean,
     cut,
+    has_lost_letters,
     is_garbled,
     is_mostly_cyrillic,
     split_at_markers,
@@ -153,6 +154,8 @@ def _documents(text: str, max_bytes: int, counts: Counter[str]) -> list[str]:
     found: list[str] = []
     if is_garbled(text):
         counts["garbled_documents"] += 1
+    if has_lost_letters(text):
+        counts["documents_with_lost_letters"] += 1
     documents = split_at_markers(clean(text, counts))
     if len(documents) > 1:
         counts["end_markers"] += len(documents) - 1

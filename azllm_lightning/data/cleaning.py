@@ -50,6 +50,8 @@ _TO_CYRILLIC = str.maketrans(
 _BOUNDARIES = tuple(re.compile(end) for end in (r"\n\n+", r"\n", r"[.!?…]\s", r"\s"))
 _GARBLED = ("É™", "É\x99", "Ã¶", "Ã¼", "Ã§")  # ə, ö, ü, ç
 _GARBLED_AS_RUSSIAN = ("Й™", "Г¶", "Г§", "Д±")  # ə, ö, ç, ı
+# A ? within a word, not that of a URL. It begins with one sign, which `re` looks for fast.
+_LOST = re.compile(r"\?(?<=[^\W\d_]\?)(?=[^\W\d_]+(?![\w=&/]))")
 # On a line of its own, at the edge of a line, or between two texts without a space: there it ends
 # a document. Within a line, with a space or a quotation mark next to it, a text writes about it.
 _MARKER = re.compile(
@@ -147,6 +149,14 @@ def is_mostly_cyrillic(text: str) -> bool:
 def is_garbled(text: str) -> bool:
     """Whether a raw text seems to be UTF-8 that was read as cp1252 or cp1251, and saved again."""
     return _has_any(text, _GARBLED) or _has_any(text, _GARBLED_AS_RUSSIAN)
+
+
+def has_lost_letters(text: str) -> bool:
+    """Whether letters of a raw text seem to have become ? when it was saved: ə has no place in
+    cp1254, the encoding of Windows in Azerbaijan.
+    """
+    lost = len(_LOST.findall(text))
+    return lost >= 3 and lost > text.count("ə") and 10 * lost >= len(text.split())
 
 
 def _has_any(text: str, pairs: Iterable[str]) -> bool:

@@ -49,6 +49,14 @@ def decompressed(raw: BinaryIO) -> BinaryIO:
     return buffered
 
 
+def beginning(data: bytes) -> bytes:
+    """The first bytes of a file that begins with `data`, uncompressed; b"" if it is damaged."""
+    try:
+        return decompressed(io.BytesIO(data)).read(HEAD_BYTES)
+    except Exception:  # each way to compress has its own
+        return b""
+
+
 def _open_zstd(stream: BinaryIO) -> object:
     """A reader that allows the long windows of dumps (zstd --long=31), as pyarrow's does not."""
     if sys.version_info >= (3, 14):
@@ -91,16 +99,25 @@ def _is_binary(head: bytes) -> bool:
     return controls > max(16, _MOST_CONTROLS * len(head))
 
 
+WEB_PAGE = Refused(
+    lambda head: _WEB_PAGE.match(head) is not None,
+    lambda: tr(
+        "a web page, not the text itself; use the address of the file itself (often "
+        "called raw or download), or save the page's text as .txt"
+    ),
+)
+
 REFUSED = (
     Refused(
         lambda head: head.startswith(b"version https://git-lfs.github.com/spec/"),
         lambda: tr("a Git LFS pointer, not the text itself; run `git lfs pull` in its folder"),
     ),
+    WEB_PAGE,
     Refused(
-        lambda head: _WEB_PAGE.match(head) is not None,
+        lambda head: head.lstrip().startswith(b"<mediawiki"),
         lambda: tr(
-            "a web page, not the text itself; use the address of the file itself (often "
-            "called raw or download), or save the page's text as .txt"
+            "a dump of a wiki in XML; for the text of Wikipedia use data=wikipedia, else extract "
+            "the text as .txt, for example with wikiextractor"
         ),
     ),
     Refused(
@@ -109,7 +126,10 @@ REFUSED = (
     ),
     Refused(
         _is_office,
-        lambda: tr("a document of an office program or an e-book; save it as plain text (.txt)"),
+        lambda: tr(
+            "a document of an office program or an e-book; save it as plain text (.txt) in UTF-8, "
+            "or from Excel as CSV UTF-8"
+        ),
     ),
     Refused(_is_archive, lambda: tr("an archive of files; unpack it, and give the folder")),
     Refused(

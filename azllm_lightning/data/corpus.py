@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from array import array
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -28,7 +27,15 @@ from azllm_lightning.data.blocks import (
     in_validation,
 )
 from azllm_lightning.data.digest_set import DigestSet
-from azllm_lightning.data.files import Found, Meter, TextFile, check_contents, search
+from azllm_lightning.data.files import (
+    MAX_SOURCES,
+    Found,
+    Meter,
+    TextFile,
+    check_contents,
+    search,
+    source_names,
+)
 from azllm_lightning.data.filters import (
     check_filters,
     measured,
@@ -43,7 +50,6 @@ from azllm_lightning.data.rows import NoTextError
 
 log = logging.getLogger(__name__)
 
-MAX_SOURCES = 256
 _MAX_TRIED = 20
 """Files that are tried, to find one with text next to one without."""
 
@@ -406,6 +412,13 @@ def describe_cleaning(counts: Mapping[str, int]) -> list[str]:
             "{count:,} documents with letters garbled by a wrong encoding (ə as É™ or Й™)",
             counts.get("garbled_documents", 0),
         ),
+        "documents_with_lost_letters": trn(
+            "{count:,} document with letters lost in saving (ə became ?; save the file again, "
+            "as UTF-8)",
+            "{count:,} documents with letters lost in saving (ə became ?; save the files again, "
+            "as UTF-8)",
+            counts.get("documents_with_lost_letters", 0),
+        ),
         "cyrillic_documents": trn(
             "{count:,} document in Cyrillic kept",
             "{count:,} documents in Cyrillic kept",
@@ -508,11 +521,12 @@ def _texts(
     check_contents([file for file, _ in files[start.file : stop]])
     before = Counter(start.counts)
     has_text = start.file > 0 or start.texts > 0
-    are_sources = _are_sources(files, stream, config)
-    source_names = _source_names([file for file, _ in files])
+    file_sources: list[str] = []
+    if _are_sources(files, stream, config):
+        file_sources = source_names([file for file, _ in files])
     for index in range(start.file, stop):
         file, found = files[index]
-        file_source = source_names[index] if are_sources else config.name
+        file_source = file_sources[index] if file_sources else config.name
         skipped = start.texts if index == start.file else 0
         counts: Counter[str] = Counter()
         meter = Meter()
@@ -537,21 +551,6 @@ def _are_sources(files: Sequence[object], stream: Stream, config: DataConfig) ->
     """Whether each file is a source: those of all streams, `files` and the others, are few."""
     others = (each for each in streams(config) if each != stream)
     return len(files) + sum(len(stream_files(each)) for each in others) <= MAX_SOURCES
-
-
-def _source_names(files: Sequence[TextFile]) -> list[str]:
-    """What each file is called as a source: its name, after the folders in which files of the same
-    name differ.
-    """
-    places: dict[str, set[str]] = {}
-    for file in files:
-        places.setdefault(file.name, set()).add(file.address)
-    names = []
-    for file in files:
-        same = [place.split("/") for place in places[file.name]]
-        shared = len(os.path.commonprefix(same)) if len(same) > 1 else -1
-        names.append("/".join(file.address.split("/")[shared:]))
-    return names
 
 
 def _tales(config: DataConfig, start: Position) -> Iterator[tuple[str, str, Position, int]]:

@@ -77,6 +77,7 @@ class Decoder:
         self._refuse = refuse
         self._counts = counts
         self._broken = 0
+        self._damage = _Damage()
 
     def blocks(self, stream: BinaryIO) -> Iterator[Block]:
         """The text of `stream`, with line breaks as they are in the file.
@@ -239,15 +240,34 @@ class Decoder:
 
     def _decode_lines(self, data: bytes, number: int) -> str:
         try:
-            return data.decode("utf-8")
+            text = data.decode("utf-8")
         except UnicodeDecodeError:
             lines = data.split(b"\n")
-            return "\n".join(self.decode(line, number + i) for i, line in enumerate(lines))
+            text = "\n".join(self.decode(line, number + i) for i, line in enumerate(lines))
+            self._refuse_another_encoding()
+        else:
+            self._damage.add(text, number, broken=0)
+        return text
+
+    def _refuse_another_encoding(self) -> None:
+        damage = self._damage
+        if damage.is_another_encoding:
+            raise ValueError(
+                tr(
+                    "{place}: from here on the file is no longer UTF-8: {count:,} of {total:,} "
+                    "characters are broken, as if text in another encoding had been appended; put "
+                    "this part into a file of its own, or delete it",
+                    place=f"{self.address}:{damage.begins}",
+                    count=damage.broken,
+                    total=damage.chars,
+                )
+            )
 
     def decode(self, data: bytes, number: int, unit: str = "line") -> str:
         """`data` as text; `number` is that of its line or row, as `unit` says."""
         try:
-            return data.decode("utf-8")
+            text = data.decode("utf-8")
+            broken = 0
         except UnicodeDecodeError as error:
             position = {"path": self.address, "number": number, "byte": error.start}
             if unit == "line":
@@ -263,10 +283,17 @@ class Decoder:
                     )
                 ) from None
             self._warn(place, error.reason)
-            return data.decode("utf-8", errors="replace")
+            text = data.decode("utf-8", errors="replace")
+            broken = text.count("\ufffd")
+        self._damage.add(text, number, broken)
+        return text
 
     def finish(self) -> None:
-        """Count what was replaced, and warn with the total if not every place was reported."""
+        """Count what was replaced, and warn with the total if not every place was reported.
+
+        Raises ValueError if it was too much of the rows that `decode` was given.
+        """
+        self._refuse_another_encoding()
         self._counts["bad_utf8_lines"] += self._broken
         if self._broken > _MAX_WARNINGS:
             log.warning(
@@ -277,6 +304,36 @@ class Decoder:
                     count=self._broken,
                 )
             )
+
+
+class _Damage:
+    """The stretch of a file in which more characters are broken than happens here and there.
+
+    It `begins` at a line, and ends where the share of `broken` ones among its `chars` has sunk to
+    that of damage.
+    """
+
+    def __init__(self) -> None:
+        self.begins = 0
+        self.broken = 0
+        self.chars = 0
+        self._read = 0  # characters of the file
+
+    def add(self, text: str, line: int, broken: int) -> None:
+        """Go on with `text`, which begins in line number `line`."""
+        if not self.broken:
+            self.begins = line
+        self._read += len(text)
+        self.chars += len(text)
+        self.broken += broken
+        if self.broken <= _MOST_REPLACED * self.chars:
+            self.broken = self.chars = 0
+
+    @property
+    def is_another_encoding(self) -> bool:
+        """Whether it is too much for the file, or for some megabytes of a large one."""
+        allowed = _MOST_REPLACED * min(self._read, MAX_BLOCK_BYTES)
+        return self.broken - _MOST_REPLACED * self.chars > max(_FEW_BYTES, allowed)
 
 
 class _LineEnds:

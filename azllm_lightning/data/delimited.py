@@ -109,7 +109,8 @@ def read_rows(
     The delimiter is the one with which the header has most of the `wanted` names.
 
     Raises ValueError, with the line, for a row that has more or fewer cells than the header, and
-    for quotes that do not match: such a row may have lost a part of its text.
+    for quotes that do not match: such a row may have lost a part of its text. A title above the
+    header is an error as well.
     """
     # the default refuses cells above 128 kB; Windows accepts no larger limit than 2**31 - 1
     csv.field_size_limit(MAX_CELL_CHARS)
@@ -126,6 +127,7 @@ def read_rows(
         delimiters = given[1]
         lines.skip()
         sample = lines.peek(_SAMPLE_LINES)
+    _check_header(lines, sample, delimiters, wanted, address)
     yield from _rows(lines, _dialect(sample, delimiters, wanted), address)
 
 
@@ -231,6 +233,32 @@ def _header_score(sample: list[str], delimiter: str, wanted: Sequence[str]) -> t
     return sum(matching(names, name) is not None for name in wanted), len(names)
 
 
+def _check_header(
+    lines: _Lines, sample: list[str], delimiters: str, wanted: Sequence[str], address: str
+) -> None:
+    """Raise ValueError if the first line is a title: it has none of the `wanted` names, and fewer
+    cells than a later line that has one.
+    """
+    if any(_header_score(sample, each, wanted)[0] for each in delimiters):
+        return
+    for number, line in enumerate(sample[1:], lines.skipped + 2):
+        for delimiter in delimiters:
+            found, _ = _header_score([line], delimiter, wanted)
+            if found and _filled(line, delimiter) > _filled(sample[0], delimiter):
+                raise ValueError(
+                    tr(
+                        "{path}: the header is in line {number}; delete the lines above it",
+                        path=address,
+                        number=number,
+                    )
+                )
+
+
+def _filled(line: str, delimiter: str) -> int:
+    """The number of cells of a line that are not empty."""
+    return sum(bool(cell.strip()) for cell in _header([line], _Dialect(delimiter)))
+
+
 def _fitting_rows(sample: list[str], dialect: _Dialect) -> int:
     """The number of rows in `sample`; 0 if they have not all as many cells as the first, or if
     there is an error, except that the last row may be cut off.
@@ -326,6 +354,24 @@ def _numbered(lines: _Lines, dialect: _Dialect, address: str) -> Iterator[tuple[
 
 
 def _not_valid(address: str, line: int, error: csv.Error) -> ValueError:
+    if str(error).startswith("new-line character"):
+        return ValueError(
+            tr(
+                "{path}:{line}: a carriage return in a cell without quotes; put quotes around the "
+                "cell, or a space in the place of the carriage return",
+                path=address,
+                line=line,
+            )
+        )
+    if _NO_DELIMITER in str(error):  # which is ours, not that of the file
+        return ValueError(
+            tr(
+                "{path}:{line}: not valid CSV: in the row that begins here a quote is not closed, "
+                "or a quote within a text is not doubled",
+                path=address,
+                line=line,
+            )
+        )
     return ValueError(
         tr(
             "{path}:{line}: not valid CSV ({error}): in the row that begins here a quote is not "

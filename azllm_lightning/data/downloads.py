@@ -85,6 +85,15 @@ _found: dict[Path, tuple[float, Download]] = {}
 """When, by time.monotonic(), each folder last received its file in this process, and that file."""
 
 
+class UnsupportedTypeError(Exception):
+    """A file on a server has a `name` of no type that is read; `data` is its first megabyte."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        super().__init__(name)
+        self.name = name
+        self.data = data
+
+
 class _BrokenError(Exception):
     """The connection failed, as its text says."""
 
@@ -99,7 +108,7 @@ def fetch(url: str) -> Download:
 
     A broken download continues where it broke if the server knows ranges, in a later process too.
     Without a connection, a copy from before is used. Raises ValueError if the file cannot be had,
-    or cannot be written into the cache.
+    or cannot be written into the cache, and UnsupportedTypeError before the file is received.
     """
     folder = cache_folder() / "downloads" / blake2b(url.encode("utf-8"), digest_size=10).hexdigest()
     when, known = _found.get(folder, (-math.inf, None))
@@ -139,7 +148,7 @@ class _Transfer:
                 return self._try()
             except urllib.error.HTTPError as error:
                 if error.code not in _TEMPORARY:
-                    raise _failed(self._url, _status(error)) from error
+                    raise unreachable(shown(self._url), _status(error), error.code) from error
                 reason = _status(error)
                 wait = _asked_to_wait(error.headers)
             except _BrokenError as error:
@@ -167,7 +176,7 @@ class _Transfer:
         """The copy from before; ValueError with the `reason` if there is none."""
         kept = self._complete()
         if kept is None:
-            raise _failed(self._url, reason)
+            raise unreachable(shown(self._url), reason)
         log.warning(
             tr("{url}: {reason}; using the copy from before", url=shown(self._url), reason=reason)
         )
@@ -175,7 +184,7 @@ class _Transfer:
 
     def _complete(self) -> _State | None:
         kept = _read_state(self._complete_state)
-        if kept is None:
+        if kept is None or _is_unsupported(kept.name):
             return None
         path = self._file / kept.name
         is_whole = path.is_file() and path.stat().st_size == kept.size
@@ -217,7 +226,12 @@ class _Transfer:
             return self._receive(response, state, start)
 
     def _receive(self, response: HTTPResponse, state: _State, start: int) -> Download:
-        """Append the body to the first `start` bytes, and put the file in its place."""
+        """Append the body to the first `start` bytes, and put the file in its place.
+
+        Raises UnsupportedTypeError instead for a file that would not be read.
+        """
+        if _is_unsupported(state.name):
+            raise UnsupportedTypeError(state.name, _next_chunk(response))
         _write_state(self._partial_state, state)
         self._has_started = True
         done = start
@@ -353,6 +367,10 @@ def _name(url: str, final_url: str, headers: Message) -> str:
     return f"{named or 'text'}{_TYPES.get(kind, '')}"
 
 
+def _is_unsupported(name: str) -> bool:
+    return bool(PurePosixPath(name).suffix) and format_of(name) is None
+
+
 def _last_part(url: str) -> str:
     return PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
 
@@ -396,12 +414,23 @@ def not_kept(place: str, folder: Path, error: OSError, setting: str) -> ValueErr
     )
 
 
-def _failed(url: str, reason: str) -> ValueError:
+def unreachable(place: str, reason: str, status: int | None = None) -> ValueError:
+    """The error that what is at `place` cannot be had, for a `reason`; `status` is that of HTTP."""
+    if status in (401, 403):
+        return ValueError(
+            tr(
+                "{place}: the server wants a login, or consent to its terms ({error}): accept them "
+                "on its page, and read it as hf:// after `hf auth login`, or download the file in "
+                "a browser and give its path: data=text data.path=FILE",
+                place=place,
+                error=reason,
+            )
+        )
     return ValueError(
         tr(
             "{place}: could not be reached ({error}); check the address and your connection, "
             "or use local files: data=text data.path=FILE_OR_FOLDER",
-            place=shown(url),
+            place=place,
             error=reason,
         )
     )

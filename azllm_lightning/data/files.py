@@ -6,12 +6,13 @@ import errno
 import io
 import lzma
 import math
+import os
 import re
 import stat
 import time
 import urllib.parse
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,8 +20,22 @@ from typing import Any, BinaryIO, cast
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.cli.misspelled import searched_folder, with_near_path
-from azllm_lightning.data.content import HEAD_BYTES, decompressed, why_not_text
-from azllm_lightning.data.downloads import Download, fetch, is_web, not_kept, shown
+from azllm_lightning.data.content import (
+    HEAD_BYTES,
+    WEB_PAGE,
+    beginning,
+    decompressed,
+    why_not_text,
+)
+from azllm_lightning.data.downloads import (
+    Download,
+    UnsupportedTypeError,
+    fetch,
+    is_web,
+    not_kept,
+    shown,
+    unreachable,
+)
 from azllm_lightning.data.folders import (
     COMPRESSIONS,
     FORMATS,
@@ -35,6 +50,9 @@ from azllm_lightning.data.known_digests import file_digest
 
 DIGEST_BYTES = 100_000_000
 """Local text up to this size is known by its content, larger text by size and time."""
+
+MAX_SOURCES = 256
+"""Of more files, none is a source by itself."""
 
 _PINNED = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")
 _MAX_PROBLEMS = 5
@@ -164,7 +182,7 @@ class TextFile:
             raise
 
     def stamp(self) -> list[Any]:
-        """Values that change when the file does: name, size, and time or tag if known."""
+        """Values that change when the file does: its size, and time or tag if known."""
         info = self.filesystem.info(self.path)
         tags = [
             str(info[key])
@@ -173,14 +191,7 @@ class TextFile:
         ]
         if self.version is not None:
             tags = [self.version]
-        return [self.name, info.get("size"), *tags[:1]]
-
-    def digest(self) -> list[Any]:
-        """The name and a hash of the bytes, which stay when the file is only touched or copied.
-
-        For local files.
-        """
-        return [self.name, file_digest(self.path)]
+        return [info.get("size"), *tags[:1]]
 
 
 @dataclass(frozen=True)
@@ -212,22 +223,46 @@ def stamps(given_paths: Sequence[str], setting: str) -> list[Any]:
     A hub URL with a pinned commit never changes, so that it needs no network. Local files are
     known by their content if they are small enough to read them whenever they may have changed.
     """
-    return [
-        given if _PINNED.match(given) else _stamps(find_files([given], setting))
-        for given in given_paths
-    ]
+    found = {
+        given: find_files([given], setting) for given in given_paths if not _PINNED.match(given)
+    }
+    files = [file for each in found.values() for file in each]
+    names = {}
+    if len(files) <= MAX_SOURCES:  # then folders are names of sources, too
+        named = zip(files, source_names(files), strict=True)
+        names = {file.address: name for file, name in named if "/" in name}
+    return [_stamps(found[given], names) if given in found else given for given in given_paths]
 
 
-def _stamps(files: list[TextFile]) -> list[list[Any]]:
+def source_names(files: Sequence[TextFile]) -> list[str]:
+    """What each file is called as a source: its name, after the folders in which files of the same
+    name differ.
+    """
+    places: dict[str, set[str]] = {}
+    for file in files:
+        places.setdefault(file.name, set()).add(file.address)
+    shared = {name: _shared_parts(addresses) for name, addresses in places.items()}
+    return ["/".join(file.address.split("/")[shared[file.name] :]) for file in files]
+
+
+def _shared_parts(addresses: Collection[str]) -> int:
+    """How many of their parts `addresses` begin with alike; -1 for one, of which the last stays."""
+    parts = [address.split("/") for address in addresses]
+    return len(os.path.commonprefix(parts)) if len(parts) > 1 else -1
+
+
+def _stamps(files: list[TextFile], names: Mapping[str, str]) -> list[list[Any]]:
     local = [file for file in files if file.is_local]
     is_small = sum(file.size() for file in local) <= DIGEST_BYTES
     values = []
     for file in files:
         try:
             by_content = is_small and file.is_local and file.version is None
-            values.append(file.digest() if by_content else file.stamp())
+            # a hash stays when the file is only touched or copied
+            value = [file_digest(file.path)] if by_content else file.stamp()
         except OSError:  # it cannot be read, which the reader reports with its name
-            values.append(file.stamp())
+            value = file.stamp()
+        values.append([names.get(file.address, file.name), *value])
     return values
 
 
@@ -247,10 +282,14 @@ def check_contents(files: Sequence[TextFile]) -> None:
         raise ValueError("\n".join(problems))
 
 
+def _head(file: TextFile) -> bytes:
+    with file.explained_errors(), file.open_text() as stream:
+        return stream.read(HEAD_BYTES)
+
+
 def _why_not_read(file: TextFile) -> str | None:
+    head = _head(file)
     with file.explained_errors():
-        with file.open_text() as stream:
-            head = stream.read(HEAD_BYTES)
         if file.format != ".parquet" or not head.startswith(_PARQUET):
             return why_not_text(head)
         with file.open() as raw:  # whatever the name says: servers pack and unpack files
@@ -283,15 +322,14 @@ def _expand(given: str, place: str) -> Found:
         files.append(TextFile(filesystem, path, name, file_format, address, is_local, is_given))
     if not files:
         if is_given and is_local:
-            raise ValueError(f"{place}: {_why_unsupported(path)}")
+            file = TextFile(filesystem, path, name, ".txt", path, is_local, is_given)
+            raise ValueError(f"{place}: {_why_unsupported(file)}")
         raise ValueError(_none_supported(place, skipped))
     return Found(place, files, skipped)
 
 
-def _why_unsupported(path: str) -> str:
-    with Path(path).open("rb") as file:
-        reason = why_not_text(file.read(HEAD_BYTES))
-    return reason or tr(
+def _why_unsupported(file: TextFile) -> str:
+    return why_not_text(_head(file)) or tr(
         "unsupported type; supported are {formats}, also with {compressions}",
         formats=" ".join(FORMATS),
         compressions=" ".join(COMPRESSIONS),
@@ -377,13 +415,9 @@ def _web(given: str, place: str) -> Found:
     """The file at the address of a web server, or those that a page of links leads to."""
     path = urllib.parse.urlsplit(given).path
     if "*" not in path:
-        download = _fetch(given, place)
-        if format_of(download.name) is not None:
-            return Found(place, [_downloaded(download, given, True)])
-        with download.path.open("rb") as file:
-            reason = why_not_text(file.read(HEAD_BYTES))
-        if reason is None and not PurePosixPath(download.name).suffix:
-            return Found(place, [_downloaded(download, given, True)])
+        file = _web_file(given, place)
+        if file is not None:
+            return Found(place, [file])
     skipped = Skipped()
     files = []
     for address in _links(given, place):
@@ -396,10 +430,32 @@ def _web(given: str, place: str) -> Found:
         return Found(place, files, skipped)
     if "*" in path:
         raise ValueError(tr("{place}: no file matches", place=place))
+    raise ValueError(f"{place}: {WEB_PAGE.message()}")
+
+
+def _web_file(given: str, place: str) -> TextFile | None:
+    """The file at the address of a web server; None if a web page is there.
+
+    Raises ValueError for one that is not text.
+    """
+    skipped = Skipped()
+    try:
+        file = _downloaded(_fetch(given, place), given, True)
+    except UnsupportedTypeError as error:
+        skipped.add(PurePosixPath(error.name).suffix, error.name)
+        head = beginning(error.data)
+    else:
+        if format_of(file.name) is not None:
+            return file
+        head = _head(file)
+    if WEB_PAGE.begins(head):
+        return None
+    reason = why_not_text(head)
     if reason is not None:
         raise ValueError(f"{place}: {reason}")
-    skipped.add(PurePosixPath(download.name).suffix, download.name)
-    raise ValueError(_none_supported(place, skipped))
+    if skipped:
+        raise ValueError(_none_supported(place, skipped))
+    return file
 
 
 def _fetch(address: str, place: str) -> Download:
@@ -471,11 +527,5 @@ def _damaged(path: str, error: Exception) -> ValueError:
 
 
 def _unreachable(place: str, error: Exception) -> ValueError:
-    return ValueError(
-        tr(
-            "{place}: could not be reached ({error}); check the address and your connection, "
-            "or use local files: data=text data.path=FILE_OR_FOLDER",
-            place=place,
-            error=str(error) or type(error).__name__,
-        )
-    )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return unreachable(place, str(error) or type(error).__name__, status)

@@ -14,12 +14,11 @@ from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.cleaning import clean
 from azllm_lightning.data.corpus import (
-    MAX_SOURCES,
     VALIDATED_SOURCES,
     stream_files,
     streams,
 )
-from azllm_lightning.data.files import Meter, TextFile, TimeUp
+from azllm_lightning.data.files import MAX_SOURCES, Meter, TextFile, TimeUp
 from azllm_lightning.data.records import read_records
 from azllm_lightning.data.repeated_lines import line_digest
 from azllm_lightning.data.rows import SOURCE_FIELDS, Record, matching

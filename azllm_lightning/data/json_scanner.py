@@ -113,6 +113,7 @@ class JsonScanner:
         self._sources: list[str | None] = []  # of each text
         self._lengths = array("q")
         self._numbers = array("q")  # of the text that each part belongs to
+        self._listed = 0  # strings so far in a list that is a text; -1 if something else is there
         self._kept: list[int] = []
         self.fields: list[str] = []
         """Keys of the outermost object."""
@@ -137,14 +138,22 @@ class JsonScanner:
             for part in self._scan():
                 text = _SURROGATES.sub("\ufffd", part)
                 kept.write(text)
-                self._lengths.append(len(text))
-                self._numbers.append(len(self._sources) - 1)
+                self._note(len(text), len(self._sources) - 1)
             kept.seek(0)
             wanted = set(self._kept)
             for length, number in zip(self._lengths, self._numbers, strict=True):
                 text = kept.read(length)
                 if number in wanted:
                     yield text, self._sources[number]
+
+    def _note(self, length: int, number: int) -> None:
+        """Note a part of a text, as one with the part before it if both are short."""
+        is_same = bool(self._numbers) and self._numbers[-1] == number
+        if is_same and self._lengths[-1] + length <= self._part_chars:
+            self._lengths[-1] += length
+        else:
+            self._lengths.append(length)
+            self._numbers.append(number)
 
     def _scan(self) -> Iterator[str]:
         expects_key = False
@@ -165,21 +174,47 @@ class JsonScanner:
             expects_key = token == "{" or (token == "," and self._open[-1] == ord("{"))
 
     def _value(self) -> Iterator[str]:
-        """The parts of the string that begins here, if it is a text."""
+        """The parts of the string that begins here, if it is a text or a line of one."""
+        if self._is_at_text(b"{"):
+            yield from self._text()
+            return
+        if self._is_at_text(b"{[") and self._listed >= 0:
+            yield from self._line()
+            return
         if self._open[-1:] == b"{" and self._objects == len(self._way):
             here = self._way[-1]
-            if here.text.is_at_end:
-                here.texts.append(len(self._sources))
-                self._sources.append(None)
-                yield from self._string(self._part_chars)
-                return
             if here.source.is_at_end:
                 here.found = "".join(self._string(_MAX_KEY))
                 return
         for _ in self._raw_string(1):
             pass
 
+    def _text(self) -> Iterator[str]:
+        self._way[-1].texts.append(len(self._sources))
+        self._sources.append(None)
+        yield from self._string(self._part_chars)
+
+    def _line(self) -> Iterator[str]:
+        """The parts of a string in a list that is a text."""
+        if self._listed:
+            yield "\n"
+            yield from self._string(self._part_chars)
+        else:
+            yield from self._text()
+        self._listed += 1
+
+    def _is_at_text(self, brackets: bytes) -> bool:
+        """Whether the path of the text ends at the `brackets` that were opened last."""
+        is_on_way = bool(self._way) and self._objects == len(self._way)
+        return is_on_way and self._open.endswith(brackets) and self._way[-1].text.is_at_end
+
     def _enter(self, bracket: str) -> None:
+        if self._is_at_text(b"{["):  # a list of more than strings, and so no text
+            if self._listed > 0:
+                self._way[-1].texts.pop()
+            self._listed = -1
+        elif self._is_at_text(b"{"):
+            self._listed = 0
         if bracket == "{":
             if self._objects == len(self._way):
                 self._follow()

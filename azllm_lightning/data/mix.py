@@ -12,8 +12,8 @@ import numpy as np
 
 from azllm_lightning.cli.messages import and_then, tr
 from azllm_lightning.config.data import Weight
-from azllm_lightning.data.corpus import MAX_SOURCES
 from azllm_lightning.data.cuts import Rings, cut_offset
+from azllm_lightning.data.files import MAX_SOURCES
 from azllm_lightning.data.sampler import Indices, window_order
 from azllm_lightning.data.shards import Span
 

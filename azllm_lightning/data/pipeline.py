@@ -36,7 +36,7 @@ from azllm_lightning.disk.sync import sync_folder
 
 log = logging.getLogger(__name__)
 
-CLEANING_VERSION = 7
+CLEANING_VERSION = 8
 """Increased when the same text would give different documents or tokens, to ignore old caches."""
 
 _TEXT = "text"

@@ -106,13 +106,15 @@ class Rows:
     def record(self, text: Any, source: Any, place: str) -> list[Record]:
         """The record of a row that has the field; empty if its value is missing or no text."""
         self._has_text = True
+        if isinstance(text, list):
+            text = _joined(text)
         if isinstance(text, str):
             self._texts += 1
             return [(text, None if source is None else str(source))]
         if text is None or (isinstance(text, float) and math.isnan(text)):
             self._missing += 1
         else:
-            self._reject(text, tr("text"), place)
+            self._reject(text, tr("text"), place, self._way_out(text))
         return []
 
     def note_fields(self, names: Iterable[str]) -> None:
@@ -138,7 +140,7 @@ class Rows:
         self._has_text = True
         self._has_source = True
 
-    def _reject(self, value: Any, expected: str, place: str) -> None:
+    def _reject(self, value: Any, expected: str, place: str, way_out: str = "") -> None:
         self._rejected += 1
         message = tr(
             "{place}: {value:.40} is not {expected}",
@@ -146,9 +148,22 @@ class Rows:
             value=repr(value),
             expected=expected,
         )
+        message += way_out
         self._first_rejected = self._first_rejected or message
         if self._rejected <= _MAX_WARNINGS:
             log.warning(tr("{message}; this row is skipped", message=message))
+
+    def _way_out(self, value: Any) -> str:
+        """What to do about a `value` of the field with texts inside; "" if there are none."""
+        field = self._config.text_field
+        is_told = self._rejected < _MAX_WARNINGS
+        if not is_told or not value or not isinstance(value, dict | list):
+            return ""
+        if isinstance(value, dict) or len(_objects(value)) == len(value):
+            for path, _ in _characters({field: value}).most_common(1):
+                setting = for_shell(f"data.text_field={'.'.join(path)}")
+                return tr("; for the texts in it set {setting}", setting=setting)
+        return tr("; write each text as one string, or as a list of strings")
 
     def finish(self) -> None:
         """Count what was skipped; NoTextError if the file has rows, but none of use.
@@ -207,8 +222,9 @@ class Rows:
         )
 
     def _likely_text(self) -> str | None:
-        """The field with most text; None if none has any."""
-        return next((".".join(path) for path, _ in self._chars.most_common(1)), None)
+        """The field with most text; None if none has any, or if that has no name."""
+        likely = next((path for path, _ in self._chars.most_common(1)), ())
+        return ".".join(likely) if likely and all(map(str.strip, likely)) else None
 
     def _keyed_texts(self) -> NoTextError | None:
         """The error of a file with an object whose texts each have a key of their own."""
@@ -246,6 +262,14 @@ class Rows:
         known = (matching(self._fields, each) for each in SOURCE_FIELDS)
         near = nearest(field, self._fields)
         return near or next((name for name in known if name is not None), None)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """The text that a list of strings is, such as paragraphs; any other list as it is."""
+    strings = [part for part in parts if part is not None]
+    if not all(isinstance(part, str) for part in strings):
+        return parts
+    return "\n".join(strings) if strings else None
 
 
 def _characters(row: Mapping[str, Any], depth: int = 0) -> Counter[tuple[str, ...]]:

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -104,7 +104,8 @@ class WebSite:
         handler.end_headers()
         end = start + self.breaks_after.pop(0) if self.breaks_after else len(body)
         if handler.command == "GET":
-            handler.wfile.write(body[start:end])
+            with suppress(ConnectionError):  # of a client that has seen enough
+                handler.wfile.write(body[start:end])
             self.sent += len(body[start:end])
         handler.close_connection = True
 
@@ -114,12 +115,20 @@ class HubSite(WebSite):
     """Serves `files` as the dataset u/d of a hub, in the layout of huggingface.co."""
 
     commit: str = "0123456789abcdef0123456789abcdef01234567"
+    refusal: tuple[int, str] | None = None
+    """Status and X-Error-Code with which files are refused: (403, "GatedRepo")."""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path, _, _ = handler.path.partition("?")
         tree = re.match(r"/api/datasets/u/d/tree/[^/]+/?(.*)", path)
         resolved = re.match(r"/datasets/u/d/resolve/[^/]+/(.*)", path)
-        if tree:
+        if resolved and self.refusal:
+            code, name = self.refusal
+            handler.send_response(code)
+            handler.send_header("X-Error-Code", name)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+        elif tree:
             folder = unquote(tree[1])
             rows = [
                 {"type": "file", "path": name, "size": len(data), "oid": f"{len(data):040}"}

@@ -11,6 +11,7 @@ import pytest
 from azllm_lightning.data.cleaning import (
     clean,
     cut,
+    has_lost_letters,
     is_garbled,
     is_mostly_cyrillic,
     split_at_markers,
@@ -262,3 +263,30 @@ def test_garbled_text_is_noticed_and_not_mended(encoding: str, text: str) -> Non
 )
 def test_cyrillic_and_signs_are_not_garbled(text: str) -> None:
     assert not is_garbled(text)
+
+
+LOST = "Azərbaycanın paytaxtında keçirilən tədbirdə nümayəndələr iştirak ediblər, sonra gediblər."
+
+
+@pytest.mark.parametrize("encoding", ["cp1254", "cp1252", "ascii"])
+@pytest.mark.parametrize("text", [LOST, LOST.upper()])
+def test_letters_that_an_encoding_did_not_have_are_noticed(encoding: str, text: str) -> None:
+    lost = text.encode(encoding, errors="replace").decode(encoding)
+    assert "?" in lost
+    assert has_lost_letters(lost)
+    assert not is_garbled(lost)
+    assert not has_lost_letters(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Nə?Sonra necə?Bəs kim?Heç kim gəlmədi, heç kim getmədi, hamı oturub susdu. " + LOST,
+        " ".join(f"http://a.az/b.php?id={n}&x?y=2 a.az/watch?v=ab{n}" for n in range(20)),
+        "Kim? Nə? Harada? Haçan? Niyə? Necə? Neçə? Hara? Haradan?",
+        "?a ?b ?c d? e? f? ???",
+        "Az?rbaycan keçiril?n",  # too little to tell
+    ],
+)
+def test_question_marks_of_other_texts_are_no_lost_letters(text: str) -> None:
+    assert not has_lost_letters(text)

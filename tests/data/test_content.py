@@ -16,8 +16,10 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from backports import zstd
+from pyarrow import parquet
 from sample_texts import jsonl, make_texts, parquet_bytes, read
 
 from azllm_lightning.config.data import DataConfig
@@ -98,6 +100,7 @@ def tarred() -> bytes:
     return out.getvalue()
 
 
+WIKI = b'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="az">\n  <siteinfo>'
 KINDS = {
     "web page": (b"\n<!DOCTYPE html>\n<html>", "a web page"),
     "web page in capitals": (b"<HTML><HEAD>", "a web page"),
@@ -112,6 +115,8 @@ KINDS = {
     "tar": (tarred(), "an archive"),
     "tar.gz": (gzip.compress(tarred()), "an archive"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+    "wiki dump": (WIKI, "data=wikipedia"),
+    "wiki dump.bz2": (bz2.compress(WIKI), "data=wikipedia"),
     "parquet": (parquet_bytes([{"text": "a"}]), r"ending \.parquet"),
     "png": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 9, "binary data"),
     "noise": (bytes(range(256)) * 99, "binary data"),
@@ -169,6 +174,52 @@ def test_a_named_encoding_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         read(tmp_path, encoding="cp1254")
 
 
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+@pytest.mark.parametrize("chunk", [1000, 1 << 20])
+def test_a_file_that_goes_on_in_another_encoding_is_refused_at_that_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, chunk: int
+) -> None:
+    """Not at the line of a character that was damaged before."""
+    monkeypatch.setattr("azllm_lightning.data.decoder.CHUNK_BYTES", chunk)
+    first = [AZERBAIJANI.encode()] * 40
+    first[2] += b"\xff"
+    lines = [*first, *[TURKISH.encode("cp1254")] * 10]
+    if ending == ".jsonl":
+        lines = [b'{"text": "' + line + b'"}' for line in lines]
+    (tmp_path / f"a{ending}").write_bytes(b"\n".join(lines))
+    with pytest.raises(ValueError, match=rf"a\{ending}:41: .* no longer UTF-8: .* file of its own"):
+        read(tmp_path)
+
+
+def test_in_a_large_file_its_last_megabytes_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is appended to it would else be less than a hundredth."""
+    lines = [*[AZERBAIJANI.encode()] * 2000, *[TURKISH.encode("cp1254")] * 10]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    assert "\ufffd" in read(tmp_path, max_document_bytes=10**6)[0]
+    monkeypatch.setattr("azllm_lightning.data.decoder.MAX_BLOCK_BYTES", 2000)
+    with pytest.raises(ValueError, match=r"a\.txt:2001: .* no longer UTF-8"):
+        read(tmp_path)
+
+
+def test_damage_here_and_there_is_no_other_encoding(tmp_path: Path) -> None:
+    lines = [AZERBAIJANI.encode()] * 100
+    lines[:40:2] = [line + b"\xff" for line in lines[:40:2]]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    (document,) = read(tmp_path)
+    assert document.count("\ufffd") == 20
+
+
+def test_a_column_of_parquet_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    texts = [AZERBAIJANI.encode(), *[TURKISH.encode("cp1254")] * 10]
+    table = pa.table({"text": pa.array(texts, pa.binary())})
+    text = pa.Array.from_buffers(pa.string(), len(texts), table["text"].chunk(0).buffers())
+    parquet.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet:2: .* no longer UTF-8"):
+        read(tmp_path)
+
+
 def test_replacement_characters_of_a_text_are_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("bir\ufffd\niki".encode("utf-16"))
     counts: Counter[str] = Counter()
@@ -200,6 +251,28 @@ def test_a_given_file_of_another_type_gets_the_same_advice(tmp_path: Path, endin
     (tmp_path / f"a{ending}").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / f"a{ending}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("azwiki-latest-pages-articles.xml.bz2", WIKI, "data=wikipedia"),
+        ("metn.tar.gz", tarred(), "unpack it, and give the folder"),
+        ("dump.sql.gz", b"-- MySQL dump 10.19\n", r"supported are \.txt"),
+        ("CC.warc.gz", b"WARC/1.0\r\n", r"supported are \.txt"),
+        ("a.srt.xz", b"1\n00:00:01,000 --> 00:00:02,000\nSalam\n", r"supported are \.txt"),
+    ],
+)
+def test_a_compressed_file_of_another_type_gets_the_advice_for_its_content(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    pack = {".gz": gzip, ".xz": lzma, ".bz2": bz2}[Path(name).suffix]
+    (tmp_path / name).write_bytes(pack.compress(content))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name)
+    (tmp_path / name).write_bytes(pack.compress(os.urandom(5000))[:-9])
+    with pytest.raises(ValueError, match=r"damaged|binary data"):
+        read(tmp_path / name)
 
 
 def test_all_files_that_are_no_text_are_named_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from hashlib import blake2b
@@ -52,6 +53,29 @@ def test_files_of_the_same_name_are_sources_by_their_folders(tmp_path: Path) -> 
     found = {d.text: d.source for d in documents(DataConfig(path=str(tmp_path)))}
     folders = ("xəbər/2023", "xəbər/2024", "kitab")
     assert found == {folder: f"{folder}/a.txt" for folder in folders} | {"b": "b.txt"}
+
+
+@pytest.mark.parametrize(("most", "names"), [(6, 2), (5, 0)])
+def test_files_of_the_same_name_are_compared_once_and_only_as_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, names: int
+) -> None:
+    """Comparing them for each file again took a minute for thousands of files."""
+    for number in range(3):
+        (tmp_path / f"{number}").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / f"{number}" / f"{name}.txt").write_text(f"{number} {name}")
+    compared: list[list[str]] = []
+
+    def counted(places: list[str]) -> str:
+        compared.append(places)
+        return commonprefix(places)
+
+    commonprefix = os.path.commonprefix
+    monkeypatch.setattr("azllm_lightning.data.corpus.MAX_SOURCES", most)
+    monkeypatch.setattr(os.path, "commonprefix", counted)
+    sources = {document.source for document in documents(DataConfig(path=str(tmp_path)))}
+    assert len(sources) == (6 if names else 1)
+    assert len(compared) == names
 
 
 def test_exact_duplicates_are_left_out(tmp_path: Path) -> None:
@@ -191,6 +215,16 @@ def test_the_hub_layout_of_fineweb2(tmp_path: Path) -> None:
 def test_path_is_needed() -> None:
     with pytest.raises(ValueError, match=r"data\.path is not set: name the text"):
         list(documents(DataConfig()))
+
+
+def test_a_file_saved_without_its_letters_is_counted(tmp_path: Path) -> None:
+    lost = "keçiril?n t?dbird? nümay?nd?l?r iştirak edibl?r"
+    (tmp_path / "a.txt").write_bytes(f"{lost}\n\n{lost} yen?\n\nKim? N?".encode("cp1254"))
+    counts: Counter[str] = Counter()
+    assert len(list(documents(DataConfig(path=str(tmp_path)), counts))) == 3
+    (phrase,) = (phrase for phrase in describe_cleaning(counts) if "?" in phrase)
+    assert phrase.startswith("2 documents")
+    assert "as UTF-8" in phrase
 
 
 def test_cleaning_is_described_without_what_did_not_occur() -> None:

@@ -227,6 +227,11 @@ ROWS = "".join(f"{i},sətir {i}\n" for i in range(2, 3000))
             r"a\.csv:3000: ",
         ),
         ('\nsep=,\nid,text\n1,"bir" iki\n', r"a\.csv:4: not valid CSV"),
+        (
+            "id,text\n1,bir\riki\n",
+            r"a\.csv:2: a carriage return in a cell without quotes; put quotes around[^:]*$",
+        ),
+        ('text\n"Gəl" dedi o.\n', r"a\.csv:2: not valid CSV: in the row that begins here"),
         ("id,text,text\n1,bir,iki\n", r"a\.csv: 2 columns are called 'text'"),
         ("id,Mətn\n1,bir\n", r"a\.csv: no field 'text'; the fields are id, Mətn"),
     ],
@@ -237,6 +242,39 @@ def test_what_may_have_lost_text_is_an_error_with_its_line(
     (tmp_path / "a.csv").write_text(content, encoding="utf-8", newline="")
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.csv", "Siyahı\n\nid;text\n0;Salam\n", 3),
+        ("a.csv", "\nMəqalələr cədvəli;;\nid;title;Text\n1;a;Salam\n", 3),
+        ("a.csv", "Siyahı, 2024\nid;text\n0;Salam\n", 2),
+        ("a.csv", "sep=,\nSiyahı,\nid,text\n0,Salam\n", 3),
+        ("a.tsv", "Siyahı\nid\ttext\n0\tSalam\n", 2),
+    ],
+)
+def test_a_header_below_a_title_is_named_with_its_line(
+    tmp_path: Path, name: str, content: str, line: int
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name}: .* in line {line}; delete the lines above it"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("kind;body\ntext;Salam\nx;Necəsən\n", r"Set data\.text_field=body$"),
+        ("Siyahı;;\n1;a;Salam, necəsən\n", r"Set data\.text_field to one of them$"),
+    ],
+)
+def test_another_row_is_no_header_and_an_empty_name_no_field(
+    tmp_path: Path, content: str, advice: str
+) -> None:
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=advice):
+        read(tmp_path)
 
 
 def test_an_open_quote_in_a_large_file_does_not_fill_the_memory(

@@ -6,9 +6,11 @@ import bz2
 import errno
 import gzip
 import lzma
+import os
 import re
 import time
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,50 @@ def test_an_unknown_ending_alone_is_refused(site: WebSite) -> None:
     site.files = {"/kitab.bin": CSV}
     with pytest.raises(ValueError, match=r"no file of a supported type; .*\.bin 1 \(kitab\.bin\)"):
         read(f"{site.url}/kitab.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "message"),
+    [
+        ("azwiki.xml.bz2", b"<mediawiki>", "data=wikipedia"),
+        ("dump.sql.gz", b"-- MySQL dump", r"supported are .* \.gz 1 \(dump\.sql\.gz\)"),
+        ("video.mp4", b"\0\0\0\x18ftypmp42" + bytes(5000), "binary data"),
+    ],
+)
+@pytest.mark.parametrize("is_named_by_server", [False, True])
+def test_of_another_type_only_the_beginning_is_received(
+    site: WebSite,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    head: bytes,
+    message: str,
+    is_named_by_server: bool,
+) -> None:
+    received: list[int] = []
+
+    def counted(response: HTTPResponse, size: int | None = None) -> bytes:
+        data = read_response(response, size)
+        received.append(len(data))
+        return data
+
+    read_response = HTTPResponse.read
+    monkeypatch.setattr(HTTPResponse, "read", counted)
+    pack = {".bz2": bz2.compress, ".gz": gzip.compress, ".mp4": bytes}[Path(name).suffix]
+    path = "/download" if is_named_by_server else f"/{name}"
+    site.headers = {"Content-Disposition": f"filename={name}"} if is_named_by_server else {}
+    site.files = {path: pack(head + os.urandom(3_000_000).hex().encode())}
+    with pytest.raises(ValueError, match=message):
+        read(f"{site.url}{path}")
+    assert len(site.requests) == 1
+    assert 0 < sum(received) < 2_000_000
+
+
+def test_a_list_of_files_is_read_as_their_folder(site: WebSite) -> None:
+    pytest.importorskip("aiohttp")
+    page = b'<html><body><a href="a.txt">a.txt</a> <a href="b.pdf">b.pdf</a></body></html>'
+    site.files = {"/v1.0": page, "/v1.0/": page, "/v1.0/a.txt": PLAIN}
+    assert read(f"{site.url}/v1.0") == TEXTS
+    assert read(f"{site.url}/v1.0/") == TEXTS
 
 
 def test_a_redirect_is_followed(site: WebSite) -> None:
@@ -222,10 +268,23 @@ def test_temporary_failures_are_tried_again(
     assert caplog.text.count("trying again") == 2
 
 
-@pytest.mark.parametrize("code", [404, 403, 410])
+@pytest.mark.parametrize("code", [404, 410])
 def test_a_lasting_failure_ends_it_at_once(site: WebSite, code: int) -> None:
     site.failures = [code] * 9
     with pytest.raises(ValueError, match=rf"{site.url}/a\.txt: could not be reached \(HTTP {code}"):
+        read(f"{site.url}/a.txt")
+    assert len(site.requests) == 1
+
+
+WANTS_LOGIN = r"wants a login(.|\n)*hf auth login.*download the file in a browser"
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_server_that_wants_a_login_is_told_from_one_out_of_reach(
+    site: WebSite, code: int
+) -> None:
+    site.failures = [code] * 9
+    with pytest.raises(ValueError, match=rf"{site.url}/a\.txt: .*{WANTS_LOGIN}"):
         read(f"{site.url}/a.txt")
     assert len(site.requests) == 1
 
@@ -362,6 +421,15 @@ def test_text_of_the_hub_is_downloaded_once(hub: HubSite) -> None:
     assert read("hf://datasets/u/d/a.jsonl") == TEXTS
     assert hub.sent - sent < len(hub.files["a.jsonl"])
     assert read("hf://datasets/u/d") == [*TEXTS, "bir", "iki", "altı"]
+
+
+@pytest.mark.parametrize("code", [401, 403])
+@pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl", ""])
+def test_a_gated_text_of_the_hub_wants_a_login(hub: HubSite, code: int, name: str) -> None:
+    hub.files = {"a.jsonl": jsonl(ROWS)}
+    hub.refusal = code, "GatedRepo"
+    with pytest.raises(ValueError, match=WANTS_LOGIN):
+        read(f"hf://datasets/u/d/{name}")
 
 
 def test_a_full_disk_is_no_failure_of_the_hub(

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from sample_texts import jsonl, read
+from sample_texts import jsonl, parquet_bytes, read
 
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import describe_cleaning, documents
@@ -89,7 +89,7 @@ def test_rows_without_text_are_counted(tmp_path: Path, caplog: pytest.LogCapture
         '{"text": null}',
         '{"text": NaN}',
         '{"text": 5}',
-        '{"text": ["a"]}',
+        '{"text": [1]}',
         "[]",
         "7",
         '{"text": "iki"}',
@@ -101,6 +101,42 @@ def test_rows_without_text_are_counted(tmp_path: Path, caplog: pytest.LogCapture
     assert counts["rows_not_text"] == 4
     assert "3 rows without text" in " ".join(describe_cleaning(counts))
     assert "a.jsonl:5: 5 is not text; this row is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_list_of_strings_is_one_text(tmp_path: Path, kind: str) -> None:
+    rows = [{"text": ["abzas 1", "abzas 2"]}, {"text": []}, {"text": ["abzas 3"]}]
+    write = {"jsonl": jsonl, "parquet": parquet_bytes}[kind]
+    (tmp_path / f"a.{kind}").write_bytes(write(rows))
+    counts: Counter[str] = Counter()
+    found = [d.text for d in documents(DataConfig(path=str(tmp_path)), counts)]
+    assert found == ["abzas 1\nabzas 2", "abzas 3"]
+    assert counts["rows_without_text"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "way_out"),
+    [
+        ({"az": "Salam", "id": "1"}, r"set data\.text_field=text\.az$"),
+        ([{"id": "1", "body": "Salam"}, {"body": "Sağ ol"}], r"set data\.text_field=text\.body$"),
+        (["Bax: ", {"type": "link", "text": "https://a.az"}], "write each text as one string"),
+        ([1, 2], "write each text as one string"),
+    ],
+)
+def test_a_value_with_texts_inside_is_refused_with_the_way_out(
+    tmp_path: Path, value: Any, way_out: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": value}]))
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .* is not text; .*{way_out}"):
+        read(tmp_path)
+
+
+def test_rows_in_a_row_get_no_way_out_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('1\n[{"text": "Salam"}]\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('[[{"text": "Salam"}]]\n', encoding="utf-8")
+    for name in ("a.jsonl", "b.jsonl"):
+        with pytest.raises(ValueError, match=r"is not an object with the field 'text'$"):
+            read(tmp_path / name)
 
 
 def test_a_field_that_no_row_has_ends_a_large_file_early(
@@ -189,6 +225,16 @@ WRAPPED = [
         {"a": [{"b": [{"text": "bir"}], "source": "x"}, {"b": [{"text": "iki"}], "source": "y"}]},
         ("a.b.text", "a.source"),
         [("bir", "x"), ("iki", "y")],
+    ),
+    (
+        {"data": [{"text": ["bir", None, "iki"], "source": "x"}, {"text": "üç"}]},
+        ("data.text", "data.source"),
+        [("bir\niki", "x"), ("üç", None)],
+    ),
+    (
+        {"data": [{"text": ["bir", each, "iki"]} for each in ({"k": ["x"]}, ["x"], {})]},
+        ("data.text", None),
+        [],
     ),
     ({"Text": "bir", "text": "iki"}, ("text", None), [("iki", None)]),
     ({"a": [{"Text": "bir"}, {"text": "iki"}]}, ("a.text", None), [("bir", None), ("iki", None)]),

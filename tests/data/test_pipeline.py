@@ -27,7 +27,7 @@ from azllm_lightning.data import building, pipeline
 from azllm_lightning.data.blocks import clean_block
 from azllm_lightning.data.building import build
 from azllm_lightning.data.corpus import documents
-from azllm_lightning.data.files import search
+from azllm_lightning.data.files import search, stamps
 from azllm_lightning.data.pipeline import prepare, prepared_folder
 from azllm_lightning.data.shards import MANIFEST, Manifest, TokenShards
 from azllm_lightning.data.tokenizer import Tokenizer
@@ -182,6 +182,28 @@ def test_a_text_that_is_only_touched_or_copied_is_not_prepared_again(
     monkeypatch.setattr("azllm_lightning.data.pipeline.build", read_again)
     os.utime(tmp_path / "text.txt", ns=(1, 1))
     assert prepare(small) == folder
+
+
+@pytest.mark.parametrize(
+    ("second", "most", "is_new"), [("a.txt", 256, True), ("b.txt", 256, False), ("a.txt", 1, False)]
+)
+def test_a_folder_that_names_sources_is_part_of_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, most: int, is_new: bool
+) -> None:
+    """So that the sources of prepared text have the names that the folders have now."""
+    monkeypatch.setattr("azllm_lightning.data.files.MAX_SOURCES", most)
+    folder = tmp_path / "metn"
+    for path in (folder / "xeber" / "a.txt", folder / "kitab" / second):
+        path.parent.mkdir(parents=True)
+        path.write_text(path.parent.name, encoding="utf-8")
+    (before,) = stamps([str(folder)], "data.path")
+    moved = folder.rename(tmp_path / "basqa")
+    assert stamps([str(moved)], "data.path") == [before]
+    (moved / "xeber").rename(moved / "qezet")
+    (after,) = stamps([str(moved)], "data.path")
+    assert (sorted(after) != sorted(before)) == is_new
+    if not is_new:  # nothing but the name: what was prepared before keeps its place
+        assert sorted(name for name, _ in after) == ["a.txt", second]
 
 
 def test_a_large_text_that_was_touched_is_prepared_again_and_the_old_folder_is_named(

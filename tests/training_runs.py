@@ -164,6 +164,18 @@ class FullMemory(Callback):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+class BrokenConnection(Callback):
+    """After `step` completed steps, the collective operations fail in every process."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Fail as NCCL does where the shared memory of a container is too small."""
+        if trainer.global_step == self.step:
+            raise torch.distributed.DistBackendError("NCCL error: no space in /dev/shm")
+
+
 class Killed(Callback):
     """Kills process `rank`, `after` seconds after it began step `step`, wherever it is then; writes
     the number of each process to the file pid<rank>.

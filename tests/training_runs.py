@@ -26,6 +26,7 @@ from azllm_lightning.config.run import RunConfig
 from azllm_lightning.runs.checkpoint_files import step_files
 from azllm_lightning.runs.curves import EVENTS, read_records, read_scalars
 from azllm_lightning.train import train
+from azllm_lightning.training import stopping
 from azllm_lightning.training.causal_lm import CausalLM
 
 MEASURED = ("tokens_per_sec", "mfu", "peak_memory_gb")
@@ -83,6 +84,13 @@ class Pause(Callback):
         if trainer.global_step == self.step:
             Path(self.flag).touch()
             time.sleep(self.seconds)
+
+
+class Press(Callback):
+    """Sets for how long signals are one press, so that no test depends on how fast they come."""
+
+    def __init__(self, seconds: float) -> None:
+        stopping.PRESS_SECONDS = seconds
 
 
 class Terminate(Callback):
@@ -154,6 +162,18 @@ class FullMemory(Callback):
         here = trainer.global_rank == self.rank and trainer.global_step >= self.step
         if here and len(batch) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class BrokenConnection(Callback):
+    """After `step` completed steps, the collective operations fail in every process."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Fail as NCCL does where the shared memory of a container is too small."""
+        if trainer.global_step == self.step:
+            raise torch.distributed.DistBackendError("NCCL error: no space in /dev/shm")
 
 
 class Killed(Callback):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 
 from azllm_lightning.training.saving import AtomicCheckpointIO
 
 RECENT = 50
-"""Number of steps averaged to predict the next ones: few enough to adapt soon."""
+"""Number of steps that predict the next ones: few enough to adapt soon."""
 
 
 class Clock:
@@ -103,7 +104,8 @@ class Clock:
         recent = self.step_seconds[max(1, count - RECENT) :]
         if not recent:
             return None
-        per_step = sum(recent) / len(recent) + self.saving_seconds / count
+        # The median: a laptop that slept during a step will not do so in the next ones.
+        per_step = statistics.median(recent) + self.saving_seconds / count
         # Those of steps `step` to `last_step`; the last step is always validated.
         validations = last_step // validate_every - (step - 1) // validate_every
         validations += last_step % validate_every > 0

@@ -61,6 +61,8 @@ Config = TypeVar("Config", bound=Settings)
 class Resumable(Exception):
     """The work stopped before its end; `command` continues it, as `message` says."""
 
+    exit_code = EXIT_RESUMABLE
+
     def __init__(self, command: str, message: str | None = None) -> None:
         super().__init__(command)
         self.command = command
@@ -139,7 +141,7 @@ def _exit_code(verb: str, args: Sequence[str] = ()) -> Iterator[None]:
         yield
     except Resumable as stop:
         print(stop.message, file=sys.stderr, flush=True)
-        sys.exit(EXIT_RESUMABLE)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except OutputClosed:

@@ -22,7 +22,8 @@ class Outcome:
     """The end of one process.
 
     `text` is the run folder when done, a message for the user after an error, the traceback after a
-    crash, and the cause where the process was killed.
+    crash, the cause where the process was killed, and the reason where it lost the others, unless
+    one of them has it.
     """
 
     kind: Kind
@@ -30,7 +31,17 @@ class Outcome:
 
 
 class PeerLost(Resumable):
-    """Another process of the run ended, so that this one cannot continue."""
+    """This process lost the others of its run for `reason`: one ended, or the connection failed.
+
+    That may come again at each resume, so the exit code is that of a failure; a process that ended
+    in another way has its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, reason: str, end: Resumable) -> None:
+        super().__init__(end.command, f"{reason}\n{end.message}")
+        self.reason = reason
 
 
 class SmallerBatch(Resumable):

@@ -153,7 +153,7 @@ def _run(
     except RuntimeError as error:
         if not has_lost_peer(error):
             raise
-        raise _peer_lost(typed, run, start) from None
+        raise PeerLost(_lost(error), _resumable(typed, run, start)) from None
 
 
 @contextlib.contextmanager
@@ -188,17 +188,19 @@ def _start_again(config: RunConfig) -> Resumable:
     return Resumable(start_again, tr("start again: {command}", command=start_again))
 
 
-def _peer_lost(config: RunConfig, run: Run | None, start: int | None) -> PeerLost:
-    end = _resumable(config, run, start)
-    reason = tr("another process of this run ended, so this one cannot continue")
-    return PeerLost(end.command, f"{reason}\n{end.message}")
+def _lost(error: RuntimeError) -> str:
+    reason = tr(
+        "the processes of this run lost the connection to each other: one of them ended, or the "
+        "connection itself failed"
+    )
+    return f"{error}\n{reason}"
 
 
 def _end_quietly(error: BaseException, place: Processes) -> None:
     """End this process without a word if another one reports the end that it has in common."""
     subject = "error"
     if isinstance(error, (PeerLost, SmallerBatch)):
-        code = EXIT_RESUMABLE
+        code = error.exit_code
         subject = type(error).__name__
     elif isinstance(error, Resumable):  # all stopped together
         if not place.is_first:

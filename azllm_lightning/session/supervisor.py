@@ -192,8 +192,9 @@ def _result(
     resume = None if folder is None else resume_command(Run(Path(folder)), typed, start)
     if sent is not None and Outcome("killed", sent) in outcomes:  # it did not listen yet
         raise Stopped(sent) if resume is None else Resumable(resume)
+    by_reason = sorted(enumerate(outcomes), key=lambda found: not found[1].text)  # some have none
     for kind in ("error", "crash", "killed", "stopped", "lost"):
-        for rank, outcome in enumerate(outcomes):
+        for rank, outcome in by_reason:
             if outcome.kind == kind:
                 process = tr("process {rank} of {count}", rank=rank, count=len(outcomes))
                 _raise(outcome, process, resume)
@@ -204,8 +205,10 @@ def _raise(outcome: Outcome, process: str, resume: str | None) -> None:
     if outcome.kind == "error":
         raise ValueError(outcome.text)
     if outcome.kind == "crash":
-        print(outcome.text, file=sys.stderr)
-        lines = [tr("{process} failed, and the others were ended", process=process)]
+        lines = [
+            outcome.text,
+            tr("{process} failed, and the others were ended", process=process),
+        ]
     elif outcome.kind == "killed":
         lines = [
             tr(
@@ -215,12 +218,12 @@ def _raise(outcome: Outcome, process: str, resume: str | None) -> None:
             )
         ]
     else:
-        lines = []
+        lines = [outcome.text]
     if resume is not None:
         lines.append(tr("resume: {command}", command=resume))
     if outcome.kind == "stopped":
         raise Resumable(resume or "", outcome.text)
-    if outcome.kind == "crash" or resume is None:
+    if outcome.kind in ("crash", "lost") or resume is None:
         print("\n".join(lines), file=sys.stderr, flush=True)
         raise SystemExit(1)
     raise Resumable(resume, "\n".join(lines))

@@ -57,8 +57,8 @@ def _train(config: RunConfig, located: Located | None) -> tuple[Outcome, int]:
         return Outcome("done", str(run_as_one_of(config, place, located))), 0
     except SmallerBatch:
         return Outcome("memory"), EXIT_RESUMABLE
-    except PeerLost:
-        return Outcome("lost"), EXIT_RESUMABLE
+    except PeerLost as lost:
+        return Outcome("lost", lost.reason), lost.exit_code
     except Resumable as stop:
         return Outcome("stopped", stop.message), EXIT_RESUMABLE
     except Elsewhere as end:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
         """Whether the last save was none, and may succeed later."""
         self._saved_at = time.monotonic()
         self._step_started = self._saved_at
-        self._step_seconds = 0.0
+        self._step_seconds: deque[float] = deque(maxlen=2)
+        """Durations of the last two steps; a pause (Ctrl+Z, a laptop that slept) is in one."""
         self._first_save_seconds = 0.0
         self._validation_started = self._saved_at
         self._validation_seconds = 0.0
@@ -361,7 +363,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
             return
         step = trainer.global_step
         now = time.monotonic()
-        self._step_seconds = now - self._step_started
+        if step > self._first_step:
+            self._step_seconds.append(now - self._step_started)
         self._step_started = now
         if step == self._saved_step:  # nothing is new; but a signal may have come before this fit
             if trainer.world_size == 1 and self.stop.reason is not None:
@@ -478,7 +481,8 @@ class PeriodicCheckpoint(ModelCheckpoint):
         assert isinstance(trainer.lightning_module, CausalLM)
         if trainer.lightning_module.branching is not None:  # a full state may grow after the first
             save_seconds = max(save_seconds, self._first_save_seconds)
-        seconds = save_seconds + self._step_seconds + self._validation_seconds
+        step_seconds = min(self._step_seconds, default=0.0)
+        seconds = save_seconds + step_seconds + self._validation_seconds
         since = time.monotonic() - self._saved_at
         elapsed = self.every_minutes is not None and since >= 60 * self.every_minutes
         again = self._has_failed and since >= RETRY_SECONDS

@@ -5,6 +5,7 @@ is unsaved.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -46,6 +47,9 @@ class Requests(NamedTuple):
 
 NO_REQUESTS = Requests()
 
+PRESS_SECONDS = 2.0
+"""Signals within so long are one press: Colab, Jupyter and Kaggle send a `!` command several."""
+
 OF_NOTEBOOK = "AZLLM_OF_NOTEBOOK"
 """In the environment of the processes that a notebook started for a run."""
 
@@ -62,9 +66,10 @@ class StopRequest:
     `interruptible`, from `begin` on, the first signal also raises `Stopped` on the spot: preparing
     data, compiling and the validation before the first step may take minutes, and nothing would be
     lost. From the first optimizer step on, and always with several processes, whose collective
-    operations must not be left by one of them, nothing is raised. A second Ctrl+C ends the process
-    without saving. While the step is being saved, and always in a notebook, whose button is easily
-    pressed twice, it takes a third; the process of a notebook stays, with `StoppedAtOnce`.
+    operations must not be left by one of them, nothing is raised. A second Ctrl+C, at least
+    PRESS_SECONDS later, ends the process without saving. While the step is being saved, and always
+    in a notebook, whose button is easily pressed twice, it takes a third; the process of a notebook
+    stays, with `StoppedAtOnce`.
 
     A signal that was ignored when the program began (SIGHUP under nohup, SIGINT in a background job
     of a script) stays ignored.
@@ -80,6 +85,8 @@ class StopRequest:
         """Whether a checkpoint is being written; `PeriodicCheckpoint` sets it."""
         self._may_interrupt = interruptible
         self._is_of_notebook = in_notebook() or OF_NOTEBOOK in os.environ
+        self._pressed_at = -math.inf
+        """When the last press came that counted."""
         self._has_warned = False
         """Whether a second Ctrl+C was answered by a warning."""
         self.shown: list[str] = []
@@ -134,9 +141,11 @@ class StopRequest:
         if os.getpid() != self._pid:  # a forked child that has not installed its own handlers yet
             os._exit(128 + number)
         if self.reason is not None:
-            if number == signal.SIGINT:
+            is_same_press = time.monotonic() - self._pressed_at < PRESS_SECONDS
+            if number == signal.SIGINT and not is_same_press:
                 self._warn_or_end(name)
             return
+        self._pressed_at = time.monotonic()
         self.reason = name
         if self.interruptible:
             raise Stopped(name)
@@ -154,6 +163,7 @@ class StopRequest:
         """After a Ctrl+C that was not the first signal."""
         if (self.is_saving or self._is_of_notebook) and not self._has_warned:
             self._has_warned = True
+            self._pressed_at = time.monotonic()
             message = tr(
                 "{signal}: this step is being finished and saved (once more: stop at once, without "
                 "saving)",

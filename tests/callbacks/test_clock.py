@@ -74,6 +74,15 @@ def test_the_time_left_is_that_of_steps_and_validations(monkeypatch: pytest.Monk
     assert session.clock.step_seconds[1:] == pytest.approx([2.0] * 20)
 
 
+def test_a_pause_does_not_change_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop that sleeps, or Ctrl+Z."""
+    session = Session(monkeypatch)
+    session.clock.start()
+    for seconds in (50.0, 2.0, 2.0, 28_800.0):
+        session.step(seconds)
+    assert session.remaining == pytest.approx(96 * 2)
+
+
 def test_the_time_left_counts_saving_by_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(monkeypatch)
     session.validate(30)

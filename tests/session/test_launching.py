@@ -249,9 +249,10 @@ def test_nobody_waits_for_those_that_a_full_memory_left(
 
 @pytest.mark.slow
 def test_what_the_processes_report_is_raised_here(
-    supervised: Callable[[str], Path], tiny_run: Path
+    supervised: Callable[[str], Path], tiny_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Out of memory: all start again, and read the notes of those before. A stop: it is resumable.
+    A connection lost by all: the reason is shown, and it is a failure, whatever was saved.
 
     One of the two writes for both, for importing torch takes a while.
     """
@@ -280,6 +281,14 @@ def test_what_the_processes_report_is_raised_here(
         supervised(
             code.replace("('lost', ''), ('memory', '')", "('lost', ''), ('error', 'no such file')")
         )
+    Path("written0").unlink()
+    with pytest.raises(SystemExit, match="1"):
+        supervised(
+            code.replace("('lost', ''), ('memory', '')", "('lost', ''), ('lost', 'NCCL error')")
+        )
+    first_line, resume = capfd.readouterr().err.splitlines()
+    assert first_line == "NCCL error"
+    assert resume.startswith("resume: ")
 
 
 @pytest.mark.thorough
@@ -421,9 +430,29 @@ def test_a_killed_process_ends_all_with_the_command_that_resumes(
     assert ended(run) == [75]
     *_, reason, resume = (tmp_path / "output").read_text(encoding="utf-8").splitlines()
     assert reason == "process 0 of 2 was ended by SIGKILL, and the others with it"
-    assert resume == "resume: python -m azllm_lightning.train run_name=tiny ckpt_path=last"
+    assert resume.startswith(
+        "resume: python -m azllm_lightning.train run_name=tiny ckpt_path=last "
+    )
     folder = Path("lightning_logs/tiny/version_0")
     assert step_files(folder / "checkpoints")[0][0] == 4
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("launcher", ["own", "srun"])
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_connection_that_fails_everywhere_is_a_failure_with_its_reason(
+    step: int, launcher: str, tiny: list[str], tmp_path: Path, port: int
+) -> None:
+    """Not a stop that a cluster may resume for ever."""
+    settings = [*tiny, "trainer.micro_batch_size=2", *add_callback("BrokenConnection", step=step)]
+    runs = start_all(launcher, 2, settings, tmp_path, port)
+    codes = ended(*runs)
+    text = (tmp_path / "output").read_text(encoding="utf-8")
+    assert set(codes) == {1}, text
+    assert text.count("\nNCCL error: no space in /dev/shm\n") == 1
+    assert "lost the connection to each other" in text
+    resume = "resume: python -m azllm_lightning.train run_name=tiny ckpt_path=last"
+    assert (resume in text) == (step == 5)
 
 
 # The matrix

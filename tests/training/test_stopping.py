@@ -164,16 +164,37 @@ def test_a_stopped_command_prints_how_to_resume_and_leaves_no_process(
     process.join()
     assert process.exitcode == EXIT_RESUMABLE
     last_line = (tmp_path / "output").read_text(encoding="utf-8").splitlines()[-1]
-    assert last_line == f"resume: {RESUME}"
+    assert last_line.startswith(f"resume: {RESUME} ")
     assert step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")[0][0] == 3
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.mark.thorough
 @posix
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_signals_of_one_press_save_the_step(
+    devices: int, tiny: list[str], tmp_path: Path
+) -> None:
+    """What the stop button of Colab, Jupyter and Kaggle sends to a `!` command."""
+    flag = tmp_path / "here"
+    pause = add_callback("Pause", step=3, flag=flag, seconds=2)
+    settings = [f"trainer.devices={devices}", "trainer.micro_batch_size=2"]
+    process = start([*tiny, *settings, *pause, *add_callback("Press", seconds=3600)], tmp_path)
+    wait_for(flag)
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGHUP, signal.SIGCONT, signal.SIGINT):
+        os.kill(process.pid or 0, number)
+        time.sleep(0.05)
+    process.join(60)
+    assert process.exitcode == EXIT_RESUMABLE
+    assert step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")[0][0] in (3, 4)
+
+
+@pytest.mark.thorough
+@posix
 def test_a_second_ctrl_c_stops_at_once(tiny: list[str], tmp_path: Path) -> None:
     flag = tmp_path / "here"
-    process = start([*tiny, *add_callback("Pause", step=3, flag=flag)], tmp_path)
+    pause = add_callback("Pause", step=3, flag=flag)
+    process = start([*tiny, *pause, *add_callback("Press", seconds=0)], tmp_path)
     wait_for(flag)
     for wait in (0.2, 0.0):
         os.kill(process.pid or 0, signal.SIGINT)
@@ -181,6 +202,31 @@ def test_a_second_ctrl_c_stops_at_once(tiny: list[str], tmp_path: Path) -> None:
     process.join(20)
     assert process.exitcode == 130
     assert not step_files(tmp_path / "lightning_logs/tiny/version_0/checkpoints")
+
+
+def test_signals_within_two_seconds_are_one_press(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1.0)
+    watch = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now)
+    monkeypatch.setattr(stopping, "time", watch)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with stopping.StopRequest(interruptible=False) as stop:
+
+        def press() -> None:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+                clock.now += 0.05
+
+        press()
+        assert (stop.reason, codes) == ("Ctrl+C", [])
+        stop.is_saving = True
+        clock.now += 2
+        press()
+        assert "once more" in stop.shown[-1]
+        assert codes == []
+        clock.now += 2
+        signal.raise_signal(signal.SIGINT)
+        assert codes == [130]
 
 
 @posix
@@ -199,6 +245,7 @@ def test_a_second_ctrl_c_during_the_save_takes_a_third(
             signal.raise_signal(signal.SIGINT)
         write_checkpoint(checkpoint, target)
 
+    monkeypatch.setattr(stopping, "PRESS_SECONDS", 0)
     monkeypatch.setattr(os, "_exit", end)
     probe.signal(2, signal.SIGINT)
     probe.at(3, lambda: pytest.fail("the training continued"))
@@ -226,6 +273,7 @@ def test_a_notebook_stays_and_a_third_press_stops_its_cell_without_saving(
             signal.raise_signal(signal.SIGINT)
 
     in_notebook(monkeypatch)
+    monkeypatch.setattr(stopping, "PRESS_SECONDS", 0)
     before = signal.getsignal(signal.SIGINT)
     probe.at(2, press)
     with pytest.raises(Resumable if count == 2 else KeyboardInterrupt):
@@ -239,6 +287,7 @@ def test_a_process_of_a_notebook_ends_at_the_third_press(monkeypatch: pytest.Mon
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setenv(stopping.OF_NOTEBOOK, "1")
+    monkeypatch.setattr(stopping, "PRESS_SECONDS", 0)
     with stopping.StopRequest(interruptible=False):
         for expected in ([], [], [130]):
             signal.raise_signal(signal.SIGINT)
@@ -284,6 +333,23 @@ def test_three_short_sessions_are_one_long_session(
         reached.append(saved_steps()[0])
     assert 5 < reached[0] < reached[1] - 5
     assert_same_end(straight, train_tiny("ckpt_path=last"))
+
+
+def test_a_pause_is_no_reason_to_stop_before_the_deadline(
+    train_tiny: Train, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop that sleeps, or Ctrl+Z, in step 5."""
+    paused = [0.0]
+    watch = SimpleNamespace(
+        time=lambda: time.time() + paused[0],
+        monotonic=lambda: time.monotonic() + paused[0],
+        perf_counter=time.perf_counter,
+    )
+    monkeypatch.setattr(stopping, "time", watch)
+    monkeypatch.setattr(saving, "time", watch)
+    probe.at(4, lambda: paused.append(paused.pop() + 3000))
+    train_tiny("trainer.deadline=2h")
+    assert saved_steps()[0] == 8
 
 
 NOW = datetime(2026, 11, 22, 20, 0).timestamp()

@@ -13,7 +13,7 @@ from azllm_lightning.config.trainer import listed_gpus
 
 log = logging.getLogger(__name__)
 
-TORCH = "torch>=2.6,<2.14"
+TORCH = "torch>=2.6,<2.16"
 """The releases of PyTorch that pyproject.toml allows."""
 
 

@@ -22,15 +22,14 @@ def chat(config: ChatConfig) -> None:
     Raises ValueError if there is no such checkpoint, or the port cannot be used.
     """
     use_language(config.lang)
-    import torch
-
     from azllm_lightning.formats.load import load, origin, trained_on
     from azllm_lightning.inference.chat_server import ChatServer, Model
+    from azllm_lightning.inference.device import best_device
     from azllm_lightning.runs.folder import find_checkpoint
 
     path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
     print(tr("from {path}", path=origin(path)), file=sys.stderr)
-    network, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    network, tokenizer = load(path, best_device())
     model = Model(network, tokenizer, origin(path), trained_on(path) == "tales")
     with ChatServer(model, config) as server:
         print(tr("open {address} in a browser; Ctrl+C: stop", address=server.address), flush=True)

@@ -24,9 +24,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     the JSON cannot be written where it belongs.
     """
     use_language(config.lang)
-    import torch
-
     from azllm_lightning.formats.load import origin, step_of
+    from azllm_lightning.inference.device import best_device
     from azllm_lightning.inference.measures import measured, open_subject, suite_page
     from azllm_lightning.inference.result_files import result_file
     from azllm_lightning.runs.atomic import write_json, write_text
@@ -37,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.hf is None or config.needs_run:
         checkpoint = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
     out = result_file(config, checkpoint)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     subject = open_subject(config, checkpoint, device)
     ours = checkpoint if config.hf is None else None
     name = subject.name if ours is None else origin(ours)

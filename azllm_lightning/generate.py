@@ -33,15 +33,14 @@ def generate(config: GenerateConfig) -> None:
     has. Raises ValueError if there is no such checkpoint.
     """
     use_language(config.lang)
-    import torch
-
     from azllm_lightning.formats.load import load, origin, trained_on
+    from azllm_lightning.inference.device import best_device
     from azllm_lightning.inference.interactive import converse
     from azllm_lightning.runs.folder import find_checkpoint
 
     path = find_checkpoint(config.ckpt_path, config.run_name, Path(config.logs_dir))
     print(tr("from {path}", path=origin(path)), file=sys.stderr)
-    model, tokenizer = load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load(path, best_device())
     if config.prompt is not None or sys.stdin is None or not sys.stdin.isatty():
         prompts = config.prompts if config.prompt is not None else [_piped_prompt()]
         _write(model, tokenizer, prompts, config)

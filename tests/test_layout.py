@@ -271,6 +271,12 @@ def test_kaggle_and_colab_are_t4_in_a_place_that_stays() -> None:
         assert config.trainer.deadline == "11h30m"
 
 
+def test_on_colab_the_clock_decides_when_a_state_is_saved() -> None:
+    trainer = compose(["experiment=colab"]).trainer
+    assert trainer.checkpoint_every_minutes == 30
+    assert trainer.checkpoint_every_steps >= trainer.max_steps
+
+
 def test_t4_is_the_run_of_the_course() -> None:
     config = compose(["experiment=t4"])
     data, model, trainer = config.data, config.model, config.trainer

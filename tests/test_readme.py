@@ -17,6 +17,7 @@ from azllm_lightning.cli.composition import conf_dir
 from azllm_lightning.cli.messages import LANGUAGES
 from azllm_lightning.cli.reference import choices
 from azllm_lightning.config.compose import compose
+from azllm_lightning.inference.device import TORCH
 
 ROOT = Path(__file__).parents[1]
 READMES = {"en": ROOT / "README.md", "az": ROOT / "README.az.md"}
@@ -205,6 +206,14 @@ def test_the_address_is_the_one_in_pyproject() -> None:
     check = [sys.executable, str(ROOT / "docs" / "address.py"), "--check"]
     done = subprocess.run(check, capture_output=True, encoding="utf-8", timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_bounds_of_torch_are_those_in_pyproject() -> None:
+    assert f'"{TORCH}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    for file in (*workflows, *(ROOT / "docs" / lang / "first_model.md" for lang in ("en", "az"))):
+        text = file.read_text(encoding="utf-8")
+        assert set(re.findall(r'"(torch[<>][^"]*)"', text)) <= {TORCH}, file
 
 
 def test_the_tour_of_the_code_names_every_file() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from azllm_lightning.cli.messages import use_language
 from azllm_lightning.config.compose import compose
@@ -119,6 +120,18 @@ def test_at_a_terminal_one_prompt_follows_the_other(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Bakı küləyi\n".encode())))
     generate(settings())
     assert capsys.readouterr().out.startswith("Bakı küləyi")
+
+
+def test_a_gpu_without_kernels_is_left_alone(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "P100 of generate")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    generate(settings("prompt=Bakı"))
+    assert "no kernels for P100 of generate" in caplog.text
 
 
 def test_the_checkpoint_that_is_named(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,9 @@ def checkpoint_bytes(config: RunConfig) -> int:
     is written before the oldest goes, and the best weights (in fp32).
     """
     trainer = config.trainer
-    states = min(KEEP + 1, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
+    states = KEEP + 1
+    if trainer.checkpoint_every_minutes is None:
+        states = min(states, math.ceil(trainer.max_steps / trainer.checkpoint_every_steps))
     return states * _state_bytes(config) + 4 * config.shape.num_params()
 
 

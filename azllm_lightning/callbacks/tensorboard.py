@@ -206,6 +206,7 @@ def environment() -> str:
         "python": platform.python_version(),
         "azllm-lightning": azllm_lightning.__version__,
         **{name: version(name) for name in PACKAGES},
+        "torch": str(torch.__version__),  # with its build, which its metadata from PyPI lacks
         "commit": commit() or "not a git checkout",
         "system": platform.platform(),
         "cpu_threads": torch.get_num_threads(),

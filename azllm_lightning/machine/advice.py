@@ -102,7 +102,8 @@ def _unused_gpu(machine: Figures) -> str:
     if machine["unused_gpu"] is None:
         return ""
     return tr(
-        "PyTorch cannot use the {gpu} of this machine: install its CUDA build, or a newer driver.",
+        "PyTorch cannot use the {gpu} of this machine: install a CUDA build for it, or a newer "
+        "driver.",
         gpu=machine["unused_gpu"],
     )
 

@@ -151,9 +151,10 @@ class Checkup:
 
     def _device(self) -> tuple[str, str | None]:
         """The device type of the run, and the reason if it is not the one that it asks for."""
-        accelerator = self.config.run.trainer.accelerator
+        settings = self.config.run.trainer
         try:
-            return hardware.resolve_accelerator(accelerator), None
+            device = hardware.resolve_accelerator(settings.accelerator, settings.devices)
+            return device, None
         except ValueError as error:
             return "cpu", one_line(error)
 

@@ -15,6 +15,7 @@ import torch
 
 import azllm_lightning
 from azllm_lightning.data.workers import num_cores
+from azllm_lightning.inference.device import best_device
 
 INSTRUCTION_SETS = (
     "avx2 f16c fma avx512f avx512_bf16 avx512_fp16 avx512_vnni avx_vnni amx_tile amx_bf16 amx_fp16 "
@@ -32,7 +33,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())]
         if torch.cuda.is_available()
         else [],
-        "unused_gpu": None if torch.cuda.is_available() else nvidia_smi("name"),
+        "unused_gpu": None if best_device() == "cuda" else nvidia_smi("name"),
         "driver_version": nvidia_smi("driver_version"),
         "cuda_version": torch.version.cuda,
         "cpu_model": cpu_model(),

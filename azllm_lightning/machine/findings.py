@@ -66,7 +66,7 @@ def _machine(machine: Figures, missing_device: str | None) -> Iterator[str]:
     if machine["device"] == "cpu":
         device = [tr("cpu")]
         if missing_device is not None:
-            device.append(tr("this run asks for a GPU, and PyTorch finds none"))
+            device.append(tr("this run asks for a GPU, and PyTorch can use none"))
     if machine["driver_version"] is not None:
         device.append(tr("driver {version}", version=machine["driver_version"]))
     yield labeled(tr("device"), "; ".join(device))

@@ -256,8 +256,9 @@ def _divides(run: RunConfig, batch: int) -> bool:
 
 def _device(config: PlanConfig) -> str:
     """The type of the device that is measured here."""
+    settings = config.run.trainer
     try:
-        return hardware.resolve_accelerator(config.run.trainer.accelerator)
+        return hardware.resolve_accelerator(settings.accelerator, settings.devices)
     except ValueError:
         return "cpu"
 

@@ -50,7 +50,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     of the products that read it.
     """
     dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
-    out: Tensor = _Norm.apply(x, weight.float(), eps, dtype)  # type: ignore[no-untyped-call]
+    out: Tensor = _Norm.apply(x, weight.float(), eps, dtype)  # type: ignore[no-untyped-call, unused-ignore]
     return out
 
 
@@ -59,13 +59,13 @@ def norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: fl
     (B, H, T, D), in the type of x.
     """
     tables = cos.float(), sin.float()
-    out: Tensor = _NormAndRotate.apply(x, weight.float(), *tables, eps)  # type: ignore[no-untyped-call]
+    out: Tensor = _NormAndRotate.apply(x, weight.float(), *tables, eps)  # type: ignore[no-untyped-call, unused-ignore]
     return out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of q, k, v (B, H, T, D), as (B, H, T, D)."""
-    out: Tensor = _Attend.apply(*(x.flatten(0, 1) for x in (q, k, v)))  # type: ignore[no-untyped-call]
+    out: Tensor = _Attend.apply(*(x.flatten(0, 1) for x in (q, k, v)))  # type: ignore[no-untyped-call, unused-ignore]
     return out.view(q.shape)
 
 
@@ -73,7 +73,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """x with each value set to zero with a probability of `rate`, within 1 / 65,536, and the others
     scaled so that the mean stays.
     """
-    out: Tensor = _Dropout.apply(x, rate)  # type: ignore[no-untyped-call]
+    out: Tensor = _Dropout.apply(x, rate)  # type: ignore[no-untyped-call, unused-ignore]
     return out
 
 

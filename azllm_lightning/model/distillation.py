@@ -29,7 +29,7 @@ def student_losses(
     probability of the `teachers`, at least one, and the rest the token of `labels` (N,); hidden
     (N, C) and weight (V, C) are the student's. Only the first has a gradient.
     """
-    losses: Tensor = _StudentLosses.apply(hidden, weight, labels, teachers, share)  # type: ignore[no-untyped-call]
+    losses: Tensor = _StudentLosses.apply(hidden, weight, labels, teachers, share)  # type: ignore[no-untyped-call, unused-ignore]
     return losses
 
 

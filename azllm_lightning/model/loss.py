@@ -22,7 +22,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return token_nll(hidden, weight, labels).mean()
-    loss: Tensor = _NextTokenLoss.apply(hidden, weight, labels)  # type: ignore[no-untyped-call]
+    loss: Tensor = _NextTokenLoss.apply(hidden, weight, labels)  # type: ignore[no-untyped-call, unused-ignore]
     return loss
 
 

@@ -126,9 +126,8 @@ def num_processes(config: RunConfig) -> int:
                 count=settings.num_nodes,
             )
         )
-    return hardware.num_devices(
-        settings.devices, hardware.resolve_accelerator(settings.accelerator)
-    )
+    device = hardware.resolve_accelerator(settings.accelerator, settings.devices)
+    return hardware.num_devices(settings.devices, device)
 
 
 def check_launcher(typed: RunConfig, place: Processes) -> None:
@@ -312,11 +311,13 @@ def settled(
 
 def _device(config: RunConfig, place: Processes) -> str:
     """The device type; makes the GPU of this process the current one."""
-    device = hardware.resolve_accelerator(config.trainer.accelerator)
-    hardware.check_precision(config.trainer.precision, device)
+    settings = config.trainer
+    used = settings.devices if listed_gpus(settings.devices) else place.local_size
+    device = hardware.resolve_accelerator(settings.accelerator, used)
+    hardware.check_precision(settings.precision, device)
     if device == "cuda":
         torch.cuda.set_device(gpu_index(config, place.local_rank))
-    if config.trainer.deterministic:
+    if settings.deterministic:
         hardware.be_deterministic(device)
     return device
 
@@ -426,8 +427,8 @@ def resumed_here(stored: Mapping[str, Any], typed: RunConfig, checkpoint: str) -
         for name in chosen
         if getattr(untyped.trainer, name) == "auto" and getattr(resumed.trainer, name) != "auto"
     ]
-    device = hardware.resolve_accelerator(resumed.trainer.accelerator)
     trainer = resumed.trainer
+    device = hardware.resolve_accelerator(trainer.accelerator, trainer.devices)
     if hardware.device_name(device) != resumed.auto.device:
         again: dict[str, Any] = dict.fromkeys(kept, "auto")
         trainer = replace(trainer, **again)

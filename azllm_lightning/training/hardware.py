@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from azllm_lightning.cli.messages import tr, trn
 from azllm_lightning.config.trainer import listed_gpus
+from azllm_lightning.inference.device import best_device, install_command, missing_kernels
 from azllm_lightning.training import measuring
 
 log = logging.getLogger(__name__)
@@ -53,24 +54,42 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def resolve_accelerator(accelerator: str) -> str:
-    """The device type for trainer.accelerator: "cpu" or "cuda".
+def resolve_accelerator(accelerator: str, devices: int | str = 1) -> str:
+    """The device type for trainer.accelerator and trainer.devices: "cpu" or "cuda".
 
-    Raises ValueError if a GPU is requested and there is none.
+    Raises ValueError if a GPU is requested, and there is none, or none that this PyTorch can use.
     """
-    if torch.cuda.is_available():
-        return "cpu" if accelerator == "cpu" else "cuda"
-    if accelerator in ("gpu", "cuda"):
+    if accelerator not in ("gpu", "cuda"):
+        return "cpu" if accelerator == "cpu" else best_device(devices)
+    if not torch.cuda.is_available():
+        raise ValueError(_no_gpu(accelerator))
+    if reason := missing_kernels(devices):
         raise ValueError(
             tr(
-                "trainer.accelerator={accelerator}, but PyTorch {version} finds no GPU on this "
-                "machine. On Colab choose Runtime > Change runtime type > T4 GPU; to try it on "
-                "the CPU add trainer.accelerator=cpu (slow: reduce the batch and max_steps)",
+                "trainer.accelerator={accelerator}, but {reason}",
                 accelerator=accelerator,
-                version=torch.__version__,
+                reason=reason,
             )
         )
-    return "cpu"
+    return "cuda"
+
+
+def _no_gpu(accelerator: str) -> str:
+    message = tr(
+        "trainer.accelerator={accelerator}, but PyTorch {version} finds no GPU on this machine. On "
+        "Colab choose Runtime > Change runtime type > T4 GPU; to try it on the CPU add "
+        "trainer.accelerator=cpu (slow: reduce the batch and max_steps)",
+        accelerator=accelerator,
+        version=torch.__version__,
+    )
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        return message
+    hint = tr(
+        "This PyTorch is built for CPUs only: for an NVIDIA card install one with CUDA (with cu128 "
+        "instead of cu126 for an RTX 50): {command}",
+        command=install_command("cu126"),
+    )
+    return f"{message}. {hint}"
 
 
 def check_precision(precision: str, device: str) -> None:

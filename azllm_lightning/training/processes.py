@@ -109,7 +109,9 @@ def joined(place: Processes, use_gpus: bool) -> Iterator[Processes]:
         world_size=place.size,
         timeout=COLLECTIVE_TIMEOUT,
     )
-    _control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    assert isinstance(control, dist.ProcessGroup)  # it is a number where a process is left out
+    _control = control
     num_nodes = everywhere(place.local_rank).count(0)
     if not num_nodes or place.size % num_nodes:
         raise ValueError(tr("start the same number of processes on each machine"))

@@ -7,6 +7,7 @@ import errno
 import logging
 import math
 import os
+import shutil
 import time
 from collections import deque
 from pathlib import Path
@@ -56,9 +57,9 @@ class AtomicCheckpointIO(CheckpointIO):
     a truncated file under the final name. Here, the name refers to the old file, the new file, or
     none, and torch.save writes storage by storage without a second copy of the state.
 
-    On a full disk, the oldest full states except the newest are removed, one by one, and the save
-    is tried again. If it still fails, training continues with a warning, and `failed` is the reason
-    until a later save succeeds.
+    On a full disk, the oldest full states except the newest are removed, one by one, as long as
+    that frees space, and the save is tried again. If it still fails, training continues with a
+    warning, and `failed` is the reason until a later save succeeds.
 
     A state whose weights are not finite gets another name (`diverged_path`), so that it neither
     replaces nor outlives a good one; that counts as a failed save.
@@ -72,6 +73,8 @@ class AtomicCheckpointIO(CheckpointIO):
         self.failed: str | None = None
         self.diverged: Path | None = None
         """The file of such a state, if the last save was one."""
+        self._removing_helps = True
+        """Whether the last file that was removed from a full disk freed space."""
         self._left_out: set[str] = set()
         """What has been warned of."""
 
@@ -97,7 +100,10 @@ class AtomicCheckpointIO(CheckpointIO):
                 "{path} could not be written: {reason}", path=target, reason=system_reason(error)
             )
             way_out = (
-                tr("Free some disk space: training continues, and the save is tried again.")
+                tr(
+                    "Free some disk space (on Google Drive, empty the bin): training continues, "
+                    "and the save is tried again."
+                )
                 if error.errno in NO_SPACE
                 else tr("Training continues, and the save is tried again.")
             )
@@ -150,11 +156,14 @@ class AtomicCheckpointIO(CheckpointIO):
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         while True:
             try:
-                return write_checkpoint(checkpoint, target)
+                write_checkpoint(checkpoint, target)
+                self._removing_helps = True
+                return
             except OSError as error:
                 step = checkpoint.get("global_step", 0)
                 removable = _removable(target.parent, step)
-                if not removable or error.errno not in NO_SPACE:
+                is_full = error.errno in NO_SPACE
+                if not (is_full and removable and self._removing_helps):
                     raise
                 log.warning(
                     tr(
@@ -164,7 +173,7 @@ class AtomicCheckpointIO(CheckpointIO):
                         oldest=removable[0].name,
                     )
                 )
-                removable[0].unlink()
+                self._removing_helps = _remove(removable[0])
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -523,6 +532,16 @@ def _outdated(folder: Path, step: int) -> list[Path]:
     Newer ones, from which the run was resumed or rolled back, do not count: they may be damaged.
     """
     return [path for saved, path in step_files(folder) if saved <= step][KEEP:]
+
+
+def _remove(path: Path) -> bool:
+    """Delete a file; whether that freed space. On Google Drive it does not before the bin is
+    emptied, and with a snapshot not before that is gone.
+    """
+    size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+    path.unlink()
+    # Meanwhile other programs write and delete as well.
+    return shutil.disk_usage(path.parent).free - free >= size / 2
 
 
 def _removable(folder: Path, step: int) -> list[Path]:

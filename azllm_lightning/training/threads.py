@@ -47,7 +47,7 @@ def mean_loss(
     if parts == 1:
         return loss_of(inputs, labels)
     parameters = [p for p in net.parameters() if p.requires_grad]
-    loss: Tensor = _MeanLoss.apply(net, loss_of, inputs, labels, parts, *parameters)  # type: ignore[no-untyped-call]
+    loss: Tensor = _MeanLoss.apply(net, loss_of, inputs, labels, parts, *parameters)  # type: ignore[no-untyped-call, unused-ignore]
     return loss
 
 

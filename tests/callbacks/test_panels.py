@@ -174,6 +174,8 @@ def test_checkpoints_take_what_was_announced(optimizer: str, tied: str) -> None:
     assert checkpoint_bytes(config) == pytest.approx(4 * (weights + state) + weights, rel=0.05)
     short = replace(config, trainer=replace(config.trainer, max_steps=1))
     assert checkpoint_bytes(short) == pytest.approx(2 * weights + state, rel=0.05)
+    by_the_clock = replace(short.trainer, checkpoint_every_minutes=30)
+    assert checkpoint_bytes(replace(config, trainer=by_the_clock)) == checkpoint_bytes(config)
 
 
 def test_a_plan_and_the_run_announce_the_same_checkpoints() -> None:

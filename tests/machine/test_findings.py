@@ -89,7 +89,7 @@ def test_what_failed_is_a_row_with_its_reason() -> None:
         ({"resume": {"is_exact": False}}, "A resumed run differs"),
         ({"steps": {"run_hours": 30.0}}, "t4 is long for this GPU"),
         ({"steps": {"run_hours": 700.0, "device": "cpu"}}, "too large for this CPU"),
-        ({"machine": {"unused_gpu": "RTX 3050"}}, "install its CUDA build"),
+        ({"machine": {"unused_gpu": "RTX 3050"}}, "install a CUDA build for it"),
         (
             {"steps": {"cpu_share": 0.4, "others_share": 0.5}},
             "kept this machine busy (the measured steps got 40% of its cores)",

@@ -245,7 +245,7 @@ def test_a_gpu_is_asked_whether_it_compiles(
         }
 
     monkeypatch.setattr(Checkup, "run", run)
-    monkeypatch.setattr(hardware, "resolve_accelerator", lambda accelerator: device)
+    monkeypatch.setattr(hardware, "resolve_accelerator", lambda accelerator, devices: device)
     monkeypatch.setattr(hardware, "resolve_precision", lambda precision, device: "32-true")
     monkeypatch.setattr(hardware, "matmul_flops", lambda device, precision: 1e12)
     planned = make_plan(compose([f"data.path={text}"], "plan"))

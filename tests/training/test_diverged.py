@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +118,35 @@ def test_a_full_disk_first_loses_what_the_run_has_left(
     weights = {"w": torch.zeros(1)}
     io.save_checkpoint({"state_dict": weights, "global_step": 3}, tmp_path / "step_00000003.ckpt")
     assert seen == [[8, 7, 2, 1], [7, 2, 1], [2, 1], [2]]
+
+
+def test_a_full_disk_costs_no_more_states_if_removing_one_frees_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Google Drive, where they are moved to the bin."""
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"step_{step:08d}.ckpt").write_bytes(bytes(1000))
+    is_full, free = True, 100
+
+    def write(checkpoint: object, target: Path) -> None:
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        target.write_bytes(bytes(1000))
+
+    monkeypatch.setattr(saving, "write_checkpoint", write)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    io = AtomicCheckpointIO()
+
+    def save(step: int) -> list[int]:
+        checkpoint = {"state_dict": {"w": torch.zeros(1)}, "global_step": step}
+        io.save_checkpoint(checkpoint, tmp_path / f"step_{step:08d}.ckpt")
+        return [step for step, _ in step_files(tmp_path)]
+
+    assert save(5) == save(6) == [4, 3, 2]
+    is_full = False
+    assert save(7) == [7, 4, 3, 2]
+    is_full = True
+    assert save(8) == [7, 4, 3]  # perhaps it helps by now
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

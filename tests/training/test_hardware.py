@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.run import RunConfig
 from azllm_lightning.config.trainer import listed_gpus
+from azllm_lightning.inference.device import TORCH
 from azllm_lightning.session.resolve import gpu_index
 from azllm_lightning.train import train
 from azllm_lightning.training import hardware, measuring
@@ -36,6 +37,8 @@ def imitate(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: name)
+    built_for = "sm_{}{}".format(*capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [built_for])
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda *args, **settings: True
     )  # a T4 says so too
@@ -66,6 +69,99 @@ def test_a_missing_gpu_is_reported_with_the_way_out(no_gpu: None) -> None:
             match=rf"trainer.accelerator={asked}, but .* no GPU.*trainer.accelerator=cpu",
         ):
             hardware.resolve_accelerator(asked)
+
+
+CUDA_12_8 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+CUDA_12_6 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((6, 0), CUDA_12_8, False),
+        ((6, 0), CUDA_12_6, True),
+        ((6, 1), CUDA_12_6, True),
+        ((7, 0), CUDA_12_8, False),
+        ((7, 0), ["sm_75"], False),
+        ((7, 5), CUDA_12_8, True),
+        ((8, 9), CUDA_12_8, True),
+        ((12, 0), CUDA_12_6, False),
+        ((12, 0), [*CUDA_12_6, "compute_90"], True),
+        ((6, 0), ["compute_90"], False),
+        ((12, 1), CUDA_12_8, True),
+        ((9, 0), ["sm_90a"], True),
+        ((9, 0), [], False),
+    ],
+)
+def test_a_gpu_is_used_only_if_this_pytorch_has_kernels_for_it(
+    capability: tuple[int, int],
+    built_for: list[str],
+    runs: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    major, minor = capability
+    name = f"card {major}.{minor} of {len(built_for)}"  # a warning is given once
+    imitate(monkeypatch, capability, name)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    assert hardware.resolve_accelerator("cpu") == "cpu"
+    if runs:
+        for asked in ("auto", "gpu", "cuda"):
+            assert hardware.resolve_accelerator(asked) == "cuda"
+        assert not caplog.records
+        return
+    assert hardware.resolve_accelerator("auto") == hardware.resolve_accelerator("auto") == "cpu"
+    (record,) = caplog.records
+    reason = rf"no kernels for {name} \(sm_{major}{minor}\).*{'cu126' if major < 10 else 'cu128'}$"
+    assert re.search(f"the CPU is used: .*{reason}", record.getMessage())
+    for asked in ("gpu", "cuda"):
+        with pytest.raises(ValueError, match=f"trainer.accelerator={asked}, but .*{reason}"):
+            hardware.resolve_accelerator(asked)
+
+
+@pytest.mark.parametrize(
+    ("devices", "runs"),
+    [
+        (1, True),
+        ("0,", True),
+        ("0,2", True),
+        ("1,", False),
+        (2, False),
+        ("auto", False),
+        (9, False),
+    ],
+)
+def test_kernels_are_needed_for_the_gpus_of_the_run(
+    devices: int | str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imitate(monkeypatch, (7, 5), count=3)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda index=0: (6, 1) if index == 1 else (7, 5)
+    )
+    if runs:
+        assert hardware.resolve_accelerator("gpu", devices) == "cuda"
+        return
+    with pytest.raises(ValueError, match=r"\(sm_61\)"):
+        hardware.resolve_accelerator("gpu", devices)
+
+
+def test_kernels_for_amd_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    imitate(monkeypatch, (9, 4), "AMD Instinct MI300X")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["gfx942"])
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert hardware.resolve_accelerator("gpu") == "cuda"
+
+
+@pytest.mark.parametrize(("cuda", "hip"), [(None, None), ("12.6", None), (None, "6.4")])
+def test_a_pytorch_for_the_cpu_is_told_how_to_be_replaced(
+    cuda: str | None, hip: str | None, no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with pytest.raises(ValueError) as error:
+        hardware.resolve_accelerator("gpu")
+    command = f'"{TORCH}" --index-url https://download.pytorch.org/whl/cu126'
+    assert (command in str(error.value)) == (cuda is None and hip is None)
 
 
 def measures(

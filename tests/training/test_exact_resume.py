@@ -107,7 +107,8 @@ def test_a_run_resumed_twice_equals_the_uninterrupted_one(
     earlier = {piece for step in range(stops[0]) for piece in pieces(straight.windows[step])}
     assert bool(earlier & pieces(straight.windows[stops[0]])) == later_pass
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(stopping, "time", SimpleNamespace(time=lambda: clock.now))
+    times = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now)
+    monkeypatch.setattr(stopping, "time", times)
     for number, step in enumerate(stops):
         micro = 2 if micro_batch == 1 else 0
         if save in ("periodic", "validation"):

@@ -29,6 +29,9 @@ def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in VERBS:
         del sys.argv[1]
+        # As with `python -m`, so that classes of the user's own are found; but the last, so that a
+        # file there takes the place of no module.
+        sys.path.append("")  # the current folder
         import_module(f"azllm_lightning.{module_of(verb)}").main()
         return
     make_streams_last(has_result=False)

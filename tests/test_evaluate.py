@@ -339,9 +339,17 @@ def test_results_say_whose_they_are_and_replace_their_own(
 
 
 def test_text_that_a_run_was_trained_on_is_recognized(
-    tiny_run: Path, tiny: list[str], own_text: str, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    tiny: list[str],
+    own_text: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from azllm_lightning.data.corpus import documents
+    from azllm_lightning.inference import measures
+
+    def damaged(*_: object) -> None:
+        raise ValueError("no such text")
 
     found = [document for document in documents(compose(tiny).data) if document.split == "train"]
     first, second = (found[i].text for i in (0, -1))
@@ -355,7 +363,15 @@ def test_text_that_a_run_was_trained_on_is_recognized(
     fields = ["data.text_field=mətn", "data.source_field=mənbə"]
     assert run(f"data.path={own_text}", *fields)["trained_share"] == 0
     assert run()["trained_share"] is None
-    assert "is training text of the model" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "is training text of the model" not in printed
+    assert "not known" not in printed
+    Path("tək").mkdir()
+    shutil.copytree(tiny_run / "checkpoints", Path("tək", "çəkilər"))
+    monkeypatch.setattr(measures, "Overlap", damaged)
+    share = run("ckpt_path=tək/çəkilər/best.ckpt", "data.path=oxunmuş.jsonl")["trained_share"]
+    assert share is None
+    assert "whether the model was trained on this text is not known" in capsys.readouterr().out
 
 
 def test_a_damaged_training_text_does_not_prevent_scoring_another(

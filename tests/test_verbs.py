@@ -19,6 +19,7 @@ from azllm_lightning.config.verbs import GenerateConfig
 from azllm_lightning.evaluate import evaluate
 from azllm_lightning.export import export
 from azllm_lightning.generate import SAMPLE_SEPARATOR, generate
+from azllm_lightning.runs.folder import find_checkpoint
 
 TrainTiny = Callable[..., Path]
 
@@ -182,6 +183,16 @@ def test_missing_checkpoints_are_reported(tiny_run: Path) -> None:
         generate(settings("ckpt_path=yoxdur.ckpt"))
     with pytest.raises(ValueError, match=r"no run with a checkpoint in .*yoxdur"):
         generate(settings("run_name=yoxdur"))
+
+
+def test_a_run_is_found_by_the_name_that_is_listed(tiny_run: Path) -> None:
+    """By `azllm runs`; `train`, for which a name is that of a new run, too, says what to type."""
+    name = f"{tiny_run.parent.name}/{tiny_run.name}"
+    checkpoints = (tiny_run / "checkpoints").resolve()
+    assert find_checkpoint("best", name).resolve() == checkpoints / "best.ckpt"
+    assert find_checkpoint("last", name).resolve().parent == checkpoints
+    with pytest.raises(ValueError, match=f"that run give ckpt_path=lightning_logs/{name}"):
+        compose([f"run_name={name}", "ckpt_path=last"])
 
 
 def test_ctrl_c_ends_a_text_without_a_traceback(

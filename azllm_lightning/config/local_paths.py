@@ -40,15 +40,17 @@ def check_folder_name(key: str, name: str) -> None:
     """
     is_special = not name or name in (".", "..") or name != name.strip(" .")
     if is_special or re.search(r'[<>:"/\\|?*\x00-\x1f\x7f]', name):
-        raise ValueError(
-            tr(
-                "{key}={name} cannot be a folder name: it must not contain {forbidden} or "
-                "begin or end with a dot or a space",
-                key=key,
-                name=repr(name),
-                forbidden='< > : " / \\ | ? *',
-            )
+        message = tr(
+            "{key}={name} cannot be a folder name: it must not contain {forbidden} or "
+            "begin or end with a dot or a space",
+            key=key,
+            name=repr(name),
+            forbidden='< > : " / \\ | ? *',
         )
+        if re.fullmatch(r"[^/]+/version_\d+", name):  # as `azllm runs` lists them
+            folder = f"lightning_logs/{name}"
+            message += tr("; to resume that run give ckpt_path={folder}", folder=folder)
+        raise ValueError(message)
     if DEVICES.match(name):
         raise ValueError(
             tr(

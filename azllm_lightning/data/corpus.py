@@ -591,18 +591,21 @@ def _with_readable_path(
     Another field, which the error names, would only move it to the others.
     """
     others = [each for each in found.files if each != file and each.is_local]
-    other = next((each for each in others[:_MAX_TRIED] if _has_text(each, config)), None)
-    if other is None:
+    readable = [each for each in others[:_MAX_TRIED] if _has_text(each, config)]
+    if not readable:
         return error
     setting, _, given = found.place.partition("=")
+    paths = dict.fromkeys(_path_without(file, each, given, found.files) for each in readable)
+    named = [f"'{path}'" if "," in path else path for path in paths]
+    value = named[0] if len(named) == 1 else f"[{','.join(named)}]"
     return NoTextError(
         tr(
             "{path}: no text in the field '{field}', but {other} has text. Name the files to read: "
             "{setting}",
             path=file.address,
             field=config.text_field,
-            other=other.name,
-            setting=for_shell(f"{setting}={_path_without(file, other, given, found.files)}"),
+            other=readable[0].name,
+            setting=for_shell(f"{setting}={value}"),
         )
     )
 

@@ -98,7 +98,8 @@ def text(config: EvaluateConfig, subject: Subject) -> Measured:
     results = text_scores.text_results(subject.scorer, scores, config.stride)
     share = None if overlap is None else overlap.share()
     report = text_scores.text_report(subject.scorer, results)
-    if share is not None and share >= text_scores.LEAST_SHARE:
+    is_unknown = share is None and config.data.path is not None and subject.checkpoint is not None
+    if is_unknown or (share is not None and share >= text_scores.LEAST_SHARE):
         report += "\n" + text_scores.training_text_note(share)
     return {"text": found.origin, "trained_share": share, **results}, report
 

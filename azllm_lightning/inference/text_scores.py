@@ -194,8 +194,10 @@ def text_report(scorer: Scorer, results: dict[str, Any]) -> str:
     return "\n".join(lines[:1] + [textwrap.fill(line, WIDTH) for line in lines[1:]])
 
 
-def training_text_note(share: float) -> str:
-    """What is said of a text of which `share` is training text of the model."""
+def training_text_note(share: float | None) -> str:
+    """What is said of a text of which `share` is training text of the model; None: not known."""
+    if share is None:
+        return tr("whether the model was trained on this text is not known here")
     return textwrap.fill(
         tr(
             "{share:.1%} of this text is training text of the model, word for word: how well it "

@@ -13,6 +13,7 @@ from azllm_lightning.cli.durations import local_time
 from azllm_lightning.cli.messages import tr
 from azllm_lightning.cli.overrides import command
 from azllm_lightning.config.local_paths import last_part
+from azllm_lightning.config.resume import own_entries
 from azllm_lightning.report.document import (
     BROAD,
     LARGE,
@@ -35,6 +36,7 @@ from azllm_lightning.report.run_charts import (
     source_chart,
 )
 from azllm_lightning.report.written import Written, way_text
+from azllm_lightning.runs.checkpoint_files import BEST, step_files
 from azllm_lightning.runs.paths import address_of, name_address_of, resume_address_of
 from azllm_lightning.training.schedule import twice_as_long
 
@@ -273,9 +275,14 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
     """What to type next, by how the run is."""
     address = address_of(record.folder)
     rows = []
+    checkpoints = record.folder / "checkpoints"
+    has_state = bool(step_files(checkpoints))
     if record.status in ("stopped", "unfinished"):
-        rows.append((tr("resume"), command("train", resume_address_of(record.folder))))
-    if (record.folder / "checkpoints").is_dir():
+        if has_state:
+            rows.append((tr("resume"), command("train", resume_address_of(record.folder))))
+        elif typed := _typed(record):
+            rows.append((tr("start again"), command("train", typed)))
+    if has_state or (checkpoints / BEST).is_file():
         name = record.name.partition("/")[0]
         rows.append((tr("talk"), command("generate", address)))
         rows.append((tr("evaluate"), command("evaluate", address)))
@@ -289,6 +296,13 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
         rows.append((tr("train longer"), command("train", longer)))
     rows.append((tr("this page again"), command("report", name_address_of(record.folder))))
     return rows
+
+
+def _typed(record: RunRecord) -> list[str]:
+    """What was typed for a run, without what brings code: its folder may be that of anyone."""
+    typed = record.config.get("overrides") or []
+    own = own_entries(typed)
+    return [text for text in typed if text not in own]
 
 
 def _details(record: RunRecord) -> Iterator[str]:

@@ -226,7 +226,7 @@ def newest_run(name: str | None = None, logs: Path = LOGS) -> Path:
     Raises ValueError if there is none.
     """
     if name is not None:
-        candidates = versions(folder_of(name, logs))
+        candidates = _versions_of(name, logs)
     else:
         folders = [path for parent in logs.glob("*") for path in versions(parent)]
         candidates = sorted(
@@ -263,7 +263,7 @@ def find_checkpoint(
 
 
 def _last(name: str | None, logs: Path) -> Path:
-    candidates = versions(folder_of(name, logs)) if name is not None else [newest_run(logs=logs)]
+    candidates = [newest_run(logs=logs)] if name is None else _versions_of(name, logs)
     for folder in candidates:
         for _, path in valid_steps(folder / "checkpoints"):
             return path
@@ -280,6 +280,12 @@ def _last(name: str | None, logs: Path) -> Path:
         hint = tr("Other runs have one; resume them with run_name=NAME: {names}", names=names)
         message = and_then(message, hint)
     raise ValueError(message)
+
+
+def _versions_of(name: str, logs: Path) -> list[Path]:
+    """The run folders that `name` means: that one of NAME/version_K, as `azllm runs` has it."""
+    folder = folder_of(name, logs)
+    return [folder] if is_version(folder) else versions(folder)
 
 
 def _has_states(name: str, logs: Path, but: Path) -> bool:

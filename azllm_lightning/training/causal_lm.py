@@ -26,7 +26,7 @@ from azllm_lightning.cli.messages import tr
 from azllm_lightning.config.model import GPTConfig
 from azllm_lightning.config.optimizer import OptimizerConfig
 from azllm_lightning.config.schedule import ScheduleConfig
-from azllm_lightning.data.datamodule import TrainingWindows, datamodule_of
+from azllm_lightning.data.datamodule import TokenDataModule, TrainingWindows, datamodule_of
 from azllm_lightning.formats.load import FORMAT, PREFIX, name_of, tokenizer_folder
 from azllm_lightning.model.gpt import GPT
 from azllm_lightning.runs.model_paths import read_model
@@ -170,6 +170,13 @@ class CausalLM(LightningModule):
                 self.schedule_config = replace(self.schedule_config, total_steps=steps)
             self.branches = Branches(self.schedule_config)
         data = datamodule_of(self.trainer)
+        if not isinstance(data, TokenDataModule):
+            raise ValueError(
+                tr(
+                    "CausalLM needs the data of a TokenDataModule: give "
+                    "Trainer.fit(model, datamodule=...)"
+                )
+            )
         tokenizer = data.tokenizer
         if tokenizer.vocab_size != self.model_config.vocab_size:
             raise ValueError(

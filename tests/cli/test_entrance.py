@@ -387,3 +387,14 @@ def test_every_verb_says_the_version_of_the_package(
     monkeypatch.setattr(sys, "argv", ["azllm", *([] if verb is None else [verb]), "--version"])
     azllm()
     assert capsys.readouterr().out == f"azllm-lightning {__version__}\n"
+
+
+def test_a_class_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with `python -m`; a module of the package or of Python stays what it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(sys, "argv", ["azllm", "runs"])
+    azllm()
+    assert sys.path[-1] == ""

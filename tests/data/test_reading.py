@@ -24,6 +24,7 @@ import pytest
 from pyarrow import parquet
 from sample_texts import ROWS, TEXTS, jsonl, parquet_bytes, read
 
+from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
 from azllm_lightning.data.corpus import documents
 from azllm_lightning.data.files import find_files
@@ -364,6 +365,21 @@ def test_a_table_that_is_no_text_next_to_text_is_answered_with_a_path_that_works
     (setting,) = shlex.split(str(error.value).partition(" read: ")[2])
     assert setting == f"data.path={(tmp_path / proposed).as_posix()}"
     assert read(setting.partition("=")[2])
+
+
+def test_a_proposed_path_has_all_kinds_of_files_with_text(tmp_path: Path) -> None:
+    """Not only one of them: the others would be left out without a word."""
+    (tmp_path / "a.txt").write_text("Bir.", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_bytes(jsonl(ROWS))
+    (tmp_path / "c, d.csv").write_bytes(b"text\niki\n")
+    (tmp_path / "index.csv").write_bytes(TABLE)
+    with pytest.raises(ValueError, match=r"index.csv: no text in the field 'text', but") as error:
+        read(tmp_path)
+    (setting,) = shlex.split(str(error.value).partition(" read: ")[2])
+    place = tmp_path.as_posix()
+    assert setting == f"data.path=[{place}/*.txt,{place}/*.jsonl,'{place}/c, d.csv']"
+    config = compose(["data=text", setting, "data.dir=prepared"]).data
+    assert {document.source for document in documents(config)} == {"a.txt", "b.jsonl", "c, d.csv"}
 
 
 def test_without_text_elsewhere_in_the_folder_the_field_is_proposed(tmp_path: Path) -> None:

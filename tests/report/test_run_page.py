@@ -424,11 +424,28 @@ def test_the_commands_fit_what_happened(write_run: WriteRun) -> None:
     past = {"diagnosis/dead": {100: "step 100: dead"}, **REPORTED}
     assert "train longer" in named(write_run("past", texts=past, summary=done))
     stopped = write_run("c d", summary={"status": "stopped", "steps": 400})
+    (stopped / "checkpoints").mkdir(exist_ok=True)
+    (stopped / "checkpoints" / "step_00000400.ckpt").touch()
     rows = dict(next_commands(read_record(stopped)))
     assert for_shell("run_name=c d") in rows["resume"]
     assert "ckpt_path=last" in rows["resume"]
     # A summary of an earlier session says nothing about the present one.
-    assert "resume" in named(write_run("e", summary={"status": "done", "steps": 300}))
+    earlier = write_run("e", summary={"status": "done", "steps": 300})
+    (earlier / "checkpoints").mkdir(exist_ok=True)
+    (earlier / "checkpoints" / "step_00000300.ckpt").touch()
+    assert "resume" in named(earlier)
+
+
+def test_a_run_that_was_killed_before_it_saved_is_started_again(write_run: WriteRun) -> None:
+    """Without what brings code, since the folder may be that of anyone."""
+    typed = ["data=text", "data.path=kitab evi", "+callbacks.mine._target_=os.system"]
+    folder = write_run(config={"overrides": typed})
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    rows = dict(next_commands(read_record(folder)))
+    assert not {"resume", "talk", "evaluate", "export"} & set(rows)
+    assert "data=text" in rows["start again"]
+    assert for_shell("data.path=kitab evi") in rows["start again"]
+    assert "os.system" not in rows["start again"]
 
 
 def test_settings_and_environment_are_folded(write_run: WriteRun) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from torch.utils.data import DataLoader
 
 from azllm_lightning.config.compose import compose
 from azllm_lightning.config.data import DataConfig
@@ -572,3 +573,12 @@ def test_a_tied_head_may_start_a_head_of_its_own(
     assert module.started_from == "run"
     ids = torch.randint(300, (1, 8))
     assert torch.equal(module.net(ids), theirs(ids))
+
+
+def test_data_of_ones_own_is_refused_in_words() -> None:
+    config = compose(["experiment=debug"])
+    model = CausalLM(config.model.for_data(300, 16, 0), config.optimizer, config.schedule)
+    windows = torch.zeros(8, 17, dtype=torch.long)
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"TokenDataModule.*datamodule="):
+        trainer.fit(model, DataLoader(windows))

@@ -145,7 +145,10 @@ TYPED = [
         for name in NAMES["experiment"]
         if name not in QUICK
     ),
-    ["experiment=t4", "data=text", "model.tie_embeddings=true", "schedule=wsd"],
+    pytest.param(
+        ["experiment=t4", "data=text", "model.tie_embeddings=true", "schedule=wsd"],
+        marks=pytest.mark.thorough,
+    ),
     pytest.param(
         ["experiment=course", "data=text", "trainer.micro_batch_size=2"],
         marks=pytest.mark.thorough,

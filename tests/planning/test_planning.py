@@ -577,9 +577,8 @@ def test_a_prepared_folder_without_text_of_a_split_is_refused(empty: str, tmp_pa
         prepared(config, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "looked_at", [pytest.param("all of it", marks=pytest.mark.thorough), "pieces"]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("looked_at", ["all of it", "pieces"])
 def test_prepared_text_is_expected_to_be_as_hard_as_its_files(
     looked_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

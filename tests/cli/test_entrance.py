@@ -177,6 +177,7 @@ SWEEPS: dict[str, list[object]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("typed", SWEEPS)
 def test_what_a_sweep_sweeps(
     typed: str,

@@ -63,6 +63,7 @@ def test_an_unlike_choice_lists_the_others() -> None:
         composed_mapping("train", ["model=qqq"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("verb", [file.stem for file in sorted(conf_dir().glob("*.yaml"))])
 @pytest.mark.parametrize("setting", ["experiment=small_text", "model=tiny", "data=text"])
 def test_a_choice_that_a_verb_lacks_names_the_verbs_that_have_it(verb: str, setting: str) -> None:

@@ -168,6 +168,7 @@ def test_a_disk_that_fills_up_at_the_start_leaves_no_run(
     assert not Path("lightning_logs/tiny").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", [KeyboardInterrupt, Stopped("Ctrl+C"), OSError(errno.EIO, "I/O")])
 @pytest.mark.parametrize("begin", ["last", "step_00000004.ckpt"], ids=["in place", "fork"])
 def test_a_start_of_a_resume_that_is_interrupted_leaves_no_lock_and_no_new_version(

@@ -61,6 +61,7 @@ def advantage(net: GPT) -> float:
     return float(torch.cat(found).mean())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 40.0])
 def test_a_model_predicts_what_came_after_the_same_token(shape: str, scale: float) -> None:

@@ -170,12 +170,15 @@ class RunRecord:
         validations, logged = map(self.events.curve, ("val_loss", "train_loss"))
         curve = validations if len(validations) > 1 else logged
         every = self.setting("trainer.val_every_steps")
-        if len(curve) < 2 or not isinstance(every, int):
+        if not isinstance(every, int):
             return None
         last = list(zip(curve.steps, curve.times, strict=True))[-3:]
-        return every * min(
-            (end - start) / (step - before) for (before, start), (step, end) in pairwise(last)
-        )
+        per_step = [
+            (end - start) / (step - before)
+            for (before, start), (step, end) in pairwise(last)
+            if step > before
+        ]
+        return every * min(per_step) if per_step else None
 
     @property
     def seconds(self) -> float:
